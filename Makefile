@@ -1,0 +1,84 @@
+# Every target makes what it needs:  make demo   make test   make check   make gpu   make bench   make clean
+#
+#   PYTHON=python3.12        the interpreter that .venv is made with
+#   TORCH_INDEX=ADDRESS      the package index to take torch from, for example the one with PyTorch's CPU wheels
+#   TORCH=torch==2.13.0      take this build of torch, whatever its size
+#   PY=python3               run with this interpreter as it is and set nothing up (a machine that has torch already)
+#   WORKERS=2                test processes
+
+PYTHON ?= python3
+WORKERS ?= 2
+VENV := .venv
+SHELL := bash
+
+ifdef PY
+READY :=
+RUN := PYTHONPATH=$(CURDIR)/python $(PY)
+else
+READY := $(VENV)/.ready
+RUN := $(VENV)/bin/python
+endif
+
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+NUMPY := numpy>=2.0,<2.4# the interpreter of triton 3.6 breaks on 2.4
+
+.PHONY: setup demo test check gpu bench clean
+.DELETE_ON_ERROR:
+
+setup: $(READY)
+
+demo: $(READY)
+	$(RUN) -m everface demo
+
+test: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m "not gpu" --benchmark-disable --durations 5
+
+check: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m pyright
+
+gpu: $(READY)
+	$(RUN) -m pytest -q -m gpu
+	$(RUN) -m everface bench
+
+bench: $(READY)
+	$(RUN) -m everface bench
+
+clean:
+	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .benchmarks python/everface.egg-info
+	find kernels runtime python tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "everface needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet "setuptools>=77"
+	touch $@
+
+# torch comes first and alone, so that nothing later resolves it anew. Its plain builds bring gigabytes of CUDA on
+# Linux x86_64: without an NVIDIA driver only the CPU build is taken there, and if pip sees none we stop and say so.
+$(VENV)/.torch: | $(VENV)/.python
+ifdef TORCH
+	$(PIP) install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"
+else ifdef TORCH_INDEX
+	$(PIP) install --index-url "$(TORCH_INDEX)" torch==2.13.0
+else
+	@if nvidia-smi -L >/dev/null 2>&1 || [ "$$(uname -sm)" != "Linux x86_64" ]; then \
+	  $(PIP) install torch==2.13.0; \
+	elif ! $(PIP) install torch==2.13.0+cpu; then \
+	  echo "everface: pip sees no CPU build of torch here, and the plain one brings gigabytes of CUDA." >&2; \
+	  echo "everface: name the index of PyTorch's CPU wheels (see its 'Get started' page): make TORCH_INDEX=ADDRESS" >&2; \
+	  echo "everface: or take the large build all the same: make TORCH=torch==2.13.0" >&2; \
+	  exit 1; \
+	fi
+endif
+	touch $@
+
+# A CUDA build of torch brings its own triton; elsewhere 3.6.0 lets the tests run the kernels under its interpreter.
+$(VENV)/.ready: pyproject.toml setup.py $(VENV)/.torch
+	torch=$$($(VENV)/bin/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))') && \
+	$(PIP) install --no-build-isolation -e ".[test,check]" "$$torch" "$(NUMPY)"
+	@if [ "$$(uname -sm)" = "Linux x86_64" ] && ! $(VENV)/bin/python -c 'import triton' 2>/dev/null; then \
+	  $(PIP) install triton==3.6.0; \
+	fi
+	touch $@

@@ -1,0 +1,1 @@
+"""fused ops, one file each."""

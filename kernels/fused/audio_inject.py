@@ -1,0 +1,29 @@
+"""The way of sound into the picture tokens: adaptive instance norm, one (shift, scale) for each latent frame.
+
+Contract
+    u = LayerNorm(x, eps 1e-5) * (1 + scale_f) + shift_f          shift is the first half of the pair, scale the second
+    x_BFPD; shift_scale_BFE with E = 2D; -> u_BFPD in x's dtype
+    LayerNorm without affine, statistics in float32, rounded to x's dtype; the modulation in float32, one rounding.
+    eps is part of the trained model: every other norm of it has 1e-6.
+Cost
+    memory: reads x, writes u: 65 MB a call in bf16 at 3168 x 5120, 12 calls a step.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+EPS = 1e-5
+
+
+def audio_inject_reference(x_BFPD: torch.Tensor, shift_scale_BFE: torch.Tensor) -> torch.Tensor:
+    """Plain torch; differentiable; also the CPU path."""
+    shift_BF1D, scale_BF1D = shift_scale_BFE.float()[..., None, :].chunk(2, dim=-1)
+    u_BFPD = F.layer_norm(x_BFPD, x_BFPD.shape[-1:], eps=EPS).float()
+    return torch.addcmul(shift_BF1D, u_BFPD, 1 + scale_BF1D).to(x_BFPD.dtype)
+
+
+def audio_inject(x_BFPD: torch.Tensor, shift_scale_BFE: torch.Tensor) -> torch.Tensor:
+    """The op. Returns the modulated tokens that attend to the sound of their frame."""
+    return audio_inject_reference(x_BFPD, shift_scale_BFE)

@@ -1,0 +1,1 @@
+"""video ops, one file each."""

@@ -1,0 +1,271 @@
+"""The command line, floor 6. Every verb is a thin call; what a verb needs is imported when it runs, so --help is quick.
+
+Exit codes: 0 done, 1 a check that did not pass, 2 something the user can mend (one line on stderr), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from everface import __version__
+from everface.core import env
+from everface.core.config import COMPATS, SAMPLERS, Deployment, StreamConfig
+from everface.core.errors import EverfaceError
+from everface.core.log import start_log
+
+if TYPE_CHECKING:
+    from everface.avatar.render import RenderReport
+
+PLACEMENTS = ("inline", "1", "2", "3", "4", "5")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(argv)
+    start_log()
+    began = time.time()
+    try:
+        return args.verb(args) or 0
+    except EverfaceError as error:
+        print("everface: " + " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        video = _video_since(began, getattr(args, "out", None))
+        print(f"everface: interrupted{f'; what was finished plays from {video}' if video else ''}", file=sys.stderr)
+        return 130
+
+
+def _video_since(began: float, out: Path | None) -> Path | None:
+    """The video under way when the user interrupted. It is written in fragments, so it plays up to the last one."""
+    videos = [p for p in ([out, out / "demo.mp4"] if out else []) if p.is_file()]
+    return next((p for p in videos if p.stat().st_mtime > began - 1), None)  # an older one is not of this run
+
+
+def demo(args: argparse.Namespace) -> None:
+    from everface.avatar.demo import demo
+
+    _report(demo(args.out, _deployment(args), _progress()))
+
+
+def render(args: argparse.Namespace) -> None:
+    stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler, compat=args.compat, prompt=args.prompt)
+    from everface.avatar.render import RenderJob, render
+
+    job = RenderJob(args.picture, args.sound, args.out, args.weights, args.lora, stream, _deployment(args), args.force)
+    _report(render(job, _progress()))
+
+
+def bench(args: argparse.Namespace) -> None:
+    from everface.avatar.bench import bench
+
+    stream = StreamConfig(size=args.size, sampler=args.sampler)
+    report = asdict(bench(args.weights, args.lora, stream, _deployment(args), args.repeats, args.seconds))
+    print(json.dumps(report) if args.json else "\n".join(f"{k:<15} {v}" for k, v in report.items()))
+
+
+def parity(args: argparse.Namespace) -> int:
+    from everface.parity import run
+
+    return run(args.dir, args.case, args.dtype, args.json)
+
+
+def pull(args: argparse.Namespace) -> None:
+    from everface.weights.pull import pull
+
+    folder = pull(args.dir)
+    print(f"complete and verified; next: everface render PICTURE SOUND -o OUT --weights {folder}")
+
+
+def convert(args: argparse.Namespace) -> None:
+    from everface.weights.load import open_checkpoint
+
+    open_checkpoint(args.dir, args.lora).prepare()
+    print(f"converted and merged; {args.dir} now opens at once, from {env.cache_dir()}")
+
+
+def train_vae(args: argparse.Namespace) -> None:
+    from everface.train.vae import VAEPlan, train_vae
+
+    print(train_vae(args.run, VAEPlan(minutes=args.minutes, clips=args.clips, seed=args.seed), device=args.device))
+
+
+def train_data(args: argparse.Namespace) -> None:
+    from everface.train.data import make_data
+
+    print(make_data(args.dir, args.vae, args.clips, args.seed, args.minutes))
+
+
+def train_stage1(args: argparse.Namespace) -> None:
+    from everface.train.stage1 import Stage1, train_stage1
+
+    print(train_stage1(args.run, args.clips, Stage1(minutes=args.minutes, seed=args.seed), device=args.device))
+
+
+def train_evaluate(args: argparse.Namespace) -> int:
+    from everface.train.evaluate import table
+    from everface.train.judge import judge
+
+    report = judge(args.weights, args.out, args.speech, args.characters, args.seconds, _deployment(args))
+    print(table(report))
+    return 0 if report["pass"] else 1
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from everface.doctor import doctor
+
+    return doctor(__version__)
+
+
+def _deployment(args: argparse.Namespace) -> Deployment:
+    """The first CUDA device in bfloat16 where there is one, the CPU in float32 elsewhere."""
+    import torch
+
+    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
+    return Deployment(args.placement, device, dtype, args.threads or env.threads())
+
+
+def _size(text: str) -> tuple[int, int]:
+    """WIDTHxHEIGHT in pixels, as people say it -> (height, width), as arrays have it."""
+    match = re.fullmatch(r"([1-9]\d{0,4})[x*]([1-9]\d{0,4})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give WIDTHxHEIGHT, for example 704x384")
+    return int(match[2]), int(match[1])
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above zero")
+    return int(text)
+
+
+def _progress() -> Callable[[int, float], None] | None:
+    """Counts frames on one line of a terminal; nothing where stderr is a file."""
+    if not sys.stderr.isatty():
+        return None
+    return lambda frames, fps: print(f"\r{frames} frames, {fps:.1f} fps ", end="", file=sys.stderr, flush=True)
+
+
+def _report(report: RenderReport) -> None:
+    video = f"{report.frames} frames of {report.width}x{report.height}, {report.seconds:.1f} s of video"
+    speed = f"{report.render_s:.1f} s ({report.fps:.1f} fps), the first frame after {report.first_frame_s:.2f} s"
+    print(("\n" if sys.stderr.isatty() else "") + f"{report.out}: {video} in {speed}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says errors in the one-line form of every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"everface: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="everface", description="Sound goes in, a talking face comes out, for ever.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"everface {__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    add = _adder(verbs)
+
+    p = add("demo", demo, "render the bundled picture and voice with the bundled model", "demo")
+    p.add_argument("-o", "--out", type=Path, default=Path("out/demo"), metavar="DIR", help="folder to write to (%(default)s)")
+    _add_deployment_flags(p)
+
+    p = add("render", render, "make a video of a picture saying a sound", "render face.png speech.wav -o talk.mp4")
+    p.add_argument("picture", type=Path, metavar="PICTURE", help="a portrait: any still image file")
+    p.add_argument("sound", type=Path, metavar="SOUND", help="speech: any sound file, or a video with sound")
+    p.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the video to write, .mp4")
+    _add_model_flags(p)
+    p.add_argument("--prompt", default="", help="a sentence about the scene, for models that read one")
+    p.add_argument("--seed", type=int, default=StreamConfig.seed, help="same seed, same video (%(default)s)")
+    p.add_argument("--compat", choices=COMPATS, default=StreamConfig.compat, help="official: repeat upstream's accidents too")
+    p.add_argument("--force", action="store_true", help="overwrite OUT")
+
+    p = add("bench", bench, "time the stream on this machine, block by block", "bench --threads 2")
+    _add_model_flags(p)
+    p.add_argument("--repeats", type=_count, default=5, metavar="N", help="counted runs (%(default)s)")
+    p.add_argument("--seconds", type=_count, default=8, metavar="S", help="sound in each (%(default)s)")
+    p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+    p = add("parity", parity, "hold this build to a folder of golden data", "parity tests/golden")
+    p.add_argument("dir", type=Path, metavar="DIR", help="folder of .safetensors cases")
+    p.add_argument("--case", help="only this case")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="compute in it (%(default)s)")
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+    p = add("pull", pull, "download the official weights, 47 GB, resumable", "pull")
+    p.add_argument("--dir", type=Path, metavar="DIR", help="where to (live-avatar in the cache, which EVERFACE_CACHE names)")
+
+    p = add("convert", convert, "convert and merge a checkpoint now, not at its first use", "convert weights/live-avatar")
+    p.add_argument("dir", type=Path, metavar="DIR", help="folder of the checkpoint")
+    p.add_argument("--lora", type=Path, metavar="FILE", help="the LoRA to merge (liveavatar.safetensors in DIR, when it is there)")
+
+    add("doctor", doctor, "say what this machine has and what is missing", "doctor")
+    _add_train(add("train", None, "make the bundled model anew, or judge it", "train evaluate"))
+    return parser
+
+
+def _adder(verbs: argparse._SubParsersAction, prefix: str = "") -> Callable[..., argparse.ArgumentParser]:
+    def add(name: str, run: Callable | None, does: str, example: str) -> argparse.ArgumentParser:
+        p = verbs.add_parser(
+            name,
+            help=does,
+            description=does[0].upper() + does[1:] + ".",
+            epilog=f"example: everface {prefix}{example}",
+            allow_abbrev=False,
+        )
+        p.set_defaults(verb=run)
+        return p
+
+    return add
+
+
+def _add_model_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--weights", type=Path, metavar="DIR", help="folder of a converted checkpoint (the bundled model)")
+    p.add_argument("--lora", type=Path, metavar="FILE", help="a LoRA to merge into it, .safetensors")
+    p.add_argument("--size", type=_size, metavar="WxH", help="size of the video (from the picture's shape)")
+    p.add_argument("--sampler", choices=SAMPLERS, default=StreamConfig.sampler, help="four forwards a block, or three (%(default)s)")
+    _add_deployment_flags(p)
+
+
+def _add_deployment_flags(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--placement", choices=PLACEMENTS, default="inline", help="one process, or so many (%(default)s)")
+    p.add_argument("--threads", type=_count, metavar="N", help="CPU threads a process (torch's own choice)")
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    add = _adder(parser.add_subparsers(title="what", metavar="WHAT", required=True), "train ")
+
+    def training(p: argparse.ArgumentParser, minutes: int, device: bool = True) -> None:
+        p.add_argument("--minutes", type=_count, default=minutes, metavar="N", help="how long (%(default)s)")
+        p.add_argument("--seed", type=int, default=1, help="of everything random (%(default)s)")
+        if device:
+            p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+
+    p = add("vae", train_vae, "teach the video codec on drawn characters, resumable", "vae runs/vae --minutes 40")
+    p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: frames, log, checkpoint, weights")
+    p.add_argument("--clips", type=_count, default=1200, metavar="N", help="characters to draw (%(default)s)")
+    training(p, minutes=40)
+
+    p = add("data", train_data, "make speech and clips for stage1, resumable; needs espeak-ng", "data runs/data --vae runs/vae")
+    p.add_argument("dir", type=Path, metavar="DIR", help="folder to fill: speech, clips")
+    p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`")
+    p.add_argument("--clips", type=_count, default=4000, metavar="N", help="how many (%(default)s)")
+    training(p, minutes=60, device=False)
+
+    p = add("stage1", train_stage1, "teach the transformer by diffusion forcing, resumable", "stage1 runs/dit --clips runs/data/clips")
+    p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: log, checkpoint, weights")
+    p.add_argument("--clips", type=Path, required=True, metavar="DIR", help="folder of clips, from `train data`")
+    training(p, minutes=60)
+
+    p = add("evaluate", train_evaluate, "judge a model on characters and voices it never saw", "evaluate -o out/evaluate")
+    p.add_argument("-o", "--out", type=Path, default=Path("out/evaluate"), metavar="DIR", help="for the report (%(default)s)")
+    p.add_argument("--weights", type=Path, metavar="DIR", help="folder of the model (the bundled one)")
+    p.add_argument("--speech", type=Path, metavar="DIR", help="folder of speech to take voices from (made anew, needs espeak-ng)")
+    p.add_argument("--characters", type=_count, default=8, metavar="N", help="how many (%(default)s)")
+    p.add_argument("--seconds", type=_count, default=6, metavar="S", help="of speech each (%(default)s)")
+    _add_deployment_flags(p)

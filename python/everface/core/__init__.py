@@ -1,0 +1,1 @@
+"""Floor 0: nouns, configuration, environment, log, errors. Imports nothing of everface."""

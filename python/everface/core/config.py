@@ -1,0 +1,178 @@
+"""The three frozen configurations: what the weights are, what the viewer gets, which devices do the work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from everface.core.errors import BadInput, BadWeights
+
+SAMPLE_RATE = 16_000  # Hz; the session clock counts these samples
+FPS = 25  # video frames per second
+SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640
+LATENT_STRIDE = (4, 8, 8)  # VAE: frames, rows, columns per latent cell
+
+
+class _FromDict:
+    """Build from a dictionary, ignoring keys that are not fields; lists become tuples."""
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known})
+        except TypeError as error:
+            raise BadWeights(f"this configuration does not describe a {cls.__name__}: {error}") from None
+
+
+@dataclass(frozen=True)
+class DiTConfig(_FromDict):
+    """Sizes of the causal S2V transformer, under the names of the official `config.json`. Defaults are the released 14B model."""
+
+    dim: int = 5120
+    ffn_dim: int = 13824
+    freq_dim: int = 256
+    in_dim: int = 16
+    out_dim: int = 16
+    num_heads: int = 40
+    num_layers: int = 40
+    text_dim: int = 4096
+    text_len: int = 512
+    eps: float = 1e-6
+    cond_dim: int = 16
+    audio_dim: int = 1024  # channels of one audio feature layer
+    num_audio_token: int = 4
+    audio_inject_layers: tuple[int, ...] = (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39)
+    wav2vec_layers: int = 25  # hidden states mixed by the causal audio encoder
+    block_frames: int = 3  # latent frames denoised together
+    window_blocks: int = 4  # blocks a KV ring holds, the current one included
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            raise BadWeights(f"dim {self.dim} does not split into {self.num_heads} heads of even width")
+        if any(not 0 <= i < self.num_layers for i in self.audio_inject_layers):
+            raise BadWeights(f"audio_inject_layers {self.audio_inject_layers} go beyond the {self.num_layers} layers")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+
+@dataclass(frozen=True)
+class VAEConfig(_FromDict):
+    """Sizes of the Wan 2.1 video VAE. Level 0 is full resolution; level widths are dim * dim_mult."""
+
+    dim: int = 96
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    temperal_downsample: tuple[bool, ...] = (False, True, True)  # the official spelling
+    encoder_blocks: tuple[int, ...] = (2, 2, 2, 2)  # residual blocks per level, full resolution first
+    decoder_blocks: tuple[int, ...] = (3, 3, 3, 3)  # residual blocks per level, latent resolution first
+    mean: tuple[float, ...] = (
+        -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+        0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+    )  # fmt: skip
+    std: tuple[float, ...] = (
+        2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+        3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AudioConfig(_FromDict):
+    """The sound front end, a plug. `wav2vec2`: features of every hidden layer; `logmel`: `hops` mel vectors a video frame."""
+
+    kind: str = "wav2vec2"
+    mels: int = 40
+    hops: int = 4  # mel vectors per 40 ms video frame, concatenated into one feature of mels * hops channels
+
+
+@dataclass(frozen=True)
+class TextConfig(_FromDict):
+    """The prompt encoder. `umt5`: the official one; `none`: the model was trained without text and sees zeros."""
+
+    kind: str = "umt5"
+    dim: int = 4096
+    dim_attn: int = 4096
+    dim_ffn: int = 10240
+    num_heads: int = 64
+    num_layers: int = 24
+    num_buckets: int = 32
+    max_dist: int = 128
+    vocab: int = 256384
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that comes with the weights."""
+
+    dit: DiTConfig = field(default_factory=DiTConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    name: str = "wan2.2-s2v-14b + live-avatar"
+    size: tuple[int, int] | None = None  # (height, width) the model was trained at, None: any multiple of 64
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> ModelConfig:
+        parts = {"dit": DiTConfig, "vae": VAEConfig, "audio": AudioConfig, "text": TextConfig}
+        size = raw.get("size")
+        return cls(
+            **{k: c.from_dict(raw.get(k, {})) for k, c in parts.items()},
+            name=raw.get("name", cls.name),
+            size=tuple(size) if size else None,
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> ModelConfig:
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except (OSError, json.JSONDecodeError) as error:
+            raise BadWeights(f"cannot read the model configuration {path}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+SAMPLERS = ("official", "skip-null")
+COMPATS = ("everface", "official")
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """What one viewer gets."""
+
+    seed: int = 420
+    area: int = 704 * 384  # largest picture area in pixels; the size follows the picture's aspect ratio
+    size: tuple[int, int] | None = None  # (height, width), overrides area
+    sampler: str = "official"  # official: four forwards; skip-null: three, then straight to sigma 0
+    compat: str = "everface"  # official reproduces upstream's accidents
+    prompt: str = ""
+    refresh_sink: bool = True  # after the first clip the first generated latent replaces the picture as the sink
+
+    def __post_init__(self) -> None:
+        if self.sampler not in SAMPLERS:
+            raise BadInput(f"unknown sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        if self.compat not in COMPATS:
+            raise BadInput(f"unknown compat {self.compat!r}: choose one of {', '.join(COMPATS)}")
+        if not 0 <= self.seed < 2**63:
+            raise BadInput(f"seed {self.seed} is outside 0..2^63-1")
+
+    @property
+    def steps(self) -> int:
+        """Denoising forwards a block takes, hence step roles in a pipeline."""
+        return 4 if self.sampler == "official" else 3
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Which devices do the work. placement: "inline" or a number of processes 2..5."""
+
+    placement: str = "inline"
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int | None = None  # per process
+    timeout_s: float = 120.0  # the longest a stage may stay silent while work is in flight

@@ -1,0 +1,28 @@
+"""The only place that reads the environment. At most ten variables, each with an owner."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Where pulled, converted and merged weights live. EVERFACE_CACHE, else ~/.cache/everface."""
+    home = os.environ.get("EVERFACE_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "everface")
+    return Path(home).expanduser()
+
+
+def threads() -> int | None:
+    """CPU threads for torch, or None to leave torch's own choice. EVERFACE_THREADS."""
+    value = os.environ.get("EVERFACE_THREADS")
+    return int(value) if value and value.isdigit() and int(value) > 0 else None
+
+
+def log_level() -> str:
+    """EVERFACE_LOG: debug, info, warning (default), error."""
+    return os.environ.get("EVERFACE_LOG", "warning").upper()
+
+
+def interpret_triton() -> bool:
+    """TRITON_INTERPRET=1 runs kernels on the CPU; must be set before triton is first imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

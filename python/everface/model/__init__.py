@@ -1,0 +1,1 @@
+"""Floor 2: what is computed. Mathematics only, every size from the configuration."""

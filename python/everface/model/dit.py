@@ -1,0 +1,197 @@
+"""The causal speech-to-video transformer: noise, time, text, sound and a picture in, velocity out.
+
+Parameters carry the names of the official checkpoint. A streaming forward denoises one block of latent frames at one noise
+level and keeps its keys and values in the ring of that level; training builds its own attention from the same parts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from everface.core.block import KVCache
+from everface.core.config import DiTConfig
+from everface.kernels.attention.cross import cross
+from everface.kernels.fused.qk_norm_rope_store import rotate
+from everface.model.audio import CausalAudioEncoder
+from everface.model.framepack import MOTION_GROUPS, FramePack, motion_tokens
+from everface.model.layers import KV, AudioInjector, Block, Head, Patchify, Ring, linear_f32
+from everface.model.rope import SINK_TIME, frames_table, motion_table, sink_time
+
+NOISY, REFERENCE, MOTION = range(3)  # rows of trainable_cond_mask
+
+
+class TimeMod(NamedTuple):
+    """What a timestep does to the model, float32: `e_D` for the head, `e0_6D` for the blocks. Constant for a step role."""
+
+    e_D: torch.Tensor
+    e0_6D: torch.Tensor
+
+
+class DiT(nn.Module):
+    """The whole model. `forward` streams; the `embed_*` methods, `blocks`, `inject`, `head` and `prefill` also serve training."""
+
+    def __init__(self, cfg: DiTConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        dim = cfg.dim
+        self.patch_embedding = Patchify(cfg.in_dim, dim, cfg.patch_size)
+        self.cond_encoder = Patchify(cfg.cond_dim, dim, cfg.patch_size)
+        self.trainable_cond_mask = nn.Embedding(3, dim)
+        self.frame_packer = FramePack(cfg.in_dim, dim)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(cfg.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )  # fmt: skip
+        self.time_embedding = nn.Sequential(nn.Linear(cfg.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.casual_audio_encoder = CausalAudioEncoder(dim, cfg.audio_dim, cfg.wav2vec_layers, cfg.num_audio_token)
+        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
+        self.audio_injector = AudioInjector(cfg)
+        self.head = Head(cfg)
+
+    # Embeddings
+
+    def time(self, t: float | torch.Tensor) -> TimeMod:
+        """Timestep(s), 0..1000, of any shape [...] -> e [..., D] and e0 [..., 6, D]. Angles are float64, the rest float32."""
+        device = self.head.modulation.device
+        half = self.cfg.freq_dim // 2
+        index = torch.arange(half, dtype=torch.float64, device=device)
+        angle = torch.as_tensor(t, dtype=torch.float64, device=device)[..., None] * 10000.0 ** (-index / half)
+        first, _, second = self.time_embedding
+        project = self.time_projection[1]
+        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear) and isinstance(project, nn.Linear)
+        e = linear_f32(second, F.silu(linear_f32(first, torch.cat((angle.cos(), angle.sin()), dim=-1))))
+        return TimeMod(e, linear_f32(project, F.silu(e)).unflatten(-1, (6, -1)))
+
+    def embed_text(self, text_LC: torch.Tensor) -> torch.Tensor:
+        """Text features [..., L, C] cut or padded with zeros to text_len -> context [..., text_len, D]. Padding is attended to."""
+        text = text_LC[..., : self.cfg.text_len, :]
+        text = F.pad(text, (0, 0, 0, self.cfg.text_len - text.shape[-2]))
+        return self.text_embedding(text.to(self.dtype))
+
+    def text_kv(self, context_LD: torch.Tensor) -> list[KV]:
+        """Per layer (k_BKHd, v_BKHd) of a context [K, D] (B = 1) or [B, K, D]. A constant of the session."""
+        context_BLD = context_LD if context_LD.dim() == 3 else context_LD[None]
+        return [block.cross_attn.keys_values(context_BLD) for block in self._blocks()]
+
+    def embed_patches(self, x_B16Fhw: torch.Tensor, pose_B16Fhw: torch.Tensor | None = None) -> torch.Tensor:
+        """Noisy latents -> x_BFPD. Without a pose its latents are zeros, of which the encoder leaves its bias."""
+        pose = self.cond_encoder.bias if pose_B16Fhw is None else self.cond_encoder(pose_B16Fhw)
+        return self.patch_embedding(x_B16Fhw) + pose + self.trainable_cond_mask.weight[NOISY]
+
+    def embed_reference(self, ref_B16_1hw: torch.Tensor) -> torch.Tensor:
+        """The picture's latent frame -> tokens [B, P, D]."""
+        return self.patch_embedding(ref_B16_1hw).flatten(1, 2) + self.trainable_cond_mask.weight[REFERENCE]
+
+    def embed_motion(self, motion_B16Thw: torch.Tensor) -> torch.Tensor:
+        """Latent frames of the past, the newest last -> tokens [B, M, D]."""
+        return self.frame_packer(motion_B16Thw) + self.trainable_cond_mask.weight[MOTION]
+
+    # The sink: reference and motion tokens
+
+    def sink_table(self, grid: tuple[int, int], reference_time: int, *, rope_fp16: bool = False) -> torch.Tensor:
+        """Rotation of the sink tokens when the reference stands at this time position."""
+        d, device = self.cfg.head_dim, self.head.modulation.device
+        reference = frames_table(reference_time, 1, grid, d, fp16=rope_fp16, device=device)
+        return torch.cat((reference, motion_table(grid, MOTION_GROUPS, d, fp16=rope_fp16, device=device)))
+
+    def prefill(
+        self, ref_B16_1hw: torch.Tensor, motion_B16Thw: torch.Tensor, text_kv: list[KV], *, rope_fp16: bool = False
+    ) -> list[KV]:
+        """Per layer the un-rotated (k_BCHd, v_BCHd) of the sink tokens, which attend among themselves at t = 0. Differentiable."""
+        x_B1CD = torch.cat((self.embed_reference(ref_B16_1hw), self.embed_motion(motion_B16Thw)), dim=1)[:, None]
+        table = self.sink_table(self.grid(ref_B16_1hw), SINK_TIME, rope_fp16=rope_fp16)
+        e0_BF6D = self.time(0.0).e0_6D[None, None]
+        sink: list[KV] = []
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            sink.append((k, v))
+            return cross(rotate(q, table), rotate(k, table), v)
+
+        for block, kv in zip(self.blocks, text_kv, strict=True):
+            x_B1CD = block(x_B1CD, e0_BF6D, kv, attend)
+        return sink
+
+    @torch.no_grad()
+    def prefill_sink(
+        self, ref_16_1hw: torch.Tensor, motion_16_Thw: torch.Tensor, text_kv: list[KV], *, rope_fp16: bool = False
+    ) -> KV:
+        """(sink_k_LCHd, sink_v_LCHd) of one session, un-rotated, the same for every denoising step."""
+        sink = self.prefill(ref_16_1hw[None], motion_16_Thw[None], text_kv, rope_fp16=rope_fp16)
+        return torch.cat([k for k, _ in sink]), torch.cat([v for _, v in sink])
+
+    # Streaming
+
+    def inject(self, layer: int, x_BFPD: torch.Tensor, local_BFKD: torch.Tensor, global_BFD: torch.Tensor) -> torch.Tensor:
+        """x after the sound that follows this layer, if any does."""
+        if layer not in self.cfg.audio_inject_layers:
+            return x_BFPD
+        return self.audio_injector(x_BFPD, self.cfg.audio_inject_layers.index(layer), local_BFKD, global_BFD)
+
+    @torch.no_grad()
+    def forward(
+        self,
+        x_16Fhw: torch.Tensor,
+        time: TimeMod,
+        text_kv: list[KV],
+        audio: tuple[torch.Tensor, torch.Tensor],
+        cache: KVCache,
+        block_index: int,
+        sink_distance: int,
+        pose_16Fhw: torch.Tensor | None = None,
+        *,
+        rope_fp16: bool = False,
+    ) -> torch.Tensor:
+        """Velocity of one block at one noise level; writes the block's keys and values into that level's ring.
+
+        audio is (local_FKD, global_FD); block_index counts from the start of the stream and never wraps;
+        sink_distance is how far ahead of the block the reference stands, 4..30 latent frames. Inference only.
+        """
+        cfg, frames, grid = self.cfg, x_16Fhw.shape[1], self.grid(x_16Fhw)
+        local_BFKD, global_BFD = (a[None].to(self.dtype) for a in audio)
+        x = self.embed_patches(x_16Fhw[None], None if pose_16Fhw is None else pose_16Fhw[None])
+        tokens = frames * grid[0] * grid[1]
+        first = frames * block_index
+        table = frames_table(first, frames, grid, cfg.head_dim, fp16=rope_fp16, device=x.device)
+        sink_table = self.sink_table(grid, sink_time(first, sink_distance), rope_fp16=rope_fp16)
+        start = tokens * (block_index % cfg.window_blocks)
+        used = tokens * min(block_index + 1, cfg.window_blocks)
+        e0_BF6D = time.e0_6D[None, None]
+        for layer, block in enumerate(self.blocks):
+            k, v = cache.k_LSHd[layer], cache.v_LSHd[layer]
+            sink_k = rotate(cache.sink_k_LCHd[layer], sink_table)
+            ring = Ring(k, v, start, used, table, sink_k, cache.sink_v_LCHd[layer])
+            x = block(x, e0_BF6D, text_kv[layer], ring)
+            x = self.inject(layer, x, local_BFKD, global_BFD)
+        return self.head(x, time.e_D[None, None], grid)[0]
+
+    # Sizes
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights, in which everything but norms, time and head runs."""
+        return self.patch_embedding.weight.dtype
+
+    def grid(self, latent: torch.Tensor) -> tuple[int, int]:
+        """Rows and columns of tokens of a latent [..., h, w]."""
+        return latent.shape[-2] // self.cfg.patch_size[1], latent.shape[-1] // self.cfg.patch_size[2]
+
+    def new_cache(self, h: int, w: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> KVCache:
+        """An empty ring and sink for one denoising step of one session at latent size h x w; like the weights by default."""
+        ring, sink = cache_shape(self.cfg, h, w)
+        dtype, device = dtype or self.dtype, device or self.head.modulation.device
+        return KVCache(*(torch.zeros(size, dtype=dtype, device=device) for size in (ring, ring, sink, sink)))
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+
+def cache_shape(cfg: DiTConfig, h: int, w: int) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    """Sizes (L, slots, H, d) of the ring and (L, sink tokens, H, d) of the sink at latent size h x w."""
+    rows, cols = h // cfg.patch_size[1], w // cfg.patch_size[2]
+    slots = cfg.window_blocks * cfg.block_frames * rows * cols
+    sink = rows * cols + motion_tokens(rows, cols)
+    return (cfg.num_layers, slots, cfg.num_heads, cfg.head_dim), (cfg.num_layers, sink, cfg.num_heads, cfg.head_dim)

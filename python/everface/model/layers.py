@@ -1,0 +1,205 @@
+"""The parts of the transformer, under the official parameter names: patchify, attentions, block, audio injection, head.
+
+Shapes: B batch, F latent frames, P tokens a frame, T = F*P, D width, H heads, d head width, K keys of text or audio.
+Low precision follows the official rules: the residual is float32 inside a block and rounded at its end; norms, modulation,
+time and head are float32; everything else runs in the dtype of the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from everface.core.config import DiTConfig
+from everface.kernels.attention.block_causal import block_causal
+from everface.kernels.attention.cross import cross
+from everface.kernels.fused.audio_inject import audio_inject
+from everface.kernels.fused.flow_step import unpatchify
+from everface.kernels.fused.gate_norm_modulate import gate_norm_modulate, gate_residual
+from everface.kernels.fused.qk_norm_rope_store import qk_norm_rope_store, rms_norm
+
+KV = tuple[torch.Tensor, torch.Tensor]
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(q_BTHd, k_BTHd, v_BTHd) -> o_BTHd. q and k come normalised, split into heads and un-rotated."""
+
+
+@dataclass(frozen=True)
+class Ring:
+    """Where one layer of a streaming forward writes its keys and values, and what it attends to. Batch 1."""
+
+    k_SHd: torch.Tensor
+    v_SHd: torch.Tensor
+    start: int  # first slot of this block
+    used: int  # slots written so far, this block included
+    table_TP2: torch.Tensor  # rotation of this block
+    sink_k_CHd: torch.Tensor  # rotated for this block
+    sink_v_CHd: torch.Tensor
+
+
+class Patchify(nn.Conv3d):
+    """A convolution whose stride is its kernel, as one matrix product. [B, C, T, h, w] -> [B, T', P', D].
+
+    What does not fill a patch at the end of an axis is left out, as the convolution would.
+    """
+
+    def __init__(self, channels: int, dim: int, patch: tuple[int, int, int]) -> None:
+        super().__init__(channels, dim, kernel_size=patch, stride=patch)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        batch, channels, *size = input.shape
+        pt, py, px = self.kernel_size
+        t, y, x = (n // p for n, p in zip(size, self.kernel_size, strict=True))
+        cut = input[:, :, : t * pt, : y * py, : x * px].reshape(batch, channels, t, pt, y, py, x, px)
+        patch_BTPE = cut.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, t, y * x, channels * pt * py * px)
+        return F.linear(patch_BTPE.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+
+
+class RMSNorm(nn.Module):
+    """RMS norm over the whole width."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Projections and norms that self, text and audio attention share."""
+
+    def __init__(self, cfg: DiTConfig) -> None:
+        super().__init__()
+        self.heads = (cfg.num_heads, cfg.head_dim)
+        self.q = nn.Linear(cfg.dim, cfg.dim)
+        self.k = nn.Linear(cfg.dim, cfg.dim)
+        self.v = nn.Linear(cfg.dim, cfg.dim)
+        self.o = nn.Linear(cfg.dim, cfg.dim)
+        self.norm_q = RMSNorm(cfg.dim, cfg.eps)
+        self.norm_k = RMSNorm(cfg.dim, cfg.eps)
+
+    def queries(self, x_BTD: torch.Tensor) -> torch.Tensor:
+        """q_BTHd, normalised."""
+        return self.norm_q(self.q(x_BTD)).unflatten(-1, self.heads)
+
+    def keys_values(self, x_BTD: torch.Tensor) -> KV:
+        """(k_BTHd normalised, v_BTHd)."""
+        return self.norm_k(self.k(x_BTD)).unflatten(-1, self.heads), self.v(x_BTD).unflatten(-1, self.heads)
+
+
+class SelfAttention(Attention):
+    """x_BTD -> y_BTD. Streaming passes a Ring; training and the sink pass an Attend of their own."""
+
+    def forward(self, x_BTD: torch.Tensor, attend: Attend | Ring) -> torch.Tensor:
+        if isinstance(attend, Ring):
+            return self.o(self._stream(x_BTD[0], attend).flatten(-2))[None]
+        return self.o(attend(self.queries(x_BTD), *self.keys_values(x_BTD)).flatten(-2))
+
+    def _stream(self, x_TD: torch.Tensor, ring: Ring) -> torch.Tensor:
+        q_THd = qk_norm_rope_store(
+            self.q(x_TD), self.k(x_TD), self.v(x_TD), self.norm_q.weight, self.norm_k.weight, self.norm_q.eps,
+            ring.table_TP2, ring.k_SHd, ring.v_SHd, ring.start,
+        )  # fmt: skip
+        return block_causal(q_THd, ring.k_SHd, ring.v_SHd, ring.used, ring.sink_k_CHd, ring.sink_v_CHd)
+
+
+class CrossAttention(Attention):
+    """x_BTD over keys and values made by `keys_values`; k and v of batch 1 serve the whole batch."""
+
+    def forward(self, x_BTD: torch.Tensor, kv: KV) -> torch.Tensor:
+        return self.o(cross(self.queries(x_BTD), *kv).flatten(-2))
+
+    def single(self, kv: KV) -> torch.Tensor:
+        """The answer [B, 1, D] to every query when there is one key: its softmax weight is 1 whatever the query is."""
+        return self.o(kv[1].flatten(-2))
+
+
+class Block(nn.Module):
+    """One transformer block: modulated self-attention, text attention, modulated FFN."""
+
+    def __init__(self, cfg: DiTConfig) -> None:
+        super().__init__()
+        self.eps = cfg.eps
+        self.modulation = nn.Parameter(torch.randn(1, 6, cfg.dim) / cfg.dim**0.5)
+        self.self_attn = SelfAttention(cfg)
+        self.norm3 = nn.LayerNorm(cfg.dim, eps=cfg.eps)
+        self.cross_attn = CrossAttention(cfg)
+        self.ffn = nn.Sequential(
+            nn.Linear(cfg.dim, cfg.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(cfg.ffn_dim, cfg.dim)
+        )  # fmt: skip
+
+    def forward(self, x_BFPD: torch.Tensor, e0_BF6D: torch.Tensor, text_kv: KV, attend: Attend | Ring) -> torch.Tensor:
+        """e0 may have 1 for B and F; text_kv are (k_BKHd, v_BKHd) of this layer, B may be 1. Returns x_BFPD."""
+        dtype, size = x_BFPD.dtype, x_BFPD.shape[1:3]
+        m_BF61D = (self.modulation.float() + e0_BF6D)[..., None, :]
+        shift1, scale1, gate1, shift2, scale2, gate2 = m_BF61D.unbind(2)
+
+        x, u = gate_norm_modulate(x_BFPD, modulation=(shift1, scale1), eps=self.eps, norm_dtype=dtype, dtype=dtype)
+        y = self.self_attn(u.flatten(1, 2), attend).unflatten(1, size)
+        if text_kv[0].shape[1] == 1:
+            x = gate_residual(x, y, gate1)
+            y = self.cross_attn.single(text_kv)[:, None]
+        else:
+            affine = (self.norm3.weight, self.norm3.bias)
+            x, u = gate_norm_modulate(x, y, gate1, affine=affine, eps=self.eps, norm_dtype=dtype, dtype=dtype)
+            y = self.cross_attn(u.flatten(1, 2), text_kv).unflatten(1, size)
+        x, u = gate_norm_modulate(x, y, modulation=(shift2, scale2), eps=self.eps, norm_dtype=torch.float32, dtype=dtype)
+        return gate_residual(x, self.ffn(u), gate2).to(dtype)
+
+
+class AdaIN(nn.Module):
+    """The (shift, scale) of one injector from the global sound of a frame."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, 2 * dim)
+
+    def forward(self, global_BFD: torch.Tensor) -> torch.Tensor:
+        return self.linear(F.silu(global_BFD))
+
+
+class AudioInjector(nn.Module):
+    """Lets the tokens of every latent frame hear that frame's sound, after some of the blocks."""
+
+    def __init__(self, cfg: DiTConfig) -> None:
+        super().__init__()
+        self.injector = nn.ModuleList(CrossAttention(cfg) for _ in cfg.audio_inject_layers)
+        self.injector_adain_layers = nn.ModuleList(AdaIN(cfg.dim) for _ in cfg.audio_inject_layers)
+
+    def forward(
+        self, x_BFPD: torch.Tensor, index: int, local_BFKD: torch.Tensor, global_BFD: torch.Tensor
+    ) -> torch.Tensor:  # fmt: skip
+        """x plus what injector `index` (a position in audio_inject_layers) adds; frames hear nothing of each other."""
+        attention, adain = self.injector[index], self.injector_adain_layers[index]
+        assert isinstance(attention, CrossAttention)
+        u_BFPD = audio_inject(x_BFPD, adain(global_BFD))
+        y_NPD = attention(u_BFPD.flatten(0, 1), attention.keys_values(local_BFKD.flatten(0, 1)))
+        return x_BFPD + y_NPD.unflatten(0, x_BFPD.shape[:2])
+
+
+class Head(nn.Module):
+    """Tokens to velocity = noise - clean latent. All in float32, the result in the dtype of the tokens."""
+
+    def __init__(self, cfg: DiTConfig) -> None:
+        super().__init__()
+        self.eps, self.patch = cfg.eps, cfg.patch_size[1:]
+        self.modulation = nn.Parameter(torch.randn(1, 2, cfg.dim) / cfg.dim**0.5)
+        self.head = nn.Linear(cfg.dim, cfg.out_dim * self.patch[0] * self.patch[1])
+
+    def forward(self, x_BFPD: torch.Tensor, e_BFD: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        """e may have 1 for B and F; grid is (rows, columns) of tokens. Returns velocity_B16Fhw."""
+        m_BF21D = (self.modulation.float() + e_BFD[..., None, :])[..., None, :]
+        shift_scale = (m_BF21D[:, :, 0], m_BF21D[:, :, 1])
+        _, u = gate_norm_modulate(x_BFPD, modulation=shift_scale, eps=self.eps, norm_dtype=x_BFPD.dtype, dtype=torch.float32)
+        return unpatchify(linear_f32(self.head, u), grid, self.patch).to(x_BFPD.dtype)
+
+
+def linear_f32(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """A layer of any dtype applied in float32, under autocast too."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), layer.weight.float(), layer.bias.float())

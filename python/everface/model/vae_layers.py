@@ -1,0 +1,211 @@
+"""The layers of the Wan 2.1 video VAE: causal in time, so that a stream may be cut anywhere. Legend: Batch, Channel, Time, Height, Width.
+
+Every tensor is channels first in shape and channels last in memory, on a CPU several times faster for convolutions.
+Time never sees the future: a convolution of three taps needs its two previous input frames, which its slot of a `VAEStream` keeps.
+Attribute names are those of the official checkpoint ("residual.2", "resample.1", "to_qkv").
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+@dataclass
+class VAEStream:
+    """The past of one stream: what each causal convolution must remember, in the order of execution.
+
+    `caches[i]`: the last two input frames of convolution i [B, C, 2, H, W] (zeros before the stream began), the last one frame
+    for a temporal down-sampling, None where nothing was seen yet. Replaced, never written in place, so gradients may flow through.
+    """
+
+    batch: int
+    caches: list[Tensor | None] = field(default_factory=list)
+    first: bool = True  # the first frame is still to come: it is alone, temporal re-sampling skips it
+
+
+def rms_norm(x_BCx: Tensor, gamma: Tensor) -> Tensor:
+    """x / max(|x|_2 over channels, 1e-12) * sqrt(C) * gamma. Statistics and result in float32, whatever the dtype of x."""
+    x_BxC = x_BCx.movedim(1, -1)
+    norm_Bx1 = torch.linalg.vector_norm(x_BxC, dim=-1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
+    return (x_BxC * (x_BxC.shape[-1] ** 0.5 / norm_Bx1) * gamma.flatten().float()).movedim(-1, 1)
+
+
+def norm_silu(x_BCx: Tensor, gamma: Tensor) -> Tensor:
+    """SiLU(rms_norm(x)) in the dtype of x."""
+    return F.silu(rms_norm(x_BCx, gamma), inplace=True).to(x_BCx.dtype)
+
+
+def conv3d(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
+    """`F.conv3d`. Float32 on a CPU without gradient asks oneDNN by name: for one small clip torch would take a far slower path."""
+    direct = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
+    if direct and not learns and not torch.is_autocast_enabled("cpu"):
+        return torch.mkldnn_convolution(x_BCTHW, weight, bias, padding, [1, 1, 1], [1, 1, 1], 1)
+    return F.conv3d(x_BCTHW, weight, bias, 1, padding)
+
+
+class Gamma(nn.Module):
+    """The one parameter of a norm, in the shape of the checkpoint: [C, 1, 1, 1] or [C, 1, 1]."""
+
+    def __init__(self, channels: int, ones: int = 3) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(channels, *[1] * ones))
+
+
+class CausalConv3d(nn.Conv3d):
+    """Three taps in time that end at the present, k x k in space with zero padding.
+
+    out[t] = sum_i W[i] x[t - 2 + i]; frames before the stream are zero. Keeps its last two input frames in `caches[slot]`.
+    """
+
+    slot: int
+
+    def __init__(self, c_in: int, c_out: int, space: int = 3) -> None:
+        super().__init__(c_in, c_out, (3, space, space), padding=(0, space // 2, space // 2))
+
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # type: ignore[override]
+        past, padding = stream.caches[self.slot], list(self.padding)  # type: ignore[arg-type]
+        if past is None:
+            zeros = torch.zeros_like(x_BCTHW[:, :, :1])
+            if x_BCTHW.shape[2] == 1:  # only the last tap meets a frame: a third of the work
+                stream.caches[self.slot] = torch.cat([zeros, x_BCTHW], 2)
+                return conv3d(x_BCTHW, self.weight[:, :, 2:], self.bias, padding)  # type: ignore[arg-type]
+            past = torch.cat([zeros, zeros], 2)
+        x_BCTHW = torch.cat([past.to(x_BCTHW.dtype), x_BCTHW], 2)
+        stream.caches[self.slot] = keep(x_BCTHW[:, :, -2:])
+        return conv3d(x_BCTHW, self.weight, self.bias, padding)  # type: ignore[arg-type]
+
+
+def keep(frames: Tensor) -> Tensor:
+    """A copy, so that the large tensor it was cut from can be freed; under autograd that tensor stays anyway."""
+    return frames if frames.requires_grad else frames.clone()
+
+
+class Pointwise(nn.Conv3d):
+    """A 1x1x1 convolution, computed as a linear layer over the last dimension in memory."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, c_out, 1)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:  # type: ignore[override]
+        return F.linear(x_BCTHW.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+
+
+class ResidualBlock(nn.Module):
+    """x -> shortcut(x) + conv(SiLU(norm(conv(SiLU(norm(x))))))."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__()
+        self.residual = nn.ModuleDict(
+            {"0": Gamma(c_in), "2": CausalConv3d(c_in, c_out), "3": Gamma(c_out), "6": CausalConv3d(c_out, c_out)}
+        )
+        self.shortcut = Pointwise(c_in, c_out) if c_in != c_out else nn.Identity()
+
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
+        r = self.residual
+        h_BCTHW = r["2"](norm_silu(x_BCTHW, r["0"].gamma), stream)  # type: ignore[arg-type]
+        h_BCTHW = r["6"](norm_silu(h_BCTHW, r["3"].gamma), stream)  # type: ignore[arg-type]
+        return self.shortcut(x_BCTHW) + h_BCTHW
+
+
+class Attention(nn.Module):
+    """x -> x + proj(attention(norm(x))), one head over the H*W positions of each frame by itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = Gamma(channels, ones=2)
+        self.to_qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
+        x_NCHW = to_frames(x_BCTHW)
+        qkv_NCHW = self.to_qkv(rms_norm(x_NCHW, self.norm.gamma).to(x_NCHW.dtype))
+        q_NPC, k_NPC, v_NPC = qkv_NCHW.permute(0, 2, 3, 1).flatten(1, 2).chunk(3, -1)
+        y_NPC = F.scaled_dot_product_attention(q_NPC, k_NPC, v_NPC)
+        y_NCHW = y_NPC.unflatten(1, x_NCHW.shape[2:]).permute(0, 3, 1, 2)
+        return to_video(x_NCHW + self.proj(y_NCHW), x_BCTHW.shape[0])
+
+
+class Downsample(nn.Module):
+    """Half the size: zero row below and column to the right, 3x3 convolution of stride 2. If temporal, half the frames as well.
+
+    The first frame of a stream skips the temporal convolution; later frames 2k see the frame before them: three taps, stride 2.
+    """
+
+    def __init__(self, channels: int, temporal: bool) -> None:
+        super().__init__()
+        self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels, 3, stride=2)})
+        self.time_conv = TemporalStride(channels) if temporal else None
+
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
+        x_NCHW = F.pad(to_frames(x_BCTHW), (0, 1, 0, 1))
+        x_BCTHW = to_video(self.resample["1"](x_NCHW), x_BCTHW.shape[0])
+        return self.time_conv(x_BCTHW, stream) if self.time_conv else x_BCTHW
+
+
+class TemporalStride(nn.Conv3d):
+    """Two frames to one: three taps, stride 2, over the kept last frame and the new ones. The first frame passes unchanged."""
+
+    slot: int
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, (3, 1, 1), stride=(2, 1, 1))
+
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # type: ignore[override]
+        past, stream.caches[self.slot] = stream.caches[self.slot], keep(x_BCTHW[:, :, -1:])
+        return x_BCTHW if past is None else super().forward(torch.cat([past.to(x_BCTHW.dtype), x_BCTHW], 2))
+
+
+class Upsample(nn.Module):
+    """Twice the size (nearest) and a 3x3 convolution that halves the channels. If temporal, a causal convolution to 2C channels comes
+    first, whose halves are the earlier and the later frame; the first latent of a stream skips it and stays one frame, unremembered."""
+
+    def __init__(self, channels: int, temporal: bool) -> None:
+        super().__init__()
+        self.time_conv = CausalConv3d(channels, 2 * channels, space=1) if temporal else None
+        self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels // 2, 3, padding=1)})
+
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
+        double = self.time_conv is not None and not stream.first
+        if double:
+            x_BCTHW = self.time_conv(x_BCTHW, stream)  # type: ignore[misc]
+        b, c, t, h, w = x_BCTHW.shape
+        f = 2 if double else 1
+        x_BTFHWC = x_BCTHW.movedim(1, -1).unflatten(-1, (f, c // f)).movedim(4, 2)
+        x_BTFHaWbC = x_BTFHWC[:, :, :, :, None, :, None].expand(-1, -1, -1, -1, 2, -1, 2, -1)
+        x_NHWC = x_BTFHaWbC.reshape(b * t * f, 2 * h, 2 * w, c // f)  # order of frames and nearest in one copy
+        return to_video(self.resample["1"](x_NHWC.permute(0, 3, 1, 2)), b)
+
+
+class Head(nn.ModuleDict):
+    """conv(SiLU(norm(x)))."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__({"0": Gamma(c_in), "2": CausalConv3d(c_in, c_out)})
+
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
+        return self["2"](norm_silu(x_BCTHW, self["0"].gamma), stream)  # type: ignore[arg-type]
+
+
+def to_frames(x_BCTHW: Tensor) -> Tensor:
+    """[B*T, C, H, W], a view of a channels-last tensor."""
+    return x_BCTHW.permute(0, 2, 3, 4, 1).flatten(0, 1).permute(0, 3, 1, 2)
+
+
+def to_video(x_NCHW: Tensor, batch: int) -> Tensor:
+    """[batch, C, N / batch, H, W], a view of a channels-last tensor."""
+    return x_NCHW.permute(0, 2, 3, 1).unflatten(0, (batch, -1)).permute(0, 4, 1, 2, 3)
+
+
+def assign_slots(module: nn.Module) -> int:
+    """Number the layers that remember, in the order in which they were built, which is the order of execution. Returns their count."""
+    layers = [m for m in module.modules() if isinstance(m, CausalConv3d | TemporalStride)]
+    for slot, layer in enumerate(layers):
+        layer.slot = slot
+    return len(layers)

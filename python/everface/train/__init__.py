@@ -1,0 +1,1 @@
+"""The two-stage distillation, and the data, the judge and the drawn characters of the default model."""

@@ -1,0 +1,90 @@
+"""The transformer's training set: drawn characters speaking, already as latents and sound features.
+
+A clip is one character and one stretch of speech: the still reference picture for five frames (its two latents), then
+`moving` latents of four frames each. Shards are safetensors files, so that making them can be stopped and resumed.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from everface.core.config import SAMPLES_PER_FRAME
+from everface.model.audio import PAST_FRAMES
+from everface.model.features import LogMel
+from everface.model.vae import VAE
+from everface.train.characters import neutral, render, sample_identity, sample_motion
+from everface.train.voices import held_out as is_held_out
+from everface.train.voices import mouth_targets, read_wav
+
+STILL_FRAMES = 5
+MOVING_LATENTS = 18
+
+
+@dataclass
+class Clips:
+    """latents_N16Thw: float16, T = 2 still + 18 moving. features_NLCF: float16, F = 5 past + 72 video frames of sound."""
+
+    latents_N16Thw: torch.Tensor
+    features_NLCF: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents_N16Thw)
+
+
+def read_speech(folder: Path, held_out: bool) -> list[torch.Tensor]:
+    """All speech files of one side of the split as float32 mono 16 kHz."""
+    return [read_wav(path) for path in sorted(folder.glob("*.wav")) if is_held_out(path) == held_out]
+
+
+def make_clip(speech: list[torch.Tensor], front: LogMel, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """One clip: rgb [3, 5 + 72, H, W] float32 and features [L, C, 5 + 72]."""
+    frames = 4 * MOVING_LATENTS
+    before = front.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
+    need = before + frames * SAMPLES_PER_FRAME
+    pcm = speech[int(torch.randint(len(speech), (1,), generator=generator))]
+    if len(pcm) < need:
+        pcm = torch.nn.functional.pad(pcm, (0, need - len(pcm)))
+    start = int(torch.randint(len(pcm) - need + 1, (1,), generator=generator))
+    gain = 10 ** (torch.empty(1).uniform_(-4, 4, generator=generator) / 20)  # loudness is not always the same
+    window = pcm[start : start + need] * gain
+    # The mouth's own filter needs a running start, so its truth is computed over the past too and cut.
+    open_T, wide_T = mouth_targets(window[front.lookback_samples :])
+    anim = sample_motion(open_T[PAST_FRAMES:], wide_T[PAST_FRAMES:], generator)
+    identity = sample_identity(1, generator)
+    still = render(identity, neutral(1)).expand(STILL_FRAMES, -1, -1, -1)
+    moving = [render(identity.expand(len(a), -1), a) for a in anim.split(12)]
+    rgb = torch.cat([still, *moving]).permute(1, 0, 2, 3)
+    return rgb, front.features(window, PAST_FRAMES + frames)
+
+
+def make_clips(folder: Path, speech_folder: Path, vae: VAE, count: int, seed: int, minutes: float, shard: int = 50) -> None:
+    """Write shards of clips into `folder` until `count` clips or the time is reached. Resumes after the last whole shard."""
+    folder.mkdir(parents=True, exist_ok=True)
+    speech, front, end = read_speech(speech_folder, held_out=False), LogMel(), time.monotonic() + 60 * minutes
+    for first in range(0, count, shard):
+        path = folder / f"{first:05d}.safetensors"
+        if path.exists():
+            continue
+        if time.monotonic() > end:
+            return
+        latents, features = [], []
+        for n in range(first, min(first + shard, count)):
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + n)
+            rgb_3THW, features_LCF = make_clip(speech, front, generator)
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+                latents.append(vae.encode(rgb_3THW[None])[0].half())
+            features.append(features_LCF.half())
+        partial = path.with_suffix(".partial")
+        save_file({"latents": torch.stack(latents), "features": torch.stack(features)}, partial)
+        partial.rename(path)
+
+
+def read_clips(folder: Path) -> Clips:
+    """All shards of a folder."""
+    shards = [load_file(p) for p in sorted(folder.glob("*.safetensors"))]
+    return Clips(*(torch.cat([s[k] for s in shards]) for k in ("latents", "features")))

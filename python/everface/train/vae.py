@@ -1,0 +1,202 @@
+"""Training of the default model's video VAE: the Wan 2.1 architecture at small width, on drawn characters.
+
+First single frames, which are cheap and teach space, then crops of nine or thirteen frames, which teach time. Loss: L1 +
+squared error, spatial gradients (edges), temporal differences (no flicker between latents), weighted towards mouth and eyes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from everface.core.config import VAEConfig
+from everface.model.vae import VAE
+from everface.model.vae_layers import CausalConv3d, ResidualBlock, TemporalStride
+from everface.train.characters import eyes_box, mouth_box, neutral, render, sample_identity, sample_motion
+from everface.train.descent import Ema, Optimiser, Progress, autocast, read_checkpoint, write_checkpoint
+
+TINY_VAE = VAEConfig(
+    dim=16, dim_mult=(1, 2, 4, 6), encoder_blocks=(1, 1, 1, 1), decoder_blocks=(2, 1, 1, 1), mean=(0.0,) * 16, std=(1.0,) * 16
+)  # fmt: skip
+STILL, MOVING = 5, 16  # frames of a training clip: the still picture, then motion
+
+
+@dataclass(frozen=True)
+class VAEPlan:
+    """The schedule; phases and learning rate follow the clock."""
+
+    minutes: float = 38.0
+    lr: float = 3e-3
+    warmup_steps: int = 40
+    singles: float = 0.2  # of the time, spent on single frames
+    decay_from: float = 0.4  # of the time; linear to 2 % afterwards
+    ema: float = 0.995
+    clips: int = 1200
+    seed: int = 1
+
+
+def train_vae(run_dir: Path, plan: VAEPlan, config: VAEConfig = TINY_VAE, device: str = "cpu") -> Path:
+    """Train, measure the latents' mean and std, and write run_dir/vae.safetensors and vae.json. Resumes."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(plan.seed)
+    vae = new_vae(config).to(device)
+    optimiser, ema = Optimiser(vae), Ema(vae, plan.ema)
+    progress = read_checkpoint(run_dir, vae, ema, optimiser)
+    clips = draw_clips(run_dir, plan.clips, plan.seed)
+    unseen = draw_clips(run_dir, 12, plan.seed + 1000)
+    size = clips.shape[-1]
+    weight = region_weight(size).to(device)
+    began, saved, recent = time.monotonic() - progress.seconds, time.monotonic(), []
+    with open(run_dir / "log.jsonl", "a", buffering=1) as journal:
+        while (done := (time.monotonic() - began) / (60 * plan.minutes)) < 1:
+            generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + progress.step)
+            video, mask = draw_batch(clips, weight, done < plan.singles, generator)
+            with autocast(device):
+                z = vae.encode(video.to(device))
+                out = vae.decode(z + 0.05 * torch.randn(z.shape, generator=generator).to(z))
+            loss = vae_loss(out.float(), video.to(device), mask.to(device)) + 1e-4 * z.float().square().mean()
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+            optimiser.step(plan.lr * vae_rate(done, progress.step, plan))
+            ema.update(vae)
+            progress.step, progress.seconds = progress.step + 1, time.monotonic() - began
+            recent.append(loss.item())
+            if progress.step % 25 == 0:
+                row = {"step": progress.step, "seconds": round(progress.seconds), "loss": round(sum(recent) / len(recent), 5)}
+                recent.clear()
+                if progress.step % 200 == 0:
+                    with ema.swapped(vae):
+                        row |= measure(vae, unseen)
+                journal.write(json.dumps(row) + "\n")
+            if time.monotonic() - saved > 90:
+                write_checkpoint(run_dir, vae, ema, optimiser, progress)
+                saved = time.monotonic()
+        write_checkpoint(run_dir, vae, ema, optimiser, progress)
+        with ema.swapped(vae):
+            journal.write(json.dumps({"step": progress.step, "seconds": round(progress.seconds)} | measure(vae, unseen)) + "\n")
+    config = latent_statistics(vae, ema, clips[:150], config)
+    path = run_dir / "vae.safetensors"
+    save_file({n: t.contiguous() for n, t in ema.weights.items()}, path)
+    (run_dir / "vae.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+    return path
+
+
+def new_vae(config: VAEConfig) -> VAE:
+    """Fresh weights: residual branches start quiet, the past unseen, time re-sampling as plain repeat and skip. What single
+    frames teach then holds for video from its first step."""
+    vae = VAE(config)
+    with torch.no_grad():
+        for module in vae.modules():
+            if isinstance(module, ResidualBlock):
+                module.residual["6"].weight.mul_(0.1)  # type: ignore[index]
+            if isinstance(module, CausalConv3d):
+                module.weight[:, :, :2] = 0
+            if isinstance(module, TemporalStride) or (isinstance(module, CausalConv3d) and module.kernel_size[1] == 1):
+                module.weight.zero_()
+                eye = torch.eye(module.in_channels).repeat(module.out_channels // module.in_channels, 1)
+                module.weight[:, :, 2, 0, 0] = eye
+                module.bias.zero_()  # type: ignore[union-attr]
+    return vae
+
+
+def draw_clips(run_dir: Path, count: int, seed: int) -> torch.Tensor:
+    """uint8 clips [N, 3, 5 + 16, H, W] of `count` characters, rendered once and kept in the run's folder."""
+    path = run_dir / f"clips_{seed}_{count}.safetensors"
+    if not path.exists():
+        out = []
+        for n in range(count):
+            g = torch.Generator().manual_seed(seed * 1_000_003 + n)
+            mouth = torch.rand(2, MOVING // 4 + 2, generator=g)  # any opening, any width, changing at the pace of speech
+            open_T, wide_T = F.interpolate(mouth[None], size=MOVING, mode="linear")[0].clamp(0, 1)
+            rest = float(torch.rand(1, generator=g) < 0.15)
+            anim = sample_motion(open_T * (1 - rest), wide_T, g)
+            identity = sample_identity(1, g)
+            frames = [render(identity, neutral(1)).expand(STILL, -1, -1, -1), render(identity.expand(MOVING, -1), anim)]
+            out.append(torch.cat(frames).add(1).mul(127.5).round().to(torch.uint8).transpose(0, 1))
+        save_file({"clips": torch.stack(out)}, path)
+    return load_file(path)["clips"]
+
+
+def draw_batch(clips: torch.Tensor, weight_HW: torch.Tensor, single: bool, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """(video [B, 3, T, H, W] in -1..1, weight [B, 1, 1, H, W]): whole single frames, or crops of 9 or 13 frames."""
+
+    def pick(n: int) -> int:
+        return int(torch.randint(n, (1,), generator=g))
+
+    videos, masks = [], []
+    size = clips.shape[-1]
+    side, frames, batch = (size, 1, 12) if single else ((64, 13, 6), (64, 13, 6), (96, 9, 4), (size, 9, 2))[pick(4)]
+    for _ in range(batch):
+        clip = clips[pick(len(clips))]
+        t = pick(clip.shape[1]) if single else 4 * pick((clip.shape[1] - frames) // 4 + 1)  # 0: the still, then a jump
+        y, x = pick(size - side + 1), pick(size - side + 1)
+        if pick(2):  # half of the crops around the features
+            top, bottom, left, right = (mouth_box, eyes_box)[pick(2)](size)
+            y = min(max((top + bottom - side) // 2 + pick(17) - 8, 0), size - side)
+            x = min(max((left + right - side) // 2 + pick(33) - 16, 0), size - side)
+        videos.append(clip[:, t : t + frames, y : y + side, x : x + side])
+        masks.append(weight_HW[y : y + side, x : x + side])
+    return torch.stack(videos).float() / 127.5 - 1, torch.stack(masks)[:, None, None]
+
+
+def region_weight(size: int) -> torch.Tensor:
+    """Loss weight [H, W]: 1, and 3 over mouth and eyes."""
+    weight = torch.ones(size, size)
+    for top, bottom, left, right in (mouth_box(size), eyes_box(size)):
+        weight[top:bottom, left:right] = 3.0
+    return weight / weight.mean()
+
+
+def vae_loss(out: torch.Tensor, video: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """L1 + 4 squared + 0.5 edges + 1.5 temporal differences, weighted."""
+    error = out - video
+    loss = (mask * (error.abs() + 4 * error.square())).mean()
+    loss = loss + 0.5 * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+    if video.shape[2] > 1:
+        loss = loss + 1.5 * (mask * error.diff(dim=2).abs()).mean()
+    return loss
+
+
+def vae_rate(done: float, step: int, plan: VAEPlan) -> float:
+    """Factor of the learning rate: warm-up by steps, then constant, then linear to 2 % by the clock."""
+    fall = 1 - max(0.0, done - plan.decay_from) / (1 - plan.decay_from)
+    return min(1.0, (step + 1) / plan.warmup_steps) * max(0.02, fall)
+
+
+@torch.inference_mode()
+def measure(vae: VAE, unseen: torch.Tensor) -> dict[str, float]:
+    """On unseen characters: PSNR of whole frames and of the mouth in dB, and the flicker ratio of latent edges to inside."""
+    video = unseen.float() / 127.5 - 1
+    parts = [vae.decode(vae.encode(v[None]))[0].clamp(-1, 1) for v in video]
+    out = torch.stack(parts)
+    top, bottom, left, right = mouth_box(video.shape[-1])
+
+    def psnr(error: torch.Tensor) -> float:
+        return round((10 * torch.log10(4 / error.square().flatten(1).mean(1))).mean().item(), 2)
+
+    error = (out - video)[:, :, STILL:]
+    change = (error.diff(dim=2)).abs().mean(dim=(0, 1, 3, 4))  # what the VAE adds to a frame's change
+    edges = change[3::4].mean() / change[[i for i in range(len(change)) if i % 4 != 3]].mean()
+    return {"psnr": psnr(error), "mouth": psnr(error[..., top:bottom, left:right]), "edge": round(edges.item(), 2)}
+
+
+@torch.inference_mode()
+def latent_statistics(vae: VAE, ema: Ema, clips: torch.Tensor, config: VAEConfig) -> VAEConfig:
+    """The configuration with mean and std of each latent channel, so that normalised latents are about N(0, 1)."""
+    with ema.swapped(vae):
+        z = torch.cat([vae.encode(c[None].float() / 127.5 - 1) for c in clips])
+    mean, std = z.mean(dim=(0, 2, 3, 4)).tolist(), z.std(dim=(0, 2, 3, 4)).tolist()
+    return replace(config, mean=tuple(round(m, 5) for m in mean), std=tuple(round(s, 5) for s in std))
+
+
+if __name__ == "__main__":
+    import sys
+
+    train_vae(Path(sys.argv[1]), VAEPlan(minutes=float(sys.argv[2])))

@@ -1,0 +1,110 @@
+"""The Live Avatar LoRA: W + scale * (B @ A), merged once into a cached copy of the base shards.
+
+Rank 128 and alpha 64 in the release, hence scale = alpha / rank = 0.5; the rank is read from the file, alpha is not in it. The
+product is formed in float32 and added with one rounding to the dtype of the base: bit for bit what the official merge does.
+Adapted are q, k, v, o of self attention, cross attention and audio injectors, ffn.0 and ffn.2: all of them, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from everface.core.errors import BadWeights
+from everface.core.log import log
+from everface.weights.files import Weights, first_of, open_file, read_metadata
+from everface.weights.names import DIT_INDEX
+from everface.weights.store import fingerprint, hash_file, locked, write_safetensors, write_text
+
+ALPHA = 64.0
+KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
+TARGET = re.compile(r"(?:blocks\.\d+\.(?:(?:self|cross)_attn\.[qkvo]|ffn\.[02])|audio_injector\.injector\.\d+\.[qkvo])\.weight")
+MERGE = "merge"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Adapter pairs by the name of the base weight: A [rank, in] and B [out, rank], still in the file."""
+
+    source: Weights
+    pairs: dict[str, tuple[str, str]]
+    rank: int
+    scale: float
+
+    def merge(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """The base weight with its adapter merged in; a weight that is not adapted comes back as it is."""
+        if name not in self.pairs:
+            return weight
+        a, b = (self.source[key] for key in self.pairs[name])
+        return merge_weight(weight, a, b, self.scale)
+
+
+def merge_weight(w_OI: torch.Tensor, a_RI: torch.Tensor, b_OR: torch.Tensor, scale: float) -> torch.Tensor:
+    """w + scale * (b @ a): product and sum in float32, one rounding to w's dtype. Returns a new tensor."""
+    return (w_OI.float() + (b_OR.float() @ a_RI.float()) * scale).to(w_OI.dtype)
+
+
+def read_lora(path: Path, alpha: float = ALPHA) -> LoRA:
+    """Read an adapter in PEFT's key form, with or without `base_model.model.` and `.default`. Reads the header only."""
+    source = open_file(path)
+    sides: dict[str, dict[str, str]] = {}
+    for key in source:
+        match = KEY.fullmatch(key)
+        if not match:
+            raise BadWeights(f"{path}: {key!r} is not a LoRA tensor; name a LoRA of Live Avatar, such as liveavatar.safetensors")
+        side = sides.setdefault(match["module"] + ".weight", {})
+        if match["side"] in side:
+            raise BadWeights(f"{path} adapts {match['module']!r} twice, as {side[match['side']]!r} and {key!r}; fetch it again")
+        side[match["side"]] = key
+    if not sides:
+        raise BadWeights(f"{path} holds no tensors; fetch it again")
+    if halves := [name for name, side in sides.items() if len(side) < 2]:
+        raise BadWeights(f"{path} has only one of lora_A and lora_B for {first_of(halves)}; fetch it again")
+    pairs = {name: (side["A"], side["B"]) for name, side in sides.items()}
+    ranks = {source.shape(a)[0] for a, _ in pairs.values() if source.shape(a)}
+    if len(ranks) != 1 or 0 in ranks:
+        raise BadWeights(f"{path} mixes the ranks {sorted(ranks)}, where one alpha and one rank give the scale; fetch it again")
+    rank = ranks.pop()
+    return LoRA(source, pairs, rank, alpha / rank)
+
+
+def check_targets(lora: LoRA, base: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Hold an adapter against the base it is for: the same weights, each of fitting shape. `shapes` are the base's."""
+    file = lora.source.files[0]
+    wanted = {name for name in base if TARGET.fullmatch(name)}
+    if surplus := lora.pairs.keys() - wanted:
+        raise BadWeights(f"{file} adapts {first_of(surplus)}, which is no target in this base: a LoRA of another model")
+    if missing := wanted - lora.pairs.keys():
+        raise BadWeights(f"{file} does not adapt {first_of(missing)}: it is incomplete or of another model, fetch it again")
+    for name, (a, b) in lora.pairs.items():
+        found, (out, *width) = (lora.source.shape(b), lora.source.shape(a)), shapes[name]
+        if found != ((out, lora.rank), (lora.rank, *width)):
+            raise BadWeights(f"{file}: {name!r} gets B x A of {found} for a base of {shapes[name]}: a LoRA of another size")
+
+
+def merged_checkpoint(base: Weights, lora_file: Path, cache: Path, alpha: float = ALPHA) -> Path:
+    """The index of base + LoRA in the cache: written shard by shard, each atomically, the index last; found there the next time.
+
+    The folder is named by the content of the LoRA (sha256) and the fingerprints of the base: a change of either merges anew.
+    A merge that was interrupted continues with the shard it had not finished.
+    """
+    lora = read_lora(lora_file, alpha)
+    check_targets(lora, base, {name: base.shape(name) for name in base if name in lora.pairs})
+    parts = {"alpha": alpha, "lora": hash_file(lora_file), "base": {f.name: fingerprint(f) for f in base.files}}
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    index = cache / "merged" / key[:16] / DIT_INDEX
+    with locked(index):
+        shards = [f for f in base.files if read_metadata(index.parent / f.name).get(MERGE) != key]
+        for shard in shards:
+            log.warning("merging %s into %s, once", lora_file.name, index.parent / shard.name)
+            shapes = {name: (base.dtype(name), base.shape(name)) for name in base.names_in(shard)}
+            write_safetensors(index.parent / shard.name, shapes, lambda name: lora.merge(name, base[name]), {MERGE: key})
+        if shards or not index.exists():
+            write_text(index, json.dumps({"metadata": parts, "weight_map": {name: base.where(name).name for name in base}}))
+    return index

@@ -1,0 +1,217 @@
+"""A session over pipelines in this process: windows, tails, epochs, the sink rule, back-pressure."""
+
+from collections import deque
+
+import pytest
+import torch
+import toy
+
+from everface.core.block import Block
+from everface.core.config import Deployment
+from everface.core.errors import BadInput, Unavailable
+from everface.runtime.pipeline import Answer, Pipeline, start
+from everface.runtime.plan import place, roles_of
+from everface.runtime.stage import Message, Stage, Tombstone
+
+BLOCK = 7680
+
+
+class Held(Pipeline):
+    """A pipeline in which a block is run when it is taken: the test decides what is in flight at an interruption."""
+
+    def __init__(self, depth: int):
+        super().__init__(depth)
+        self.stage = Stage({name: toy.build(name, toy.SPEC) for name in roles_of(3)})
+        self.blocks: deque[Block] = deque()
+        self.seen: list[Block] = []
+
+    def _put(self, message: Message) -> None:
+        if isinstance(message, Block):
+            self.seen.append(Block(**vars(message)))
+            self.blocks.append(message)
+        else:
+            self.stage.run(message)
+
+    def _take(self, timeout_s: float) -> Answer | None:
+        answer = self.stage.run(self.blocks.popleft()) if self.blocks else None
+        assert answer is None or isinstance(answer, Block | Tombstone)
+        return answer
+
+    def close(self) -> None:
+        self.blocks.clear()
+
+
+def inline() -> Pipeline:
+    return start(place(3, "inline"), toy.FACTORY, toy.SPEC, Deployment())
+
+
+def test_windows_do_not_depend_on_the_pieces() -> None:
+    back, ahead, pcm = 20_000, 1280, toy.speech(1.0)
+    count = -(-len(pcm) // BLOCK)
+    whole = torch.cat([torch.zeros(back), pcm, torch.zeros(BLOCK + ahead)])
+    expected = [whole[i * BLOCK : i * BLOCK + back + BLOCK + ahead] for i in range(count)]
+    videos = []
+    for piece in (1, 160, 7679, 12_345, len(pcm)):
+        windows = []
+
+        def condition(index: int, window: torch.Tensor, windows: list[torch.Tensor] = windows) -> dict[str, torch.Tensor]:
+            windows.append(window.clone())
+            return toy.condition(index, window[back : back + BLOCK])
+
+        with inline() as pipeline, toy.open_session(pipeline, lookback_samples=back, lookahead_samples=ahead, condition=condition) as s:
+            videos.append(torch.cat([b.frames_THW3 for b in toy.play(s, pcm, piece)]))
+        assert len(windows) == count and all(torch.equal(a, b) for a, b in zip(windows, expected))
+    assert videos[0].shape == (25, 8, 8, 3)
+    assert all(torch.equal(videos[0], video) for video in videos)
+
+
+@pytest.mark.parametrize(("samples", "frames"), [(0, 0), (1, 1), (160, 1), (640, 1), (641, 2), (7679, 12), (7680, 12), (7681, 13), (15_360, 24)])
+@pytest.mark.parametrize("ahead", [0, 640])
+def test_tail(samples: int, frames: int, ahead: int) -> None:
+    with inline() as pipeline, toy.open_session(pipeline, lookback_samples=0, lookahead_samples=ahead, condition=cut) as s:
+        blocks = toy.play(s, toy.speech(samples / 16_000))
+        assert sum(len(b.frames_THW3) for b in blocks) == frames == s.clock.frames
+        assert [b.pts for b in blocks] == [i * BLOCK for i in range(len(blocks))] and s.accepted == samples
+        assert all(len(b.frames_THW3) == 12 for b in blocks[:-1])
+
+
+def cut(index: int, window: torch.Tensor) -> dict[str, torch.Tensor]:
+    return toy.condition(index, window[:BLOCK])
+
+
+def test_a_block_waits_for_its_look_ahead() -> None:
+    with inline() as pipeline, toy.open_session(pipeline, lookback_samples=0, lookahead_samples=640, condition=cut) as s:
+        s.push(toy.speech(8319 / 16_000))
+        assert s.poll() == s.poll() == []
+        s.push(torch.zeros(1))
+        assert [b.index for b in s.poll()] == [0]
+
+
+def test_bad_sound_is_refused_and_changes_nothing() -> None:
+    with inline() as pipeline, toy.open_session(pipeline) as s:
+        for bad in (
+            torch.tensor([0.0, float("nan")]), torch.tensor([float("inf")]), torch.zeros(2, 100),
+            torch.zeros(100, dtype=torch.float64), torch.zeros(100, dtype=torch.int16), torch.zeros(160_001),
+        ):  # fmt: skip
+            with pytest.raises(BadInput):
+                s.push(bad)
+        assert s.accepted == 0 and s.push(torch.zeros(0)) and s.push(torch.zeros(10).numpy()) and s.accepted == 10
+        s.end()
+        with pytest.raises(BadInput, match="after end"):
+            s.push(torch.zeros(10))
+    with pytest.raises(Unavailable, match="closed"):
+        s.push(torch.zeros(10))
+
+
+def test_back_pressure_keeps_memory_bounded() -> None:
+    with Held(2) as pipeline, toy.open_session(pipeline, buffer_s=2.0, lookback_samples=3840) as s:
+        accepted = 0
+        while s.push(toy.speech(0.1)):
+            accepted += 1600
+        assert s.accepted == accepted and 2 * BLOCK + 32_000 - 1600 < accepted <= 2 * BLOCK + 32_000
+        assert s._pcm.numel() <= 3840 + 32_000 and s._pcm.untyped_storage().nbytes() == s._pcm.nbytes
+        assert pipeline.in_flight == 2 and pipeline.room() == 0
+        with pytest.raises(RuntimeError, match="one more than the 2"):
+            pipeline.put(Block(1, 0, 2, 0, 12, toy.noise(2)))
+        assert len(s.poll()) == 2 and s.push(toy.speech(0.1))
+
+
+def test_interruption() -> None:
+    windows: list[torch.Tensor] = []
+
+    def condition(index: int, window: torch.Tensor) -> dict[str, torch.Tensor]:
+        windows.append(window.clone())
+        return toy.condition(index, window[3840:])
+
+    with Held(3) as pipeline, toy.open_session(pipeline, lookback_samples=3840, condition=condition) as s:
+        assert s.interrupt() == 0  # nothing was pushed
+        s.push(toy.speech(3.0))
+        assert [b.index for b in s.poll()] == [0, 1, 2]
+        assert s.interrupt() == s.interrupt() == 1  # blocks 3, 4, 5 are in flight
+        assert pipeline.in_flight == 3 and s.poll() == []
+        new = toy.speech(1.2, seed=8)
+        blocks = toy.play(s, new)
+        assert [(b.index, b.epoch, b.pts) for b in blocks] == [(i, 1, 48_000 + (i - 6) * BLOCK) for i in (6, 7, 8)]
+        assert sum(len(b.frames_THW3) for b in blocks) == 30
+        assert torch.equal(windows[6], torch.cat([torch.zeros(3840), new[:BLOCK]]))  # nothing of the old sound is heard
+        assert s.interrupt() == 2 and list_of_frames(s, toy.speech(0.04)) == [(9, 2, 48_000 + 19_200)]
+        assert [b.index for b in s.clock.beats if b.delivered_s is None] == [3, 4, 5]
+
+
+def list_of_frames(s, pcm: torch.Tensor) -> list[tuple[int, int, int]]:
+    return [(b.index, b.epoch, b.pts) for b in toy.play(s, pcm)]
+
+
+def test_interruption_between_two_frames() -> None:
+    with Held(3) as pipeline, toy.open_session(pipeline) as s:
+        s.push(toy.speech(1.44))
+        s.end()
+        blocks = s.frames()
+        assert next(blocks).index == 0  # 1 and 2 are finished too, but not delivered
+        s.interrupt()
+        s.push(toy.speech(0.1))
+        s.end()
+        assert [(b.index, b.epoch) for b in blocks] == [(3, 1)]
+
+
+def test_the_sink_is_waited_for_and_rides_once() -> None:
+    with Held(6) as pipeline, toy.open_session(pipeline) as s:
+        s.push(toy.speech(6.0))
+        assert [b.index for b in pipeline.seen] == [0, 1, 2, 3] and pipeline.room() == 2
+        s.poll()
+        s.poll()
+        assert [b.index for b in pipeline.seen if "sink" in b.condition] == [4] and len(pipeline.seen) > 6
+    with Held(6) as pipeline, toy.open_session(pipeline, refresh_at=None) as s:
+        s.push(toy.speech(6.0))
+        assert len(pipeline.seen) == 6 and not any("sink" in b.condition for b in pipeline.seen)
+
+
+def test_an_interrupted_sink_rides_again() -> None:
+    with Held(3) as pipeline, toy.open_session(pipeline) as s:
+        s.push(toy.speech(3.0))
+        s.poll()
+        s.interrupt()  # block 4 is in flight with the sink
+        toy.play(s, toy.speech(1.0))
+        assert [b.index for b in pipeline.seen if "sink" in b.condition] == [4, 6]
+
+
+def test_an_interrupted_first_block_leaves_the_first_sink() -> None:
+    with Held(3) as pipeline, toy.open_session(pipeline) as s:
+        s.push(toy.speech(1.0))
+        assert s.interrupt() == 1  # block 0 has not been run
+        assert len(toy.play(s, toy.speech(3.0))) == 7
+        assert not any("sink" in b.condition for b in pipeline.seen) and len(pipeline.seen) > 6
+
+
+def test_a_missing_clean_latent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toy.Decoder, "run", toy.Toy.run)
+    with inline() as pipeline, toy.open_session(pipeline) as s:
+        s.push(toy.speech(0.48))
+        with pytest.raises(RuntimeError, match="without its clean latent"):
+            s.poll()
+            s.poll()
+
+
+def test_disorder_is_told() -> None:
+    with Held(3) as pipeline, toy.open_session(pipeline) as s:
+        s.push(toy.speech(1.44))
+        pipeline.blocks.popleft()
+        with pytest.raises(RuntimeError, match="block 1 of session 1 came where 0 of 1 was due"):
+            s.poll()
+        s._flying.clear()
+
+
+def test_sessions_one_after_the_other_are_alike() -> None:
+    with inline() as pipeline:
+        videos = []
+        for number in (1, 2):
+            with toy.open_session(pipeline, number) as s:
+                with pytest.raises(Unavailable, match=f"serves session {number}"):
+                    toy.open_session(pipeline, 9)
+                s.push(toy.speech(1.0, seed=3))
+                s.interrupt()
+                s.push(toy.speech(1.0))
+            with toy.open_session(pipeline, number + 10) as s:
+                videos.append(torch.cat([b.frames_THW3 for b in toy.play(s, toy.speech(1.0))]))
+                assert s.clock.first_frame_s and s.clock.fps and s.clock.first_frame_s > 0 and s.clock.fps > 0
+        assert torch.equal(*videos)
