@@ -10,7 +10,8 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -51,7 +52,9 @@ def _video_since(began: float, out: Path | None) -> Path | None:
 def demo(args: argparse.Namespace) -> None:
     from everface.avatar.demo import demo
 
-    _report(demo(args.out, _deployment(args), _progress()))
+    with _progress() as progress:
+        report = demo(args.out, _deployment(args), progress)
+    _report(report)
 
 
 def render(args: argparse.Namespace) -> None:
@@ -59,7 +62,9 @@ def render(args: argparse.Namespace) -> None:
     from everface.avatar.render import RenderJob, render
 
     job = RenderJob(args.picture, args.sound, args.out, args.weights, args.lora, stream, _deployment(args), args.force)
-    _report(render(job, _progress()))
+    with _progress() as progress:
+        report = render(job, progress)
+    _report(report)
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -145,17 +150,32 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _progress() -> Callable[[int, float], None] | None:
-    """Counts frames on one line of a terminal; nothing where stderr is a file."""
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int | None, float], None] | None]:
+    """A bar with frames, speed and time left on a terminal; nothing where stderr is a file."""
     if not sys.stderr.isatty():
-        return None
-    return lambda frames, fps: print(f"\r{frames} frames, {fps:.1f} fps ", end="", file=sys.stderr, flush=True)
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("frames, {task.fields[fps]:.1f} fps,"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, fps=0.0)
+        yield lambda frames, total, fps: bar.update(task, completed=frames, total=total, fps=fps)
 
 
 def _report(report: RenderReport) -> None:
-    video = f"{report.frames} frames of {report.width}x{report.height}, {report.seconds:.1f} s of video"
-    speed = f"{report.render_s:.1f} s ({report.fps:.1f} fps), the first frame after {report.first_frame_s:.2f} s"
-    print(("\n" if sys.stderr.isatty() else "") + f"{report.out}: {video} in {speed}")
+    """The figures of a render, as a short table."""
+    rows = {
+        "video": f"{report.out} ({report.width}x{report.height}, {report.seconds:.2f} s)",
+        "frames": f"{report.frames}",
+        "speed": f"{report.fps:.1f} frames per second, {report.render_s:.1f} s in all, decode and mp4 included",
+        "first frame": f"{report.first_frame_s:.2f} s after the first sound",
+        "placement": f"{report.placement}, sampler {report.sampler}, compat {report.compat}",
+        "seed": f"{report.seed}",
+    }
+    print("\n".join(f"{name:<12} {value}" for name, value in rows.items()))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -172,12 +192,12 @@ def build_parser() -> argparse.ArgumentParser:
     add = _adder(verbs)
 
     p = add("demo", demo, "render the bundled picture and voice with the bundled model", "demo")
-    p.add_argument("-o", "--out", type=Path, default=Path("out/demo"), metavar="DIR", help="folder to write to (%(default)s)")
+    p.add_argument("-o", "--out", type=Path, default=Path("out"), metavar="DIR", help="folder to write to (%(default)s)")
     _add_deployment_flags(p)
 
     p = add("render", render, "make a video of a picture saying a sound", "render face.png speech.wav -o talk.mp4")
     p.add_argument("picture", type=Path, metavar="PICTURE", help="a portrait: any still image file")
-    p.add_argument("sound", type=Path, metavar="SOUND", help="speech: any sound file, or a video with sound")
+    p.add_argument("sound", type=Path, metavar="SOUND", help="speech: wav, flac, mp3, m4a or ogg")
     p.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the video to write, .mp4")
     _add_model_flags(p)
     p.add_argument("--prompt", default="", help="a sentence about the scene, for models that read one")

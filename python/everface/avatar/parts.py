@@ -15,7 +15,6 @@ from everface.model.dit import DiT
 from everface.model.features import FrontEnd, LogMel
 from everface.model.text import NoText, Prompter, TextEncoder, UMT5Encoder, load_tokenizer
 from everface.model.vae import VAE
-from everface.model.wav2vec import Wav2Vec2, build_wav2vec2
 from everface.weights.load import Checkpoint, load_into, open_checkpoint
 
 DEFAULT_WEIGHTS = Path(__file__).parent.parent / "default"
@@ -73,6 +72,8 @@ def build_front_end(checkpoint: Checkpoint) -> FrontEnd:
     audio = checkpoint.config.audio
     if audio.kind == "logmel":
         return LogMel(audio.mels, audio.hops)
+    from everface.model.wav2vec import Wav2Vec2, build_wav2vec2  # transformers takes seconds to import
+
     sizes = json.loads((checkpoint.audio_folder() / "config.json").read_text())
     model = build_wav2vec2(sizes, dict(checkpoint.audio()))
     rate = 16_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -57,7 +58,7 @@ class RenderReport:
         return asdict(self)
 
 
-Progress = Callable[[int, float], None]  # frames done, frames per second
+Progress = Callable[[int, int | None, float], None]  # frames done, frames in all if the file says, frames per second
 
 
 def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
@@ -68,6 +69,7 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
     info = probe_sound(job.sound)
     if job.out.exists() and not job.overwrite:
         raise BadInput(f"{job.out} is there already: name another file, or pass --force to replace it")
+    total = None if info.duration_s is None else math.ceil(info.duration_s * FPS)
     began = time.perf_counter()
     with Avatar(job.weights, job.lora, job.deployment) as avatar:
         picture_3HW = avatar.fit(job.picture, job.stream)
@@ -81,7 +83,7 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
                         cut = DROPPED_FRAMES if block.index == 0 and job.stream.compat == "official" else 0
                         writer.write(block.frames_THW3[cut:].numpy())
                         if progress:
-                            progress(writer.frames, writer.frames / (time.perf_counter() - loaded))
+                            progress(writer.frames, total, writer.frames / (time.perf_counter() - loaded))
                 done, frames, first_s = time.perf_counter(), writer.frames, session.clock.first_frame_s or 0.0
     return RenderReport(
         out=str(job.out),

@@ -1,0 +1,97 @@
+"""The central promise: whatever the placement, the stream is the sequential one, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from everface.avatar.conditions import Noise
+from everface.avatar.parts import build_conditioner, build_dit
+from everface.core.config import Deployment, StreamConfig
+from everface.media.picture import fit_picture, read_picture
+from everface.model.schedule import Schedule, sink_distance
+from everface.runtime.pipeline import start
+from everface.runtime.plan import place
+from everface.runtime.session import Session
+from tests.avatar.latents import FACTORY
+
+BLOCKS, SEED, LATENT = 12, 11, (16, 8, 8)
+STREAM = StreamConfig(seed=SEED)
+DEPLOYMENT = Deployment(threads=1, timeout_s=240)
+
+
+def sound() -> torch.Tensor:
+    return 0.1 * torch.randn(BLOCKS * 12 * 640, generator=torch.Generator().manual_seed(2))
+
+
+@torch.inference_mode()
+def sequential(model: Path, face: Path, sampler: str) -> torch.Tensor:
+    """Block after block, step after step, in plain Python without the runtime. Returns latents [blocks, 16, 3, h, w]."""
+    conditioner = build_conditioner(model, None, DEPLOYMENT)
+    config, dit = build_dit(model, None, DEPLOYMENT)
+    opening = conditioner.opening(fit_picture(read_picture(face), (64, 64)), STREAM)
+    schedule, noise = Schedule.for_sampler(sampler), Noise(SEED, LATENT, 3, 4)
+    text_kv = dit.text_kv(dit.embed_text(opening["text"]))
+    caches = [dit.new_cache(8, 8) for _ in range(schedule.steps)]
+    pcm = torch.cat([torch.zeros(conditioner.lookback_samples), sound()])
+    reference, out = opening["reference"], []
+    for b in range(BLOCKS):
+        if b in (0, 4):
+            reference = reference if b == 0 else out[0][:, :1]
+            for cache in caches:
+                k, v = dit.prefill_sink(reference, opening["motion"], text_kv)
+                cache.sink_k_LCHd.copy_(k)
+                cache.sink_v_LCHd.copy_(v)
+        window = pcm[b * 7680 : b * 7680 + conditioner.lookback_samples + 7680]
+        tokens = conditioner.block(window, "everface")
+        audio = tokens["audio_local"], tokens["audio_global"]
+        x = noise(b)
+        for s, t in enumerate(schedule.timesteps):
+            v = dit(x, dit.time(t), text_kv, audio, caches[s], block_index=b, sink_distance=sink_distance(SEED, b, s))
+            x = schedule.advance(x, v, s)
+        out.append(x)
+    return torch.stack(out)
+
+
+def streamed(model: Path, face: Path, placement: str, sampler: str, refresh_at: int | None = 4) -> torch.Tensor:
+    """The same through stages, hand-offs and a session."""
+    conditioner = build_conditioner(model, None, DEPLOYMENT)
+    spec = {"weights": str(model), "lora": None, "sampler": sampler, "deployment": asdict(DEPLOYMENT)}
+    steps = Schedule.for_sampler(sampler).steps
+    with start(place(steps, placement), FACTORY, spec, DEPLOYMENT) as pipeline:
+        session = Session(
+            pipeline, 1, conditioner.opening(fit_picture(read_picture(face), (64, 64)), STREAM),
+            lambda _, pcm: conditioner.block(pcm, "everface"), Noise(SEED, LATENT, 3, 4),
+            params={"seed": SEED, "rope_fp16": False}, lookback_samples=conditioner.lookback_samples, refresh_at=refresh_at,
+        )  # fmt: skip
+        assert session.push(sound())
+        session.end()
+        parts = [block.frames_THW3.flatten().view(torch.float32).reshape(16, 3, 8, 8) for block in session.frames()]
+    return torch.stack(parts)
+
+
+@pytest.fixture(scope="module")
+def truth(small_model: Path, face: Path) -> torch.Tensor:
+    return sequential(small_model, face, "official")
+
+
+@pytest.mark.parametrize("placement", ["inline", "2", "3", "4", "5"])
+def test_every_placement_computes_the_sequential_bits(small_model: Path, face: Path, truth: torch.Tensor, placement: str) -> None:
+    latents = streamed(small_model, face, placement, "official")
+    assert latents.shape == truth.shape == (BLOCKS, 16, 3, 8, 8)
+    assert torch.isfinite(truth).all() and truth.std() > 0.1
+    assert torch.equal(latents, truth), f"largest difference {(latents - truth).abs().max():.3g}"
+
+
+def test_skip_null_in_four_processes(small_model: Path, face: Path) -> None:
+    assert torch.equal(streamed(small_model, face, "4", "skip-null"), sequential(small_model, face, "skip-null"))
+
+
+def test_the_sink_refresh_matters(small_model: Path, face: Path, truth: torch.Tensor) -> None:
+    """Without it the first clip is the same and everything after differs: the equality above includes the refresh."""
+    without = streamed(small_model, face, "inline", "official", refresh_at=None)
+    assert torch.equal(without[:4], truth[:4])
+    assert not torch.equal(without[4], truth[4])
