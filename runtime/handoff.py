@@ -10,10 +10,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch.distributed import ProcessGroupGloo
 
 from everface.runtime import wire
 from everface.runtime.stage import URGENT, Epoch, Message
@@ -27,6 +26,14 @@ Hear = Callable[[Epoch], None]
 
 class Broken(RuntimeError):
     """The hop was aborted, its peer died, or it accepted nothing in time."""
+
+
+class Group(Protocol):
+    """What a hop needs of a ProcessGroupGloo. Both calls answer a work with wait(timedelta), which raises RuntimeError."""
+
+    def send(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any: ...
+
+    def recv(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any: ...
 
 
 class Giver(Protocol):
@@ -100,7 +107,7 @@ class Local(Queue):
 class GlooGiver(Queue):
     """Upstream end of a hop to process `peer`. Tag 1 carries a length and that many bytes; a byte comes back per message taken."""
 
-    def __init__(self, group: ProcessGroupGloo, peer: int, slots: int = SLOTS, timeout_s: float = 120.0):
+    def __init__(self, group: Group, peer: int, slots: int = SLOTS, timeout_s: float = 120.0):
         super().__init__()
         self._group, self._peer, self._credits, self._timeout_s = group, peer, slots, timeout_s
         self._wire = threading.Lock()  # the length and its bytes go together
@@ -137,7 +144,7 @@ class GlooGiver(Queue):
 class GlooTaker(Queue):
     """Downstream end of a hop from process `peer`."""
 
-    def __init__(self, group: ProcessGroupGloo, peer: int, hear: Hear, timeout_s: float = 120.0):
+    def __init__(self, group: Group, peer: int, hear: Hear, timeout_s: float = 120.0):
         super().__init__()
         self._group, self._peer, self._hear, self._timeout_s = group, peer, hear, timeout_s
         self._credit = torch.ones(1, dtype=torch.uint8)

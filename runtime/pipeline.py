@@ -47,7 +47,10 @@ class Pipeline(ABC):
         return self.depth - self.in_flight
 
     def put(self, message: Message) -> None:
-        """Give a message to the first role. RuntimeError for a block beyond the depth: ask room() first."""
+        """Give a message to the first role. RuntimeError for a block beyond the depth: ask room() first.
+
+        Between processes it only sets the message on its way: a role that fails on it is told by a later call.
+        """
         if isinstance(message, Block):
             if self.room() <= 0:
                 raise RuntimeError(f"block {message.index} is one more than the {self.depth} this pipeline may hold")
@@ -144,9 +147,10 @@ class ProcessPipeline(Pipeline):
                 self._ends = [self._giver, self._taker]
                 self._supervisor.wait_all(READY, START_S)
             except BaseException as error:
+                failure = self._supervisor.failure
                 self.close()
                 if isinstance(error, RuntimeError) and not isinstance(error, Unavailable):
-                    raise Unavailable(f"the stages could not be connected: {error}") from None
+                    raise Unavailable(failure or f"the stages could not be connected, start them again: {error}") from None
                 raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -54,7 +54,7 @@ def encode(message: Message) -> torch.Tensor:
     if isinstance(message, Opening):
         header.fields, header.params, tensors = {"session": message.session}, message.params, message.tensors
     elif isinstance(message, Block):
-        header.fields = {k: getattr(message, k) for k in ("session", "epoch", "index", "pts", "frames", "last")}
+        header.fields.update((k, getattr(message, k)) for k in ("session", "epoch", "index", "pts", "frames", "last"))
         tensors = {"x": message.x, **{f"condition.{k}": t for k, t in message.condition.items()}}
     else:
         header.fields = dict(vars(message))

@@ -14,12 +14,12 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
-from torch.distributed import FileStore, ProcessGroupGloo
+from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
 from everface.core.block import Block
 from everface.core.errors import BadInput, EverfaceError
 from everface.core.log import start_log
-from everface.runtime.handoff import Broken, GlooGiver, GlooTaker
+from everface.runtime.handoff import Broken, GlooGiver, GlooTaker, Group
 from everface.runtime.stage import Epoch, Role, Stage, Stop, Tombstone
 from everface.runtime.supervisor import DONE, JOINING, READY
 
@@ -35,12 +35,12 @@ def find_factory(name: str) -> Factory:
         raise BadInput(f"role factory {name!r} cannot be imported: {error}; give it as 'module:function'") from None
 
 
-def join_group(store: str, rank: int, world: int, timeout_s: float) -> ProcessGroupGloo:
+def join_group(store: str, rank: int, world: int, timeout_s: float) -> Group:
     """Connect every process of the pipeline with every other, over the loopback interface only."""
-    options = ProcessGroupGloo._Options()
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
     options._timeout = timedelta(seconds=timeout_s)
     options._devices = [ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-    return ProcessGroupGloo(FileStore(store, world), rank, world, options)  # type: ignore[call-arg]
+    return ProcessGroupGloo(FileStore(store, world), rank, world, options)  # type: ignore[return-value]
 
 
 def serve(stage: Stage, taker: GlooTaker, giver: GlooGiver, last: bool, tell: Callable[[bytes], None]) -> None:

@@ -14,9 +14,7 @@ from everface.model.features import FrontEnd
 from everface.model.text import Prompter
 from everface.model.vae import VAE
 
-MOTION_FRAMES = 73  # the still picture, repeated, is the motion history before the stream
-MOTION_LATENTS = 19
-SETTLED_FRAMES = 29  # after so many equal frames the small default encoder's latents no longer change visibly
+MOTION_LATENTS = 19  # the motion history before the stream: the still picture, repeated
 
 
 class Conditioner:
@@ -51,7 +49,7 @@ class Conditioner:
         `picture_3HW` is float32 in -1..1. The motion history is the still picture, as upstream's pipeline has it.
         """
         picture = picture_3HW.to(self.device)
-        reference, motion = still_latents(self.vae, picture, whole=stream.compat == "official")
+        reference, motion = still_latents(self.vae, picture, self.config.still_frames)
         return {"reference": reference.cpu(), "motion": motion.cpu(), "text": self.prompter.features(stream.prompt)}
 
     @torch.inference_mode()
@@ -67,13 +65,11 @@ class Conditioner:
         return {"audio_local": local_FKD, "audio_global": global_FD}
 
 
-def still_latents(vae: VAE, picture_3HW: torch.Tensor, whole: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def still_latents(vae: VAE, picture_3HW: torch.Tensor, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents of a still picture: its one-frame latent [16, 1, h, w] and 19 latents of the still as a video.
 
-    `whole` encodes all 73 frames as upstream does. Otherwise 29 frames are encoded and the last latent, which by then
-    repeats, stands for the rest: the same picture for 40 % of the work.
+    `frames` of it are encoded, 73 upstream; of fewer, the last latent stands for those that are missing.
     """
-    frames = MOTION_FRAMES if whole else SETTLED_FRAMES
     z_16thw = vae.encode(picture_3HW[None, :, None].expand(-1, -1, frames, -1, -1))[0]
     rest = z_16thw[:, -1:].expand(-1, MOTION_LATENTS - z_16thw.shape[1], -1, -1)
     # The causal encoder sees the first frame alone, so latent 0 of the video is the one-frame latent.

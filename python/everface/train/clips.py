@@ -22,12 +22,12 @@ from everface.train.voices import held_out as is_held_out
 from everface.train.voices import mouth_targets, read_wav
 
 STILL_FRAMES = 5
-MOVING_LATENTS = 18
+MOVING_LATENTS = 16
 
 
 @dataclass
 class Clips:
-    """latents_N16Thw: float16, T = 2 still + 18 moving. features_NLCF: float16, F = 5 past + 72 video frames of sound."""
+    """latents_N16Thw: float16, T = 2 still + 16 moving. features_NLCF: float16, F = 5 past + 64 video frames of sound."""
 
     latents_N16Thw: torch.Tensor
     features_NLCF: torch.Tensor
@@ -42,7 +42,7 @@ def read_speech(folder: Path, held_out: bool) -> list[torch.Tensor]:
 
 
 def make_clip(speech: list[torch.Tensor], front: LogMel, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """One clip: rgb [3, 5 + 72, H, W] float32 and features [L, C, 5 + 72]."""
+    """One clip: rgb [3, 5 + 64, H, W] float32 and features [L, C, 5 + 64]."""
     frames = 4 * MOVING_LATENTS
     before = front.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
     need = before + frames * SAMPLES_PER_FRAME

@@ -1,6 +1,6 @@
 """The stage-1 run: a curriculum of windows over drawn clips, resumable, logged as JSON lines.
 
-    python -m everface.cli train stage1 RUN_DIR ...
+    everface train stage1 RUN --clips DIR --minutes 60
 """
 
 from __future__ import annotations

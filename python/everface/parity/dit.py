@@ -1,0 +1,157 @@
+"""The transformer's cases that need no stream: one block, and the whole model with every intermediate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from everface.core.config import DiTConfig
+from everface.core.errors import BadInput
+from everface.kernels.attention.cross import cross
+from everface.kernels.fused.qk_norm_rope_store import rotate
+from everface.model.dit import DiT
+from everface.model.layers import Block, Ring
+from everface.model.rope import frames_table
+from everface.parity.golden import Golden
+from everface.parity.report import Check
+
+
+def load_dit(file: Golden, dtype: torch.dtype = torch.float32, frames: int | None = None, tokens: int | None = None) -> DiT:
+    """The model of the folder's `dit_weights`; a block of `frames` latent frames and `tokens` tokens decides how many a ring holds."""
+    weights = file.beside("dit_weights")
+    changes: dict[str, Any] = {} if frames is None else {"block_frames": frames}
+    if tokens and "kv_cache_tokens" in file.config:
+        changes["window_blocks"] = file.config["kv_cache_tokens"] // tokens
+    model = DiT(DiTConfig.from_dict(weights.config | changes))
+    fill(model, weights, dict(weights))
+    return model.to(dtype).eval()
+
+
+def fill(model: torch.nn.Module, file: Golden, state: dict[str, torch.Tensor]) -> None:
+    """Load weights strictly. Raises BadInput when they are another model's."""
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise BadInput(f"the weights of {file.path} do not fit their configuration: {error}") from None
+
+
+def one_block(file: Golden, check: Check) -> None:
+    """Sink pass, then two noisy blocks and a small one; the rotations of the sink are given as angles."""
+    weights = file.beside("dit_weights")
+    cfg = DiTConfig.from_dict(weights.config | file.config)
+    block = Block(cfg)
+    index = int(file.setting("block").split("blocks.")[1].split()[0])
+    fill(block, file, file.below("w.") or weights.below(f"blocks.{index}."))
+    block.to(check.dtype)
+    frames, grid, tokens = file.setting("frames"), tuple(file.setting("patch_grid")), file["noisy.x"].shape[0]
+    text_kv = block.cross_attn.keys_values(file["context_emb"][None].to(check.dtype))
+    e0_noisy, e0_sink = file["e"][None, :, :, 0], file["e"][None, :1, :, 1]
+    sink_table, read_table = (
+        torch.stack((angle.cos(), angle.sin()), dim=-1) for angle in (file["sink.rope_angle"], file["noisy.cond_rope_angle"])
+    )
+    kept: list[torch.Tensor] = []
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        kept.extend((k[0], v[0]))
+        return cross(rotate(q, sink_table), rotate(k, sink_table), v)
+
+    check("sink.y", block(file["sink.x"][None, None].to(check.dtype), e0_sink, text_kv, attend), 2e-5)
+    sink_k, sink_v = kept
+    check("sink.cond_k", sink_k, 2e-5)
+    check("sink.cond_v", sink_v, 2e-5)
+    slots = file.setting("cache_tokens")
+    k, v = (torch.zeros(slots, *sink_k.shape[1:], dtype=check.dtype) for _ in "kv")
+    sink_k = rotate(sink_k, read_table)
+
+    def step(x_TD: torch.Tensor, at: int) -> torch.Tensor:
+        table = frames_table(frames * at, frames, grid, cfg.head_dim)  # type: ignore[arg-type]
+        ring = Ring(k, v, at * tokens, (at + 1) * tokens, table, sink_k, sink_v)
+        return block(x_TD.to(check.dtype).view(1, frames, -1, cfg.dim), e0_noisy, text_kv, ring)
+
+    for at in (0, 1):
+        check(f"noisy.block{at}.y", step(file["noisy.x"], at), 2e-5)
+    check("kv.k", k[: 2 * tokens], 2e-5)
+    check("kv.v", v[: 2 * tokens], 2e-5)
+    with check.part("noisy_small.y"):
+        check("noisy_small.y", step(file["noisy_small.x"], 0), 2e-5)
+
+
+def whole_model(file: Golden, check: Check) -> None:
+    """One sink pass and one forward with every intermediate, the same with rounded rotations, and blocks two thousand in."""
+    frames, tokens = file["x"].shape[1], file["x"][0].numel() // 4
+    dit = load_dit(file, check.dtype, frames, tokens)
+    audio = dit.casual_audio_encoder.encode_block(file["audio_input"])
+    context = dit.embed_text(file["context"])
+    text_kv = dit.text_kv(context)
+    ref, motion = file["ref_latents"].to(check.dtype), file["motion_latents"].to(check.dtype)
+    sink = dit.prefill_sink(ref, motion, text_kv)
+
+    def forward(name: str, **options: bool) -> torch.Tensor:
+        """The velocity of the first block on a fresh ring."""
+        cache = dit.new_cache(*ref.shape[-2:])
+        cache.sink_k_LCHd, cache.sink_v_LCHd = dit.prefill_sink(ref, motion, text_kv, **options) if options else sink
+        pose = file["pose"].to(check.dtype)
+        rel = file.setting("rel_dist")
+        velocity = dit(file["x"].to(check.dtype), dit.time(file["t"][0]), text_kv, audio, cache, 0, rel, pose, **options)
+        check(name, velocity, 5e-5)
+        return velocity
+
+    with check.part("intermediates"):
+        embeddings(file, check, dit, audio, context)
+        hooks = watch(file, check, dit)
+        dit.prefill_sink(ref, motion, text_kv)
+        velocity = forward("velocity")
+        for hook in hooks:
+            hook.remove()
+        p, q = dit.cfg.patch_size[1:]
+        cells_FRpCqc = velocity.unflatten(-1, (-1, q)).unflatten(-3, (-1, p)).permute(1, 2, 4, 3, 5, 0)
+        check("noisy.head_out", cells_FRpCqc, 5e-5)
+    for layer in range(dit.cfg.num_layers):
+        check(f"cond_k.layer{layer}", sink[0][layer], 2e-5)
+        check(f"cond_v.layer{layer}", sink[1][layer], 2e-5)
+    with check.part("velocity_fp16rope"):
+        forward("velocity_fp16rope", rope_fp16=True)
+    with check.part("large.velocity"):
+        cache = dit.new_cache(*ref.shape[-2:])
+        cache.sink_k_LCHd, cache.sink_v_LCHd = sink
+        time, rel = dit.time(file.setting("t_large")), file.setting("rel_dist")
+        made = [
+            dit(x.to(check.dtype), time, text_kv, audio, cache, block, rel)
+            for x, block in zip(file["large.x"], file.setting("large_blocks"), strict=True)
+        ]
+        check("large.velocity", torch.stack(made), 5e-5)
+
+
+def embeddings(file: Golden, check: Check, dit: DiT, audio: tuple[torch.Tensor, torch.Tensor], context: torch.Tensor) -> None:
+    """Everything that is computed before the first layer."""
+    frames = file["x"].shape[1]
+    moving, still = dit.time(file["t"]), dit.time(torch.zeros(frames))
+    for row, first in (("noisy", moving), ("sink", still)):  # rows: the frames' own time, then as many at 0
+        check(f"{row}.time_e", torch.cat((first.e_D, still.e_D)), 2e-5)
+        check(f"{row}.time_e0", torch.cat((first.e0_6D, still.e0_6D)), 2e-5)
+        check(f"{row}.context_emb", context, 2e-5)
+    ref, motion = file["ref_latents"].to(check.dtype), file["motion_latents"].to(check.dtype)
+    check("sink.tokens_in", torch.cat((dit.embed_reference(ref[None]), dit.embed_motion(motion[None])), 1), 2e-5)
+    check("noisy.tokens_in", dit.embed_patches(file["x"][None].to(check.dtype), file["pose"][None].to(check.dtype)), 2e-5)
+    check("noisy.audio_emb", audio[0], 2e-5)
+    check("noisy.audio_emb_global", audio[1], 2e-5)
+
+
+def watch(file: Golden, check: Check, dit: DiT) -> list[torch.utils.hooks.RemovableHandle]:
+    """Compare the output of every layer as it runs: the sink pass first, then the noisy block."""
+    heard, blocks = dit.cfg.audio_inject_layers, list(dit.blocks)
+    passes: list[str] = []
+
+    def after_block(block: torch.nn.Module, _args: object, out: torch.Tensor) -> None:
+        layer = blocks.index(block)
+        if layer == 0:
+            passes.append("noisy" if passes else "sink")
+        check(f"{passes[-1]}.block{layer}.out", out, 2e-5)
+        if passes[-1] == "noisy" and layer not in heard:
+            check(f"noisy.block{layer}.after_audio", out, 2e-5)
+
+    def after_audio(_module: torch.nn.Module, args: tuple, out: torch.Tensor) -> None:
+        check(f"noisy.block{heard[args[1]]}.after_audio", out, 2e-5)
+
+    return [b.register_forward_hook(after_block) for b in blocks] + [dit.audio_injector.register_forward_hook(after_audio)]
