@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.avatar.latents import FACTORY
 
 from everface.avatar.conditions import Noise
 from everface.avatar.parts import build_conditioner, build_dit
@@ -16,7 +17,6 @@ from everface.model.schedule import Schedule, sink_distance
 from everface.runtime.pipeline import start
 from everface.runtime.plan import place
 from everface.runtime.session import Session
-from tests.avatar.latents import FACTORY
 
 BLOCKS, SEED, LATENT = 12, 11, (16, 8, 8)
 STREAM = StreamConfig(seed=SEED)
@@ -31,7 +31,7 @@ def sound() -> torch.Tensor:
 def sequential(model: Path, face: Path, sampler: str) -> torch.Tensor:
     """Block after block, step after step, in plain Python without the runtime. Returns latents [blocks, 16, 3, h, w]."""
     conditioner = build_conditioner(model, None, DEPLOYMENT)
-    config, dit = build_dit(model, None, DEPLOYMENT)
+    _, dit = build_dit(model, None, DEPLOYMENT)
     opening = conditioner.opening(fit_picture(read_picture(face), (64, 64)), STREAM)
     schedule, noise = Schedule.for_sampler(sampler), Noise(SEED, LATENT, 3, 4)
     text_kv = dit.text_kv(dit.embed_text(opening["text"]))

@@ -48,8 +48,8 @@ def stream(
     text_kv = dit.text_kv(dit.embed_text(data.get("context", seq["context"])))
     times = [dit.time(t) for t in schedule.timesteps]
     caches = [dit.new_cache(8, 16) for _ in times]
-    noise = data["noise"] if "noise" in data else (data if "x_in" in data else seq).get("x_in", seq.get("noise"))[: len(data["rel_dist"])]
-    noise = noise[:, 0] if noise.dim() == 6 else noise
+    source = data if {"noise", "x_in"} & set(data) else seq
+    noise = source["noise"] if "noise" in source else source["x_in"][:, 0]
     checked = 0
     for b in range(len(data["rel_dist"])):
         if b in sinks:

@@ -76,7 +76,8 @@ class Avatar:
         if self.config.size and stream.size and tuple(stream.size) != tuple(self.config.size):
             height, width = self.config.size
             raise BadInput(f"these weights were trained at {width}x{height} only: leave --size out, or choose other weights")
-        return fit_picture(image_HW3, size or target_size(*image_HW3.shape[:2], stream.area), stream.compat)
+        height, width = image_HW3.shape[:2]
+        return fit_picture(image_HW3, size or target_size(height, width, stream.area), stream.compat)
 
     def start(self, stream: StreamConfig) -> Pipeline:
         """Start the stages, once."""

@@ -7,6 +7,7 @@ import platform
 import statistics
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -65,7 +66,7 @@ def bench(
             if repeat:
                 fps.append(frames / (stamps[-1] - began))
                 first_ms.append(1e3 * (stamps[0] - began))
-                block_ms.append(1e3 * statistics.median(b - a for a, b in zip(stamps, stamps[1:])))
+                block_ms.append(1e3 * statistics.median(b - a for a, b in pairwise(stamps)))
     return BenchReport(
         fps=statistics.median(fps),
         fps_each=tuple(round(f, 1) for f in fps),

@@ -75,16 +75,16 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
         picture_3HW = avatar.fit(job.picture, job.stream)
         height, width = picture_3HW.shape[-2:]
         channels = 1 if info.channels > 2 else info.channels
-        with VideoWriter(job.out, height, width, info.rate_hz, channels) as writer:
-            with avatar.open(picture_3HW, job.stream) as session:
-                loaded = time.perf_counter()
-                for blocks in _feed(session, job.sound, info.rate_hz, channels, writer):
-                    for block in blocks:
-                        cut = DROPPED_FRAMES if block.index == 0 and job.stream.compat == "official" else 0
-                        writer.write(block.frames_THW3[cut:].numpy())
-                        if progress:
-                            progress(writer.frames, total, writer.frames / (time.perf_counter() - loaded))
-                done, frames, first_s = time.perf_counter(), writer.frames, session.clock.first_frame_s or 0.0
+        writing = VideoWriter(job.out, height, width, info.rate_hz, channels)
+        with writing as writer, avatar.open(picture_3HW, job.stream) as session:
+            loaded = time.perf_counter()
+            for blocks in _feed(session, job.sound, info.rate_hz, channels, writer):
+                for block in blocks:
+                    cut = DROPPED_FRAMES if block.index == 0 and job.stream.compat == "official" else 0
+                    writer.write(block.frames_THW3[cut:].numpy())
+                    if progress:
+                        progress(writer.frames, total, writer.frames / (time.perf_counter() - loaded))
+            done, frames, first_s = time.perf_counter(), writer.frames, session.clock.first_frame_s or 0.0
     return RenderReport(
         out=str(job.out),
         frames=frames,

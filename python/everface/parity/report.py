@@ -16,7 +16,7 @@ HALF_TOLERANCE = 0.03  # bfloat16: RMS of the error over RMS of what is wanted
 
 @dataclass(frozen=True)
 class Line:
-    """One tensor. `status`: ok, MISS, absent (the folder cannot show it: `note` says why) or unused (no comparison knows it).
+    """One tensor. `status`: ok, MISS, absent (the folder cannot show it: `note` says why) or unused (no comparison needs it).
 
     `error` is the largest absolute error for unit "abs", steps of bfloat16 for "ulp", RMS of the error over RMS of the wanted for "rms".
     """
@@ -75,7 +75,7 @@ class Check:
     def close(self) -> list[Line]:
         """All lines, with those of tensors that nothing looked at, and of a case in which nothing could be compared."""
         unused = [name for name in self.file if name not in self.file.used]
-        self.lines += [Line(self.file.path.stem, name, "unused", note="no comparison knows it") for name in unused]
+        self.lines += [Line(self.file.path.stem, name, "unused", note="no comparison needs it") for name in unused]
         if not any(line.error is not None for line in self.lines):
             self.absent("(the case)", "nothing in it could be compared")
         return self.lines

@@ -67,7 +67,7 @@ def run(folder: Path, case: str | None = None, dtype: str = "float32", as_json: 
     else:
         compared = total["ok"] + total["MISS"]
         print(
-            f"{len(files)} cases, {compared} tensors compared in {dtype}: {total['MISS']} miss"
+            f"{len(files)} case{'s' * (len(files) != 1)}, {compared} tensors compared in {dtype}: {total['MISS']} miss"
             f"; {total['absent']} absent, {total['unused']} unused"
         )
     return 1 if total["MISS"] else 0

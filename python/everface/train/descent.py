@@ -61,7 +61,7 @@ class Optimiser:
                 m = self.state.setdefault(f"{name}.momentum", torch.zeros_like(g))
                 m.lerp_(g, 1 - self.momentum)
                 update = g.lerp(m, self.momentum).flatten(1)
-                groups[tuple(update.shape)].append((p, update))
+                groups[(update.shape[0], update.shape[1])].append((p, update))
             else:
                 self._adam(name, p, g, lr / 2)
         for (rows, cols), members in groups.items():

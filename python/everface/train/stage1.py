@@ -20,8 +20,8 @@ from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.model.dit import DiT
 from everface.train.clips import Clips, read_clips
-from everface.train.forcing import Window, WindowModel, draw_window, region_weight, window_loss
 from everface.train.descent import Ema, Optimiser, autocast, read_checkpoint, write_checkpoint
+from everface.train.forcing import Window, WindowModel, draw_window, region_weight, window_loss
 
 # The default model's transformer: small enough for two CPU cores in real time, official classes and key names.
 TINY = DiTConfig(

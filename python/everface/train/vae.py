@@ -19,7 +19,7 @@ from everface.core.config import VAEConfig
 from everface.model.vae import VAE
 from everface.model.vae_layers import CausalConv3d, ResidualBlock, TemporalStride
 from everface.train.characters import eyes_box, mouth_box, neutral, render, sample_identity, sample_motion
-from everface.train.descent import Ema, Optimiser, Progress, autocast, read_checkpoint, write_checkpoint
+from everface.train.descent import Ema, Optimiser, autocast, read_checkpoint, write_checkpoint
 
 TINY_VAE = VAEConfig(
     dim=16, dim_mult=(1, 2, 4, 6), encoder_blocks=(1, 1, 1, 1), decoder_blocks=(2, 1, 1, 1), mean=(0.0,) * 16, std=(1.0,) * 16
