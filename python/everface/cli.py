@@ -113,6 +113,12 @@ def train_stage1(args: argparse.Namespace) -> None:
     print(train_stage1(args.run, args.clips, Stage1(minutes=args.minutes, seed=args.seed), device=args.device))
 
 
+def train_bundle(args: argparse.Namespace) -> None:
+    from everface.train.bundle import bundle
+
+    print(bundle(args.vae, args.run, args.out))
+
+
 def train_evaluate(args: argparse.Namespace) -> int:
     from everface.train.evaluate import table
     from everface.train.judge import judge
@@ -282,10 +288,15 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     p.add_argument("--clips", type=Path, required=True, metavar="DIR", help="folder of clips, from `train data`")
     training(p, minutes=60)
 
+    p = add("bundle", train_bundle, "make a model folder of two finished runs", "bundle runs/dit --vae runs/vae -o model")
+    p.add_argument("run", type=Path, metavar="RUN", help="folder of a finished `train stage1`")
+    p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`")
+    p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the model folder to write")
+
     p = add("evaluate", train_evaluate, "judge a model on characters and voices it never saw", "evaluate -o out/evaluate")
     p.add_argument("-o", "--out", type=Path, default=Path("out/evaluate"), metavar="DIR", help="for the report (%(default)s)")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder of the model (the bundled one)")
     p.add_argument("--speech", type=Path, metavar="DIR", help="folder of speech to take voices from (made anew, needs espeak-ng)")
-    p.add_argument("--characters", type=_count, default=8, metavar="N", help="how many (%(default)s)")
-    p.add_argument("--seconds", type=_count, default=6, metavar="S", help="of speech each (%(default)s)")
+    p.add_argument("--characters", type=_count, default=16, metavar="N", help="how many (%(default)s)")
+    p.add_argument("--seconds", type=_count, default=10, metavar="S", help="of speech each (%(default)s)")
     _add_deployment_flags(p)

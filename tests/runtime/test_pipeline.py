@@ -66,7 +66,7 @@ def alive(pid: int) -> bool:
         return False
 
 
-def play_into_failure(s, match: str, within_s: float = 10.0) -> None:
+def play_into_failure(s, match: str, within_s: float = 30.0) -> None:
     """Push until the pipeline fails, and be told why in one sentence; `within_s` leaves room for a busy machine."""
     start_s = time.monotonic()
     with pytest.raises(Unavailable, match=match) as caught:
@@ -85,8 +85,8 @@ def test_two_processes_and_a_silent_stage(references: dict[int, torch.Tensor]) -
         pids = render_both(pipeline, references)
         with toy.open_session(pipeline) as s:
             os.kill(pids[1], signal.SIGSTOP)
-            pipeline._supervisor.timeout_s = 3.0
-            play_into_failure(s, r"^stage step2\+step3\+decode was silent for 3 s with work in flight")
+            pipeline._supervisor.timeout_s = 5.0
+            play_into_failure(s, r"^stage step2\+step3\+decode was silent for 5 s with work in flight")
         assert_gone(pids)
 
 

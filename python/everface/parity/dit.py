@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
@@ -17,15 +20,21 @@ from everface.parity.golden import Golden
 from everface.parity.report import Check
 
 
-def load_dit(file: Golden, dtype: torch.dtype = torch.float32, frames: int | None = None, tokens: int | None = None) -> DiT:
-    """The model of the folder's `dit_weights`; a block of `frames` latent frames and `tokens` tokens decides how many a ring holds."""
+def load_dit(file: Golden, dtype: torch.dtype = torch.float32, x_16Fhw: torch.Tensor | None = None) -> DiT:
+    """The model of the folder's `dit_weights`; the size of one noisy block decides how many of them a ring holds."""
     weights = file.beside("dit_weights")
-    changes: dict[str, Any] = {} if frames is None else {"block_frames": frames}
-    if tokens and "kv_cache_tokens" in file.config:
-        changes["window_blocks"] = file.config["kv_cache_tokens"] // tokens
-    model = DiT(DiTConfig.from_dict(weights.config | changes))
+    cfg = DiTConfig.from_dict(weights.config)
+    if x_16Fhw is not None:
+        cfg = replace(cfg, block_frames=x_16Fhw.shape[1])
+        cfg = replace(cfg, window_blocks=file.setting("kv_cache_tokens") // block_tokens(cfg, x_16Fhw))
+    model = DiT(cfg)
     fill(model, weights, dict(weights))
     return model.to(dtype).eval()
+
+
+def block_tokens(cfg: DiTConfig, x_16Fhw: torch.Tensor) -> int:
+    """How many tokens a noisy block makes."""
+    return x_16Fhw[0].numel() // math.prod(cfg.patch_size)
 
 
 def fill(model: torch.nn.Module, file: Golden, state: dict[str, torch.Tensor]) -> None:
@@ -79,8 +88,7 @@ def one_block(file: Golden, check: Check) -> None:
 
 def whole_model(file: Golden, check: Check) -> None:
     """One sink pass and one forward with every intermediate, the same with rounded rotations, and blocks two thousand in."""
-    frames, tokens = file["x"].shape[1], file["x"][0].numel() // 4
-    dit = load_dit(file, check.dtype, frames, tokens)
+    dit = load_dit(file, check.dtype, file["x"])
     audio = dit.casual_audio_encoder.encode_block(file["audio_input"])
     context = dit.embed_text(file["context"])
     text_kv = dit.text_kv(context)
@@ -89,7 +97,7 @@ def whole_model(file: Golden, check: Check) -> None:
 
     def forward(name: str, **options: bool) -> torch.Tensor:
         """The velocity of the first block on a fresh ring."""
-        cache = dit.new_cache(*ref.shape[-2:])
+        cache = dit.new_cache(ref.shape[-2], ref.shape[-1])
         cache.sink_k_LCHd, cache.sink_v_LCHd = dit.prefill_sink(ref, motion, text_kv, **options) if options else sink
         pose = file["pose"].to(check.dtype)
         rel = file.setting("rel_dist")
@@ -99,11 +107,9 @@ def whole_model(file: Golden, check: Check) -> None:
 
     with check.part("intermediates"):
         embeddings(file, check, dit, audio, context)
-        hooks = watch(file, check, dit)
-        dit.prefill_sink(ref, motion, text_kv)
-        velocity = forward("velocity")
-        for hook in hooks:
-            hook.remove()
+        with watched(check, dit):
+            dit.prefill_sink(ref, motion, text_kv)
+            velocity = forward("velocity")
         p, q = dit.cfg.patch_size[1:]
         cells_FRpCqc = velocity.unflatten(-1, (-1, q)).unflatten(-3, (-1, p)).permute(1, 2, 4, 3, 5, 0)
         check("noisy.head_out", cells_FRpCqc, 5e-5)
@@ -113,7 +119,7 @@ def whole_model(file: Golden, check: Check) -> None:
     with check.part("velocity_fp16rope"):
         forward("velocity_fp16rope", rope_fp16=True)
     with check.part("large.velocity"):
-        cache = dit.new_cache(*ref.shape[-2:])
+        cache = dit.new_cache(ref.shape[-2], ref.shape[-1])
         cache.sink_k_LCHd, cache.sink_v_LCHd = sink
         time, rel = dit.time(file.setting("t_large")), file.setting("rel_dist")
         made = [
@@ -138,7 +144,8 @@ def embeddings(file: Golden, check: Check, dit: DiT, audio: tuple[torch.Tensor, 
     check("noisy.audio_emb_global", audio[1], 2e-5)
 
 
-def watch(file: Golden, check: Check, dit: DiT) -> list[torch.utils.hooks.RemovableHandle]:
+@contextmanager
+def watched(check: Check, dit: DiT) -> Iterator[None]:
     """Compare the output of every layer as it runs: the sink pass first, then the noisy block."""
     heard, blocks = dit.cfg.audio_inject_layers, list(dit.blocks)
     passes: list[str] = []
@@ -154,4 +161,9 @@ def watch(file: Golden, check: Check, dit: DiT) -> list[torch.utils.hooks.Remova
     def after_audio(_module: torch.nn.Module, args: tuple, out: torch.Tensor) -> None:
         check(f"noisy.block{heard[args[1]]}.after_audio", out, 2e-5)
 
-    return [b.register_forward_hook(after_block) for b in blocks] + [dit.audio_injector.register_forward_hook(after_audio)]
+    hooks = [b.register_forward_hook(after_block) for b in blocks] + [dit.audio_injector.register_forward_hook(after_audio)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

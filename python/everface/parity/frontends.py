@@ -89,8 +89,8 @@ def audio_bucket(file: Golden, check: Check) -> None:
     with check.part("bucket.values.out"):
         held, frames = file["bucket.values.in"], file["bucket.values.out"].shape[0]
         clips = (c for c in range(1, frames + 1) if frames % c == 0 and len(bucket_rows(held.shape[1], frames // c)) == frames)
-        clip_frames = frames // next(clips, 1)  # the file says how many frames all clips have; any cut of them gives the same rows
-        check("bucket.values.out", bucket(held, clip_frames).permute(2, 0, 1), 0)
+        # the file says how many frames all clips have; any cut of them gives the same rows
+        check("bucket.values.out", bucket(held, frames // next(clips, 1)).permute(2, 0, 1), 0)
 
 
 def preprocess(file: Golden, check: Check) -> None:

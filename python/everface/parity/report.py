@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -33,7 +34,11 @@ class Line:
         head = f"{self.case:<24} {self.tensor:<46} "
         if self.error is None:
             return f"{head}{self.status:<7} {self.note}"
-        return f"{head}{self.error:8.1e} of {self.tolerance:7.1e} {self.unit} {self.status}{f'  {self.note}' if self.note else ''}"
+        return f"{head}{self.error:8.1e} of {self.tolerance:7.1e} {self.unit} {self.status}  {self.note}".rstrip()
+
+    def to_dict(self) -> dict[str, str | float | None]:
+        """For JSON, which knows no infinity: an error that is not finite is None."""
+        return asdict(self) | {"error": self.error if self.error is None or math.isfinite(self.error) else None}
 
 
 class Check:
@@ -56,7 +61,7 @@ class Check:
             note = f"shape {list(got.shape)}, wanted {list(wanted.shape)}"
             self.lines.append(Line(self.file.path.stem, name, "MISS", math.inf, tolerance, unit, note))
             return
-        if self.dtype != torch.float32:
+        if self.dtype != torch.float32 and wanted.is_floating_point():
             tolerance, unit = HALF_TOLERANCE, "rms"
         error = distance(got.reshape(wanted.shape), wanted, unit)
         self.lines.append(Line(self.file.path.stem, name, "ok" if error <= tolerance else "MISS", error, tolerance, unit))
@@ -98,7 +103,5 @@ def _order(x: torch.Tensor) -> torch.Tensor:
 
 def count(lines: Iterable[Line]) -> dict[str, int]:
     """How many lines of each status."""
-    total = dict.fromkeys(("ok", "MISS", "absent", "unused"), 0)
-    for line in lines:
-        total[line.status] += 1
-    return total
+    found = Counter(line.status for line in lines)
+    return {status: found[status] for status in ("ok", "MISS", "absent", "unused")}

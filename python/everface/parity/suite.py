@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -43,7 +42,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def run(folder: Path, case: str | None = None, dtype: str = "float32", as_json: bool = False) -> int:
-    """Compare, print a line a tensor and a summary, or one JSON object. 0 when nothing misses, 1 when something does.
+    """Compare, print a line a tensor and a summary, or one JSON object. 0 when something was compared and nothing misses, else 1.
 
     `case` names a case, a file, or the beginning of several. bfloat16 runs the transformer's cases only and holds the relative RMS error
     to its own tolerance. Raises BadInput on a folder without golden data, a case it lacks, another dtype.
@@ -63,14 +62,14 @@ def run(folder: Path, case: str | None = None, dtype: str = "float32", as_json: 
             print("\n".join(map(str, found)), flush=True)
     total = count(lines)
     if as_json:
-        print(json.dumps({"folder": str(folder), "dtype": dtype, **total, "lines": [asdict(line) for line in lines]}))
+        print(json.dumps({"folder": str(folder), "dtype": dtype, **total, "lines": [line.to_dict() for line in lines]}))
     else:
         compared = total["ok"] + total["MISS"]
         print(
             f"{len(files)} case{'s' * (len(files) != 1)}, {compared} tensors compared in {dtype}: {total['MISS']} miss"
             f"; {total['absent']} absent, {total['unused']} unused"
         )
-    return 1 if total["MISS"] else 0
+    return 1 if total["MISS"] or not total["ok"] else 0
 
 
 @torch.no_grad()

@@ -62,11 +62,14 @@ def make_clip(speech: list[torch.Tensor], front: LogMel, generator: torch.Genera
     return rgb, front.features(window, PAST_FRAMES + frames)
 
 
-def make_clips(folder: Path, speech_folder: Path, vae: VAE, count: int, seed: int, minutes: float, shard: int = 50) -> None:
-    """Write shards of clips into `folder` until `count` clips or the time is reached. Resumes after the last whole shard."""
+def make_clips(
+    folder: Path, speech_folder: Path, vae: VAE, count: int, seed: int, minutes: float, begin: int = 0, shard: int = 50
+) -> None:
+    """Write shards of clips begin..count into `folder` while the time lasts. Resumes; clip n depends on (seed, n) only, so
+    several processes may share the work."""
     folder.mkdir(parents=True, exist_ok=True)
     speech, front, end = read_speech(speech_folder, held_out=False), LogMel(), time.monotonic() + 60 * minutes
-    for first in range(0, count, shard):
+    for first in range(begin, count, shard):
         path = folder / f"{first:05d}.safetensors"
         if path.exists():
             continue
