@@ -1,0 +1,103 @@
+"""The optimiser, the average and the checkpoint; then both training loops at miniature size, stopped and resumed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from tests.train.test_forcing import SMALL
+from torch import nn
+
+from everface.core.config import VAEConfig
+from everface.model.dit import DiT
+from everface.model.vae import VAE
+from everface.train.descent import Ema, Optimiser, Progress, orthogonalise, read_checkpoint, write_checkpoint
+from everface.train.stage1 import Stage1, train_stage1
+from everface.train.vae import TINY_VAE, VAEPlan, train_vae
+
+
+def test_orthogonalise_evens_out_the_singular_values() -> None:
+    g = torch.Generator().manual_seed(0)
+    for rows, cols in ((16, 48), (48, 16), (32, 32)):
+        x = torch.randn(3, rows, cols, generator=g) * torch.logspace(0, -1, cols)
+        values = torch.linalg.svdvals(orthogonalise(x))
+        assert values.max() < 1.35 and values.median() > 0.6
+        assert torch.linalg.svdvals(x).max() / torch.linalg.svdvals(x).min() > values.max() / values.min()
+
+
+def problem() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(12, 32), nn.GELU(), nn.Linear(32, 12))
+    x = torch.randn(64, 12)
+    return net, x, torch.tanh(x.flip(1)) + x.roll(3, 1)
+
+
+def descend(net: nn.Module, x: torch.Tensor, y: torch.Tensor, optimiser: Optimiser, ema: Ema, steps: int) -> float:
+    for _ in range(steps):
+        loss = (net(x) - y).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step(2e-2)
+        ema.update(net)
+    return loss.item()
+
+
+def test_descent_and_a_checkpoint_that_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    net, x, y = problem()
+    optimiser, ema = Optimiser(net), Ema(net, 0.9)
+    first = descend(net, x, y, optimiser, ema, 1)
+    descend(net, x, y, optimiser, ema, 39)
+    write_checkpoint(tmp_path, net, ema, optimiser, Progress(40, 12.5))
+    last = descend(net, x, y, optimiser, ema, 10)
+    assert last < 0.2 * first
+
+    other, _, _ = problem()
+    optimiser_2, ema_2 = Optimiser(other), Ema(other, 0.9)
+    assert read_checkpoint(tmp_path, other, ema_2, optimiser_2) == Progress(40, 12.5)
+    assert descend(other, x, y, optimiser_2, ema_2, 10) == last
+    for n, p in net.named_parameters():
+        assert torch.equal(p, other.get_parameter(n)) and torch.equal(ema.weights[n], ema_2.weights[n])
+
+
+def test_swapped_weights_come_back() -> None:
+    net, x, y = problem()
+    ema = Ema(net, 0.9)
+    descend(net, x, y, Optimiser(net), ema, 5)
+    own = net(x)
+    with ema.swapped(net):
+        assert not torch.equal(net(x), own)
+    assert torch.equal(net(x), own)
+
+
+def test_vae_training_falls_resumes_and_leaves_a_model(tmp_path: Path) -> None:
+    config = replace(TINY_VAE, dim=4, dim_mult=(1, 2, 2, 2))
+    plan = VAEPlan(minutes=0.12, clips=3, unseen=1, singles=1.0, warmup_steps=2)
+    train_vae(tmp_path, plan, config)
+    steps = json.loads((tmp_path / "progress.json").read_text())["step"]
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps >= 5 and rows[-1]["psnr"] > 5
+    first = rows[0].get("loss", 0)
+    path = train_vae(tmp_path, replace(plan, minutes=0.2), config)
+    assert json.loads((tmp_path / "progress.json").read_text())["step"] > steps
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert not first or rows[-2].get("loss", 0) < first
+    VAE(VAEConfig.from_dict(json.loads((tmp_path / "vae.json").read_text()))).load_state_dict(load_file(path), strict=True)
+    assert rows[-1]["psnr"] > rows[0].get("psnr", 0)
+
+
+def test_stage1_falls_resumes_and_leaves_a_model(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(0)
+    clips = {"latents": torch.randn(80, 16, 18, 8, 8, generator=g).half(), "features": torch.randn(80, 1, 12, 69, generator=g).half()}
+    (tmp_path / "clips").mkdir()
+    save_file(clips, tmp_path / "clips" / "00000.safetensors")
+    plan = Stage1(minutes=0.12, warmup_steps=3, curriculum=((0.0, 2, 2), (0.5, 5, 1)))
+    train_stage1(tmp_path / "run", tmp_path / "clips", plan, SMALL)
+    steps = json.loads((tmp_path / "run" / "progress.json").read_text())["step"]
+    path = train_stage1(tmp_path / "run", tmp_path / "clips", replace(plan, minutes=0.2), SMALL)
+    assert json.loads((tmp_path / "run" / "progress.json").read_text())["step"] > steps >= 5
+    DiT(SMALL).load_state_dict(load_file(path), strict=True)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert len(rows) < 2 or rows[-1]["loss"] < rows[0]["loss"]
