@@ -52,7 +52,8 @@ def encode(message: Message) -> torch.Tensor:
     """The message as a uint8 tensor on the CPU. Raises BadInput for a dtype the wire does not know, or beyond MOST_BYTES."""
     header, tensors = Header(KINDS[type(message)]), {}
     if isinstance(message, Opening):
-        header.fields, header.params, tensors = {"session": message.session}, message.params, message.tensors
+        header.fields["session"] = message.session
+        header.params, tensors = message.params, message.tensors
     elif isinstance(message, Block):
         header.fields.update((k, getattr(message, k)) for k in ("session", "epoch", "index", "pts", "frames", "last"))
         tensors = {"x": message.x, **{f"condition.{k}": t for k, t in message.condition.items()}}

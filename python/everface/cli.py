@@ -128,6 +128,24 @@ def train_evaluate(args: argparse.Namespace) -> int:
     return 0 if report["pass"] else 1
 
 
+def simulate(args: argparse.Namespace) -> None:
+    from everface.runtime.plan import place
+    from everface.runtime.simulate import Times, paper_table, simulate
+
+    if args.paper:
+        print(f"{'configuration':<20} {'fps':>6} {'paper':>6}   {'first frame':>11} {'paper':>6}")
+        for what, fps, paper_fps, first_ms, paper_ms in paper_table():
+            print(f"{what:<20} {fps:6.1f} {paper_fps:6.1f}   {first_ms:8.0f} ms {paper_ms or '-':>6}")
+        return
+    plan = place(args.steps, args.devices)
+    times = Times(args.step_ms, args.decode_ms, args.hop_ms, jitter=args.jitter)
+    report = asdict(simulate(plan, times, sessions=args.sessions, live=args.live))
+    print(f"{'placement':<15} {' | '.join('+'.join(device) for device in plan.devices)}")
+    for name, value in report.items():
+        values = value if isinstance(value, tuple) else (value,)
+        print(f"{name:<15} {' '.join(f'{v:.3g}' if v < 10 else f'{v:.1f}' for v in values)}")
+
+
 def doctor(args: argparse.Namespace) -> int:
     from everface.doctor import doctor
 
@@ -222,6 +240,17 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--case", help="only this case")
     p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="compute in it (%(default)s)")
     p.add_argument("--json", action="store_true", help="print JSON")
+
+    p = add("simulate", simulate, "foretell rate and first frame from measured times", "simulate --devices 5 --step-ms 122 --decode-ms 69")
+    p.add_argument("--paper", action="store_true", help="the paper's configurations beside its figures, and nothing else")
+    p.add_argument("--devices", type=_count, default=5, metavar="N", help="1 to 5 (%(default)s)")
+    p.add_argument("--steps", type=_count, default=4, metavar="N", help="forwards a block (%(default)s)")
+    p.add_argument("--step-ms", type=float, default=265.5, metavar="MS", help="one forward (%(default)s, the paper's)")
+    p.add_argument("--decode-ms", type=float, default=150.0, metavar="MS", help="decoding a block (%(default)s)")
+    p.add_argument("--hop-ms", type=float, default=0.5, metavar="MS", help="from device to device (%(default)s)")
+    p.add_argument("--jitter", type=float, default=0.0, metavar="CV", help="of all times, standard deviation / mean (%(default)s)")
+    p.add_argument("--sessions", type=_count, default=1, metavar="N", help="viewers (%(default)s)")
+    p.add_argument("--live", action="store_true", help="sound comes as it is spoken, not at once")
 
     p = add("pull", pull, "download the official weights, 47 GB, resumable", "pull")
     p.add_argument("--dir", type=Path, metavar="DIR", help="where to (live-avatar in the cache, which EVERFACE_CACHE names)")
