@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -24,7 +24,6 @@ from everface.core.log import start_log
 
 if TYPE_CHECKING:
     from everface.avatar.render import RenderReport
-    from everface.train.vae import VAEPlan
 
 PLACEMENTS = ("inline", "1", "2", "3", "4", "5")
 
@@ -97,16 +96,15 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def train_vae(args: argparse.Namespace) -> None:
-    from everface.train.vae import train_vae
+    from everface.train.vae import VAEPlan, train_vae
 
-    print(train_vae(args.run, _vae_plan(args), device=args.device, decoder_of=args.decoder_of))
+    print(train_vae(args.run, VAEPlan(minutes=args.minutes, clips=args.clips, seed=args.seed), device=args.device))
 
 
-def _vae_plan(args: argparse.Namespace) -> VAEPlan:
-    from everface.train.vae import VAEPlan
+def train_decoder(args: argparse.Namespace) -> None:
+    from everface.train.decoder import DecoderPlan, train_decoder
 
-    plan = VAEPlan(minutes=args.minutes, clips=args.clips, seed=args.seed)
-    return plan if args.decoder_of is None else replace(plan, singles=0.0, decay_from=0.2, lr=plan.lr / 2)
+    print(train_decoder(args.run, args.vae, args.data, DecoderPlan(minutes=args.minutes, seed=args.seed), device=args.device))
 
 
 def train_data(args: argparse.Namespace) -> None:
@@ -312,7 +310,6 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     p = add("vae", train_vae, "teach the video codec on drawn characters, resumable", "vae runs/vae --minutes 40")
     p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: frames, log, checkpoint, weights")
     p.add_argument("--clips", type=_count, default=1200, metavar="N", help="characters to draw (%(default)s)")
-    p.add_argument("--decoder-of", type=Path, metavar="RUN", help="train only the decoder of this finished run further")
     training(p, minutes=40)
 
     p = add("data", train_data, "make speech and clips for stage1, resumable; needs espeak-ng", "data runs/data --vae runs/vae")
@@ -320,6 +317,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`")
     p.add_argument("--clips", type=_count, default=4000, metavar="N", help="how many (%(default)s)")
     training(p, minutes=60, device=False)
+
+    p = add("decoder", train_decoder, "teach the codec's decoder long streams", "decoder runs/decoder --vae runs/vae --data runs/data")
+    p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: log, checkpoint, weights")
+    p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`")
+    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder that `train data` filled, with the same seed")
+    training(p, minutes=10)
 
     p = add("stage1", train_stage1, "teach the transformer by diffusion forcing, resumable", "stage1 runs/dit --clips runs/data/clips")
     p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: log, checkpoint, weights")

@@ -87,13 +87,6 @@ def test_vae_training_falls_resumes_and_leaves_a_model(tmp_path: Path) -> None:
     VAE(VAEConfig.from_dict(json.loads((tmp_path / "vae.json").read_text()))).load_state_dict(load_file(path), strict=True)
     assert rows[-1]["psnr"] > rows[0].get("psnr", 0)
 
-    # The decoder alone goes on: every latent stays what it was.
-    further = train_vae(tmp_path / "further", replace(plan, minutes=0.06, singles=0.0), decoder_of=tmp_path)
-    before, after = load_file(path), load_file(further)
-    assert (tmp_path / "further" / "vae.json").read_text() == (tmp_path / "vae.json").read_text()
-    assert all(torch.equal(before[k], after[k]) for k in before if k.startswith(("encoder.", "conv1.")))
-    assert not torch.equal(before["decoder.head.2.weight"], after["decoder.head.2.weight"])
-
 
 def test_stage1_falls_resumes_and_leaves_a_model(tmp_path: Path) -> None:
     g = torch.Generator().manual_seed(0)

@@ -42,23 +42,11 @@ class VAEPlan:
     seed: int = 1
 
 
-def train_vae(
-    run_dir: Path, plan: VAEPlan, config: VAEConfig = TINY_VAE, device: str = "cpu", decoder_of: Path | None = None
-) -> Path:
-    """Train, measure the latents' mean and std, and write run_dir/vae.safetensors and vae.json. Resumes.
-
-    `decoder_of`: a finished run whose decoder is trained further while its encoder, and so every latent, stays as it is: a
-    transformer trained on those latents stays valid.
-    """
+def train_vae(run_dir: Path, plan: VAEPlan, config: VAEConfig = TINY_VAE, device: str = "cpu") -> Path:
+    """Train, measure the latents' mean and std, and write run_dir/vae.safetensors and vae.json. Resumes."""
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
-    if decoder_of:
-        config = VAEConfig.from_dict(json.loads((decoder_of / "vae.json").read_text()))
     vae = new_vae(config).to(device)
-    if decoder_of:
-        vae.load_state_dict(load_file(decoder_of / "vae.safetensors"))
-        for part in (vae.encoder, vae.conv1):
-            part.requires_grad_(False)
     optimiser, ema = Optimiser(vae), Ema(vae, plan.ema)
     progress = read_checkpoint(run_dir, vae, ema, optimiser)
     clips = draw_clips(run_dir, plan.clips, plan.seed)
@@ -71,8 +59,7 @@ def train_vae(
             generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + progress.step)
             video, mask = draw_batch(clips, weight, done < plan.singles, generator)
             with autocast(device):
-                with torch.set_grad_enabled(decoder_of is None):
-                    z = vae.encode(video.to(device))
+                z = vae.encode(video.to(device))
                 out = vae.decode(z + 0.05 * torch.randn(z.shape, generator=generator).to(z))
             loss = vae_loss(out.float(), video.to(device), mask.to(device)) + 1e-4 * z.float().square().mean()
             optimiser.zero_grad()
@@ -95,8 +82,7 @@ def train_vae(
         write_checkpoint(run_dir, vae, ema, optimiser, progress)
         with ema.swapped(vae):
             journal.write(json.dumps({"step": progress.step, "seconds": round(progress.seconds)} | measure(vae, unseen)) + "\n")
-    if not decoder_of:
-        config = latent_statistics(vae, ema, clips[:150], config)
+    config = latent_statistics(vae, ema, clips[:150], config)
     path = run_dir / "vae.safetensors"
     save_file({n: t.contiguous() for n, t in ema.weights.items()}, path)
     (run_dir / "vae.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
