@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from everface.core.config import VAEConfig
 from everface.core.errors import BadInput
 from everface.model.vae import VAE
 from everface.train import data
-from everface.train.clips import read_clips
+from everface.train.clips import MOVING_LATENTS, read_clips
+from everface.train.decoder import DecoderPlan, train_decoder
 from everface.train.voices import write_wav
 
 SMALL = VAEConfig(dim=8, dim_mult=(1, 1, 1, 1), encoder_blocks=(1, 0, 0, 0), decoder_blocks=(1, 0, 0, 0))
@@ -55,5 +56,13 @@ def test_speech_is_made_once_and_clips_are_made(vae_run: Path, tmp_path: Path, m
     first = read_clips(clips)
     data.make_data(tmp_path / "data", vae_run, count=1, seed=5, minutes=1)
     assert made == [5]
-    assert len(first) == 1 and first.latents_N16Thw.shape[1:] == (16, 20, 16, 16)
+    assert len(first) == 1 and first.latents_N16Thw.shape[1:] == (16, 2 + MOVING_LATENTS, 16, 16)
     assert torch.isfinite(first.latents_N16Thw).all()
+
+    # The decoder goes on alone: the encoder, and so the clips' latents, stay what they were.
+    plan = DecoderPlan(minutes=0.04, clips=1, seed=5)
+    before, after = load_file(vae_run / "vae.safetensors"), load_file(train_decoder(tmp_path / "run", vae_run, tmp_path / "data", plan))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before if k.startswith(("encoder.", "conv1.")))
+    assert not torch.equal(before["decoder.head.2.weight"], after["decoder.head.2.weight"])
+    assert data.read_vae(tmp_path / "run").config == data.read_vae(vae_run).config
