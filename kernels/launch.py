@@ -18,16 +18,18 @@ from everface.core.log import log
 try:
     import triton
     import triton.language as tl
-
-    jit: Any = triton.jit
-    HAS_TRITON = True
 except ImportError:
+    triton: Any = None
     tl: Any = None
-    HAS_TRITON = False
 
-    def jit(fn: Any = None, **_: Any) -> Any:
-        """Stands in for triton.jit: the kernel is defined, never launched."""
+HAS_TRITON = triton is not None
+
+
+def jit(fn: Any = None, **options: Any) -> Any:
+    """triton.jit, as `@jit` or `@jit(...)`. Without Triton the kernel is defined all the same, and never launched."""
+    if not HAS_TRITON:
         return fn if fn is not None else lambda f: f
+    return triton.jit(fn, **options) if fn is not None else triton.jit(**options)
 
 
 class Work(NamedTuple):
@@ -95,13 +97,13 @@ def processors(device: torch.device) -> int:
 _chosen: dict[tuple[str, int, Hashable], Tile] = {}
 
 
-def pick(op: str, tiles: Tiles, device: torch.device, variant: Hashable) -> Tile:
-    """The tile of the newest family not newer than the device that knows the variant. Chosen once, and logged."""
-    key = (op, arch(device), variant)
+def pick(op: str, tiles: Tiles, on: torch.device | int, variant: Hashable) -> Tile:
+    """The tile of the newest family not newer than the device (or architecture) that knows the variant. Chosen once, and logged."""
+    key = (op, on if isinstance(on, int) else arch(on), variant)
     if key not in _chosen:
         family = max(a for a in tiles if a <= key[1] and variant in tiles[a])
         _chosen[key] = tiles[family][variant]
-        log.info("%s %s on %s: tile of sm_%d, %s", op, variant, device, family, _chosen[key].options())
+        log.info("%s %s on %s: tile of sm_%d, %s", op, variant, on, family, _chosen[key].options())
     return _chosen[key]
 
 

@@ -7,6 +7,7 @@ Contract
                 slots carries no meaning; only the first `used` of them have been written
     sink_*_CHd  reference and motion tokens; keys rotated for this block (the reference rolls ahead of it)
     -> o_THd    dtype of q; softmax statistics in float32
+    On a GPU heads and their width lie side by side (strides d and 1), d is at most 128; the token stride is free.
 Cost
     4 T (used + C) H d flops: 3168 x 15,312 x 5120 -> 0.99 TFLOP a layer at 704x384 in steady state, 39.7 TFLOP a step.
     The ring and the sink are two address ranges of one loop over keys; only the reference concatenates them.
@@ -14,9 +15,15 @@ Cost
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from everface.kernels.attention.cross import cross_reference
+from everface.kernels.attention.cross import cross_reference, padded, precision, side_by_side, softmax_scale
+from everface.kernels.attention.online_softmax import start, sweep
+from everface.kernels.launch import Build, Tiles, Work, arch, jit, metadata, pick, processors, runs_triton, tile, tl
+
+# --- reference
 
 
 def block_causal_reference(
@@ -33,6 +40,105 @@ def block_causal_reference(
     return cross_reference(q_THd[None], k[None], v[None])[0]
 
 
+# --- kernel
+
+
+def work(tokens: int, keys: int, heads: int, d: int, itemsize: int) -> Work:
+    """Of one call: two products of every query with every key; q, o, k, v moved once."""
+    return Work(4 * tokens * keys * heads * d, itemsize * heads * d * 2 * (tokens + keys))
+
+
+def _work(a: dict[str, Any]) -> Work:
+    return work(a["tokens"], a["used"] + a["sink"], a["heads"], a["d"], a["q"].element_size())
+
+
+@jit(launch_metadata=metadata("block_causal", _work))
+def block_causal_kernel(q, ring_k, ring_v, sink_k, sink_v, o, tokens, used, sink, heads, q_T, ring_S, sink_C, o_T, scale,
+                        d: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Persistent: a program takes every n-th tile of BM queries of one head, head by head, so that the programs which run at the
+    same time read the same few heads' keys and values from L2."""
+    column = tl.cdiv(tokens, BM)
+    for tile_id in tl.range(tl.program_id(0), column * heads, tl.num_programs(0)):
+        h = tile_id // column
+        t, c = (tile_id - h * column) * BM + tl.arange(0, BM), tl.arange(0, D)
+        mine = (t[:, None] < tokens) & (c[None, :] < d)
+        rows = t[:, None].to(tl.int64)
+        q_MD = tl.load(q + rows * q_T + h * d + c[None, :], mask=mine, other=0.0)
+        acc, l, m = start(BM, D)
+        acc, l, m = sweep(acc, l, m, q_MD, ring_k + h * d, ring_v + h * d, used, ring_S, scale, d, D, BN, PRECISION)
+        acc, l, m = sweep(acc, l, m, q_MD, sink_k + h * d, sink_v + h * d, sink, sink_C, scale, d, D, BN, PRECISION)
+        tl.store(o + rows * o_T + h * d + c[None, :], (acc / l[:, None]).to(o.dtype.element_ty), mask=mine)
+
+
+# --- tiles: (bytes an element, padded width). Argued on paper, not yet measured: see docs/tuning.md.
+# `waves` programs an SM are resident, as registers and shared memory allow.
+
+TILES: Tiles = {
+    80: {
+        (2, 64): tile(4, 3, BM=128, BN=64),
+        (2, 128): tile(8, 2, BM=128, BN=64),
+        **{(4, D): tile(4, 2, BM=32, BN=32) for D in (64, 128)},
+    },
+    90: {
+        (2, 64): tile(8, 3, BM=128, BN=128),
+        (2, 128): tile(8, 2, BM=128, BN=128),
+    },
+}
+RESIDENT = {80: 2, 90: 1, 100: 1}  # programs an SM holds at once
+
+# --- op
+
+
+def launch_block_causal(
+    q_THd: torch.Tensor,
+    ring_k_SHd: torch.Tensor,
+    ring_v_SHd: torch.Tensor,
+    used: int,
+    sink_k_CHd: torch.Tensor,
+    sink_v_CHd: torch.Tensor,
+) -> torch.Tensor:
+    """The kernel, on a GPU or under the interpreter."""
+    (tokens, heads, d), device = q_THd.shape, q_THd.device
+    side_by_side(q_THd, ring_k_SHd, ring_v_SHd, sink_k_CHd, sink_v_CHd)
+    if ring_k_SHd.stride() != ring_v_SHd.stride() or sink_k_CHd.stride() != sink_v_CHd.stride():
+        raise ValueError("keys and values must have the same strides")
+    if not 0 < used <= len(ring_k_SHd):
+        raise ValueError(f"{used} slots used of a ring of {len(ring_k_SHd)}")
+    o_THd = torch.empty((tokens, heads, d), dtype=q_THd.dtype, device=device)
+    options = pick("block_causal", TILES, device, (q_THd.element_size(), padded(d))).options()
+    tiles = -(-tokens // options["BM"]) * heads
+    block_causal_kernel[(min(tiles, processors(device) * RESIDENT[arch(device)]),)](
+        q_THd, ring_k_SHd, ring_v_SHd, sink_k_CHd, sink_v_CHd, o_THd, tokens, used, len(sink_k_CHd), heads,
+        q_THd.stride(0), ring_k_SHd.stride(0), sink_k_CHd.stride(0), o_THd.stride(0), softmax_scale(d),
+        d=d, D=padded(d), PRECISION=precision(q_THd.dtype), **options,
+    )  # fmt: skip
+    return o_THd
+
+
+@torch.library.custom_op("everface::block_causal", mutates_args=(), device_types="cuda")
+def block_causal_op(
+    q_THd: torch.Tensor,
+    ring_k_SHd: torch.Tensor,
+    ring_v_SHd: torch.Tensor,
+    used: int,
+    sink_k_CHd: torch.Tensor,
+    sink_v_CHd: torch.Tensor,
+) -> torch.Tensor:
+    return launch_block_causal(q_THd, ring_k_SHd, ring_v_SHd, used, sink_k_CHd, sink_v_CHd)
+
+
+@block_causal_op.register_fake
+def _(
+    q_THd: torch.Tensor,
+    ring_k_SHd: torch.Tensor,
+    ring_v_SHd: torch.Tensor,
+    used: int,
+    sink_k_CHd: torch.Tensor,
+    sink_v_CHd: torch.Tensor,
+) -> torch.Tensor:
+    return q_THd.new_empty(q_THd.shape)
+
+
 def block_causal(
     q_THd: torch.Tensor,
     ring_k_SHd: torch.Tensor,
@@ -42,4 +148,25 @@ def block_causal(
     sink_v_CHd: torch.Tensor,
 ) -> torch.Tensor:
     """The op. Returns o_THd."""
+    if runs_triton(q_THd, ring_k_SHd, ring_v_SHd, sink_k_CHd, sink_v_CHd):
+        return block_causal_op(q_THd, ring_k_SHd, ring_v_SHd, used, sink_k_CHd, sink_v_CHd)
     return block_causal_reference(q_THd, ring_k_SHd, ring_v_SHd, used, sink_k_CHd, sink_v_CHd)
+
+
+# --- what CI compiles
+
+
+def _build(chip: int, dtype: str, size: int, d: int) -> Build:
+    chosen = pick("block_causal", TILES, chip, (size, padded(d)))
+    signature = dict.fromkeys(("q", "ring_k", "ring_v", "sink_k", "sink_v", "o"), f"*{dtype}")
+    signature |= dict.fromkeys(("tokens", "used", "sink", "heads", "q_T", "ring_S", "sink_C", "o_T"), "i32") | {"scale": "fp32"}
+    sizes = dict(chosen.sizes) | {"d": d, "D": padded(d), "PRECISION": "ieee" if size == 4 else "tf32"}
+    return Build(f"block_causal {dtype} d{d}", block_causal_kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
+                 loose=("tokens", "used", "sink", "heads"), matrix=size == 2)  # fmt: skip
+
+
+COMPILE = [
+    _build(chip, dtype, size, d)
+    for chip in (80, 90, 100)
+    for dtype, size, d in (("bf16", 2, 128), ("fp16", 2, 64), ("bf16", 2, 48), ("fp32", 4, 128), ("fp32", 4, 48))
+]
