@@ -56,7 +56,8 @@ def tile(num_warps: int, num_stages: int, **sizes: int) -> Tile:
     return Tile(tuple(sizes.items()), num_warps, num_stages)
 
 
-Tiles = dict[int, dict[Hashable, Tile]]  # architecture -> variant (dtype, width, ...) -> tile; 80 must be there and hold every variant
+# Architecture -> variant (dtype, width, ...) -> tile. 80 must be there and hold every variant, within 99 KiB of shared memory.
+Tiles = dict[int, dict[Hashable, Tile]]
 
 
 @dataclass(frozen=True)

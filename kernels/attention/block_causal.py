@@ -7,7 +7,7 @@ Contract
                 slots carries no meaning; only the first `used` of them have been written
     sink_*_CHd  reference and motion tokens; keys rotated for this block (the reference rolls ahead of it)
     -> o_THd    dtype of q; softmax statistics in float32
-    On a GPU heads and their width lie side by side (strides d and 1), d is at most 128; the token stride is free.
+    On a GPU heads and their width lie side by side (strides d and 1), d is a multiple of 8, at most 128; token strides are free.
 Cost
     4 T (used + C) H d flops: 3168 x 15,312 x 5120 -> 0.99 TFLOP a layer at 704x384 in steady state, 39.7 TFLOP a step.
     The ring and the sink are two address ranges of one loop over keys; only the reference concatenates them.
@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from everface.kernels.attention.cross import cross_reference, padded, precision, side_by_side, softmax_scale
-from everface.kernels.attention.online_softmax import start, sweep
+from everface.kernels.attention.cross import cross_reference, descriptor, padded, precision, softmax_scale
+from everface.kernels.attention.online_softmax import finish, queries, start, sweep
 from everface.kernels.launch import Build, Tiles, Work, arch, jit, metadata, pick, processors, runs_triton, tile, tl
 
 # --- reference
@@ -49,25 +49,22 @@ def work(tokens: int, keys: int, heads: int, d: int, itemsize: int) -> Work:
 
 
 def _work(a: dict[str, Any]) -> Work:
-    return work(a["tokens"], a["used"] + a["sink"], a["heads"], a["d"], a["q"].element_size())
+    return work(a["tokens"], a["used"] + a["sink"], a["heads"], a["d"], a["o"].element_size())
 
 
 @jit(launch_metadata=metadata("block_causal", _work))
-def block_causal_kernel(q, ring_k, ring_v, sink_k, sink_v, o, tokens, used, sink, heads, q_T, ring_S, sink_C, o_T, scale,
-                        d: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+def block_causal_kernel(q, ring_k, ring_v, sink_k, sink_v, o, tokens, used, sink, heads, scale, d: tl.constexpr,
+                        D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Persistent: a program takes every n-th tile of BM queries of one head, head by head, so that the programs which run at the
-    same time read the same few heads' keys and values from L2."""
-    column = tl.cdiv(tokens, BM)
-    for tile_id in tl.range(tl.program_id(0), column * heads, tl.num_programs(0)):
-        h = tile_id // column
-        t, c = (tile_id - h * column) * BM + tl.arange(0, BM), tl.arange(0, D)
-        mine = (t[:, None] < tokens) & (c[None, :] < d)
-        rows = t[:, None].to(tl.int64)
-        q_MD = tl.load(q + rows * q_T + h * d + c[None, :], mask=mine, other=0.0)
+    same time read the same few heads' keys and values from L2. All but o are descriptors [tokens or slots, heads * d]."""
+    tiles = tl.cdiv(tokens, BM)
+    for tile_id in tl.range(tl.program_id(0), tiles * heads, tl.num_programs(0)):
+        first, column = tile_id % tiles * BM, tile_id // tiles * d
+        q_MD = queries(q, first, column, d, D)
         acc, l, m = start(BM, D)
-        acc, l, m = sweep(acc, l, m, q_MD, ring_k + h * d, ring_v + h * d, used, ring_S, scale, d, D, BN, PRECISION)
-        acc, l, m = sweep(acc, l, m, q_MD, sink_k + h * d, sink_v + h * d, sink, sink_C, scale, d, D, BN, PRECISION)
-        tl.store(o + rows * o_T + h * d + c[None, :], (acc / l[:, None]).to(o.dtype.element_ty), mask=mine)
+        acc, l, m = sweep(acc, l, m, q_MD, ring_k, ring_v, 0, column, used, scale, BN, PRECISION)
+        acc, l, m = sweep(acc, l, m, q_MD, sink_k, sink_v, 0, column, sink, scale, BN, PRECISION)
+        finish(acc, l, o, first, tokens, 0, column, heads * d, d, D, BM)
 
 
 # --- tiles: (bytes an element, padded width). Argued on paper, not yet measured: see docs/tuning.md.
@@ -75,14 +72,10 @@ def block_causal_kernel(q, ring_k, ring_v, sink_k, sink_v, o, tokens, used, sink
 
 TILES: Tiles = {
     80: {
-        (2, 64): tile(4, 3, BM=128, BN=64),
-        (2, 128): tile(8, 2, BM=128, BN=64),
-        **{(4, D): tile(4, 2, BM=32, BN=32) for D in (64, 128)},
+        **{(2, D): tile(4, 2, BM=64, BN=64) for D in (64, 128)},
+        **{(4, D): tile(4, 1, BM=64, BN=32) for D in (64, 128)},
     },
-    90: {
-        (2, 64): tile(8, 3, BM=128, BN=128),
-        (2, 128): tile(8, 2, BM=128, BN=128),
-    },
+    90: {(2, D): tile(8, 3, BM=128, BN=64) for D in (64, 128)},
 }
 RESIDENT = {80: 2, 90: 1, 100: 1}  # programs an SM holds at once
 
@@ -98,19 +91,17 @@ def launch_block_causal(
     sink_v_CHd: torch.Tensor,
 ) -> torch.Tensor:
     """The kernel, on a GPU or under the interpreter."""
-    (tokens, heads, d), device = q_THd.shape, q_THd.device
-    side_by_side(q_THd, ring_k_SHd, ring_v_SHd, sink_k_CHd, sink_v_CHd)
-    if ring_k_SHd.stride() != ring_v_SHd.stride() or sink_k_CHd.stride() != sink_v_CHd.stride():
-        raise ValueError("keys and values must have the same strides")
+    (tokens, heads, d), device, D = q_THd.shape, q_THd.device, padded(q_THd.shape[-1])
     if not 0 < used <= len(ring_k_SHd):
         raise ValueError(f"{used} slots used of a ring of {len(ring_k_SHd)}")
     o_THd = torch.empty((tokens, heads, d), dtype=q_THd.dtype, device=device)
-    options = pick("block_causal", TILES, device, (q_THd.element_size(), padded(d))).options()
+    options = pick("block_causal", TILES, device, (q_THd.element_size(), D)).options()
+    ring = [descriptor(x, used, options["BN"], D) for x in (ring_k_SHd, ring_v_SHd)]
+    sink = [descriptor(x, len(x), options["BN"], D) for x in (sink_k_CHd, sink_v_CHd)] if len(sink_k_CHd) else ring  # empty: never read
     tiles = -(-tokens // options["BM"]) * heads
     block_causal_kernel[(min(tiles, processors(device) * RESIDENT[arch(device)]),)](
-        q_THd, ring_k_SHd, ring_v_SHd, sink_k_CHd, sink_v_CHd, o_THd, tokens, used, len(sink_k_CHd), heads,
-        q_THd.stride(0), ring_k_SHd.stride(0), sink_k_CHd.stride(0), o_THd.stride(0), softmax_scale(d),
-        d=d, D=padded(d), PRECISION=precision(q_THd.dtype), **options,
+        descriptor(q_THd, tokens, options["BM"], D), *ring, *sink, o_THd, tokens, used, len(sink_k_CHd), heads, softmax_scale(d),
+        d=d, D=D, PRECISION=precision(q_THd.dtype), **options,
     )  # fmt: skip
     return o_THd
 
@@ -156,17 +147,19 @@ def block_causal(
 # --- what CI compiles
 
 
-def _build(chip: int, dtype: str, size: int, d: int) -> Build:
-    chosen = pick("block_causal", TILES, chip, (size, padded(d)))
-    signature = dict.fromkeys(("q", "ring_k", "ring_v", "sink_k", "sink_v", "o"), f"*{dtype}")
-    signature |= dict.fromkeys(("tokens", "used", "sink", "heads", "q_T", "ring_S", "sink_C", "o_T"), "i32") | {"scale": "fp32"}
-    sizes = dict(chosen.sizes) | {"d": d, "D": padded(d), "PRECISION": "ieee" if size == 4 else "tf32"}
+def _build(chip: int, dtype: str, d: int) -> Build:
+    chosen = pick("block_causal", TILES, chip, (4 if dtype == "fp32" else 2, padded(d)))
+    size = dict(chosen.sizes)
+    signature = dict.fromkeys(("ring_k", "ring_v", "sink_k", "sink_v"), f"tensordesc<{dtype}[{size['BN']}, {padded(d)}]>")
+    signature |= {"q": f"tensordesc<{dtype}[{size['BM']}, {padded(d)}]>", "o": f"*{dtype}", "scale": "fp32"}
+    signature |= dict.fromkeys(("tokens", "used", "sink", "heads"), "i32")
+    sizes = size | {"d": d, "D": padded(d), "PRECISION": precision(dtype)}
     return Build(f"block_causal {dtype} d{d}", block_causal_kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
-                 loose=("tokens", "used", "sink", "heads"), matrix=size == 2)  # fmt: skip
+                 loose=("tokens", "used", "sink", "heads"), hot=dtype != "fp32", matrix=dtype != "fp32")  # fmt: skip
 
 
 COMPILE = [
-    _build(chip, dtype, size, d)
-    for chip in (80, 90, 100)
-    for dtype, size, d in (("bf16", 2, 128), ("fp16", 2, 64), ("bf16", 2, 48), ("fp32", 4, 128), ("fp32", 4, 48))
+    _build(chip, dtype, d)
+    for dtype, d, chips in (("bf16", 128, (80, 90, 100)), ("bf16", 48, (80, 90, 100)), ("fp32", 128, (80,)), ("fp32", 48, (80,)))
+    for chip in chips
 ]

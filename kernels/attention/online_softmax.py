@@ -19,10 +19,10 @@ def start(BM: tl.constexpr, D: tl.constexpr):
 
 
 @jit
-def fold(acc, l, m, q, k, v, seen, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """One tile of keys k_DS, v_SD; columns that are not `seen` weigh nothing. At least one column must be seen."""
+def fold(acc, l, m, q, k, v, seen, scale, PRECISION: tl.constexpr):
+    """One tile of keys k_DS, v_SD; columns that are not `seen` (None: all are) weigh nothing. At least one must be."""
     s = tl.dot(q, k, input_precision=PRECISION)
-    if MASKED:
+    if seen is not None:
         s = tl.where(seen[None, :], s, float("-inf"))
     top = tl.maximum(m, tl.max(s, 1) * scale)
     p = tl.exp2(s * scale - top[:, None])
@@ -32,26 +32,31 @@ def fold(acc, l, m, q, k, v, seen, scale, MASKED: tl.constexpr, PRECISION: tl.co
 
 
 @jit
-def sweep(acc, l, m, q, k_ptr, v_ptr, count, stride, scale, d: tl.constexpr, D: tl.constexpr, BN: tl.constexpr,
-          PRECISION: tl.constexpr):  # fmt: skip
-    """Fold `count` keys in, `stride` elements apart: whole tiles without a mask, then what is left with one."""
-    s, c = tl.arange(0, BN), tl.arange(0, D)
-    k_ptrs = k_ptr + s[None, :] * stride + c[:, None]
-    v_ptrs = v_ptr + s[:, None] * stride + c[None, :]
-    far = stride.to(tl.int64)
+def sweep(acc, l, m, q, keys, values, row, column, count, scale, BN: tl.constexpr, PRECISION: tl.constexpr):
+    """Fold in `count` keys and values from `row` on: tiles [BN, D] of two-dimensional descriptors, at `column`. Whole tiles without a
+    mask, then what is left with one. What a descriptor reads beside the range is zeros or a neighbour's, and weighs nothing."""
     whole = count // BN * BN
     for first in tl.range(0, whole, BN):
-        at = first * far
-        if d == D:
-            k, v = tl.load(k_ptrs + at), tl.load(v_ptrs + at)
-        else:
-            k = tl.load(k_ptrs + at, mask=c[:, None] < d, other=0.0)
-            v = tl.load(v_ptrs + at, mask=c[None, :] < d, other=0.0)
-        acc, l, m = fold(acc, l, m, q, k, v, s < BN, scale, False, PRECISION)
+        k, v = keys.load([row + first, column]), values.load([row + first, column])
+        acc, l, m = fold(acc, l, m, q, k.T, v, None, scale, PRECISION)
     if whole < count:
-        at = whole * far
-        seen = s < count - whole
-        k = tl.load(k_ptrs + at, mask=seen[None, :] & (c[:, None] < d), other=0.0)
-        v = tl.load(v_ptrs + at, mask=seen[:, None] & (c[None, :] < d), other=0.0)
-        acc, l, m = fold(acc, l, m, q, k, v, seen, scale, True, PRECISION)
+        k, v = keys.load([row + whole, column]), values.load([row + whole, column])
+        acc, l, m = fold(acc, l, m, q, k.T, v, tl.arange(0, BN) < count - whole, scale, PRECISION)
     return acc, l, m
+
+
+@jit
+def queries(q, row, column, d: tl.constexpr, D: tl.constexpr):
+    """A tile of queries by descriptor; channels beyond d, which are the next head's, read as zero."""
+    q_MD = q.load([row, column])
+    if d < D:
+        q_MD = tl.where(tl.arange(0, D)[None, :] < d, q_MD, tl.zeros_like(q_MD))
+    return q_MD
+
+
+@jit
+def finish(acc, l, o, first, tokens, row, column, stride, d: tl.constexpr, D: tl.constexpr, BM: tl.constexpr):
+    """Divide by the sum and store rows first.. of `tokens`; o is a pointer, as a descriptor would write the next head's channels."""
+    t, c = first + tl.arange(0, BM)[:, None], tl.arange(0, D)[None, :]
+    at = (row + t).to(tl.int64) * stride + column + c
+    tl.store(o + at, (acc / l[:, None]).to(o.dtype.element_ty), mask=(t < tokens) & (c < d))
