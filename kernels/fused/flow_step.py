@@ -2,7 +2,7 @@
 
 Contract
     unpatchify        out_BFPE, E = py * px * C with the channel fastest -> velocity_BCFhw, h = rows * py, w = cols * px
-    flow_step         x + (sigma_next - sigma) * v: the product is rounded to v's dtype, the sum is float32, the result in x's dtype
+    flow_step         x + (sigma_next - sigma) * v: the product is rounded to v's dtype, the sum float32, the result in x's dtype
     flow_step_tokens  both at once: flow_step(x_BCFhw, unpatchify(out_BFPE)), which is v as the head wrote it
     With v in float32 the whole step is float32; officially v is bfloat16 by then.
 Cost

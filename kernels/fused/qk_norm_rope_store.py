@@ -71,7 +71,7 @@ def work(args: dict[str, Any]) -> Work:
 
 @jit
 def rotated(x, table_ptr, cols, mask, HEAD: tl.constexpr, N: tl.constexpr, DTYPE: tl.constexpr):
-    """Part of a row, N columns, with its pairs turned. The table of a token serves every head: it is read again from the cache."""
+    """Part of a row, N columns, with its pairs turned. A token's table serves every head: it is read again from the cache."""
     cos, sin = tl.split(tl.reshape(load(table_ptr, cols % HEAD, mask), [N // 2, 2]))
     even, odd = tl.split(tl.reshape(x, [N // 2, 2]))
     return rounded(tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), [N]), DTYPE)

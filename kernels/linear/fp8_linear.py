@@ -1,31 +1,31 @@
 """Linear layer in 8-bit floats: the official one (one scale a tensor) and ours (one a token, one an output channel).
 
 Contract
-    quantise_tensor:  s = min(448 / max(amax|x|, 1e-12), 448);   codes = e4m3(clamp(x s, -448, 448)), nearest even;   scale = 1 / s
-    fp8_linear:       y = (codes_x codes_w^T) scale_x scale_w + bias          official `--fp8`: the weight fixed, x measured at every call
-    fp8_linear_rows:  y = f((codes_x codes_w^T) scale_x[m] scale_w[n] + bias)   codes as quantise_rows makes them, f = GELU(tanh) or nothing
-    x [..., K] bfloat16 (or float32, float16), codes_w [N, K] float8_e4m3fn, scales [1] float32, bias [N] -> y [..., N] in x's dtype
-    codes_x [..., K], scale_x [..., 1], codes_w [N, K], scale_w [N] or [N, 1], bias [N] -> y [..., N] in dtype; sums, scales, bias
-    and GELU in float32, one rounding
+    quantise_tensor:  s = min(448 / max(amax|x|, 1e-12), 448);   codes = e4m3(clamp(x s, -448, 448)), nearest even;  scale = 1 / s
+    fp8_linear:       y = (codes_x codes_w^T) scale_x scale_w + bias              official `--fp8`: x is measured at every call
+    fp8_linear_rows:  y = f((codes_x codes_w^T) scale_x[m] scale_w[n] + bias)     codes of quantise_rows; f: GELU(tanh) or nothing
+    x [..., K] bfloat16 (or float32, float16), codes_w [N, K] float8_e4m3fn, scales [1] float32, bias [N] -> y [..., N] like x
+    codes_x [..., K], scale_x [..., 1], codes_w [N, K], scale_w [N] or [N, 1], bias [N] -> y [..., N] in dtype; sums, scales,
+    bias and GELU in float32, one rounding
     The product x s of quantise_tensor is rounded to x's dtype before it is coded: from bfloat16 that is the official eager
     rounding; a float32 x keeps it, as a fusing compiler does (2 to 4 % of the codes differ, by one).
     The cap s <= 448 means that a tensor with amax < 1, as nearly every weight is, always has s = 448.
 Cost
-    2 M N K flops on the 8-bit tensor cores, N K bytes of weight. At M = 3168 (a block) the product bounds it: 3168 x 13,824 x 5120
-    does 2570 flops a byte, 6 times what an H200 needs to be busy. 15.9 G weights take 15.9 GB instead of 31.9.
-    fp8_linear reads the activation twice more (amax, then codes); fp8_linear_rows takes codes, which the op before makes in passing.
+    2 M N K flops on the 8-bit tensor cores, N K bytes of weight. At M = 3168 (a block) the product bounds it: 3168 x 13,824 x
+    5120 does 2570 flops a byte, 6 times what an H200 needs to be busy. 15.9 G weights take 15.9 GB instead of 31.9.
+    fp8_linear reads the activation twice more (amax, then codes); fp8_linear_rows takes codes, made by the op before in passing.
 Between the two FFN products
-    The second wants the first's output in codes, with the largest value of a row of 13,824 known; a row spans 54 tiles of 256, so no
-    epilogue knows it. Scales for pieces of a row are paid in the inner loop of the second product, and a fixed scale asks for
-    calibration on real sound and pictures: with a wrong one loud rows saturate. quantise_rows in a pass of its own needs neither:
-    131 MB, 35 us beside 360 us of product, 1.4 ms of a step. GELU stays in the epilogue; alone it would move 175 MB.
+    The second wants the first's output in codes, with the largest value of a row of 13,824 known; a row spans 54 tiles of 256,
+    so no epilogue knows it. Scales for pieces of a row are paid in the inner loop of the second product, and a fixed scale asks
+    for calibration on real sound and pictures: with a wrong one loud rows saturate. quantise_rows in a pass of its own needs
+    neither: 131 MB, 33 us beside 390 us of product, 1.3 ms of a step. GELU stays in the epilogue; alone it would move 175 MB.
 Backends
     native   torch._scaled_mm with fast accumulation, as officially; per row it writes bfloat16 only and knows no GELU
     triton   persistent, one program an SM, operands through the tensor memory accelerator, float32 sums in the tensor cores' own
              precision (fast accumulation too)
     reference   plain torch in float32: CPU, other dtypes, chips before 8.9, K or N that are no multiples of 16
-    The official layer takes native; rows take triton with GELU from compute capability 9.0 to 10.x, where it saves a pass, else native:
-    elsewhere its descriptors are no hardware, and compiled for 8.9 it spends 255 registers. No GPU has measured this yet.
+    The official layer takes native. Rows take triton with GELU from compute capability 9.0 to 10.x, where it saves a pass, else
+    native: elsewhere the descriptors are no hardware, and compiled for 8.9 it spends 255 registers. No GPU has measured this yet.
 Source: the released inference code's behaviour; OCP 8-bit floating point specification 1.0 for e4m3.
 """
 
@@ -42,12 +42,13 @@ from everface.kernels.launch import Build, Tiles, Work, arch, jit, metadata, pic
 # --- tiles
 
 TILES: Tiles = {
-    90: {"rows": tile(8, 4, BM=128, BN=256, BK=128, GROUP=8)},  # what others measured best on Hopper: 224 KiB, 1190 TFLOP/s at 4096^3
+    90: {"rows": tile(8, 4, BM=128, BN=256, BK=128, GROUP=8)},  # best on Hopper elsewhere: 1190 TFLOP/s at 4096^3
     100: {"rows": tile(8, 4, BM=128, BN=256, BK=128, GROUP=8)},
 }
 """BM x BN x BK a program; the tiles of GROUP rows of tiles are walked together, so that their weights are read from the cache.
-3168 rows are 25 tiles of 128; N of 15,360, 5120, 13,824, 5120 gives 1500, 500, 1350, 500 tiles of 256: 11.4, 3.8, 10.2, 3.8 waves on
-132 SMs, 93 to 95 % full. The accumulator leaves in two halves, so that its way out fits beside four stages of operands."""
+3168 rows are 25 tiles of 128; N of 15,360, 5120, 13,824, 5120 gives 1500, 500, 1350, 500 tiles of 256: 11.4, 3.8, 10.2, 3.8
+waves on 132 SMs, 93 to 95 % full. The accumulator leaves in two halves, so that its way out fits beside four stages of
+operands."""
 
 
 # --- reference
@@ -70,7 +71,7 @@ def scaled_product_reference(
     dtype: torch.dtype,
     gelu: bool = False,
 ) -> torch.Tensor:
-    """Plain torch over codes, float32 sums, one rounding to dtype; also the CPU path. scale_x [1] or [M, 1], scale_w [1] or [N]."""
+    """Plain torch over codes, float32 sums, one rounding to dtype; also the CPU path. scale_x [1] or [M, 1], scale_w likewise."""
     y_MN = F.linear(x_MK.float(), w_NK.float()) * (scale_x * scale_w)
     y_MN = y_MN if bias_N is None else y_MN + bias_N.float()
     return (F.gelu(y_MN, approximate="tanh") if gelu else y_MN).to(dtype)
@@ -154,8 +155,8 @@ def build(family: int, gelu: bool) -> Build:
     signature = operands | {"y_desc": f"tensordesc<bf16[{m},{n // 2}]>", "scale_x_ptr": "*fp32", "scale_w_ptr": "*fp32"}
     signature |= {"bias_ptr": "*bf16", "M": "i32", "N": "i32", "K": "i32"}
     name, picked = f"fp8_linear_rows{' gelu' if gelu else ''}", TILES[family]["rows"]
-    constexprs = {**sizes, "GELU": gelu}
-    return Build(name, fp8_rows_kernel, signature, constexprs, picked.num_warps, picked.num_stages, (family,), matrix=family == 90)
+    constexprs, on_90 = {**sizes, "GELU": gelu}, family == 90
+    return Build(name, fp8_rows_kernel, signature, constexprs, picked.num_warps, picked.num_stages, (family,), matrix=on_90)
 
 
 COMPILE = [build(family, gelu) for family in TILES for gelu in (False, True)]

@@ -60,7 +60,7 @@ COMPILE = [
         constexprs=parts(width),
         num_warps=TILES[80][variant(width)].num_warps,
         num_stages=1,
-        archs=(89, 90, 100),
+        archs=(90, 100),
     )
     for width in (5120, 13824)
 ]

@@ -70,7 +70,8 @@ def test_each_half_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) ->
     x, weight, turn = made(2, 3, 3, 64, dtype=dtype), made(192, dtype=dtype, seed=4), table(3, 64)
     flat = x.flatten(-2)
     want_norm, want_turn = op.rms_norm_reference(flat, weight, 1e-6), op.rotate_reference(x, turn)
-    assert (torch.equal(op.rms_norm(flat, weight, 1e-6), want_norm) and torch.equal(op.rotate(x, turn), want_turn)) or DEVICE == "cuda"
+    if DEVICE == "cpu":
+        assert torch.equal(op.rms_norm(flat, weight, 1e-6), want_norm) and torch.equal(op.rotate(x, turn), want_turn)
     monkeypatch.setattr(op, "runs_triton", lambda *_: True)
     agree(op.rms_norm(flat, weight, 1e-6), want_norm, rounded=dtype == BF16)
     agree(op.rotate(x, turn), want_turn, rounded=dtype == BF16)
