@@ -35,7 +35,7 @@ def made(*size: int) -> torch.Tensor:
 def sdpa(backend: SDPBackend) -> Attend:
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> object:
         with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v)))
+            return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
 
     return attend
 

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from everface.kernels.attention.online_softmax import finish, fold, queries, start, sweep
-from everface.kernels.launch import Build, Tiles, Work, jit, metadata, pick, runs_triton, tile, tl
+from everface.kernels.launch import Build, Tiles, Work, arch, jit, metadata, pick, runs_triton, tile, tl
 
 ONCE = 16  # up to this many keys are one tile, held in registers: no loop, no running maximum
 
@@ -64,6 +64,7 @@ def cross_kernel(q, k, v, o, batch, tokens, keys, heads, kv_B, scale, d: tl.cons
 # Short: 5 keys, 10 flops a byte of q and o: memory. 64 queries are 16 KiB in and out a program, 4 warps, several programs an SM.
 # Long: 512 keys, K and V of a head (256 KiB) stay in L2 for its 25 tiles; 128 queries give 128 flops a byte of that.
 # Above 100 registers of accumulator and scores a thread 128 x 128 would need 8 warps with nothing left to overlap: BN = 64.
+# 80 is what the interpreter takes.
 
 TILES: Tiles = {
     80: {
@@ -88,9 +89,15 @@ def padded(d: int) -> int:
     return 64 if d <= 64 else 128
 
 
-def precision(dtype: torch.dtype | str) -> str:
+def precision(dtype: torch.dtype) -> str:
     """Of tl.dot: float32 operands go through the matrix units as three products of tf32, which loses nothing that counts."""
-    return "tf32x3" if dtype in (torch.float32, "fp32") else "tf32"
+    return "tf32x3" if dtype == torch.float32 else "tf32"
+
+
+def reads_by_descriptor(*tensors: torch.Tensor) -> bool:
+    """Whether the attention kernels run on these: two bytes an element, sm_90 or newer. Elsewhere the reference is torch's own
+    FlashAttention or exact float32, while before sm_90 descriptors are no hardware: the loop loads late and spills 4 KB a thread."""
+    return runs_triton(*tensors) and tensors[0].element_size() == 2 and arch(tensors[0].device) >= 90
 
 
 def softmax_scale(d: int) -> float:
@@ -138,7 +145,7 @@ def _(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch
 
 def cross(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch.Tensor:
     """The op. Returns o_BTHd."""
-    if runs_triton(q_BTHd, k_BSHd, v_BSHd):
+    if reads_by_descriptor(q_BTHd, k_BSHd, v_BSHd):
         return cross_op(q_BTHd, k_BSHd, v_BSHd)
     return cross_reference(q_BTHd, k_BSHd, v_BSHd)
 
@@ -147,18 +154,18 @@ def cross(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> t
 
 
 def _build(chip: int, keys: str, dtype: str, d: int) -> Build:
-    chosen = pick("cross", TILES, chip, (keys, 4 if dtype == "fp32" else 2, padded(d)))
+    chosen = pick("cross", TILES, chip, (keys, 2, padded(d)))
     size = dict(chosen.sizes)
     tiles = {name: f"tensordesc<{dtype}[{size[rows]}, {padded(d)}]>" for name, rows in (("q", "BM"), ("k", "BN"), ("v", "BN"))}
     signature = tiles | {"o": f"*{dtype}", "scale": "fp32"} | dict.fromkeys(("batch", "tokens", "keys", "heads", "kv_B"), "i32")
-    sizes = size | {"d": d, "D": padded(d), "PRECISION": precision(dtype), "ONE": keys == "short"}
+    sizes = size | {"d": d, "D": padded(d), "PRECISION": "tf32", "ONE": keys == "short"}
     return Build(f"cross {keys} {dtype} d{d}", cross_kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
-                 loose=("batch", "tokens", "keys", "heads", "kv_B"), hot=dtype != "fp32", matrix=(keys, dtype) == ("long", "bf16"))  # fmt: skip
+                 loose=("batch", "tokens", "keys", "heads", "kv_B"), matrix=keys == "long")  # fmt: skip
 
 
 COMPILE = [
     _build(chip, keys, dtype, d)
     for keys in ("short", "long")
-    for dtype, d, chips in (("bf16", 128, (80, 90, 100)), ("bf16", 48, (80, 90, 100)), ("fp32", 128, (80,)), ("fp32", 48, (80,)))
-    for chip in chips
+    for dtype, d in (("bf16", 128), ("bf16", 48))
+    for chip in (90, 100)
 ]

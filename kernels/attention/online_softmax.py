@@ -36,7 +36,7 @@ def sweep(acc, l, m, q, keys, values, row, column, count, scale, BN: tl.constexp
     """Fold in `count` keys and values from `row` on: tiles [BN, D] of two-dimensional descriptors, at `column`. Whole tiles without a
     mask, then what is left with one. What a descriptor reads beside the range is zeros or a neighbour's, and weighs nothing."""
     whole = count // BN * BN
-    for first in tl.range(0, whole, BN):
+    for first in tl.range(0, whole, BN):  # type: ignore[reportGeneralTypeIssues]
         k, v = keys.load([row + first, column]), values.load([row + first, column])
         acc, l, m = fold(acc, l, m, q, k.T, v, None, scale, PRECISION)
     if whole < count:

@@ -85,7 +85,7 @@ def main(words: list[str]) -> None:
         except Exception as error:  # one that fails to compile must not hide the others
             report["builds"][name] = {"error": f"{type(error).__name__}: {str(error)[-400:]}"}
     lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(report["builds"].items()))
-    text = f'{{\n  "triton": "{report["triton"]}",\n  "builds": {{\n{lines}\n  }}\n}}\n'
+    text = f'{{\n  "triton": "{report["triton"]}",\n  "complete": true,\n  "builds": {{\n{lines}\n  }}\n}}\n'
     if "--write" in words:
         BUDGET.write_text(text)
     print(text)

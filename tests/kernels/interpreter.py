@@ -42,7 +42,7 @@ def dot(_: Any, a: Any, b: Any, d: Any, *_options: Any) -> Any:
 
 def mend() -> None:
     """Idempotent."""
-    builder = interpreter.InterpreterBuilder
+    builder: Any = interpreter.InterpreterBuilder
     if builder.create_dot is dot:
         return
     plain = builder.binary_op
