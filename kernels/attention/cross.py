@@ -4,6 +4,7 @@ Contract
     o[b,t,h] = sum_s softmax_s(q[b,t,h] . k[b,s,h] / sqrt(d)) v[b,s,h]          no mask, no bias
     q_BTHd, k_BSHd, v_BSHd -> o_BTHd, all of one floating dtype; softmax statistics in float32
     k and v may have batch 1 and then serve every batch row of q
+    On a GPU heads and their width lie side by side (strides d and 1), d is a multiple of 8, at most 128; what is not contiguous is copied.
 Cost
     4 B T S H d flops. Text at 704x384: 3168 x 512 x 5120 -> 33 GFLOP a layer, bound by tensor cores;
     audio: 5 keys, bound by reading q and writing o (65 MB a layer in bf16).
@@ -11,8 +12,17 @@ Cost
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+
+from everface.kernels.attention.online_softmax import finish, fold, queries, start, sweep
+from everface.kernels.launch import Build, Tiles, Work, arch, jit, metadata, pick, runs_triton, tile, tl
+
+ONCE = 16  # up to this many keys are one tile, held in registers: no loop, no running maximum
+
+# --- reference
 
 
 def cross_reference(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch.Tensor:
@@ -22,6 +32,140 @@ def cross_reference(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Te
     return F.scaled_dot_product_attention(q, k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)).transpose(1, 2)
 
 
+# --- kernel
+
+
+def work(batch: int, tokens: int, keys: int, heads: int, d: int, kv_batch: int, itemsize: int) -> Work:
+    """Of one call: two products of every query with every key; q, o, k, v moved once."""
+    return Work(4 * batch * tokens * keys * heads * d, itemsize * heads * d * 2 * (batch * tokens + kv_batch * keys))
+
+
+def _work(a: dict[str, Any]) -> Work:
+    return work(a["batch"], a["tokens"], a["keys"], a["heads"], a["d"], a["batch"] if a["kv_B"] else 1, a["o"].element_size())
+
+
+@jit(launch_metadata=metadata("cross", _work))
+def cross_kernel(q, k, v, o, batch, tokens, keys, heads, kv_B, scale, d: tl.constexpr, D: tl.constexpr,
+                 BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, ONE: tl.constexpr):  # fmt: skip
+    """One program: BM queries of one head and batch row over all keys. ONE: they are a single tile, and the softmax is plain.
+    q, k and v are descriptors [rows, heads * d]; batch row b of k and v begins at row b * kv_B."""
+    first, column, b = tl.program_id(0) * BM, tl.program_id(1) * d, tl.program_id(2)
+    q_MD = queries(q, b * tokens + first, column, d, D)
+    acc, l, m = start(BM, D)
+    if ONE:
+        k_SD, v_SD = k.load([b * kv_B, column]), v.load([b * kv_B, column])
+        acc, l, m = fold(acc, l, m, q_MD, k_SD.T, v_SD, tl.arange(0, BN) < keys, scale, PRECISION)
+    else:
+        acc, l, m = sweep(acc, l, m, q_MD, k, v, b * kv_B, column, keys, scale, BN, PRECISION)
+    finish(acc, l, o, first, tokens, b * tokens, column, heads * d, d, D, BM)
+
+
+# --- tiles: (keys, bytes an element, padded width). Argued on paper and from the compile report, not measured: no GPU was at hand.
+# Short: 5 keys, 10 flops a byte of q and o: memory. 64 queries are 16 KiB in and out a program, 4 warps, several programs an SM.
+# Long: 512 keys, K and V of a head (256 KiB) stay in L2 for its 25 tiles; 128 queries give 128 flops a byte of that.
+# Above 100 registers of accumulator and scores a thread 128 x 128 would need 8 warps with nothing left to overlap: BN = 64.
+# 80 is what the interpreter takes.
+
+TILES: Tiles = {
+    80: {
+        **{("short", size, D): tile(4, 1, BM=64, BN=16) for size in (2, 4) for D in (64, 128)},
+        ("long", 2, 64): tile(4, 2, BM=64, BN=64),
+        ("long", 2, 128): tile(4, 2, BM=64, BN=64),
+        **{("long", 4, D): tile(4, 1, BM=64, BN=32) for D in (64, 128)},
+    },
+    90: {
+        ("long", 2, 64): tile(8, 3, BM=128, BN=64),
+        ("long", 2, 128): tile(8, 3, BM=128, BN=64),
+    },
+}
+
+# --- op
+
+
+def padded(d: int) -> int:
+    """The width a kernel works at."""
+    if d > 128:
+        raise ValueError(f"heads of {d} are wider than the 128 these kernels hold")
+    return 64 if d <= 64 else 128
+
+
+def precision(dtype: torch.dtype) -> str:
+    """Of tl.dot: float32 operands go through the matrix units as three products of tf32, which loses nothing that counts."""
+    return "tf32x3" if dtype == torch.float32 else "tf32"
+
+
+def reads_by_descriptor(*tensors: torch.Tensor) -> bool:
+    """Whether the attention kernels run on these: two bytes an element, sm_90 or newer. Elsewhere the reference is torch's own
+    FlashAttention or exact float32, while before sm_90 descriptors are no hardware: the loop loads late and spills 4 KB a thread."""
+    return runs_triton(*tensors) and tensors[0].element_size() == 2 and arch(tensors[0].device) >= 90
+
+
+def softmax_scale(d: int) -> float:
+    """log2(e) / sqrt(d)."""
+    return 1.4426950408889634 / d**0.5
+
+
+def descriptor(x: torch.Tensor, rows: int, BN: int, D: int) -> Any:
+    """The first `rows` rows of x [..., heads, d], seen as [rows, heads * d], read in tiles [BN, D]; what lies outside reads as zero.
+    Heads and their width must lie side by side; leading dimensions, if any, must fold into one."""
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    heads, d = x.shape[-2:]
+    if x.stride(-1) != 1 or (heads > 1 and x.stride(-2) != d):
+        raise ValueError(f"heads and their width must lie side by side, strides are {x.stride()}")
+    if x.data_ptr() % 16 or x.stride(-3) * x.element_size() % 16 or d * x.element_size() % 16:
+        raise ValueError(f"rows and heads must begin at multiples of 16 bytes: strides {x.stride()}, {x.element_size()} bytes each")
+    return TensorDescriptor(x, [rows, heads * d], [x.stride(-3), 1], [BN, D])
+
+
+def launch_cross(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch.Tensor:
+    """The kernel, on a GPU or under the interpreter."""
+    (batch, tokens, heads, d), (kv_batch, keys) = q_BTHd.shape, k_BSHd.shape[:2]
+    q, k, v = q_BTHd.contiguous(), k_BSHd.contiguous(), v_BSHd.contiguous()
+    o_BTHd = torch.empty_like(q)
+    one, D = keys <= ONCE, padded(d)
+    options = pick("cross", TILES, q.device, ("short" if one else "long", q.element_size(), D)).options()
+    cross_kernel[(-(-tokens // options["BM"]), heads, batch)](
+        descriptor(q, batch * tokens, options["BM"], D), *(descriptor(x, kv_batch * keys, options["BN"], D) for x in (k, v)), o_BTHd,
+        batch, tokens, keys, heads, keys if kv_batch > 1 else 0, softmax_scale(d),
+        d=d, D=D, PRECISION=precision(q.dtype), ONE=one, **options,
+    )  # fmt: skip
+    return o_BTHd
+
+
+@torch.library.custom_op("everface::cross", mutates_args=(), device_types="cuda")
+def cross_op(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch.Tensor:
+    return launch_cross(q_BTHd, k_BSHd, v_BSHd)
+
+
+@cross_op.register_fake
+def _(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch.Tensor:
+    return q_BTHd.new_empty(q_BTHd.shape)
+
+
 def cross(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch.Tensor:
     """The op. Returns o_BTHd."""
+    if reads_by_descriptor(q_BTHd, k_BSHd, v_BSHd):
+        return cross_op(q_BTHd, k_BSHd, v_BSHd)
     return cross_reference(q_BTHd, k_BSHd, v_BSHd)
+
+
+# --- what CI compiles
+
+
+def _build(chip: int, keys: str, dtype: str, d: int) -> Build:
+    chosen = pick("cross", TILES, chip, (keys, 2, padded(d)))
+    size = dict(chosen.sizes)
+    tiles = {name: f"tensordesc<{dtype}[{size[rows]}, {padded(d)}]>" for name, rows in (("q", "BM"), ("k", "BN"), ("v", "BN"))}
+    signature = tiles | {"o": f"*{dtype}", "scale": "fp32"} | dict.fromkeys(("batch", "tokens", "keys", "heads", "kv_B"), "i32")
+    sizes = size | {"d": d, "D": padded(d), "PRECISION": "tf32", "ONE": keys == "short"}
+    return Build(f"cross {keys} {dtype} d{d}", cross_kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
+                 loose=("batch", "tokens", "keys", "heads", "kv_B"), matrix=keys == "long")  # fmt: skip
+
+
+COMPILE = [
+    _build(chip, keys, dtype, d)
+    for keys in ("short", "long")
+    for dtype, d in (("bf16", 128), ("bf16", 48))
+    for chip in (90, 100)
+]

@@ -7,12 +7,18 @@ Contract
     eps is part of the trained model: every other norm of it has 1e-6.
 Cost
     memory: reads x, writes u: 65 MB a call in bf16 at 3168 x 5120, 12 calls a step.
+Kernel and tiles
+    Those of gate_norm_modulate, called without a residual: the formula is the same, and one kernel is enough. The residual that
+    closes the injection waits for the attention, so it cannot join.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+
+from everface.kernels.fused.gate_norm_modulate import gate_norm_modulate
+from everface.kernels.launch import runs_triton
 
 EPS = 1e-5
 
@@ -26,4 +32,8 @@ def audio_inject_reference(x_BFPD: torch.Tensor, shift_scale_BFE: torch.Tensor) 
 
 def audio_inject(x_BFPD: torch.Tensor, shift_scale_BFE: torch.Tensor) -> torch.Tensor:
     """The op. Returns the modulated tokens that attend to the sound of their frame."""
-    return audio_inject_reference(x_BFPD, shift_scale_BFE)
+    if not runs_triton(x_BFPD, shift_scale_BFE):
+        return audio_inject_reference(x_BFPD, shift_scale_BFE)
+    shift_scale = shift_scale_BFE[..., None, :].chunk(2, dim=-1)
+    dtype = x_BFPD.dtype
+    return gate_norm_modulate(x_BFPD, modulation=shift_scale, eps=EPS, norm_dtype=dtype, dtype=dtype)[1]

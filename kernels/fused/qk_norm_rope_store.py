@@ -6,25 +6,34 @@ Contract
             statistics in float32, one rounding to x's dtype, then times the weight
     rotate  pair (x[2j], x[2j+1]) of every head as a complex number times (cos + i sin)[token, j];
             product in float32, one rounding to x's dtype
-    q_TD, k_TD, v_TD; weight_D; table_TP2 float32 (cos, sin) with P = d/2; ring_*_SHd written in place
+    q_TD, k_TD, v_TD, rows may be strided (parts of one fused projection); weight_D in q's dtype; table_TP2 float32 (cos, sin)
+    with P = d/2; ring_*_SHd written in place, contiguous; start + T <= S: a block never crosses the end of the ring
     -> q_THd
+    rms_norm and rotate are ops of their own too: the queries of text and sound are not rotated, the keys of the sink only that.
 Cost
-    memory: reads q, k, v and writes q and one ring slot of k and v: 195 MB a layer in bf16 at 3168 x 5120.
+    memory: reads q, k, v and writes q and one ring slot of k and v: 195 MB a layer in bf16 at 3168 x 5120; rms_norm alone 65 MB.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from everface.kernels.fused.row import TILES, load, parts, rounded, variant
+from everface.kernels.launch import Build, Work, jit, metadata, pick, runs_triton, tl
 
-def rms_norm(x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
-    """RMS norm over the last dimension, rounded before the weight as the official model does."""
+# --- reference
+
+
+def rms_norm_reference(x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMS norm over the last dimension, rounded before the weight as the official model does. Plain torch; differentiable."""
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype) * weight_D
 
 
-def rotate(x_THd: torch.Tensor, table_TP2: torch.Tensor) -> torch.Tensor:
-    """Rotate interleaved pairs. Leading batch dimensions of x share the table."""
+def rotate_reference(x_THd: torch.Tensor, table_TP2: torch.Tensor) -> torch.Tensor:
+    """Rotate interleaved pairs. Leading batch dimensions of x share the table. Plain torch; differentiable."""
     x_THP = torch.view_as_complex(x_THd.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(x_THP * torch.view_as_complex(table_TP2)[:, None]).flatten(-2).to(x_THd.dtype)
 
@@ -43,11 +52,186 @@ def qk_norm_rope_store_reference(
 ) -> torch.Tensor:
     """Plain torch; also the CPU path."""
     heads = ring_k_SHd.shape[1:]
-    q = rotate(rms_norm(q_TD, weight_q_D, eps).unflatten(-1, heads), table_TP2)
-    k = rotate(rms_norm(k_TD, weight_k_D, eps).unflatten(-1, heads), table_TP2)
+    q = rotate_reference(rms_norm_reference(q_TD, weight_q_D, eps).unflatten(-1, heads), table_TP2)
+    k = rotate_reference(rms_norm_reference(k_TD, weight_k_D, eps).unflatten(-1, heads), table_TP2)
     ring_k_SHd[start : start + len(k)] = k
     ring_v_SHd[start : start + len(k)] = v_TD.unflatten(-1, heads)
     return q
+
+
+# --- kernel
+
+
+def work(args: dict[str, Any]) -> Work:
+    """Of one launch, from its arguments by name: q, k, v read and written once, the table read once."""
+    q, ring = args["q_ptr"], args["ring_k_ptr"]
+    tokens, width = q.shape
+    return Work(0, tokens * width * (4 * q.element_size() + 2 * ring.element_size()) + args["table_ptr"].numel() * 4)
+
+
+@jit
+def rotated(x, table_ptr, cols, mask, HEAD: tl.constexpr, N: tl.constexpr, DTYPE: tl.constexpr):
+    """Part of a row, N columns, with its pairs turned. A token's table serves every head: it is read again from the cache."""
+    cos, sin = tl.split(tl.reshape(load(table_ptr, cols % HEAD, mask), [N // 2, 2]))
+    even, odd = tl.split(tl.reshape(x, [N // 2, 2]))
+    return rounded(tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), [N]), DTYPE)
+
+
+@jit
+def norm_rope(
+    x_ptr, weight_ptr, table_ptr, out_ptr, eps, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HEAD: tl.constexpr
+):  # fmt: skip
+    """One row from x to out: RMS norm over all of it (with a weight), then the rotation of every head (with a table)."""
+    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    cols_a = tl.arange(0, A)
+    cols_b = A + tl.arange(0, B)
+    mask_a = cols_a < D
+    mask_b = cols_b < D
+    a = load(x_ptr, cols_a, mask_a)
+    b = load(x_ptr, cols_b, mask_b)
+    if weight_ptr is not None:
+        factor = tl.rsqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / D + eps)
+        a = rounded(rounded(a * factor, DTYPE) * load(weight_ptr, cols_a, mask_a), DTYPE)
+        b = rounded(rounded(b * factor, DTYPE) * load(weight_ptr, cols_b, mask_b), DTYPE)
+    if table_ptr is not None:
+        a = rotated(a, table_ptr, cols_a, mask_a, HEAD, A, DTYPE)
+        b = rotated(b, table_ptr, cols_b, mask_b, HEAD, B, DTYPE)
+    tl.store(out_ptr + cols_a, a, mask=mask_a)
+    tl.store(out_ptr + cols_b, b, mask=mask_b)
+
+
+@jit(launch_metadata=metadata("qk_norm_rope_store", work))
+def qk_norm_rope_store_kernel(
+    q_ptr, k_ptr, v_ptr, weight_q_ptr, weight_k_ptr, table_ptr, out_ptr, ring_k_ptr, ring_v_ptr,
+    q_stride, k_stride, v_stride, start, eps,
+    D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
+    """One program a token: its query, its key and its value."""
+    token = tl.program_id(0).to(tl.int64)
+    slot = (start + token) * D
+    table_ptr += token * HEAD
+    norm_rope(q_ptr + token * q_stride, weight_q_ptr, table_ptr, out_ptr + token * D, eps, D, A, B, HEAD)
+    norm_rope(k_ptr + token * k_stride, weight_k_ptr, table_ptr, ring_k_ptr + slot, eps, D, A, B, HEAD)
+    cols_a = tl.arange(0, A)
+    cols_b = A + tl.arange(0, B)
+    tl.store(ring_v_ptr + slot + cols_a, load(v_ptr + token * v_stride, cols_a, cols_a < D), mask=cols_a < D)
+    tl.store(ring_v_ptr + slot + cols_b, load(v_ptr + token * v_stride, cols_b, cols_b < D), mask=cols_b < D)
+
+
+def rows_work(args: dict[str, Any]) -> Work:
+    """Of one launch of norm_rope_kernel, from its arguments by name."""
+    x, table = args["x_ptr"], args["table_ptr"]
+    return Work(0, 2 * x.numel() * x.element_size() + (0 if table is None else table.numel() * 4))
+
+
+@jit(launch_metadata=metadata("norm_rope", rows_work))
+def norm_rope_kernel(
+    x_ptr, weight_ptr, table_ptr, out_ptr, tokens, eps,
+    D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
+    """One of the two alone, one program a row: the norm of a query of text or sound, the rotation of a key of the sink."""
+    row = tl.program_id(0).to(tl.int64)
+    if table_ptr is not None:
+        table_ptr += row % tokens * HEAD
+    norm_rope(x_ptr + row * D, weight_ptr, table_ptr, out_ptr + row * D, eps, D, A, B, HEAD)
+
+
+# --- tiles: those of row.py
+
+COMPILE = [
+    Build(
+        name="qk_norm_rope_store",
+        kernel=qk_norm_rope_store_kernel,
+        signature=dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "weight_q_ptr", "weight_k_ptr"), "*bf16")
+        | {"table_ptr": "*fp32", "out_ptr": "*bf16", "ring_k_ptr": "*bf16", "ring_v_ptr": "*bf16"}
+        | {"q_stride": "i32", "k_stride": "i32", "v_stride": "i32", "start": "i32", "eps": "fp32"},
+        constexprs={**parts(5120), "HEAD": 128},
+        num_warps=TILES[80]["wide"].num_warps,
+        num_stages=1,
+    ),
+    *(
+        Build(
+            name=name,
+            kernel=norm_rope_kernel,
+            signature={"x_ptr": "*bf16", given: kind, "out_ptr": "*bf16", "tokens": "i32", "eps": "fp32"},
+            constexprs={absent: None, **parts(5120), "HEAD": 128},
+            num_warps=TILES[80]["wide"].num_warps,
+            num_stages=1,
+        )
+        for name, given, kind, absent in (
+            ("rms_norm", "weight_ptr", "*bf16", "table_ptr"),
+            ("rotate", "table_ptr", "*fp32", "weight_ptr"),
+        )
+    ),
+]
+
+
+# --- op
+
+
+@torch.library.custom_op("everface::qk_norm_rope_store", mutates_args=("out", "ring_k", "ring_v"))
+def launch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    weight_q: torch.Tensor,
+    weight_k: torch.Tensor,
+    eps: float,
+    table: torch.Tensor,
+    out: torch.Tensor,
+    ring_k: torch.Tensor,
+    ring_v: torch.Tensor,
+    start: int,
+) -> None:
+    """The kernel, into outputs that the caller owns. Elements of a row of q, k, v lie side by side; the rest is contiguous."""
+    tokens, width = q.shape
+    assert start + tokens <= ring_k.shape[0] and ring_k.is_contiguous() and ring_v.is_contiguous()
+    assert q.stride(1) == k.stride(1) == v.stride(1) == 1 and weight_q.dtype == weight_k.dtype == q.dtype
+    options = pick("qk_norm_rope_store", TILES, q.device, variant(width)).options()
+    qk_norm_rope_store_kernel[(tokens,)](
+        q, k, v, weight_q, weight_k, table, out, ring_k, ring_v, q.stride(0), k.stride(0), v.stride(0), start, eps,
+        **parts(width), HEAD=ring_k.shape[2], **options,
+    )  # fmt: skip
+
+
+@launch.register_fake
+def _(*args: Any) -> None:
+    return None
+
+
+@torch.library.custom_op("everface::norm_rope", mutates_args=("out",))
+def launch_rows(x: torch.Tensor, weight: torch.Tensor | None, table: torch.Tensor | None, eps: float, out: torch.Tensor) -> None:
+    """norm_rope_kernel over x [rows, D], contiguous like out. Row r takes row r mod T of the table."""
+    rows, width = x.shape
+    assert weight is None or weight.dtype == x.dtype
+    tokens, head = (1, 2) if table is None else (table.shape[0], 2 * table.shape[1])
+    options = pick("norm_rope", TILES, x.device, variant(width)).options()
+    norm_rope_kernel[(rows,)](x, weight, table, out, tokens, eps, **parts(width), HEAD=head, **options)
+
+
+@launch_rows.register_fake
+def _(*args: Any) -> None:
+    return None
+
+
+def rms_norm(x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    """The norm alone, an op: x [..., D] -> the same."""
+    if not (runs_triton(x, weight_D) and x.dtype == weight_D.dtype):
+        return rms_norm_reference(x, weight_D, eps)
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
+    out = torch.empty_like(rows)
+    launch_rows(rows, weight_D, None, eps, out)
+    return out.view(x.shape)
+
+
+def rotate(x_THd: torch.Tensor, table_TP2: torch.Tensor) -> torch.Tensor:
+    """The rotation alone, an op: x [..., T, H, d], whose leading batch dimensions share the table."""
+    if not runs_triton(x_THd, table_TP2):
+        return rotate_reference(x_THd, table_TP2)
+    rows = x_THd.reshape(-1, x_THd.shape[-2] * x_THd.shape[-1]).contiguous()
+    out = torch.empty_like(rows)
+    launch_rows(rows, None, table_TP2.contiguous(), 0.0, out)
+    return out.view(x_THd.shape)
 
 
 def qk_norm_rope_store(
@@ -63,6 +247,10 @@ def qk_norm_rope_store(
     start: int,
 ) -> torch.Tensor:
     """The op. Writes the ring slot, returns q_THd."""
-    return qk_norm_rope_store_reference(
-        q_TD, k_TD, v_TD, weight_q_D, weight_k_D, eps, table_TP2, ring_k_SHd, ring_v_SHd, start
-    )
+    if not runs_triton(q_TD, k_TD, v_TD, weight_q_D, weight_k_D):
+        return qk_norm_rope_store_reference(
+            q_TD, k_TD, v_TD, weight_q_D, weight_k_D, eps, table_TP2, ring_k_SHd, ring_v_SHd, start
+        )
+    q_THd = q_TD.new_empty((len(q_TD), *ring_k_SHd.shape[1:]))
+    launch(q_TD, k_TD, v_TD, weight_q_D, weight_k_D, eps, table_TP2.contiguous(), q_THd, ring_k_SHd, ring_v_SHd, start)
+    return q_THd

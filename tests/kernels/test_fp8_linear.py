@@ -8,7 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from everface.kernels.linear.fp8_linear import fp8_linear, quantise_tensor, scaled_product_native, scaled_product_reference
+from everface.kernels.linear.fp8_linear import (
+    fp8_linear,
+    fp8_linear_rows,
+    launch_tile,
+    quantise_tensor,
+    scaled_product_native,
+    scaled_product_reference,
+)
+from everface.kernels.linear.quantise_rows import quantise_rows
 
 CASES = ("typical", "small", "large")
 
@@ -80,6 +88,59 @@ def test_extremes() -> None:
     assert codes.float().abs().max() == 0 and scale.item() == pytest.approx(1 / 448)
     codes, scale = quantise_tensor(torch.tensor([1e30, -1e30, 0.0]))
     assert codes.float().tolist() == [448.0, -448.0, 0.0] and (codes.float() * scale)[0].item() == pytest.approx(1e30)
+
+
+def rows_case(m: int, n: int, k: int, device: str = "cpu") -> tuple[torch.Tensor, ...]:
+    """(codes_x, scale_x, codes_w, scale_w, bias): tokens of very different loudness."""
+    g = torch.Generator().manual_seed(m + n + k)
+    x = torch.randn(m, k, generator=g) * torch.logspace(-2, 2, m)[:, None]
+    w, bias = torch.randn(n, k, generator=g) * 0.05, torch.randn(n, generator=g).bfloat16()
+    return tuple(t.to(device) for t in (*quantise_rows(x), *quantise_rows(w), bias))
+
+
+def test_rows_mean_what_they_say() -> None:
+    """Against float64; a token's result is its own; scale_w may be a column."""
+    codes_x, scale_x, codes_w, scale_w, bias = args = rows_case(6, 32, 48)
+    exact = (codes_x.double() * scale_x.double()) @ (codes_w.double() * scale_w.double()).T + bias.double()
+    y = fp8_linear_rows(*args, dtype=torch.float32)
+    torch.testing.assert_close(y.double(), exact, rtol=1e-5, atol=1e-5 * float(exact.abs().max()))
+    lifted_x = codes_x.view(2, 3, -1), scale_x.view(2, 3, 1)
+    lifted = fp8_linear_rows(*lifted_x, codes_w, scale_w[:, 0], bias, gelu=True, dtype=torch.float32)
+    torch.testing.assert_close(lifted.view(6, -1), torch.nn.functional.gelu(y, approximate="tanh"))
+    first = fp8_linear_rows(codes_x[:1], scale_x[:1], *args[2:], dtype=torch.float32)
+    torch.testing.assert_close(first, y[:1], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("gelu", "with_bias", "dtype"), [(True, True, torch.bfloat16), (False, False, torch.float32)])
+@pytest.mark.parametrize(("m", "n", "k"), [(37, 48, 80), (16, 32, 32), (65, 80, 144)])
+def test_rows_kernel(m: int, n: int, k: int, gelu: bool, with_bias: bool, dtype: torch.dtype) -> None:
+    """More tiles than programs, edges that no tile divides, and a last group of tiles that is not full."""
+    pytest.importorskip("triton")
+    from tests.kernels.poison import DEVICE, Poisoned, agree
+
+    codes_x, scale_x, codes_w, scale_w, bias = rows_case(m, n, k, DEVICE)
+    maybe = bias if with_bias else None
+    y = Poisoned(m, n, dtype=dtype)
+    small = {"BM": 16, "BN": 32, "BK": 32, "GROUP": 2, "num_warps": 4, "num_stages": 2}
+    launch_tile(codes_x, scale_x, codes_w, scale_w, maybe, gelu, y.inside, small)
+    want = scaled_product_reference(codes_x, scale_x, codes_w, scale_w[:, 0], maybe, dtype, gelu)
+    loudest = want.float().abs().amax(-1, keepdim=True)
+    agree((y.written() / loudest), (want / loudest), rounded=dtype == torch.bfloat16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("gelu", [False, True])
+def test_rows_on_a_gpu(gelu: bool) -> None:
+    """The backend that the op takes and the Triton tile of the chip, ragged last tile of tokens."""
+    from everface.kernels.linear.fp8_linear import launch
+
+    args = rows_case(333, 512, 768, "cuda")
+    want = scaled_product_reference(*args[:3], args[3][:, 0], args[4], torch.float32, gelu)
+    loudest = want.abs().amax(-1, keepdim=True)
+    by_tile = torch.full((333, 512), float("nan"), dtype=torch.bfloat16, device="cuda")
+    launch(*args[:3], args[3].reshape(-1), args[4], gelu, by_tile)
+    for y in (by_tile, fp8_linear_rows(*args, gelu=gelu, dtype=torch.bfloat16)):
+        assert ((y.float() - want).abs() / loudest).max() <= 2e-2
 
 
 @pytest.mark.gpu

@@ -1,0 +1,56 @@
+"""Times one op for pytest-benchmark and notes what share of the machine's nearest ceiling that is.
+
+On a GPU a round is one CUDA graph of CALLS launches, so that it times the chip and not the CPU that feeds it; the launches go
+round several sets of inputs, so that none finds its own in the cache. The share is of peaks measured in the same process.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench.peaks import device_name, peaks
+
+from everface.kernels.launch import Work
+
+CALLS = 20  # launches in a graph
+SETS = 4 if torch.cuda.is_available() else 1  # sets of inputs to go round
+
+
+def commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return done.stdout.strip() or "unknown"
+
+
+def measure(benchmark: Any, calls: Sequence[Callable[[], object]], work: Work, precision: str = "bf16", **info: object) -> None:
+    """Time `calls`, the same op on different inputs, each of which does `work`; `info` goes into the record as it is."""
+    with torch.inference_mode():
+        for call in calls:
+            call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                for i in range(CALLS):
+                    calls[i % len(calls)]()
+
+            def once() -> None:
+                graph.replay()
+                torch.cuda.synchronize()
+
+            benchmark.pedantic(once, rounds=20, warmup_rounds=3)
+            done = CALLS
+        else:
+            benchmark.pedantic(calls[0], rounds=3, warmup_rounds=1)
+            done = 1
+    benchmark.extra_info.update(gpu=device_name(), commit=commit(), flops=work.flops, bytes=work.bytes, calls=done, **info)
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    call_s, ceilings = benchmark.stats.stats.median / done, peaks()
+    flops = ceilings.get(precision, float("inf"))
+    shares = {"bytes": work.bytes / call_s / ceilings["bytes"], "flops": work.flops / call_s / flops}
+    nearest = max(shares, key=lambda name: shares[name])
+    benchmark.extra_info.update(call_us=1e6 * call_s, bound=nearest, percent_of_peak=100 * shares[nearest])

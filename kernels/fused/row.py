@@ -1,0 +1,68 @@
+"""One row of a tensor, held in registers as two parts whose sizes are powers of two.
+
+    5120 = 4096 + 1024     1536 = 1024 + 512     192 = 128 + 64     1024 = 512 + 512     13,824 = 8192 + 5632 of 8192
+
+Triton's blocks are powers of two: one block a row would mask 3072 of 8192 lanes of every access at width 5120, and a loop over
+smaller blocks would read the row once more for every statistic. Two parts read it once. Both are masked, so any width works.
+These are the device functions of every op that sees whole rows; sums are float32 whatever the row was stored as.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+
+from everface.kernels.launch import Tiles, jit, tile, tl
+
+E4M3_MAX = 448.0
+NO_AMAX = 1e-12  # a row of zeros is coded with this as its largest value
+TILES: Tiles = {80: {"narrow": tile(4, 1), "wide": tile(8, 1), "long": tile(16, 1)}}
+"""No load pipeline, for nothing loops. 8 warps hold 20 values of a row of 5120 a thread, at most 64 registers in all: 4 programs
+an SM, 528 on 132 SMs, so that 3168 rows are 6 full waves. Rows beyond 8192 take 16 warps to hold as little a thread."""
+
+
+def parts(width: int) -> dict[str, int]:
+    """The constexpr sizes of a row: D = width, A the largest power of two below it, B the smallest that covers the rest."""
+    a = 1 << ((width - 1).bit_length() - 1)
+    return {"D": width, "A": a, "B": 1 << (width - a - 1).bit_length()}
+
+
+def variant(width: int) -> Hashable:
+    """Which tile a row takes."""
+    return "narrow" if width <= 1024 else "wide" if width <= 8192 else "long"
+
+
+def element(dtype: torch.dtype) -> object:
+    """Triton's name of a dtype, for a constexpr argument."""
+    return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
+
+
+@jit
+def load(ptr, cols, mask):
+    """Part of a row, widened at once: the interpreter does no arithmetic in 16 bits."""
+    return tl.load(ptr + cols, mask=mask, other=0.0).to(tl.float32)
+
+
+@jit
+def rounded(value, DTYPE: tl.constexpr):
+    """The float32 nearest to what DTYPE can hold."""
+    return value.to(DTYPE).to(tl.float32)
+
+
+@jit
+def normalised(a, b, mask_a, mask_b, eps, D: tl.constexpr):
+    """(row - mean) / sqrt(variance + eps), the variance from the centred row."""
+    mean = (tl.sum(a, 0) + tl.sum(b, 0)) / D
+    a = tl.where(mask_a, a - mean, 0.0)
+    b = tl.where(mask_b, b - mean, 0.0)
+    factor = tl.rsqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / D + eps)
+    return a * factor, b * factor
+
+
+@jit
+def encoded(a, b):
+    """e4m3 codes of both parts and the scale that decodes them. No clamp: the largest value becomes 448 but for rounding."""
+    amax = tl.maximum(tl.maximum(tl.max(tl.abs(a), 0), tl.max(tl.abs(b), 0)), 1e-12)
+    factor = tl.div_rn(1.0, amax) * 448.0
+    return (a * factor).to(tl.float8e4nv), (b * factor).to(tl.float8e4nv), tl.div_rn(amax, 448.0)

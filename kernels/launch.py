@@ -1,0 +1,118 @@
+"""What every kernel shares: is Triton there, which chip, which tile, what a launch costs, what CI compiles.
+
+A kernel module takes `jit` and `tl` from here, so that it also imports where Triton is not installed and only references run.
+It fills three things of its own: TILES (chosen here by `pick`), COMPILE (read by tests/kernels/compile.py) and a `Work` per call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from everface.core.log import log
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton: Any = None
+    tl: Any = None
+
+HAS_TRITON = triton is not None
+
+
+def jit(fn: Any = None, **options: Any) -> Any:
+    """triton.jit, as `@jit` or `@jit(...)`. Without Triton the kernel is defined all the same, and never launched."""
+    if not HAS_TRITON:
+        return fn if fn is not None else lambda f: f
+    return triton.jit(fn, **options) if fn is not None else triton.jit(**options)
+
+
+class Work(NamedTuple):
+    """What one launch must do at the least: multiply-adds counted twice, bytes read and written once."""
+
+    flops: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One way to run a kernel: its constexpr sizes by name, warps per program, stages of its load pipeline."""
+
+    sizes: tuple[tuple[str, int], ...]
+    num_warps: int
+    num_stages: int
+
+    def options(self) -> dict[str, int]:
+        """Keyword arguments of a launch."""
+        return {**dict(self.sizes), "num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def tile(num_warps: int, num_stages: int, **sizes: int) -> Tile:
+    return Tile(tuple(sizes.items()), num_warps, num_stages)
+
+
+# Architecture -> variant (dtype, width, ...) -> tile. 80 must be there and hold every variant, within 99 KiB of shared memory.
+Tiles = dict[int, dict[Hashable, Tile]]
+
+
+@dataclass(frozen=True)
+class Build:
+    """One compilation that CI checks without a GPU. `name` is its key in tests/kernels/budget.json."""
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]  # run-time arguments: "*bf16", "*fp32", "*i64", "i32", "fp32"
+    constexprs: dict[str, Any]  # every other argument, the tile's sizes included
+    num_warps: int
+    num_stages: int
+    archs: tuple[int, ...] = (80, 90, 100)
+    loose: tuple[str, ...] = ()  # integers and pointers that are not known to be multiples of 16
+    hot: bool = True  # nothing may spill
+    matrix: bool = False  # must use wgmma on sm_90
+
+
+def runs_triton(*tensors: torch.Tensor) -> bool:
+    """Whether an op on these goes to its kernel: all on a GPU, Triton there, and nobody asks for gradients."""
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return HAS_TRITON and not wanted and all(t.is_cuda for t in tensors)
+
+
+@cache
+def arch(device: torch.device) -> int:
+    """80, 90 or 100: the family whose tiles fit. Chips with 99 KiB of shared memory (86, 89, 120) take those of 80, as does the CPU."""
+    major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 8
+    return {9: 90, 10: 100}.get(major, 80)
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Streaming multiprocessors, for persistent grids. The interpreter gets 3, so that its programs do loop."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+
+
+_chosen: dict[tuple[str, int, Hashable], Tile] = {}
+
+
+def pick(op: str, tiles: Tiles, on: torch.device | int, variant: Hashable) -> Tile:
+    """The tile of the newest family not newer than the device (or architecture) that knows the variant. Chosen once, and logged."""
+    key = (op, on if isinstance(on, int) else arch(on), variant)
+    if key not in _chosen:
+        family = max(a for a in tiles if a <= key[1] and variant in tiles[a])
+        _chosen[key] = tiles[family][variant]
+        log.info("%s %s on %s: tile of sm_%d, %s", op, variant, on, family, _chosen[key].options())
+    return _chosen[key]
+
+
+def metadata(name: str, work: Callable[[dict[str, Any]], Work]) -> Callable[..., dict[str, Any]]:
+    """For @jit(launch_metadata=...): names a launch and counts its work from its arguments, so a profile reads in percent of peak."""
+
+    def count(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
+        done = work(args)
+        return {"name": name, "flops": done.flops, "bytes": done.bytes}
+
+    return count

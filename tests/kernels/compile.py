@@ -1,0 +1,95 @@
+"""Cross-compiles every kernel in the COMPILE lists under everface.kernels, without a GPU, and reports what each costs.
+
+    python -m tests.kernels.compile             JSON on stdout: {"triton": version, "builds": {key: {regs, stack, shared, ...}}}
+    python -m tests.kernels.compile --write     the same into budget.json; look at the difference before committing it
+    python -m tests.kernels.compile cross       only keys that contain a word
+
+Run apart from the tests: Triton cannot compile in a process that has its interpreter switched on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import everface.kernels
+from everface.kernels.launch import Build
+
+BUDGET = Path(__file__).with_name("budget.json")
+RES_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
+
+
+def key(build: Build, arch: int) -> str:
+    return f"{build.name} sm_{arch}"
+
+
+def builds() -> dict[str, tuple[Build, int]]:
+    """Every build of every kernel module, once for each of its architectures."""
+    found: dict[str, tuple[Build, int]] = {}
+    for module in pkgutil.walk_packages(everface.kernels.__path__, "everface.kernels."):
+        for build in getattr(importlib.import_module(module.name), "COMPILE", []):
+            for arch in build.archs:
+                if key(build, arch) in found:
+                    raise ValueError(f"{module.name}: two builds are called {key(build, arch)!r}")
+                found[key(build, arch)] = (build, arch)
+    return found
+
+
+def cost(build: Build, arch: int, cuobjdump: Path) -> dict[str, int | bool]:
+    """Registers a thread, stack bytes a thread, shared bytes a program, wgmma instructions, warps of one build, and what it promises."""
+    names = build.kernel.arg_names
+    signature = {name: build.signature.get(name, "constexpr") for name in names}
+    missing = [n for n in names if n not in build.signature and n not in build.constexprs]
+    unknown = [n for n in (*build.signature, *build.constexprs, *build.loose) if n not in names]
+    if missing or unknown:
+        raise ValueError(f"{build.name}: arguments without a value {missing}, values without an argument {unknown}")
+    aligned = [n for n, kind in build.signature.items() if (kind.startswith("*") or kind[0] in "iu") and n not in build.loose]
+    source = ASTSource(
+        build.kernel,
+        signature,
+        constexprs={(names.index(n),): v for n, v in build.constexprs.items()},
+        attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
+    )
+    options = {"num_warps": build.num_warps, "num_stages": build.num_stages}
+    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        report = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    match = RES_USAGE.search(report)
+    if match is None:
+        raise ValueError(f"{build.name}: cuobjdump said {report!r}")
+    regs, stack, _ = map(int, match.groups())
+    wgmma = made.asm["ptx"].count("wgmma.mma_async")
+    used = {"regs": regs, "stack": stack, "shared": made.metadata.shared, "wgmma": wgmma, "warps": made.metadata.num_warps}
+    return used | {"hot": build.hot, "matrix": build.matrix}
+
+
+def main(words: list[str]) -> None:
+    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    wanted = {k: b for k, b in builds().items() if all(w in k for w in words if w != "--write")}
+    report = {"triton": triton.__version__, "builds": {}}
+    for name, (build, arch) in wanted.items():
+        try:
+            report["builds"][name] = cost(build, arch, cuobjdump)
+        except Exception as error:  # one that fails to compile must not hide the others
+            report["builds"][name] = {"error": f"{type(error).__name__}: {str(error)[-400:]}"}
+    lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(report["builds"].items()))
+    text = f'{{\n  "triton": "{report["triton"]}",\n  "complete": true,\n  "builds": {{\n{lines}\n  }}\n}}\n'
+    if "--write" in words:
+        BUDGET.write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,62 @@
+"""Every kernel and every tile in the tables compiles without a GPU, and stays within what budget.json says it may cost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+HERE = Path(__file__).parent
+BUDGET = json.loads((HERE / "budget.json").read_text())
+LIMIT = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes; tiles of sm_80 also serve chips of 86, 89 and 120
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The report of one process that compiles everything, with the interpreter off."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    env["TRITON_CACHE_DIR"] = env.get("TRITON_CACHE_DIR") or str(tmp_path_factory.mktemp("triton"))
+    done = subprocess.run([sys.executable, "-m", "tests.kernels.compile"], cwd=HERE.parents[1], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout)
+
+
+def over(key: str, cost: dict[str, Any], allowed: dict[str, Any] | None, exact: bool, complete: bool = True) -> list[str]:
+    """What is wrong with one build. Not `exact`: another Triton than the budget's allocates otherwise, and only the chip's limits hold.
+    Not `complete`: so they do for what the budget does not name yet; `python -m tests.kernels.compile --write` completes it."""
+    if "error" in cost or (allowed is None and complete):
+        return [f"{key}: {cost.get('error') or 'not in budget.json: python -m tests.kernels.compile --write'}"]
+    arch = int(key.rsplit("_", 1)[1])
+    wrong = [f"{key}: {cost['shared']} bytes of shared memory, the chip has {LIMIT[arch]}"] * (cost["shared"] > LIMIT[arch])
+    wrong += [f"{key}: spills {cost['stack']} bytes"] * (cost["hot"] and cost["stack"] > 0)
+    wrong += [f"{key}: no wgmma"] * (cost["matrix"] and arch == 90 and cost["wgmma"] == 0)
+    if exact and allowed is not None:
+        wrong += [f"{key}: {cost[n]} {n}, {allowed[n]} allowed" for n in ("regs", "stack", "shared") if cost[n] > allowed[n]]
+    return wrong
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_every_build_is_within_the_budget(made: dict[str, Any]) -> None:
+    same = made["triton"] == BUDGET["triton"]
+    builds, budget = made["builds"], BUDGET["builds"]
+    assert sorted(budget.keys() - builds.keys()) == [], "in budget.json, but no kernel asks for it"
+    assert [w for key, cost in builds.items() for w in over(key, cost, budget.get(key), same, BUDGET["complete"])] == []
+
+
+def test_a_build_over_its_budget_is_seen() -> None:
+    good = {"regs": 100, "stack": 0, "shared": 1024, "wgmma": 4, "warps": 4, "hot": True, "matrix": True}
+    assert over("x sm_90", good, good, True) == []
+    for worse in ({"regs": 101}, {"stack": 8}, {"shared": 1025}, {"shared": 228 * 1024}, {"wgmma": 0}, {"error": "no"}):
+        assert over("x sm_90", good | worse, good, True) != [], worse
+    assert over("x sm_90", good | {"regs": 101}, good, False) == []
+    assert over("x sm_90", good, None, True) != []
+    assert over("x sm_90", good, None, True, complete=False) == []
+    assert over("x sm_90", good | {"stack": 8}, None, True, complete=False) != []

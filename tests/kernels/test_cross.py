@@ -1,0 +1,93 @@
+"""Cross-attention: the kernel under the interpreter (or on a GPU) against its reference, and the op around both."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+if not torch.cuda.is_available():
+    import tests.kernels.interpreter  # noqa: F401  the interpreter, mended
+
+from everface.kernels.attention.cross import cross, cross_op, cross_reference, launch_cross, work
+from everface.kernels.launch import runs_triton
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+
+
+def draw(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def poisoned(x: torch.Tensor, slots: int) -> torch.Tensor:
+    """x as the first rows of a longer buffer whose rest is NaN."""
+    rest = x.new_full((x.shape[0], slots, *x.shape[2:]), float("nan"))
+    return torch.cat((x, rest), 1)[:, : x.shape[1]]
+
+
+@pytest.mark.parametrize(
+    ("batch", "kv_batch", "tokens", "keys", "heads", "d", "dtype"),
+    [
+        (3, 3, 65, 5, 2, 128, torch.bfloat16),  # audio: one tile of keys, one query over a tile
+        (3, 3, 7, 5, 2, 48, torch.float32),
+        (2, 2, 64, 16, 1, 64, torch.float16),  # as many keys as one tile holds
+        (2, 1, 70, 150, 1, 128, torch.bfloat16),  # text: whole tiles and a tail, keys shared by the batch
+        (2, 2, 33, 64, 2, 48, torch.bfloat16),  # no tail
+        (1, 1, 67, 45, 2, 48, torch.float32),
+        (1, 1, 1, 17, 1, 8, torch.float32),
+    ],
+)
+def test_kernel_equals_reference(batch: int, kv_batch: int, tokens: int, keys: int, heads: int, d: int, dtype: torch.dtype) -> None:
+    q = draw(batch, tokens, heads, d, dtype=dtype, seed=1)
+    k, v = (draw(kv_batch, keys, heads, d, dtype=dtype, seed=s) for s in (2, 3))
+    o = launch_cross(q, k, v)
+    assert o.shape == q.shape and o.dtype == dtype
+    exact = cross_reference(q.double(), k.double(), v.double())
+    assert (o.double() - exact).abs().max() <= TOLERANCE[dtype] * exact.abs().max()
+
+
+def test_keys_beyond_the_list_weigh_nothing() -> None:
+    q = draw(1, 3, 1, 64, dtype=torch.float32, seed=1)
+    k, v = (poisoned(draw(1, 21, 1, 64, dtype=torch.float32, seed=s), 11) for s in (2, 3))
+    torch.testing.assert_close(launch_cross(q, k, v), cross_reference(q, k, v), rtol=1e-5, atol=2e-6)
+
+
+def test_large_scores_do_not_overflow() -> None:
+    q, k = (200 * draw(1, 4, 1, 64, dtype=torch.float32, seed=s) for s in (1, 2))
+    v = draw(1, 4, 1, 64, dtype=torch.float32, seed=3)
+    torch.testing.assert_close(launch_cross(q, k, v), cross_reference(q, k, v), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("keys", [5, 512])
+def test_kernel_equals_reference_at_14b(keys: int) -> None:
+    q = draw(3, 1056, 40, 128, dtype=torch.bfloat16, seed=1)
+    k, v = (draw(3, keys, 40, 128, dtype=torch.bfloat16, seed=s) for s in (2, 3))
+    exact = cross_reference(q.double(), k.double(), v.double())
+    assert (launch_cross(q, k, v).double() - exact).abs().max() <= TOLERANCE[torch.bfloat16] * exact.abs().max()
+
+
+def test_too_wide_heads_are_refused() -> None:
+    x = draw(1, 4, 1, 136, dtype=torch.float32, seed=1)
+    with pytest.raises(ValueError, match="wider than the 128"):
+        launch_cross(x, x, x)
+
+
+def test_cpu_path_is_the_reference_and_differentiable() -> None:
+    q, k, v = (torch.randn(1, 4, 2, 8, requires_grad=True) for _ in range(3))
+    assert not runs_triton(q, k, v)
+    o = cross(q, k, v)
+    assert torch.equal(o, cross_reference(q, k, v))
+    o.sum().backward()
+    assert all(x.grad is not None for x in (q, k, v))
+
+
+def test_op_traces_without_data() -> None:
+    q, k = torch.empty(2, 9, 3, 16, device="meta", dtype=torch.bfloat16), torch.empty(1, 5, 3, 16, device="meta", dtype=torch.bfloat16)
+    o = cross_op(q, k, k)
+    assert (o.shape, o.dtype) == (q.shape, q.dtype)
+
+
+def test_work_counts_both_products_and_every_byte() -> None:
+    assert work(3, 1056, 512, 40, 128, 1, 2) == (4 * 3168 * 512 * 5120, 2 * 5120 * 2 * (3168 + 512))
