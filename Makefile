@@ -1,4 +1,4 @@
-# Every target makes what it needs:  make demo   make test   make check   make gpu   make bench   make clean
+# Every target makes what it needs:  make demo   make test   make check   make gpu   make bench   make native   make clean
 #
 #   PYTHON=python3.12        the interpreter that .venv is made with
 #   TORCH_INDEX=ADDRESS      the package index to take torch from, for example the one with PyTorch's CPU wheels
@@ -14,15 +14,17 @@ SHELL := bash
 ifdef PY
 READY :=
 RUN := PYTHONPATH=$(CURDIR)/python $(PY)
+NATIVE_PYTHON := $(shell command -v $(PY))
 else
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
+NATIVE_PYTHON := $(CURDIR)/$(VENV)/bin/python
 endif
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 NUMPY := numpy>=2.0,<2.4# the interpreter of triton 3.6 breaks on 2.4
 
-.PHONY: setup demo test check gpu bench clean
+.PHONY: setup demo test check gpu bench native clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -44,8 +46,13 @@ gpu: $(READY)
 bench: $(READY)
 	$(RUN) -m everface bench
 
+# Needs cmake and a C++17 compiler; CUDA and NCCL are found when the program runs.
+native: $(READY)
+	cmake -S . -B build/native -DPython_EXECUTABLE=$(NATIVE_PYTHON)
+	cmake --build build/native
+
 clean:
-	rm -rf $(VENV) build dist out .pytest_cache .ruff_cache .benchmarks python/everface.egg-info
+	rm -rf $(VENV) build dist out python/everface/_native*.so .pytest_cache .ruff_cache .benchmarks python/everface.egg-info
 	find kernels runtime python tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:

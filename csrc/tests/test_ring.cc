@@ -1,0 +1,332 @@
+// Drives pairs of rings over the fake NCCL.   test_ring NCCL CUDART stress FIRST COUNT | faults FIRST COUNT | processes COUNT
+#include <dirent.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <thread>
+
+#include "../ring/ring.h"
+#include "fakes.h"
+
+extern char** environ;
+
+namespace {
+
+using namespace everface::ring;
+using Bytes = std::vector<unsigned char>;
+using Clock = std::chrono::steady_clock;
+using std::chrono::microseconds;
+using std::chrono::milliseconds;
+
+constexpr std::size_t kCapacity = 4096;
+constexpr FakeFaults kNone{0, 0, 0, -1, -1, -1, -1, -1, 0, 0};
+constexpr milliseconds kSlack{10'000};  // for a machine that has other things to do
+
+#define CHECK(condition, ...)                                       \
+  do {                                                              \
+    if (!(condition)) {                                             \
+      std::fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::fprintf(stderr, __VA_ARGS__);                            \
+      std::fputc('\n', stderr);                                     \
+      std::_Exit(1);                                                \
+    }                                                               \
+  } while (false)
+
+struct Libraries {
+  Nccl nccl;
+  Cuda cuda;
+  const char *program, *nccl_path, *cuda_path;
+};
+
+struct Memory {
+  explicit Memory(int count) : slots(static_cast<std::size_t>(count), Bytes(kCapacity)) {}
+  Terms terms(milliseconds late, milliseconds join = milliseconds(60'000)) {
+    Terms terms{0, {}, kCapacity, join, late};
+    for (Bytes& slot : slots) terms.slots.push_back(slot.data());
+    return terms;
+  }
+  std::vector<Bytes> slots;
+};
+
+struct Stream {
+  explicit Stream(const Cuda& cuda) : cuda(cuda) { cuda.check(cuda.stream_create(&stream, 0, 0), "stream"); }
+  ~Stream() { cuda.stream_destroy(stream); }
+  void drain() const {
+    while (cuda.stream_query(stream) == kCudaNotReady) std::this_thread::sleep_for(microseconds(20));
+  }
+  const Cuda& cuda;
+  CudaStream stream = nullptr;
+};
+
+// What both ends of a timeline know, each from the seed alone.
+struct Plan {
+  explicit Plan(std::uint64_t seed, int least = 1) {
+    std::mt19937_64 random(seed);
+    slots = 1 + static_cast<int>(random() % 3);
+    messages.resize(static_cast<std::size_t>(least) + random() % 12);
+    for (Bytes& message : messages) {
+      message.resize(1 + (random() % 3 ? random() % 64 : random() % kCapacity));
+      for (unsigned char& byte : message) byte = static_cast<unsigned char>(random());
+    }
+    for (FakeFaults& faults : ranks) {
+      faults.seed = random();
+      faults.delay_us = random() % 3 ? static_cast<std::uint32_t>(random() % 200) : 0;
+      faults.eager = static_cast<std::int32_t>(random() % 2);
+    }
+    pause_us = random() % 4 ? 0 : 1 + random() % 300;
+  }
+  int slots;
+  std::vector<Bytes> messages;
+  FakeFaults ranks[2] = {kNone, kNone};
+  std::uint64_t pause_us;  // longest, between two messages
+};
+
+void dawdle(std::mt19937_64& random, std::uint64_t longest_us) {
+  if (longest_us) std::this_thread::sleep_for(microseconds(random() % longest_us));
+}
+
+// Sends all messages from one buffer that is overwritten at once, as a captured step overwrites its output.
+void give(Ring& ring, const Plan& plan, const Cuda& cuda, std::uint64_t seed) {
+  std::mt19937_64 random(seed ^ 1);
+  Stream compute(cuda);
+  Bytes output(kCapacity);
+  try {
+    for (const Bytes& message : plan.messages) {
+      cuda.memcpy_async(output.data(), message.data(), message.size(), kCudaCopyDefault, compute.stream);
+      const std::size_t cut = random() % (message.size() + 1);
+      ring.send({{output.data() + cut, cut, message.size() - cut}, {output.data(), 0, cut}}, message.size(), compute.stream);
+      dawdle(random, plan.pause_us);
+    }
+  } catch (...) {
+    compute.drain();
+    throw;
+  }
+  compute.drain();
+}
+
+// Receives all, one or more ahead, reads each slot on a stream of its own time and releases it before that has happened.
+std::size_t take(Ring& ring, const Plan& plan, const Cuda& cuda, std::uint64_t seed, std::vector<Bytes>& taken) {
+  std::mt19937_64 random(seed ^ 2);
+  Stream compute(cuda);
+  taken.assign(plan.messages.size(), Bytes(kCapacity));
+  std::size_t posted = 0, read = 0;
+  const std::size_t ahead = 1 + random() % static_cast<std::size_t>(plan.slots);
+  try {
+    while (read < plan.messages.size()) {
+      while (posted < plan.messages.size() && posted - read < ahead) ring.recv(plan.messages[posted++].size());
+      const void* slot = ring.wait(read);
+      CHECK(ring.done(read), "message %zu", read);
+      cuda.memcpy_async(taken[read].data(), slot, plan.messages[read].size(), kCudaCopyDefault, compute.stream);
+      ring.release(read, compute.stream);
+      ++read;
+      dawdle(random, plan.pause_us);
+    }
+  } catch (...) {
+    compute.drain();
+    throw;
+  }
+  compute.drain();
+  return read;
+}
+
+void check_equal(const Plan& plan, std::vector<Bytes>& taken, std::size_t count, std::uint64_t seed) {
+  for (std::size_t i = 0; i < count; ++i) {
+    taken[i].resize(plan.messages[i].size());
+    CHECK(taken[i] == plan.messages[i], "seed %llu, message %zu differs", static_cast<unsigned long long>(seed), i);
+  }
+}
+
+int count_threads() {
+  int count = 0;
+  DIR* tasks = opendir("/proc/self/task");
+  while (readdir(tasks)) ++count;
+  closedir(tasks);
+  return count;
+}
+
+// Streams and threads end a moment after they were told to.
+void check_baseline(int threads, std::uint64_t seed) {
+  const auto until = Clock::now() + kSlack;
+  while ((fakeNcclLive() || fakeCudaLive() || count_threads() > threads) && Clock::now() < until)
+    std::this_thread::sleep_for(microseconds(100));
+  CHECK(fakeNcclLive() == 0 && fakeCudaLive() == 0 && count_threads() <= threads,
+        "seed %llu leaves %d communicators, %d streams and events, %d threads where there were %d",
+        static_cast<unsigned long long>(seed), fakeNcclLive(), fakeCudaLive(), count_threads(), threads);
+}
+
+NcclUniqueId new_id(const Libraries& at) {
+  NcclUniqueId id;
+  CHECK(at.nccl.get_unique_id(&id) == kNcclSuccess, "no unique id");
+  return id;
+}
+
+void stress(const Libraries& at, std::uint64_t seed, int threads) {
+  const Plan plan(seed);
+  std::vector<Bytes> taken;
+  std::size_t count = 0;
+  {
+    Memory from(plan.slots), to(plan.slots);
+    for (int rank : {0, 1}) fakeNcclFaults(rank, &plan.ranks[rank]);
+    const NcclUniqueId id = new_id(at);
+    Ring giver(at.nccl, at.cuda, id, Side::giver, from.terms(milliseconds(60'000)));
+    Ring taker(at.nccl, at.cuda, id, Side::taker, to.terms(milliseconds(60'000)));
+    std::thread giving([&] {
+      give(giver, plan, at.cuda, seed);
+      CHECK(giver.close(), "seed %llu: the giver does not close", static_cast<unsigned long long>(seed));
+    });
+    count = take(taker, plan, at.cuda, seed, taken);
+    CHECK(taker.close(), "seed %llu: the taker does not close", static_cast<unsigned long long>(seed));
+    giving.join();
+    for (const Ring* ring : {&giver, &taker})
+      CHECK(ring->state() == State::closed, "seed %llu: %s", static_cast<unsigned long long>(seed), ring->reason().c_str());
+  }
+  check_equal(plan, taken, count, seed);
+  check_baseline(threads, seed);
+}
+
+// One end misbehaves at a random message. Both ends must learn of it in time, and what was taken before must be right.
+void fault(const Libraries& at, std::uint64_t seed, int threads) {
+  std::mt19937_64 random(seed ^ 3);
+  Plan plan(seed, 3);
+  const milliseconds late{static_cast<int>(20 + random() % 30)};
+  const int rank = static_cast<int>(random() % 2), at_call = static_cast<int>(random() % (plan.messages.size() + 1));
+  FakeFaults& faults = plan.ranks[rank];
+  faults.code = 6;
+  faults.stall_ms = static_cast<std::uint32_t>(late.count()) + 400;
+  const int kind = static_cast<int>(random() % 7);
+  std::int32_t* const kinds[] = {&faults.fail_call, &faults.fail_async, &faults.hang_issue, &faults.hang_run, &faults.stall_call};
+  if (kind < 5) *kinds[kind] = at_call;
+  const bool joining = at_call == 0;
+  const milliseconds join = joining || kind >= 5 ? late : milliseconds(60'000);
+
+  std::string reasons[2];
+  std::vector<Bytes> taken;
+  std::size_t count = 0;
+  const auto began = Clock::now();
+  {
+    Memory from(plan.slots), to(plan.slots);
+    for (int r : {0, 1}) fakeNcclFaults(r, &plan.ranks[r]);
+    const NcclUniqueId id = new_id(at);
+    Ring giver(at.nccl, at.cuda, id, Side::giver, from.terms(late, join));
+    Ring taker(at.nccl, at.cuda, id, Side::taker, to.terms(late, join));
+    if (kind == 5) (rank ? taker : giver).abort("pulled");
+    if (kind == 6) fakeCudaFail(700);
+    std::thread giving([&] {
+      try {
+        give(giver, plan, at.cuda, seed);
+      } catch (const Broken& broken) {
+        reasons[0] = broken.what();
+      }
+    });
+    try {
+      take(taker, plan, at.cuda, seed, taken);
+      count = plan.messages.size();
+    } catch (const Broken& broken) {
+      reasons[1] = broken.what();
+    }
+    giving.join();
+    CHECK(count < plan.messages.size() || kind == 4 || rank == 0,
+          "seed %llu: nobody noticed fault %d", static_cast<unsigned long long>(seed), kind);
+    fakeCudaFail(0);
+    const auto took = std::chrono::duration_cast<milliseconds>(Clock::now() - began);
+    CHECK(took < 20 * late + kSlack, "seed %llu: fault %d took %lld ms", static_cast<unsigned long long>(seed), kind,
+          static_cast<long long>(took.count()));
+    for (Ring* ring : {&giver, &taker}) {  // the slots must outlive what NCCL does with them
+      ring->abort("over");
+      while (!ring->close()) std::this_thread::sleep_for(milliseconds(5));
+    }
+  }
+  const std::string& reason = reasons[rank];
+  if (!reason.empty()) {
+    const char* const words[] = {"remote process", "remote process", "did not pass", "did not pass", "did not return", "pulled", "illegal"};
+    const bool told = reason.find(words[kind]) != std::string::npos || reason.find("did not") != std::string::npos;
+    CHECK(told, "seed %llu: fault %d is called: %s", static_cast<unsigned long long>(seed), kind, reason.c_str());
+  }
+  check_baseline(threads, seed);
+}
+
+std::string to_hex(const NcclUniqueId& id) {
+  std::string hex;
+  char two[3];
+  for (const char byte : id.bytes) {
+    std::snprintf(two, sizeof two, "%02x", static_cast<unsigned char>(byte));
+    hex += two;
+  }
+  return hex;
+}
+
+NcclUniqueId from_hex(const std::string& hex) {
+  NcclUniqueId id;
+  for (std::size_t i = 0; i < sizeof id.bytes; ++i) id.bytes[i] = static_cast<char>(std::stoi(hex.substr(2 * i, 2), nullptr, 16));
+  return id;
+}
+
+// The other process of a hop: takes everything, or kills itself half-way.
+int take_elsewhere(const Libraries& at, const std::string& id, std::uint64_t seed, bool die) {
+  const Plan plan(seed, 4);
+  Memory to(plan.slots);
+  fakeNcclFaults(1, &plan.ranks[1]);
+  Ring taker(at.nccl, at.cuda, from_hex(id), Side::taker, to.terms(milliseconds(60'000)));
+  if (die) {
+    taker.recv(plan.messages[0].size());
+    taker.wait(0);
+    std::raise(SIGKILL);
+  }
+  std::vector<Bytes> taken;
+  const std::size_t count = take(taker, plan, at.cuda, seed, taken);
+  check_equal(plan, taken, count, seed);
+  CHECK(taker.close(), "the taker does not close");
+  return 0;
+}
+
+void processes(const Libraries& at, std::uint64_t seed, int threads) {
+  const bool die = seed % 2;
+  Plan plan(seed, 4);
+  plan.ranks[0].eager = 0;
+  const milliseconds late{die ? 200 : 60'000};
+  const NcclUniqueId id = new_id(at);
+  const std::string hex = to_hex(id), number = std::to_string(seed), death = die ? "1" : "0";
+  const char* arguments[] = {at.program, at.nccl_path, at.cuda_path, "take", hex.c_str(), number.c_str(), death.c_str(), nullptr};
+  pid_t child = 0;
+  CHECK(posix_spawn(&child, at.program, nullptr, nullptr, const_cast<char**>(arguments), environ) == 0, "no child");
+  {
+    Memory from(plan.slots);
+    fakeNcclFaults(0, &plan.ranks[0]);
+    Ring giver(at.nccl, at.cuda, id, Side::giver, from.terms(late));
+    int status = 0;
+    std::string reason;
+    try {
+      give(giver, plan, at.cuda, seed);
+      giver.close();
+      if (giver.state() == State::broken) reason = giver.reason();
+    } catch (const Broken& broken) {
+      reason = broken.what();
+    }
+    CHECK(waitpid(child, &status, 0) == child, "no child to wait for");
+    if (die) CHECK(reason == "a message did not pass for 200 ms", "seed %llu: %s", static_cast<unsigned long long>(seed), reason.c_str());
+    else CHECK(reason.empty() && WIFEXITED(status) && WEXITSTATUS(status) == 0, "seed %llu: %s, child %d",
+               static_cast<unsigned long long>(seed), reason.c_str(), status);
+  }
+  check_baseline(threads, seed);
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  CHECK(count > 4, "too few arguments");
+  const Libraries at{Nccl::load(words[1]), Cuda::load(words[2]), words[0], words[1], words[2]};
+  const std::string mode = words[3];
+  if (mode == "take") return take_elsewhere(at, words[4], std::strtoull(words[5], nullptr, 10), words[6][0] == '1');
+  const std::uint64_t first = std::strtoull(words[4], nullptr, 10), seeds = std::strtoull(words[5], nullptr, 10);
+  const auto timeline = mode == "stress" ? stress : mode == "faults" ? fault : processes;
+  std::thread([] {}).join();  // a sanitizer's own threads start with the first
+  const int threads = count_threads();
+  for (std::uint64_t seed = first; seed < first + seeds; ++seed) timeline(at, seed, threads);
+  std::printf("%s: %llu timelines\n", mode.c_str(), static_cast<unsigned long long>(seeds));
+}

@@ -1,0 +1,70 @@
+"""The one door to csrc: the built module, or None; and the libraries that it loads when a hop between two GPUs is opened."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from everface.core.errors import Unavailable
+
+MODULE = "everface._native"
+NCCL = "libnccl.so.2"
+# Which package of NVIDIA's holds the runtime of which CUDA: the one that torch was built for comes first.
+CUDA_RUNTIMES = {"13": ("nvidia.cu13", "libcudart.so.13"), "12": ("nvidia.cuda_runtime", "libcudart.so.12")}
+
+
+def find() -> ModuleType | None:
+    """everface._native, or None when it was not built for this interpreter. Loads no CUDA and no NCCL."""
+    try:
+        return importlib.import_module(MODULE)
+    except ModuleNotFoundError:
+        return None
+    except ImportError as error:
+        raise Unavailable(f"{MODULE} is built but cannot be loaded ({error}): build it anew with 'make native'") from None
+
+
+def need(purpose: str) -> ModuleType:
+    """everface._native. Raises Unavailable when it was not built; `purpose` says who asks, as in "the nccl hand-off"."""
+    module = find()
+    if module is None:
+        raise Unavailable(f"{purpose} needs {MODULE}, which is not built: run 'make native', or choose the gloo hand-off")
+    return module
+
+
+def find_nccl() -> str:
+    """Where NCCL lies: in its wheel, else wherever the system's loader finds it. Raises Unavailable."""
+    return _find("nvidia.nccl", NCCL) or _lack(NCCL, "pip install nvidia-nccl-cu13, or -cu12, as your torch has it")
+
+
+def find_cudart() -> str:
+    """Where the CUDA runtime lies, of the CUDA version that torch was built for if it was. Raises Unavailable."""
+    major = (torch.version.cuda or "").partition(".")[0]
+    runtimes = [CUDA_RUNTIMES[major]] if major in CUDA_RUNTIMES else list(CUDA_RUNTIMES.values())
+    for package, soname in runtimes:
+        if found := _find(package, soname):
+            return found
+    return _lack(runtimes[0][1], "install a CUDA build of torch, which brings it")
+
+
+def _find(package: str, soname: str) -> str | None:
+    try:
+        spec = importlib.util.find_spec(package)
+    except ModuleNotFoundError:  # of the package above it
+        spec = None
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (path := Path(folder, "lib", soname)).is_file():
+            return str(path)
+    try:
+        ctypes.CDLL(soname)
+    except OSError:
+        return None
+    return soname
+
+
+def _lack(soname: str, mend: str) -> str:
+    raise Unavailable(f"the nccl hand-off needs {soname}, and neither a wheel of NVIDIA's nor the system has it: {mend}")

@@ -1,0 +1,46 @@
+"""Builds csrc with the fake NCCL and the fake CUDA runtime, once a variant, under build/, where a later run finds it again."""
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+Build = Callable[..., Path]
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=800)
+    assert done.returncode == 0, f"{command[0]} answered {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def build() -> Build:
+    """build(sanitize) answers the folder of that variant: test_ring, the two fakes, and package/_native of the plain one."""
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if not shutil.which("cmake") or not compiler:
+        pytest.skip("needs cmake and a C++ compiler")
+
+    def make(sanitize: str = "") -> Path:
+        python = not sanitize and importlib.util.find_spec("pybind11") is not None
+        folder = ROOT / "build" / "csrc" / (sanitize or "plain")
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # other test processes may want the same
+            run(
+                "cmake", "-S", ROOT, "-B", folder, *(["-G", "Ninja"] if shutil.which("ninja") else []),
+                "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -Werror", "-DEVERFACE_TESTS=ON",
+                f"-DEVERFACE_SANITIZE={sanitize}", f"-DEVERFACE_PYTHON={'ON' if python else 'OFF'}",
+                f"-DPython_EXECUTABLE={sys.executable}", f"-DEVERFACE_MODULE_DIR={folder / 'package'}",
+            )  # fmt: skip
+            run("cmake", "--build", folder, "--parallel", "2")
+        return folder
+
+    return make
