@@ -90,7 +90,7 @@ def train_stage1(run_dir: Path, clips_dir: Path, plan: Stage1, config: DiTConfig
     write_checkpoint(run_dir, dit, ema, optimiser, progress)
     (run_dir / "plan.json").write_text(json.dumps(asdict(plan) | {"steps": progress.step}, indent=2) + "\n")
     path = run_dir / "dit.safetensors"
-    save_file({n: t.bfloat16().contiguous() for n, t in ema.weights.items()}, path)
+    save_file({n: t.contiguous() for n, t in ema.weights.items()}, path)
     return path
 
 
