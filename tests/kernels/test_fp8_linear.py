@@ -135,7 +135,7 @@ def test_rows_on_a_gpu(gelu: bool) -> None:
     from everface.kernels.linear.fp8_linear import launch
 
     args = rows_case(333, 512, 768, "cuda")
-    want = scaled_product_reference(*args[:3], args[3][:, 0], args[4], torch.float32, gelu)
+    want = scaled_product_reference(*args[:3], args[3][:, 0], args[4], torch.float32, gelu)  # pyright: ignore[reportCallIssue]
     loudest = want.abs().amax(-1, keepdim=True)
     by_tile = torch.full((333, 512), float("nan"), dtype=torch.bfloat16, device="cuda")
     launch(*args[:3], args[3].reshape(-1), args[4], gelu, by_tile)
