@@ -95,3 +95,15 @@ def test_the_sink_refresh_matters(small_model: Path, face: Path, truth: torch.Te
     without = streamed(small_model, face, "inline", "official", refresh_at=None)
     assert torch.equal(without[:4], truth[:4])
     assert not torch.equal(without[4], truth[4])
+
+
+def test_correlated_noise_is_normal_and_follows_itself() -> None:
+    plain, slow = Noise(SEED, LATENT, 3, 4), Noise(SEED, LATENT, 3, 4, correlation=0.9)
+    assert torch.equal(slow(0)[:, 0], plain(0)[:, 0])  # the first frame has nothing to follow
+    frames = torch.cat([slow(b) for b in range(1, 40)], dim=1)
+    assert abs(frames.std().item() - 1) < 0.05
+    a, b = frames[:, :-1].flatten(), frames[:, 1:].flatten()
+    assert abs((a * b).mean().item() - 0.9) < 0.05
+    again = Noise(SEED, LATENT, 3, 4, correlation=0.9)
+    again(0)
+    assert torch.equal(again(1), frames[:, :3])  # the seed decides

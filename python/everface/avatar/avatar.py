@@ -55,6 +55,7 @@ class Avatar:
             log.warning("these weights were trained without text: the prompt has no effect")
         self.opened += 1
         height, width = rgb_3HW.shape[-2:]
+        correlation = 0.0 if stream.compat == "official" else self.config.noise_correlation
         latent = (dit.in_dim, height // LATENT_STRIDE[1], width // LATENT_STRIDE[2])
         return Session(
             pipeline,
@@ -65,7 +66,7 @@ class Avatar:
             lookback_samples=conditioner.lookback_samples,
             lookahead_samples=conditioner.lookahead_samples,
             condition=lambda _, pcm_S: conditioner.block(pcm_S, stream.compat),
-            noise=Noise(stream.seed, latent, dit.block_frames, dit.window_blocks),
+            noise=Noise(stream.seed, latent, dit.block_frames, dit.window_blocks, correlation),
             refresh_at=dit.window_blocks if stream.refresh_sink else None,
         )
 

@@ -78,14 +78,22 @@ def still_latents(vae: VAE, picture_3HW: torch.Tensor, frames: int) -> tuple[tor
 
 class Noise:
     """The starting noise of every block, drawn as upstream draws it: one normal draw [16, 12, h, w] a clip of four blocks,
-    from a generator seeded with seed + clip. Drawn on the CPU in float32, so that every device starts from the same numbers."""
+    from a generator seeded with seed + clip. Drawn on the CPU in float32, so that every device starts from the same numbers.
 
-    def __init__(self, seed: int, shape_Chw: tuple[int, int, int], block_frames: int, clip_blocks: int) -> None:
-        self.seed, self.block_frames, self.clip_blocks = seed, block_frames, clip_blocks
+    With a `correlation` r, each latent frame's noise is r times the one before plus sqrt(1 - r^2) of the fresh draw: still normal in
+    every frame, but what an undistilled model leaves to chance then changes slowly instead of jumping from block to block.
+    Blocks must then be asked for in order, as a session does.
+    """
+
+    def __init__(
+        self, seed: int, shape_Chw: tuple[int, int, int], block_frames: int, clip_blocks: int, correlation: float = 0.0
+    ) -> None:
+        self.seed, self.block_frames, self.clip_blocks, self.correlation = seed, block_frames, clip_blocks, correlation
         channels, h, w = shape_Chw
         self.shape = (channels, block_frames * clip_blocks, h, w)
         self.clip = -1
         self.draw = torch.empty(0)
+        self.last: torch.Tensor | None = None
 
     def __call__(self, block_index: int) -> torch.Tensor:
         clip, place = divmod(block_index, self.clip_blocks)
@@ -93,4 +101,10 @@ class Noise:
             self.clip = clip
             self.draw = torch.randn(self.shape, generator=torch.Generator().manual_seed(self.seed + clip))
         first = place * self.block_frames
-        return self.draw[:, first : first + self.block_frames].clone()
+        noise = self.draw[:, first : first + self.block_frames].clone()
+        if self.correlation:
+            for f in range(self.block_frames):
+                if self.last is not None:
+                    noise[:, f] = self.correlation * self.last + (1 - self.correlation**2) ** 0.5 * noise[:, f]
+                self.last = noise[:, f]
+        return noise

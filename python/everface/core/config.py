@@ -115,6 +115,7 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     name: str = "wan2.2-s2v-14b + live-avatar"
     size: tuple[int, int] | None = None  # (height, width) the model was trained at, None: any multiple of 64
+    noise_correlation: float = 0.0  # of the starting noise from one latent frame to the next; 0: independent, as upstream
     still_frames: int = 73  # 1 + 4k frames of the still picture to encode as motion history; its last latent stands for the rest
 
     @classmethod
@@ -125,6 +126,7 @@ class ModelConfig:
             **{k: c.from_dict(raw.get(k, {})) for k, c in parts.items()},
             name=raw.get("name", cls.name),
             size=tuple(size) if size else None,
+            noise_correlation=float(raw.get("noise_correlation", cls.noise_correlation)),
             still_frames=int(raw.get("still_frames", cls.still_frames)),
         )
 
