@@ -22,7 +22,11 @@ def test_ctrl_c_leaves_a_playable_file_and_no_process(small_model: Path, face: P
     sound, out = tmp_path / "long.wav", tmp_path / "x.mp4"
     write_wav(sound, 0.1 * torch.randn(16_000 * 300, generator=torch.Generator().manual_seed(0)))
     command = [sys.executable, "-m", "everface", "render", str(face), str(sound), "-o", str(out), "--weights", str(small_model)]
-    process = subprocess.Popen([*command, "--placement", placement], stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # A test run in the background inherits an ignored SIGINT, and so would its children; a terminal's programs do not.
+    process = subprocess.Popen(
+        [*command, "--placement", placement], stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     hidden = tmp_path.glob(".*")
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not any(p.stat().st_size > 60_000 for p in hidden):
