@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 import time
@@ -33,7 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     start_log()
     began = time.time()
     try:
-        return args.verb(args) or 0
+        code = args.verb(args) or 0
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output has gone, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except EverfaceError as error:
         print("everface: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
