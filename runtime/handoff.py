@@ -49,6 +49,8 @@ class Taker(Protocol):
 
     def take(self, timeout_s: float) -> Message | None: ...
 
+    def wake(self) -> None: ...
+
     def abort(self, reason: str = ...) -> None: ...
 
 
@@ -59,15 +61,24 @@ class Queue:
         self._changed = threading.Condition()
         self._messages: deque[Message] = deque()
         self._broken: str | None = None
+        self._woken = False
+
+    def wake(self) -> None:
+        """Have a take that waits, or else the next one that would, answer None at once."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
 
     def abort(self, reason: str = "the hop was aborted") -> None:
         with self._changed:
             self._broken = self._broken or reason
             self._changed.notify_all()
 
-    def _wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
+    def _wait(self, ready: Callable[[], bool], timeout_s: float, wakes: bool = False) -> bool:
         """Wait, the condition held, until ready or broken; what was received before the hop broke can still be had."""
-        self._changed.wait_for(lambda: ready() or self._broken is not None, timeout_s)
+        self._changed.wait_for(lambda: ready() or self._broken is not None or (wakes and self._woken), timeout_s)
+        if wakes:
+            self._woken = False
         if not ready() and self._broken is not None:
             raise Broken(self._broken)
         return ready()
@@ -96,7 +107,7 @@ class Local(Queue):
 
     def take(self, timeout_s: float) -> Message | None:
         with self._changed:
-            if not self._wait(lambda: bool(self._messages), timeout_s):
+            if not self._wait(lambda: bool(self._messages), timeout_s, wakes=True):
                 return None
             message = self._messages.popleft()
             self._held -= not isinstance(message, URGENT)
@@ -153,7 +164,7 @@ class GlooTaker(Queue):
 
     def take(self, timeout_s: float) -> Message | None:
         with self._changed:
-            if not self._wait(lambda: bool(self._messages), timeout_s):
+            if not self._wait(lambda: bool(self._messages), timeout_s, wakes=True):
                 return None
             message = self._messages.popleft()
         if not isinstance(message, URGENT):

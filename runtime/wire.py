@@ -9,7 +9,7 @@ import torch
 
 from everface.core.block import Block, Closing, Opening, Tensors
 from everface.core.errors import BadInput
-from everface.runtime.stage import Epoch, Message, Stop, Tombstone
+from everface.runtime.stage import Closed, Epoch, Failure, Message, Opened, Stop, Tombstone
 
 MOST_BYTES = 1 << 30  # of one message; a 704x384 block of frames takes 9.7 MB
 ALIGN = 16
@@ -21,7 +21,9 @@ DTYPES = {
     "i64": torch.int64,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-PLAIN: dict[str, type] = {"closing": Closing, "epoch": Epoch, "tombstone": Tombstone, "stop": Stop}
+PLAIN: dict[str, type] = {
+    "closing": Closing, "epoch": Epoch, "tombstone": Tombstone, "failure": Failure, "opened": Opened, "closed": Closed, "stop": Stop,
+}  # fmt: skip
 KINDS = {Opening: "opening", Block: "block", **{cls: kind for kind, cls in PLAIN.items()}}
 
 Fields = dict[str, int | float | str | bool]

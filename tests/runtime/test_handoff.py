@@ -13,8 +13,8 @@ import toy
 from everface.core.block import Block, Closing, Opening
 from everface.runtime.handoff import Broken, GlooGiver, Local
 from everface.runtime.plan import roles_of
-from everface.runtime.stage import Epoch, Stage, Stop, Tombstone
-from everface.runtime.worker import join_group
+from everface.runtime.stage import Epoch, Failure, Stage, Stop, Tombstone
+from everface.runtime.connect import join_group
 
 
 def block(index: int, epoch: int = 0) -> Block:
@@ -76,7 +76,7 @@ PEER = """
 import sys
 sys.path[:] = {path!r}
 from everface.runtime.handoff import GlooTaker
-from everface.runtime.worker import join_group
+from everface.runtime.connect import join_group
 taker = GlooTaker(join_group({store!r}, 1, 2, 60.0), 0, lambda notice: print(notice, flush=True))
 for line in sys.stdin:
     print(taker.take(10.0).index, flush=True)
@@ -119,8 +119,8 @@ def test_stage_epochs_and_order() -> None:
     with pytest.raises(RuntimeError, match="came after block 3"):
         stage.run(block(3, epoch=2))
     stage.run(Closing(1))
-    with pytest.raises(RuntimeError, match="not open"):
-        stage.run(block(4, epoch=2))
+    failed = stage.run(block(4, epoch=2))
+    assert isinstance(failed, Failure) and "not open" in failed.reason
 
 
 def test_interruption_between_two_roles_of_a_device() -> None:
@@ -144,6 +144,15 @@ def test_failed_opening_frees_what_was_opened() -> None:
 
     first = toy.Toy("step0", toy.SPEC)
     stage = Stage({"step0": first, "step1": Short("step1", toy.SPEC)})
-    with pytest.raises(MemoryError):
-        stage.run(Opening(1, {"picture": torch.zeros(toy.LATENT)}))
-    assert not first.state
+    failed = stage.run(Opening(1, {"picture": torch.zeros(toy.LATENT)}))
+    assert failed == Failure(1, 0, -1, "step1", "MemoryError: no room")
+    assert not first.state and not list(stage.sessions)
+
+
+def test_a_failed_block_closes_its_session_on_this_stage() -> None:
+    stage = Stage({name: toy.build(name, toy.SPEC) for name in roles_of(3)})
+    params = {"fault": "throw", "fail_role": "step1", "fail_at": 0}
+    stage.run(Opening(1, {"picture": torch.zeros(toy.LATENT)}, params))
+    stage.run(Opening(2, {"picture": torch.zeros(toy.LATENT)}))
+    assert stage.run(block(0)) == Failure(1, 0, 0, "step1", "ArithmeticError: toy trouble at block 0")
+    assert list(stage.sessions) == [2] and isinstance(stage.run(block(1)), Failure)
