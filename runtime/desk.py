@@ -83,7 +83,7 @@ class Desk:
         """There is something to do: a session opened or closed, has a block ready, or its viewer took some."""
         if self.threaded:
             self.pipeline.wake()
-        elif not self._busy:  # it may come from within a turn
+        else:
             self._act(lambda: None)
 
     def pump(self, timeout_s: float) -> None:
@@ -106,7 +106,7 @@ class Desk:
         self._act(take)
 
     def _act(self, then: Callable[[], None]) -> None:
-        if self._ended:
+        if self._ended or self._busy:  # it may come from within a turn
             return
         self._busy = True
         try:
@@ -121,7 +121,12 @@ class Desk:
             self._busy = False
 
     def close(self, drain_s: float = 0.0) -> None:
-        """End every session; with `drain_s`, let what was pushed and ended come out first, that long at most. May be called twice."""
+        """Admit nobody, give viewers `drain_s` to close their sessions, then end what is left and the pipeline. May be called twice."""
+        self.abandon(drain_s)
+        self.pipeline.close()
+
+    def abandon(self, drain_s: float = 0.0) -> None:
+        """As `close`, but leave the pipeline to another desk."""
         end_s = time.monotonic() + drain_s
         self._closing = True
         while self.sessions and time.monotonic() < end_s:
@@ -135,7 +140,6 @@ class Desk:
         if self.threaded and self._thread is not threading.current_thread():
             self._thread.join()
         self._end(Unavailable("the pipeline is closed: start another"))
-        self.pipeline.close()
 
     def _run(self) -> None:
         while not self._stop:

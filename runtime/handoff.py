@@ -76,7 +76,8 @@ class Queue:
 
     def _wait(self, ready: Callable[[], bool], timeout_s: float, wakes: bool = False) -> bool:
         """Wait, the condition held, until ready or broken; what was received before the hop broke can still be had."""
-        self._changed.wait_for(lambda: ready() or self._broken is not None or (wakes and self._woken), timeout_s)
+        if timeout_s > 0:
+            self._changed.wait_for(lambda: ready() or self._broken is not None or (wakes and self._woken), timeout_s)
         if wakes:
             self._woken = False
         if not ready() and self._broken is not None:
@@ -91,6 +92,15 @@ class Local(Queue):
         super().__init__()
         self._slots, self._hear, self._timeout_s = slots, hear, timeout_s
         self._held = 0
+
+    @property
+    def held(self) -> int:
+        """Slots taken."""
+        return self._held
+
+    def room(self) -> bool:
+        """Would a put return at once?"""
+        return self._broken is not None or self._held < self._slots
 
     def put(self, message: Message) -> None:
         if isinstance(message, Epoch):

@@ -44,6 +44,7 @@ class Sent:
     cut: Cut
     epoch: int  # on the wire
     carries: bool  # a priming rides with it
+    opening: int  # how often the session had been opened
     stale: bool = False  # its frames are not wanted: it was interrupted, or is being sent again
 
 
@@ -58,6 +59,7 @@ class Ledger:
         self.again = 0  # blocks that the last resend put back, those in flight and delivered ones
         self._original = self.priming
         self._primed: Tensors | None = self.priming  # what the stages will hold after all that is in flight; None: not known
+        self.openings = 0  # times that the stages were made to forget the session
         self._epoch = 0  # on the wire: grows with interruptions and resends alike
         self._next = 0
 
@@ -80,7 +82,7 @@ class Ledger:
             condition.update(cut.priming)
             self._primed = cut.priming
         block = Block(session, self._epoch, cut.index, cut.pts, cut.frames, cut.noise, condition, cut.last)
-        self.flying.append(Sent(cut, block.epoch, carries))
+        self.flying.append(Sent(cut, block.epoch, carries, self.openings))
         self._next = max(self._next, cut.index + 1)
         return block
 
@@ -110,6 +112,7 @@ class Ledger:
     def resend(self, failed: Sent | None = None) -> None:
         """The stages have lost the session. `failed`: the block that told so, the others in flight are still to land; else they are lost."""
         self._epoch += 1
+        self.openings += 1
         flown = [*([failed] if failed else []), *self.flying]
         again = [*self.history, *(sent.cut for sent in flown if not sent.stale and not sent.cut.delivered)]
         self.again = len(again)

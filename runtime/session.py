@@ -214,10 +214,9 @@ class Session:
         self._desk.pump(0.0)
         with self._changed:
             self._check_failed()
-            blocks = list(self._finished)
-            self._finished.clear()
-            for block in blocks:
-                self._show(block)
+            blocks: list[FrameBlock] = []
+            while block := self._next_finished():
+                blocks.append(block)
         if blocks:
             self._desk.wake()
         return blocks
@@ -322,7 +321,9 @@ class Session:
             if isinstance(answer, Tombstone):
                 return False
             if isinstance(answer, Failure):
-                return not sent.stale and self._retry(sent, f"{answer.role} failed at block {answer.index}: {answer.reason}")
+                if sent.opening != self._ledger.openings:
+                    return False
+                return self._retry(sent, f"{answer.role} failed at block {answer.index}: {answer.reason}")
             finite = answer.condition.get(FINITE)
             if finite is not None and not bool(finite.all()):
                 role = int((finite == 0).nonzero()[0])
@@ -349,8 +350,8 @@ class Session:
         """No more frames will come: whoever asks for them is told."""
         with self._changed:
             if not self._failed and self.state != CLOSED:
-                self._conclude(interrupted=True)
                 self._failed = error
+                self._conclude()
                 self._changed.notify_all()
 
     # inside
@@ -417,7 +418,7 @@ class Session:
 
     def _retry(self, sent: Sent, what: str, renew: bool = False) -> bool:
         """Once more with the whole session opened again; the second time it is the session's end."""
-        sent.cut.tries += 1
+        sent.cut.tries += not sent.stale
         if sent.cut.tries > 1:
             self.fail(Unavailable(f"session {self.id} has ended, {what}, twice: open another"))
             return False
@@ -432,16 +433,14 @@ class Session:
             if not self._finished:
                 return None
             block = self._finished.popleft()
-            self._show(block)
+            self._shown = min(self.accepted, block.pts + len(block.frames_THW3) * SAMPLES_PER_FRAME)
+            self._conclude()
             return block
 
-    def _show(self, block: FrameBlock) -> None:
-        self._shown = min(self.accepted, block.pts + len(block.frames_THW3) * SAMPLES_PER_FRAME)
-        self._conclude()
-
     def _conclude(self, interrupted: bool = False) -> None:
-        """Give the epoch's one result: when all of its ended sound is shown, or when it is interrupted."""
+        """Give the epoch's one result: when all of its ended sound is shown, or when there will be no more of it."""
         done = self._ended and self._shown >= self.accepted
-        if not self._resulted and (interrupted or done):
+        over = interrupted or (self._failed is not None and not self._finished)
+        if not self._resulted and (over or done):
             self._resulted = True
             self._events.append(Segment(self.epoch, self._begin, self.accepted, self._shown, not done))

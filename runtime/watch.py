@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 
-HANG_S = 2.0
+HANG_S = 1.8
 TIMES_P99 = 4.0
 KEPT = 256  # block times a stage
 ENOUGH = 16  # of them make a percentile; before that the first, slow ones of a warm-up would be taken for the rule

@@ -140,7 +140,9 @@ def train_evaluate(args: argparse.Namespace) -> int:
     return 0 if report["pass"] else 1
 
 
-def simulate(args: argparse.Namespace) -> None:
+def simulate(args: argparse.Namespace) -> int:
+    if args.faults:
+        return _simulate_faults(args.first, args.seeds)
     from everface.runtime.plan import place
     from everface.runtime.simulate import Times, paper_table, simulate
 
@@ -148,7 +150,7 @@ def simulate(args: argparse.Namespace) -> None:
         print(f"{'configuration':<20} {'fps':>6} {'paper':>6}   {'first frame':>11} {'paper':>6}")
         for what, fps, paper_fps, first_ms, paper_ms in paper_table():
             print(f"{what:<20} {fps:6.1f} {paper_fps:6.1f}   {first_ms:8.0f} ms {paper_ms or '-':>6}")
-        return
+        return 0
     plan = place(args.steps, args.devices)
     times = Times(args.step_ms, args.decode_ms, args.hop_ms, jitter=args.jitter)
     report = asdict(simulate(plan, times, sessions=args.sessions, live=args.live))
@@ -156,6 +158,20 @@ def simulate(args: argparse.Namespace) -> None:
     for name, value in report.items():
         values = value if isinstance(value, tuple) else (value,)
         print(f"{name:<15} {' '.join(f'{v:.3g}' if v < 10 else f'{v:.1f}' for v in values)}")
+    return 0
+
+
+def _simulate_faults(first: int, seeds: int) -> int:
+    from everface.runtime.trial import run_many
+
+    began = time.monotonic()
+    failed, outcome = run_many(first, seeds, os.cpu_count() or 1)
+    for seed, what in sorted(failed.items())[:20]:
+        print(f"seed {seed}: {what}\n  again: everface simulate --faults --first {seed} --seeds 1")
+    print(f"{'seeds':<15} {seeds} from {first}, {len(failed)} broke an invariant, {time.monotonic() - began:.0f} s")
+    for name, value in asdict(outcome).items():
+        print(f"{name:<15} {value}")
+    return 1 if failed else 0
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -263,6 +279,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--jitter", type=float, default=0.0, metavar="CV", help="of all times, standard deviation / mean (%(default)s)")
     p.add_argument("--sessions", type=_count, default=1, metavar="N", help="viewers (%(default)s)")
     p.add_argument("--live", action="store_true", help="sound comes as it is spoken, not at once")
+    p.add_argument("--faults", action="store_true", help="no forecast: the real runtime on virtual time, with seeded faults")
+    p.add_argument("--seeds", type=_count, default=1000, metavar="N", help="trials with faults (%(default)s)")
+    p.add_argument("--first", type=int, default=0, metavar="SEED", help="of the trials, to see one again (%(default)s)")
 
     p = add("pull", pull, "download the official weights, 47 GB, resumable", "pull")
     p.add_argument("--dir", type=Path, metavar="DIR", help="where to (live-avatar in the cache, which EVERFACE_CACHE names)")

@@ -40,7 +40,9 @@ def references() -> dict[int, torch.Tensor]:
     with start_on("inline") as pipeline:
         videos = {blocks: render(pipeline, blocks) for blocks in SPEECH}
         plain = render(pipeline, 12, refresh_at=None)
-    assert torch.equal(videos[12][:48], plain[:48]) and not torch.equal(videos[12][48:], plain[48:])  # the sink matters from block 4
+    assert torch.equal(videos[12][:48], plain[:48]) and not torch.equal(
+        videos[12][48:], plain[48:]
+    )  # the sink matters from block 4
     return videos
 
 
@@ -193,6 +195,8 @@ def test_roles_that_cannot_be_built() -> None:
         start(place(3, 2), toy.FACTORY, {"a": torch.zeros(1)}, Deployment("2"))
     with pytest.raises(BadInput, match="cannot be imported"):
         start(place(3, "inline"), "nowhere:build", {}, Deployment())
-    with pytest.raises(Unavailable, match=r"^stage step0\+.*decode ended with exit status 1, its last line being \"KeyError: 'a'\": mend that"):
+    with pytest.raises(
+        Unavailable, match=r"^stage step0\+.*decode ended with exit status 1, its last line being \"KeyError: 'a'\": mend that"
+    ):
         start(place(3, 1), toy.FACTORY, {}, Deployment("1", threads=1))
     assert not psutil.Process().children()

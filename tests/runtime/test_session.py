@@ -61,14 +61,19 @@ def test_windows_do_not_depend_on_the_pieces() -> None:
             windows.append(window.clone())
             return toy.condition(index, window[back : back + BLOCK])
 
-        with inline() as pipeline, toy.open_session(pipeline, lookback_samples=back, lookahead_samples=ahead, condition=condition) as s:
+        with (
+            inline() as pipeline,
+            toy.open_session(pipeline, lookback_samples=back, lookahead_samples=ahead, condition=condition) as s,
+        ):
             videos.append(torch.cat([b.frames_THW3 for b in toy.play(s, pcm, piece)]))
         assert len(windows) == count and all(torch.equal(a, b) for a, b in zip(windows, expected))
     assert videos[0].shape == (25, 8, 8, 3)
     assert all(torch.equal(videos[0], video) for video in videos)
 
 
-@pytest.mark.parametrize(("samples", "frames"), [(0, 0), (1, 1), (160, 1), (640, 1), (641, 2), (7679, 12), (7680, 12), (7681, 13), (15_360, 24)])
+@pytest.mark.parametrize(
+    ("samples", "frames"), [(0, 0), (1, 1), (160, 1), (640, 1), (641, 2), (7679, 12), (7680, 12), (7681, 13), (15_360, 24)]
+)
 @pytest.mark.parametrize("ahead", [0, 640])
 def test_tail(samples: int, frames: int, ahead: int) -> None:
     with inline() as pipeline, toy.open_session(pipeline, lookback_samples=0, lookahead_samples=ahead, condition=cut) as s:
