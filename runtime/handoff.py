@@ -193,6 +193,22 @@ class Local(Inbox):
         """No thread serves this hop."""
 
 
+class Beside:
+    """An end that carries blocks in a way of its own, and leaves all else and the credits to the end `control` of another hop."""
+
+    def __init__(self, control: Any):
+        self._control = control
+
+    def meet(self, timeout_s: float) -> bool:
+        return self._control.meet(timeout_s)
+
+    def abort(self, reason: str = "the hop was aborted") -> None:
+        self._control.abort(reason)
+
+    def join(self) -> None:
+        self._control.join()
+
+
 def join_pair(path: str, rank: int, timeout_s: float) -> Group:
     """The group of one hop: giver rank 0, taker rank 1, met at the file `path`, over the loopback interface. Raises Broken.
 

@@ -22,6 +22,7 @@ DTYPES = {
     "i64": torch.int64,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+CODES = list(DTYPES)
 PLAIN: dict[str, type] = {"closing": Closing, "epoch": Epoch, "tombstone": Tombstone, "stop": Stop}
 KINDS = {Opening: "opening", Block: "block", **{cls: kind for kind, cls in PLAIN.items()}}
 
@@ -125,6 +126,17 @@ def _build(header: Header, tensors: Tensors) -> Message:
         condition = {k.removeprefix("condition."): t for k, t in tensors.items() if k != "x"}
         return Block(**fields, x=tensors["x"], condition=condition)
     return PLAIN[header.kind](**fields)
+
+
+def describe(key: str, tensor: torch.Tensor) -> torch.Tensor:
+    """[place of its dtype in CODES, *shape] in int64: stands for a tensor whose bytes go another way. Raises BadInput."""
+    return torch.tensor([CODES.index(name_of(key, tensor.dtype)), *tensor.shape])
+
+
+def blank(described: torch.Tensor) -> torch.Tensor:
+    """The dtype and shape that a description tells, as a tensor without memory."""
+    code, *shape = described.tolist()
+    return torch.empty(shape, dtype=DTYPES[CODES[code]], device="meta")
 
 
 def name_of(key: str, dtype: torch.dtype) -> str:

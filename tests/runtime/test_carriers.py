@@ -21,6 +21,7 @@ import toy
 from everface.core.block import Block, Closing, Opening
 from everface.core.errors import BadInput
 from everface.runtime import shared, wire
+from everface.runtime.carrier import open_giver, open_taker
 from everface.runtime.handoff import Broken, Local
 from everface.runtime.shared import SharedGiver, SharedTaker
 from everface.runtime.stage import Epoch, Stop
@@ -45,9 +46,9 @@ def folder() -> Iterator[Path]:
 def open_both(kind: str, path: Path, hear: Callable[[Epoch], None] = print, timeout_s: float = 60.0) -> tuple[Any, Any]:
     """Both ends in this process."""
     takers: list = []
-    opening = threading.Thread(target=lambda: takers.append(peers.open_taker(kind, str(path), hear)))
+    opening = threading.Thread(target=lambda: takers.append(open_taker(kind, str(path), hear)))
     opening.start()
-    giver = peers.open_giver(kind, str(path), timeout_s)
+    giver = open_giver(kind, str(path), timeout_s=timeout_s)
     opening.join()
     return giver, takers[0]
 
@@ -63,6 +64,14 @@ def left() -> tuple[int, int, int]:
     """Open files, threads and mapped memory files of this process."""
     maps = Path("/proc/self/maps").read_text()
     return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), maps.count("everface hop")
+
+
+def left_at_last(base: tuple[int, int, int]) -> tuple[int, int, int]:
+    """What is left once it is `base`, or still after five seconds: the system may list a thread for a moment after it was joined."""
+    end_s = time.monotonic() + 5
+    while left() != base and time.monotonic() < end_s:
+        time.sleep(0.01)
+    return left()
 
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts files and threads in /proc")
@@ -136,8 +145,8 @@ def test_wake_ends_a_take_at_once(kind: str, folder: Path) -> None:
 PEER = """
 import sys
 sys.path[:] = {path!r}
-import peers
-taker = peers.open_taker({kind!r}, {at!r}, lambda notice: print(notice, flush=True))
+from everface.runtime.carrier import open_taker
+taker = open_taker({kind!r}, {at!r}, lambda notice: print(notice, flush=True))
 for line in sys.stdin:
     print(taker.take(60.0).index, flush=True)
 """
@@ -148,7 +157,7 @@ def test_slots_urgency_and_the_death_of_the_peer(kind: str, folder: Path) -> Non
     code = PEER.format(path=sys.path, kind=kind, at=str(folder / "0.0"))
     peer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
     assert peer.stdin and peer.stdout
-    giver = peers.open_giver(kind, str(folder / "0.0"), timeout_s=0.25)
+    giver: Any = open_giver(kind, str(folder / "0.0"), timeout_s=0.25)
     giver.put(block(0))
     giver.put(block(1))
     begin = time.monotonic()
@@ -253,7 +262,7 @@ def test_two_hundred_hops_leave_nothing(kind: str, times: int, folder: Path) -> 
         first.join()
         close_both(second)
     del giver, taker, first, second
-    assert left() == base
+    assert left_at_last(base) == base
 
 
 @needs_proc
@@ -271,7 +280,7 @@ def test_hops_are_rebuilt_while_their_peers_are_killed(kind: str, folder: Path) 
         path = str(folder / f"{turn}.0")
         host.stdin.write(f"{kind} {side} {path}\n")
         peer = int(host.stdout.readline())
-        end: Any = peers.open_taker(kind, path) if side == "giver" else peers.open_giver(kind, path, timeout_s=0.2)
+        end: Any = open_taker(kind, path, print) if side == "giver" else open_giver(kind, path, timeout_s=0.2)
         assert end.meet(60.0)
         if side == "giver":
             assert isinstance(end.take(60.0), Block)
@@ -295,5 +304,5 @@ def test_hops_are_rebuilt_while_their_peers_are_killed(kind: str, folder: Path) 
         end.abort()
         end.join()
     del end
-    assert left() == base
+    assert left_at_last(base) == base
     host.communicate()
