@@ -17,9 +17,10 @@ LENGTH = struct.Struct("<I")
 
 
 class Build(msgspec.Struct, tag=True):
-    """To a new worker: make these roles. `spec` is plain data for the factory."""
+    """To a new worker: make these roles on its device. `spec` is plain data for the factory, which finds the device in it too."""
 
     roles: list[str]
+    device: str
     factory: str
     spec: dict[str, Any]
     threads: int
@@ -32,7 +33,9 @@ class Join(msgspec.Struct, tag=True):
     rank: int
     world: int
     folder: str
-    slots: list[int]  # of each hop, by the rank that takes
+    device: str  # of this process
+    kinds: list[str]  # carrier of each hop, by the rank that takes
+    slots: list[int]
     timeout_s: float
 
 

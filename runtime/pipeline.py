@@ -19,7 +19,8 @@ from everface.core.block import Block
 from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable
 from everface.core.log import log
-from everface.runtime.connect import JOIN_S, Hops, connect
+from everface.runtime.carrier import choose
+from everface.runtime.connect import JOIN_S, Hops
 from everface.runtime.control import Join
 from everface.runtime.handoff import SLOTS, Broken, Local
 from everface.runtime.plan import Plan
@@ -139,12 +140,15 @@ class ProcessPipeline(Pipeline):
         self._slots = [SLOTS] * count + [
             self.depth + MESSAGES
         ]  # all in flight fits into the last hop: a slow viewer stalls no stage
+        self._devices = devices_of(deployment.device, count)
+        line = [*self._devices, "cpu"]  # the caller takes frames to the host
+        self._kinds = [choose(line[rank - 1], line[rank], same_process=False).kind for rank in range(count + 1)]
         self._hops: Hops | None = None
         self._folder = tempfile.mkdtemp(prefix="everface-")  # private to this user
         # equal thread counts give equal bits on every placement
         threads = deployment.threads or env.threads() or torch.get_num_threads()
         build = {"factory": factory, "spec": spec, "threads": threads}
-        self._supervisor = Supervisor(plan, build, self._timeout_s, self._abort)
+        self._supervisor = Supervisor(plan, self._devices, build, self._timeout_s, self._abort)
         atexit.register(self.close)
         try:
             self._connect()
@@ -194,9 +198,12 @@ class ProcessPipeline(Pipeline):
         supervisor, world = self._supervisor, len(self._supervisor.children) + 1
         try:
             supervisor.wait_built(START_S)
-            supervisor.order_join(self._folder, self._slots)
-            ours = Join(supervisor.generation, world - 1, world, self._folder, self._slots, self._timeout_s)
-            self._hops = connect(ours, lambda _: None)
+            ours = Join(
+                supervisor.generation + 1, world - 1, world, self._folder, "cpu", self._kinds, self._slots, self._timeout_s
+            )  # fmt: skip
+            supervisor.order_join(ours)
+            self._hops = Hops(ours, lambda _: None)
+            self._hops.meet()
             supervisor.wait_joined(JOIN_S)
         except (Broken, Unavailable) as error:
             self._lose(str(error))
@@ -206,7 +213,7 @@ class ProcessPipeline(Pipeline):
     def _disconnect(self) -> None:
         hops, self._hops = self._hops, None
         if hops is not None:
-            hops.__exit__()
+            hops.close()
 
     def _abort(self, reason: str) -> None:
         hops = self._hops
@@ -236,6 +243,13 @@ class ProcessPipeline(Pipeline):
         verdict = self._supervisor.wait_loss(VERDICT_S if self._hops is not None else 0.0)
         self._supervisor.check()
         raise Lost(verdict or what)
+
+
+def devices_of(device: str, count: int) -> list[str]:
+    """Where each of `count` stages lives: on GPUs of their own as far as there are so many, in turn from the first."""
+    if device != "cuda":
+        return [device] * count
+    return [f"cuda:{rank % max(1, torch.cuda.device_count())}" for rank in range(count)]
 
 
 def start(plan: Plan, factory: str, spec: dict[str, Any], deployment: Deployment) -> Pipeline:

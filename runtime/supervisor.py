@@ -20,6 +20,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from everface.core.errors import Unavailable
 from everface.core.log import log
 from everface.runtime.control import Beat, Build, Built, Channel, Cut, Entered, Event, Join, Joined, Leave, Left, Order
@@ -92,7 +94,8 @@ class Child:
 class Supervisor:
     """Keeps one child a device. `on_loss(sentence)` is called from the watching thread as soon as one is lost."""
 
-    def __init__(self, plan: Plan, build: dict[str, Any], timeout_s: float, on_loss: Callable[[str], None]):
+    def __init__(self, plan: Plan, devices: list[str], build: dict[str, Any], timeout_s: float, on_loss: Callable[[str], None]):
+        self._devices = devices
         self._plan, self._order, self._timeout_s, self._on_loss = plan, build, timeout_s, on_loss
         self.generation = 0
         self.failure: str | None = None  # final: the pipeline will not come back
@@ -102,7 +105,7 @@ class Supervisor:
         self._selector = selectors.DefaultSelector()
         self.children: list[Child] = []
         try:
-            self.children = [self._spawn(roles) for roles in plan.devices]
+            self.children = [self._spawn(rank) for rank in range(len(plan.devices))]
         except BaseException:
             self._kill_all()
             raise
@@ -113,11 +116,11 @@ class Supervisor:
         """Until every child has its roles. Raises Unavailable if one is lost first or time runs out."""
         self._wait(lambda: all(c.built for c in self.children), timeout_s, "had not built its roles", lambda c: c.built)
 
-    def order_join(self, folder: str, slots: list[int]) -> None:
-        """Tell all children to connect anew, in `folder`."""
-        self.generation += 1
+    def order_join(self, join: Join) -> None:
+        """Tell all children to connect anew; `join` is the caller's own order, the last rank's."""
+        self.generation = join.generation
         for rank, child in enumerate(self.children):
-            child.channel.send(Join(self.generation, rank, len(self.children) + 1, folder, slots, self._timeout_s))
+            child.channel.send(msgspec.structs.replace(join, rank=rank, device=self._devices[rank]))
 
     def wait_joined(self, timeout_s: float) -> None:
         def joined(child: Child) -> bool:
@@ -141,7 +144,7 @@ class Supervisor:
         with self._changed:
             for place, child in enumerate(self.children):
                 if child.lost:
-                    self.children[place] = self._spawn(self._plan.devices[place])
+                    self.children[place] = self._spawn(place)
                     begun.append(child.name)
             if len(self.losses) > MOST_LOSSES and self.losses[-1] - self.losses[0] < WITHIN_S:
                 self._give_up(f"{MOST_LOSSES + 1} stages were lost within {WITHIN_S:g} s: mend the cause and start again")
@@ -167,9 +170,9 @@ class Supervisor:
 
     # inside
 
-    def _spawn(self, roles: tuple[str, ...]) -> Child:
-        child = Child(roles, self._timeout_s)
-        child.channel.send(Build(list(roles), **self._order))
+    def _spawn(self, rank: int) -> Child:
+        child = Child(self._plan.devices[rank], self._timeout_s)
+        child.channel.send(Build(list(self._plan.devices[rank]), self._devices[rank], **self._order))
         assert child.process.stdout is not None
         self._selector.register(child.channel.sock, selectors.EVENT_READ, (child, self._read_events))
         self._selector.register(child.process.stdout, selectors.EVENT_READ, (child, self._read_output))

@@ -23,7 +23,7 @@ import torch
 from everface.core.block import Block, Opening
 from everface.core.errors import BadInput, EverfaceError
 from everface.core.log import start_log
-from everface.runtime.connect import Hops, connect
+from everface.runtime.connect import Hops
 from everface.runtime.control import Beat, Build, Built, Channel, Cut, Entered, Join, Joined, Leave, Left
 from everface.runtime.handoff import Broken
 from everface.runtime.stage import Epoch, Role, Stage, Stop, answer_of
@@ -79,7 +79,7 @@ class Worker:
         build = self.builds.get()
         torch.set_num_threads(build.threads)
         factory = find_factory(build.factory)
-        stage = Stage({role: factory(role, build.spec) for role in build.roles})
+        stage = Stage({role: factory(role, {**build.spec, "device": build.device}) for role in build.roles})
         self.channel.send(Built())
         while True:
             join = self._joins.get()
@@ -87,10 +87,11 @@ class Worker:
             if join.generation != self._generation:
                 continue
             try:
-                with connect(join, stage.hear) as hops:
+                with Hops(join, stage.hear) as hops:
                     self._hops = hops
                     if join.generation != self._generation:
                         continue
+                    hops.meet()
                     self.channel.send(Joined(join.generation))
                     self._serve(stage, hops, join.rank == join.world - 2)
                     return
