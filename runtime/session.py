@@ -318,7 +318,7 @@ class Session:
                 self.fail(Unavailable(f"session {self.id} could not be opened on {answer.role}: {answer.reason}"))
                 return False
             sent = self._ledger.land(answer)
-            if isinstance(answer, Tombstone):
+            if isinstance(answer, Tombstone) or self._failed:
                 return False
             if isinstance(answer, Failure):
                 if sent.opening != self._ledger.openings:

@@ -1,6 +1,6 @@
 """The command line, floor 6. Every verb is a thin call; what a verb needs is imported when it runs, so --help is quick.
 
-Exit codes: 0 done, 1 a check that did not pass, 2 something the user can mend (one line on stderr), 130 interrupted.
+Exit codes: 0 done, 1 a check that did not pass, 2 something the user can mend (one line on stderr), 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,9 +31,15 @@ if TYPE_CHECKING:
 PLACEMENTS = ("inline", "1", "2", "3", "4", "5")
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what runs is ended as by Ctrl-C, its files whole and its processes gone."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     start_log()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     began = time.time()
     try:
         code = args.verb(args) or 0
@@ -43,10 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EverfaceError as error:
         print("everface: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         video = _video_since(began, getattr(args, "out", None))
         print(f"everface: interrupted{f'; what was finished plays from {video}' if video else ''}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(interrupt, _Terminated) else 130
+
+
+def _terminate(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the end must not be cut short
+    raise _Terminated
 
 
 def _video_since(began: float, out: Path | None) -> Path | None:
