@@ -1,9 +1,8 @@
 """One viewer: sound in, frames out, in order. Its clock is the count of accepted samples.
 
 Sound is cut into blocks of 12 video frames. A block is prepared, by the thread that pushes, once its samples and the look-ahead are
-there or the sound has ended; the desk takes prepared blocks in turn with those of other sessions. Windows depend on the samples alone,
-never on how they were pushed: before the epoch's first sample and after its last there is silence. Threads may push, poll, interrupt
-and close at the same time.
+there or the sound has ended; the desk takes prepared blocks in turn with those of other sessions. Before the epoch's first sample and
+after its last there is silence. Threads may push, poll, interrupt and close at the same time.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -22,6 +20,8 @@ from everface.core.config import SAMPLE_RATE, SAMPLES_PER_FRAME
 from everface.core.errors import BadInput, EverfaceError, Unavailable
 from everface.core.log import log
 from everface.runtime.clock import Clock
+from everface.runtime.event import Event, FrameBlock, Recovered, Recovering, Segment
+from everface.runtime.intake import Intake
 from everface.runtime.ledger import Cut, Ledger, Sent
 from everface.runtime.stage import Epoch, Failure, Opened, Tombstone
 
@@ -38,45 +38,6 @@ OPENING, OPEN, CLOSED = "opening", "open", "closed"
 
 Condition = Callable[[int, torch.Tensor], Tensors]
 Noise = Callable[[int], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class FrameBlock:
-    """Finished frames, and the accepted sample that the first of them shows."""
-
-    frames_THW3: torch.Tensor  # uint8
-    pts: int
-    epoch: int
-    index: int
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The one result of an epoch's sound: samples begin..end were accepted, those before `shown` were handed out as frames."""
-
-    epoch: int
-    begin: int
-    end: int
-    shown: int
-    interrupted: bool
-
-
-@dataclass(frozen=True)
-class Recovering:
-    """A stage failed; frames stop until Recovered. Nothing is asked of the viewer."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """Frames flow again from where they stopped; so many blocks were made a second time."""
-
-    seconds: float
-    again: int
-
-
-Event = Segment | Recovering | Recovered
 
 
 class Session:
@@ -97,24 +58,19 @@ class Session:
         self._desk, self._condition, self._noise = desk, condition, noise
         self._frames, self._block = frames_per_block, frames_per_block * SAMPLES_PER_FRAME
         self.block_s = self._block / SAMPLE_RATE
-        self._lookback, self._lookahead = lookback_samples, lookahead_samples
         self._limit = int(buffer_s * SAMPLE_RATE)
         if self._limit < self._block + lookahead_samples:
             raise BadInput(f"a buffer of {buffer_s:g} s does not hold one block and its look-ahead: allow more")
         self.clock = Clock(desk.now)
         self.epoch = 0
-        self.accepted = 0  # samples since the session opened: the clock
         self.state = OPENING
         self.due_s = 0.0  # the desk's own: whose turn it is
         self._tensors, self._params = tensors, params or {}
         self._changed = threading.Condition(threading.RLock())
         self._pushing = threading.Lock()  # sound is cut and prepared in the order it came; acquired before _changed, never inside
-        self._begin = 0  # first sample of the epoch
-        self._cut_at = 0  # first sample of the next block to prepare
+        self._intake = Intake(self._block, lookback_samples, lookahead_samples)
         self._at = 0  # first sample of the next block to emit
         self._shown = 0  # samples before it were handed out as frames
-        self._pcm = torch.zeros(lookback_samples)  # samples from _cut_at - lookback to accepted
-        self._ended = False
         self._resulted = True  # the epoch has had its Segment, or has no sound yet
         self._ledger = Ledger()
         self._finished: deque[FrameBlock] = deque()
@@ -145,6 +101,11 @@ class Session:
 
     # sound
 
+    @property
+    def accepted(self) -> int:
+        """Samples since the session opened: its clock."""
+        return self._intake.accepted
+
     def push(self, pcm: torch.Tensor | np.ndarray) -> bool:
         """Accept mono float32 sound at 16 kHz, or, if more than the buffer would then wait, answer False and accept none of it."""
         pcm = torch.from_numpy(pcm) if isinstance(pcm, np.ndarray) else pcm
@@ -159,13 +120,12 @@ class Session:
         with self._pushing:
             with self._changed:
                 self._check_open()
-                if self._ended:
+                if self._intake.ended:
                     raise BadInput("sound came after end(): call interrupt() to begin anew, or open another session")
                 if self.accepted - self._at + pcm.numel() > self._limit:
                     return False
                 if pcm.numel():
-                    self._pcm = torch.cat([self._pcm, pcm.detach().cpu()])
-                    self.accepted += pcm.numel()
+                    self._intake.add(pcm)
                     self._resulted = False
                     self.clock.hear()
             self._prepare()
@@ -176,7 +136,7 @@ class Session:
         with self._pushing:
             with self._changed:
                 self._check_open()
-                self._ended = True
+                self._intake.ended = True
             self._prepare()
             with self._changed:
                 self._conclude()
@@ -186,13 +146,12 @@ class Session:
         """Drop all that is not delivered; sound pushed from now on belongs to the epoch answered. Nothing pushed: no change."""
         with self._changed:
             self._check_open()
-            if self.accepted == self._begin and not self._ended:
+            if self.accepted == self._intake.begin and not self._intake.ended:
                 return self.epoch
             self._conclude(interrupted=True)
             self.epoch += 1
-            self._begin = self._cut_at = self._at = self._shown = self.accepted
-            self._pcm = torch.zeros(self._lookback)
-            self._ended = False
+            self._intake.anew()
+            self._at = self._shown = self.accepted
             self._resulted = True
             self._finished.clear()
             notice = Epoch(self.id, self._ledger.drop())
@@ -229,7 +188,7 @@ class Session:
                 if self.state == CLOSED:
                     return
                 if not self._finished:
-                    if self._ended and self._all_emitted() and not self._ledger.flying:
+                    if self._intake.ended and self._all_emitted() and not self._ledger.flying:
                         return
                     if self._desk.threaded:
                         self._changed.wait(WAIT_S)
@@ -368,7 +327,7 @@ class Session:
             raise self._failed
 
     def _all_emitted(self) -> bool:
-        return self._cut_at >= self.accepted and not self._ledger.waiting
+        return self._intake.at >= self.accepted and not self._ledger.waiting
 
     def _prepare(self) -> None:
         """Cut what is complete into blocks and compute what rides with them, outside the lock: features take their time."""
@@ -376,21 +335,16 @@ class Session:
             with self._changed:
                 if self.state == CLOSED:
                     return
-                waiting = self.accepted - self._cut_at
-                if waiting <= 0 or (waiting < self._block + self._lookahead and not self._ended):
+                found = self._intake.window()
+                if found is None:
                     return
-                length = self._lookback + self._block + self._lookahead
-                window = self._pcm[:length]
-                window = torch.nn.functional.pad(window, (0, length - window.numel()))
-                last = self._ended and waiting <= self._block
-                frames = -(-min(waiting, self._block) // SAMPLES_PER_FRAME)
-                cut = Cut(self._ledger.next_index(), self.epoch, self._cut_at, frames, last)
+                window, frames, last = found
+                cut = Cut(self._ledger.next_index(), self.epoch, self._intake.at, frames, last)
             cut.condition = self._condition(cut.index, window)
             with self._changed:
                 if cut.epoch != self.epoch or self.state == CLOSED:
                     continue
-                self._cut_at += min(self._block, waiting)
-                self._pcm = self._pcm[self._block :].clone()  # only look-back and waiting samples are kept
+                self._intake.advance()
                 self._ledger.waiting.append(cut)
             self._desk.wake()
 
@@ -439,8 +393,8 @@ class Session:
 
     def _conclude(self, interrupted: bool = False) -> None:
         """Give the epoch's one result: when all of its ended sound is shown, or when there will be no more of it."""
-        done = self._ended and self._shown >= self.accepted
+        done = self._intake.ended and self._shown >= self.accepted
         over = interrupted or (self._failed is not None and not self._finished)
         if not self._resulted and (over or done):
             self._resulted = True
-            self._events.append(Segment(self.epoch, self._begin, self.accepted, self._shown, not done))
+            self._events.append(Segment(self.epoch, self._intake.begin, self.accepted, self._shown, not done))

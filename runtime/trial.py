@@ -25,8 +25,9 @@ from everface.core.config import SAMPLES_PER_FRAME
 from everface.core.errors import Unavailable
 from everface.core.log import log
 from everface.runtime.desk import Desk
+from everface.runtime.event import FrameBlock, Segment
 from everface.runtime.plan import DECODE, roles_of
-from everface.runtime.session import FINISHED, FrameBlock, Segment, Session
+from everface.runtime.session import FINISHED, Session
 from everface.runtime.stage import Message
 from everface.runtime.virtual import VirtualPipeline, World
 
@@ -121,7 +122,7 @@ class Viewer:
                 return
             what = rng.random()
             if what < 0.72:
-                if s._ended:
+                if s._intake.ended:
                     s.interrupt()
                 for _ in range(rng.randint(1, 3)):
                     pts = s.accepted

@@ -11,6 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def test_sleeping_stages(benchmark: Any, monkeypatch: pytest.MonkeyPatch, proces
         with Session(desk, {}, lambda *_: {}, noise).wait_open() as session:
             stamps = benchmark.pedantic(stream, (session, BLOCKS), rounds=1)
             latency_ms = 1e3 * min(b.seconds for b in session.clock.beats if b.seconds)
-    gaps = [b - a for a, b in zip(stamps[4:], stamps[5:])]  # block 4 waits for the sink
+    gaps = [b - a for a, b in pairwise(stamps[4:])]  # block 4 waits for the sink
     rate, ideal = 1 / statistics.mean(gaps), 1e3 / (deepest * STEP_MS)
     hop_ms = (latency_ms - 5 * STEP_MS) / (len(plan.devices) + 1)
     forecast = simulate(plan, Times(STEP_MS, STEP_MS, hop_ms=hop_ms), blocks=BLOCKS)
@@ -100,7 +101,7 @@ def test_the_bundled_model(benchmark: Any, placement: str, sampler: str) -> None
 
         once()
         stamps, began = benchmark.pedantic(once, rounds=1)
-        gaps = [b - a for a, b in zip(stamps[5:], stamps[6:])]
+        gaps = [b - a for a, b in pairwise(stamps[5:])]
         fps = 12 / statistics.mean(gaps)
         info: dict[str, object] = {}
         desk = avatar.desk

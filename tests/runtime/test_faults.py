@@ -19,9 +19,10 @@ from test_pipeline import assert_gone
 
 from everface.core.config import Deployment
 from everface.runtime.desk import Desk
+from everface.runtime.event import FrameBlock, Recovered, Recovering, Segment
 from everface.runtime.pipeline import ProcessPipeline, start
 from everface.runtime.plan import place, roles_of
-from everface.runtime.session import FrameBlock, Recovered, Recovering, Segment, Session
+from everface.runtime.session import Session
 from everface.runtime.watch import HANG_S
 
 BLOCK_S = 0.03  # a role's work, by sleeping: the block period of five stages that do nothing else

@@ -121,7 +121,7 @@ def test_four_processes_and_too_many_losses(references: dict[int, torch.Tensor])
         with toy.open_session(pipeline) as s:
             pipeline._supervisor.losses.extend([time.monotonic()] * 3)
             os.kill(pids[1], signal.SIGKILL)
-            with pytest.raises(Unavailable, match="^4 stages were lost within 60 s: mend the cause"):
+            with pytest.raises(Unavailable, match=r"^4 stages were lost within 60 s: mend the cause"):
                 toy.play(s, toy.speech(9.0))
             with pytest.raises(Unavailable, match="mend the cause"):
                 toy.open_session(pipeline)

@@ -9,9 +9,9 @@ import toy
 from everface.core.block import Block
 from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable
+from everface.runtime.event import Segment
 from everface.runtime.pipeline import Pipeline, start
 from everface.runtime.plan import place, roles_of
-from everface.runtime.session import Segment
 from everface.runtime.stage import Answer, Epoch, Message, Stage, answer_of
 
 BLOCK = 7680
@@ -117,7 +117,7 @@ def test_back_pressure_keeps_memory_bounded() -> None:
         while s.push(toy.speech(0.1)):
             accepted += 1600
         assert s.accepted == accepted and 2 * BLOCK + 32_000 - 1600 < accepted <= 2 * BLOCK + 32_000
-        assert s._pcm.numel() <= 3840 + 32_000 and s._pcm.untyped_storage().nbytes() == s._pcm.nbytes
+        assert s._intake._pcm.numel() <= 3840 + 32_000 and s._intake._pcm.untyped_storage().nbytes() == s._intake._pcm.nbytes
         assert pipeline.in_flight == 2 and pipeline.room() == 0
         with pytest.raises(RuntimeError, match="one more than the 2"):
             pipeline.put(Block(1, 0, 2, 0, 12, toy.noise(2)))

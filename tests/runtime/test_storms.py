@@ -14,9 +14,9 @@ import toy
 
 from everface.core.config import Deployment
 from everface.runtime.desk import Desk
+from everface.runtime.event import Segment
 from everface.runtime.pipeline import ProcessPipeline, start
 from everface.runtime.plan import place
-from everface.runtime.session import Segment
 
 FULL = "EVERFACE_FULL_STORM" in os.environ  # by hand: as long as the operations page says
 STORM_S, VISITS = (30.0, 1000) if FULL else (5.0, 250)

@@ -16,7 +16,8 @@ from everface.core.config import FPS, SAMPLE_RATE, Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.media.sound import probe_sound, read_sound, read_track
 from everface.media.video import VideoWriter
-from everface.runtime.session import WAIT_S, FrameBlock, Session
+from everface.runtime.event import FrameBlock
+from everface.runtime.session import WAIT_S, Session
 
 DROPPED_FRAMES = 3  # upstream's files lack the first three frames of a stream
 
