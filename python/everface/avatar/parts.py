@@ -36,7 +36,7 @@ def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple
     with torch.device("meta"):
         dit = DiT(checkpoint.config.dit)
     load_into(dit, checkpoint.dit(), dtype=dtype_of(deployment), device=deployment.device)
-    return checkpoint.config, dit.eval().requires_grad_(False)
+    return checkpoint.config, dit.eval().requires_grad_(False).fuse()
 
 
 def build_decoder(weights: Path, deployment: Deployment) -> VAE:

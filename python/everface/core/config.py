@@ -180,3 +180,4 @@ class Deployment:
     dtype: str = "float32"
     threads: int | None = None  # per process
     timeout_s: float = 120.0  # the longest a stage may stay silent while work is in flight
+    sessions: int = 4  # most viewers at once
