@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from everface.core.config import DiTConfig
+from everface.kernels.linear.fp8_linear import TILES
 from everface.model.dit import DiT, Place
 from everface.model.rope import Rope
 from everface.runtime.graph import Shelf, Step
@@ -67,6 +68,7 @@ def as_on_a_gpu() -> Iterator[None]:
             for name in names:
                 stack.enter_context(patch(f"{ROOM}{module}.{name}", lambda *_: True))
         stack.enter_context(patch(f"{ROOM}linear.fp8_linear.arch", lambda *_: 90))
+        stack.enter_context(patch(f"{ROOM}linear.fp8_linear.pick", lambda *_: TILES[90]["rows"]))
         stack.enter_context(patch("torch.autocast", lambda *_, **__: contextlib.nullcontext()))  # knows no device without memory
         yield
 
