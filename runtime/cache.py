@@ -1,8 +1,9 @@
-"""Key and value caches: one per denoising step and session, allocated when a session opens, freed when it closes."""
+"""Key and value caches of the sessions on one device, pooled: taken when a session opens, given back when it closes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 
 import psutil
 import torch
@@ -10,55 +11,103 @@ import torch
 from everface.core.block import KVCache
 from everface.core.errors import Unavailable
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+
 
 @dataclass(frozen=True)
 class KVShape:
-    """Sizes of one cache. `ring` and `sink` are slots, one a token."""
+    """Sizes of one session's caches. `ring`, `sink` and `text` are slots, one a token; every step has a ring of its own, sink and text
+    are shared by the steps of a device. `kind` is what else must be equal before the next session may take them over."""
 
     layers: int
     ring: int
     sink: int
+    text: int
     heads: int
     width: int
+    kind: Hashable = ()
 
-    def bytes(self, dtype: torch.dtype) -> int:
-        return 2 * self.layers * (self.ring + self.sink) * self.heads * self.width * dtype.itemsize
+    def bytes(self, slots: int, dtype: torch.dtype) -> int:
+        """Of keys and values of so many slots in every layer."""
+        return 2 * self.layers * slots * self.heads * self.width * dtype.itemsize
+
+
+@dataclass(eq=False)
+class Slot:
+    """One session's caches. The tensors outlive the session, so what was captured over them serves the next one of their shape."""
+
+    shape: KVShape
+    sink: Pair  # (k, v) of [layers, sink, heads, width], k un-rotated
+    text: Pair  # (k, v) of [layers, text, heads, width]
+    rings: dict[int, Pair] = field(default_factory=dict)  # step -> (k, v) of [layers, ring, heads, width]
+    kept: dict[Hashable, object] = field(default_factory=dict)  # whatever lives as long as they do: captured steps, their inputs
+
+    def cache(self, step: int) -> KVCache:
+        return KVCache(*self.rings[step], *self.sink)
 
 
 class KVPool:
-    """The caches of one device. At most `limit` at a time; raises Unavailable beyond it, or when memory is short."""
+    """The slots of one device, at most `limit` of them. A closed session's slot waits for the next of its shape; one of another shape
+    evicts it when the limit or the memory is short. Raises Unavailable when that does not help; then nothing is held for the session.
+    """
 
-    def __init__(self, shape: KVShape, dtype: torch.dtype, device: torch.device | str, limit: int):
-        self.shape, self.dtype, self.device, self.limit = shape, dtype, torch.device(device), limit
-        self._caches: dict[tuple[int, int], KVCache] = {}
+    def __init__(self, dtype: torch.dtype, device: torch.device | str, limit: int):
+        self.dtype, self.device, self.limit = dtype, torch.device(device), limit
+        self._taken: dict[int, Slot] = {}
+        self._waiting: list[Slot] = []  # the one given back last comes last
 
     def __len__(self) -> int:
-        return len(self._caches)
+        """Sessions that hold a slot."""
+        return len(self._taken)
 
-    def open(self, session: int, step: int) -> KVCache:
-        """A zeroed cache for (session, step)."""
-        if (session, step) in self._caches:
-            raise RuntimeError(f"session {session} has a cache for step {step} already")
-        if len(self) >= self.limit:
-            raise Unavailable(f"all {self.limit} KV caches of {self.device} are taken: close a session first, or allow more")
-        need, free = self.shape.bytes(self.dtype), self._free_bytes()
-        short = f"a KV cache of {need / 2**20:.0f} MiB does not fit into the {free / 2**20:.0f} MiB free on {self.device}: " \
-            "close a session or take a smaller picture"  # fmt: skip
-        if need > free:
-            raise Unavailable(short)
-        s = self.shape
-        ring, sink = (s.layers, s.ring, s.heads, s.width), (s.layers, s.sink, s.heads, s.width)
+    def open(self, session: int, step: int, shape: KVShape) -> Slot:
+        """The session's slot, with a ring for `step` in it. What a slot held before is left as it is: nobody may read it."""
         try:
-            tensors = [torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in (ring, ring, sink, sink)]
-        except torch.OutOfMemoryError:
-            raise Unavailable(short) from None
-        cache = self._caches[session, step] = KVCache(*tensors)
-        return cache
+            slot = self._taken.get(session) or self._take(session, shape)
+            if step not in slot.rings:
+                slot.rings[step] = self._pair(shape, shape.ring)
+        except BaseException:
+            self._taken.pop(session, None)
+            raise
+        return slot
 
     def close(self, session: int) -> None:
-        """Free every cache of a session."""
-        for key in [key for key in self._caches if key[0] == session]:
-            del self._caches[key]
+        """Give back the session's slot, if it has one."""
+        slot = self._taken.pop(session, None)
+        if slot is not None:
+            self._waiting.append(slot)
+
+    def _take(self, session: int, shape: KVShape) -> Slot:
+        fit = next((slot for slot in reversed(self._waiting) if slot.shape == shape), None)
+        if fit is not None:
+            self._waiting.remove(fit)
+        else:
+            if len(self._taken) >= self.limit:
+                raise Unavailable(f"all {self.limit} sessions of {self.device} are taken: close one first, or allow more")
+            if len(self._taken) + len(self._waiting) >= self.limit:
+                del self._waiting[0]
+            fit = Slot(shape, self._pair(shape, shape.sink), self._pair(shape, shape.text))
+        self._taken[session] = fit
+        return fit
+
+    def _pair(self, shape: KVShape, slots: int) -> Pair:
+        """Zeroed keys and values, after evicting as many waiting slots as that takes."""
+        need = shape.bytes(slots, self.dtype)
+        size = (shape.layers, slots, shape.heads, shape.width)
+        while True:
+            free = self._free_bytes()
+            try:
+                if need <= free:
+                    k, v = (torch.zeros(size, dtype=self.dtype, device=self.device) for _ in "kv")
+                    return k, v
+            except torch.OutOfMemoryError:
+                pass
+            if not self._waiting:
+                raise Unavailable(
+                    f"KV caches of {need / 2**20:.0f} MiB do not fit into the {free / 2**20:.0f} MiB free on {self.device}: "
+                    "close a session or take a smaller picture"
+                )
+            del self._waiting[0]
 
     def _free_bytes(self) -> int:
         """Memory a new cache may use: what the system has, and what torch holds of it unused."""

@@ -1,11 +1,11 @@
 """What stands between two matrix products of a block: gated residual, LayerNorm, scale and shift, codes for the next product.
 
 Contract
-    x' = x + gate * y                              float32 (x unchanged when there is no y; gate 1 when there is no gate)
+    x' = x + gate * y                              float32, one rounding to residual_dtype (x itself when there is no y, gate 1 when no gate)
     n  = LayerNorm(x' as norm_dtype) [* weight + bias]      statistics in float32, one rounding to norm_dtype
     u  = n * (1 + scale) + shift                   float32, one rounding to dtype (n itself when there is no modulation)
     x, y [..., D]; gate, shift, scale broadcast against them, one row a latent frame; weight_D, bias_D
-    -> x' (dtype of x without y, else float32), u [..., D] in dtype
+    -> x' (dtype of x without y, else residual_dtype: float32, or norm_dtype), u [..., D] in dtype
     gate_norm_modulate_fp8: the same, with u as quantise_rows codes it: codes [..., D] e4m3, scales [..., 1] float32
 Cost
     memory, at 3168 x 5120 in bfloat16, reading x and y, writing x' and u: 65 MB (a block's input), 162 MB (before text
@@ -13,6 +13,8 @@ Cost
     product. gate_residual alone: 130 MB.
 Rounding
     official: the block's input, norm3 and the head norm in the model's dtype, the norm before the FFN in float32.
+    The end of one block and the beginning of the next are one call, with residual_dtype the model's: what the two give one after
+    the other, to the bit, as the norm reads x' as it was rounded.
     Codes are made from u as rounded to dtype, so that the fused op gives what the two ops give one after the other.
 """
 
@@ -47,10 +49,11 @@ def gate_norm_modulate_reference(
     eps: float,
     norm_dtype: torch.dtype,
     dtype: torch.dtype,
+    residual_dtype: torch.dtype = torch.float32,
 ) -> Pair:
     """Plain torch; differentiable; also the CPU path."""
     if y is not None:
-        x = gate_residual_reference(x, y, gate)
+        x = gate_residual_reference(x, y, gate).to(residual_dtype)
     weight, bias = affine or (None, None)
     u = F.layer_norm(x.to(norm_dtype), x.shape[-1:], weight, bias, eps)
     if modulation is not None:
@@ -153,6 +156,7 @@ def builds() -> list[Build]:
         build("norm3 fp8", {**norm3, "u": "*fp8e4nv", "codes_scale": "*fp32"}, b16, (90, 100)),
         build("ffn fp8", {**added, "u": "*fp8e4nv", "codes_scale": "*fp32", **modulated}, f32, (90, 100)),
         build("end", {**added, "residual": "*bf16", "gate": "*fp32"}, f32),
+        build("end and input", {**added, **modulated, "residual": "*bf16", "gate": "*fp32", "u": "*bf16"}, b16),
     ]
 
 
@@ -221,11 +225,15 @@ def gate_residual(
     return out
 
 
-def _outputs(x: torch.Tensor, y: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _outputs(
+    x: torch.Tensor, y: torch.Tensor | None, norm_dtype: torch.dtype, residual_dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
     """(x' as it is returned, x' as the kernel writes it)."""
     if y is None:
         return x, None
-    new = torch.empty_like(x, dtype=torch.float32, memory_format=torch.contiguous_format)
+    if residual_dtype not in (torch.float32, norm_dtype):
+        raise ValueError(f"a residual in {residual_dtype} before a norm in {norm_dtype}: the kernel rounds once")
+    new = torch.empty_like(x, dtype=residual_dtype, memory_format=torch.contiguous_format)
     return new, new
 
 
@@ -239,13 +247,14 @@ def gate_norm_modulate(
     eps: float,
     norm_dtype: torch.dtype,
     dtype: torch.dtype,
+    residual_dtype: torch.dtype = torch.float32,
 ) -> Pair:
     """The op. `affine` is (weight, bias), `modulation` is (shift, scale). Returns (x', u)."""
     affine_, modulation_ = affine or (None, None), modulation or (None, None)
     given = [t for t in (x, y, gate, *affine_, *modulation_) if t is not None]
     if not (runs_triton(*given) and framewise(x, gate, *modulation_)):
-        return gate_norm_modulate_reference(x, y, gate, affine, modulation, eps, norm_dtype, dtype)
-    new, written = _outputs(x, y)
+        return gate_norm_modulate_reference(x, y, gate, affine, modulation, eps, norm_dtype, dtype, residual_dtype)
+    new, written = _outputs(x, y, norm_dtype, residual_dtype)
     u = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     launch(x, y, gate, *affine_, *modulation_, eps, norm_dtype, dtype, written, u, None)
     return new, u
@@ -261,14 +270,15 @@ def gate_norm_modulate_fp8(
     eps: float,
     norm_dtype: torch.dtype,
     dtype: torch.dtype,
+    residual_dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, Pair]:
     """The op with u coded for an 8-bit product. Returns (x', (codes, scale))."""
     affine_, modulation_ = affine or (None, None), modulation or (None, None)
     given = [t for t in (x, y, gate, *affine_, *modulation_) if t is not None]
     if not (encodes(*given) and framewise(x, gate, *modulation_)):
-        new, u = gate_norm_modulate_reference(x, y, gate, affine, modulation, eps, norm_dtype, dtype)
+        new, u = gate_norm_modulate_reference(x, y, gate, affine, modulation, eps, norm_dtype, dtype, residual_dtype)
         return new, quantise_rows_reference(u)
-    new, written = _outputs(x, y)
+    new, written = _outputs(x, y, norm_dtype, residual_dtype)
     codes, codes_scale = codes_like(x)
     launch(x, y, gate, *affine_, *modulation_, eps, norm_dtype, dtype, written, codes, codes_scale)
     return new, (codes, codes_scale)

@@ -7,7 +7,8 @@ Contract
     rotate  pair (x[2j], x[2j+1]) of every head as a complex number times (cos + i sin)[token, j];
             product in float32, one rounding to x's dtype
     q_TD, k_TD, v_TD, rows may be strided (parts of one fused projection); weight_D in q's dtype; table_TP2 float32 (cos, sin)
-    with P = d/2; ring_*_SHd written in place, contiguous; start + T <= S: a block never crosses the end of the ring
+    with P = d/2; ring_*_SHd written in place, contiguous; start + T <= S: a block never crosses the end of the ring;
+    start is an integer, or an int64 tensor of no dimension that the device reads when it gets there (nobody checks it then)
     -> q_THd
     rms_norm and rotate are ops of their own too: the queries of text and sound are not rotated, the keys of the sink only that.
 Cost
@@ -22,6 +23,8 @@ import torch
 
 from everface.kernels.fused.row import TILES, load, parts, rounded, variant
 from everface.kernels.launch import Build, Work, jit, metadata, pick, runs_triton, tl
+
+Start = int | torch.Tensor
 
 # --- reference
 
@@ -48,14 +51,20 @@ def qk_norm_rope_store_reference(
     table_TP2: torch.Tensor,
     ring_k_SHd: torch.Tensor,
     ring_v_SHd: torch.Tensor,
-    start: int,
+    start: Start,
 ) -> torch.Tensor:
     """Plain torch; also the CPU path."""
     heads = ring_k_SHd.shape[1:]
     q = rotate_reference(rms_norm_reference(q_TD, weight_q_D, eps).unflatten(-1, heads), table_TP2)
     k = rotate_reference(rms_norm_reference(k_TD, weight_k_D, eps).unflatten(-1, heads), table_TP2)
-    ring_k_SHd[start : start + len(k)] = k
-    ring_v_SHd[start : start + len(k)] = v_TD.unflatten(-1, heads)
+    v = v_TD.unflatten(-1, heads)
+    if isinstance(start, torch.Tensor):
+        slots = start + torch.arange(len(k), device=start.device)
+        ring_k_SHd.index_copy_(0, slots, k)
+        ring_v_SHd.index_copy_(0, slots, v)
+    else:
+        ring_k_SHd[start : start + len(k)] = k
+        ring_v_SHd[start : start + len(k)] = v
     return q
 
 
@@ -103,11 +112,13 @@ def norm_rope(
 @jit(launch_metadata=metadata("qk_norm_rope_store", work))
 def qk_norm_rope_store_kernel(
     q_ptr, k_ptr, v_ptr, weight_q_ptr, weight_k_ptr, table_ptr, out_ptr, ring_k_ptr, ring_v_ptr,
-    q_stride, k_stride, v_stride, start, eps,
+    q_stride, k_stride, v_stride, start, start_ptr, eps,
     D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
     """One program a token: its query, its key and its value."""
     token = tl.program_id(0).to(tl.int64)
+    if start_ptr is not None:
+        start = tl.load(start_ptr)
     slot = (start + token) * D
     table_ptr += token * HEAD
     norm_rope(q_ptr + token * q_stride, weight_q_ptr, table_ptr, out_ptr + token * D, eps, D, A, B, HEAD)
@@ -139,15 +150,19 @@ def norm_rope_kernel(
 # --- tiles: those of row.py
 
 COMPILE = [
-    Build(
-        name="qk_norm_rope_store",
-        kernel=qk_norm_rope_store_kernel,
-        signature=dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "weight_q_ptr", "weight_k_ptr"), "*bf16")
-        | {"table_ptr": "*fp32", "out_ptr": "*bf16", "ring_k_ptr": "*bf16", "ring_v_ptr": "*bf16"}
-        | {"q_stride": "i32", "k_stride": "i32", "v_stride": "i32", "start": "i32", "eps": "fp32"},
-        constexprs={**parts(5120), "HEAD": 128},
-        num_warps=TILES[80]["wide"].num_warps,
-        num_stages=1,
+    *(
+        Build(
+            name=f"qk_norm_rope_store{where}",
+            kernel=qk_norm_rope_store_kernel,
+            signature=dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "weight_q_ptr", "weight_k_ptr"), "*bf16")
+            | {"table_ptr": "*fp32", "out_ptr": "*bf16", "ring_k_ptr": "*bf16", "ring_v_ptr": "*bf16"}
+            | {"q_stride": "i32", "k_stride": "i32", "v_stride": "i32", "start": "i32", "eps": "fp32"}
+            | ({"start_ptr": "*i64"} if where else {}),
+            constexprs={**parts(5120), "HEAD": 128} | ({} if where else {"start_ptr": None}),
+            num_warps=TILES[80]["wide"].num_warps,
+            num_stages=1,
+        )
+        for where in ("", " from memory")
     ),
     *(
         Build(
@@ -182,14 +197,17 @@ def launch(
     ring_k: torch.Tensor,
     ring_v: torch.Tensor,
     start: int,
+    start_at: torch.Tensor | None = None,
 ) -> None:
-    """The kernel, into outputs that the caller owns. Elements of a row of q, k, v lie side by side; the rest is contiguous."""
+    """The kernel, into outputs that the caller owns. Elements of a row of q, k, v lie side by side; the rest is contiguous.
+    `start_at` [] int64, if given, stands for `start`."""
     tokens, width = q.shape
+    assert start_at is None or (start_at.dtype == torch.int64 and start_at.numel() == 1)
     assert start + tokens <= ring_k.shape[0] and ring_k.is_contiguous() and ring_v.is_contiguous()
     assert q.stride(1) == k.stride(1) == v.stride(1) == 1 and weight_q.dtype == weight_k.dtype == q.dtype
     options = pick("qk_norm_rope_store", TILES, q.device, variant(width)).options()
     qk_norm_rope_store_kernel[(tokens,)](
-        q, k, v, weight_q, weight_k, table, out, ring_k, ring_v, q.stride(0), k.stride(0), v.stride(0), start, eps,
+        q, k, v, weight_q, weight_k, table, out, ring_k, ring_v, q.stride(0), k.stride(0), v.stride(0), start, start_at, eps,
         **parts(width), HEAD=ring_k.shape[2], **options,
     )  # fmt: skip
 
@@ -244,7 +262,7 @@ def qk_norm_rope_store(
     table_TP2: torch.Tensor,
     ring_k_SHd: torch.Tensor,
     ring_v_SHd: torch.Tensor,
-    start: int,
+    start: Start,
 ) -> torch.Tensor:
     """The op. Writes the ring slot, returns q_THd."""
     if not runs_triton(q_TD, k_TD, v_TD, weight_q_D, weight_k_D):
@@ -252,5 +270,6 @@ def qk_norm_rope_store(
             q_TD, k_TD, v_TD, weight_q_D, weight_k_D, eps, table_TP2, ring_k_SHd, ring_v_SHd, start
         )
     q_THd = q_TD.new_empty((len(q_TD), *ring_k_SHd.shape[1:]))
-    launch(q_TD, k_TD, v_TD, weight_q_D, weight_k_D, eps, table_TP2.contiguous(), q_THd, ring_k_SHd, ring_v_SHd, start)
+    where = (0, start) if isinstance(start, torch.Tensor) else (start, None)
+    launch(q_TD, k_TD, v_TD, weight_q_D, weight_k_D, eps, table_TP2.contiguous(), q_THd, ring_k_SHd, ring_v_SHd, *where)
     return q_THd

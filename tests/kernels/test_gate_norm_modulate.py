@@ -120,3 +120,23 @@ def test_sound_goes_through_the_same_kernel(dtype: torch.dtype, monkeypatch: pyt
     agree(audio.audio_inject(x, shift_scale), want, rounded=dtype == BF16)
     faint = audio.audio_inject(x * 1e-3, torch.zeros_like(shift_scale)).float()
     assert 0.2 < faint.std() < 0.4  # eps 1e-5 is felt where the variance is 1e-6: 1 / sqrt(11)
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_the_end_of_a_block_and_the_beginning_of_the_next_in_one(coded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the stream rounded between them: what two calls give, to the bit, by references and by kernels."""
+    g = torch.Generator().manual_seed(11)
+    x, y = (torch.randn(1, 2, 3, 192, generator=g).to(DEVICE, dtype) for dtype in (F32, BF16))
+    gate, shift, scale = torch.randn(3, 1, 1, 1, 192, generator=g).to(DEVICE)
+    given = {"modulation": (shift, scale), "eps": 1e-6, "norm_dtype": BF16, "dtype": BF16}
+    op = gate_norm.gate_norm_modulate_fp8 if coded else gate_norm.gate_norm_modulate
+    for by_kernel in (False, True):
+        monkeypatch.setattr(gate_norm, "runs_triton", lambda *_, on=by_kernel: on)
+        monkeypatch.setattr(gate_norm, "encodes", lambda *_, on=by_kernel: on)
+        ended = gate_norm.gate_residual(x, y, gate, BF16)
+        _, want = op(ended, **given)
+        new, got = op(x, y, gate, **given, residual_dtype=BF16)
+        assert new.dtype == BF16 and torch.equal(new, ended)
+        assert same_codes(got[0], want[0]) and torch.equal(got[1], want[1]) if coded else torch.equal(got, want)
+    with pytest.raises(ValueError, match="rounds once"):
+        op(x, y, gate, **(given | {"norm_dtype": F32}), residual_dtype=BF16)

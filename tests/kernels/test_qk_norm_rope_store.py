@@ -51,7 +51,9 @@ def test_the_ring_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(op, "runs_triton", lambda *_, on=bool(use_kernel): on)
         for b in range(6):
             qkv = (made(tokens, heads * head, seed=10 * b + i) for i in range(3))
-            op.qk_norm_rope_store(*qkv, weight, weight, 1e-6, turn, ring_k, ring_v, tokens * (b % blocks))  # pyright: ignore[reportCallIssue]
+            start = tokens * (b % blocks)
+            where = torch.tensor(start, device=DEVICE) if b % 2 else start  # read from memory, or told
+            op.qk_norm_rope_store(*qkv, weight, weight, 1e-6, turn, ring_k, ring_v, where)  # pyright: ignore[reportCallIssue]
     for by_reference, by_kernel in zip(*rings, strict=True):
         agree(by_kernel, by_reference, rounded=False)
     values = torch.cat([made(tokens, heads * head, seed=10 * b + 2) for b in (4, 5, 2, 3)])

@@ -1,4 +1,8 @@
-"""KV caches: shapes, limit, memory, freeing."""
+"""KV slots: what is shared, what is reused, the limit, memory, and that nothing is kept of an opening that failed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -7,35 +11,65 @@ import torch
 from everface.core.errors import Unavailable
 from everface.runtime.cache import KVPool, KVShape
 
-SHAPE = KVShape(layers=2, ring=24, sink=5, heads=3, width=8)
+SHAPE = KVShape(layers=2, ring=24, sink=5, text=3, heads=3, width=8)
+TALL = replace(SHAPE, kind="tall")
+HUGE = KVShape(layers=40, ring=psutil.virtual_memory().total // 4000, sink=1, text=1, heads=40, width=128)
 
 
-def test_open_limit_close() -> None:
-    pool = KVPool(SHAPE, torch.bfloat16, "cpu", limit=2)
-    cache = pool.open(1, 0)
-    assert cache.k_LSHd.shape == cache.v_LSHd.shape == (2, 24, 3, 8)
-    assert cache.sink_k_LCHd.shape == cache.sink_v_LCHd.shape == (2, 5, 3, 8)
-    tensors = list(vars(cache).values())
-    assert all(t.dtype == torch.bfloat16 and not t.any() for t in tensors)
-    assert sum(t.nbytes for t in tensors) == SHAPE.bytes(torch.bfloat16)
-    assert len({t.data_ptr() for t in tensors}) == 4
-    other = pool.open(2, 0)
-    other.k_LSHd.fill_(1)
-    assert not cache.k_LSHd.any()
-    with pytest.raises(Unavailable, match="all 2 KV caches"):
-        pool.open(1, 1)
-    with pytest.raises(RuntimeError, match="already"):
-        pool.open(1, 0)
-    pool.close(2)
-    assert len(pool) == 1 and not pool.open(1, 1).k_LSHd.any()
-    pool.close(1)
-    pool.close(1)
-    assert len(pool) == 0
+def pool(limit: int) -> KVPool:
+    return KVPool(torch.bfloat16, "cpu", limit)
 
 
-def test_memory_short() -> None:
-    huge = KVShape(layers=40, ring=psutil.virtual_memory().total // 4000, sink=1, heads=40, width=128)
-    pool = KVPool(huge, torch.float32, "cpu", limit=1)
-    with pytest.raises(Unavailable, match="does not fit"):
-        pool.open(1, 0)
-    assert len(pool) == 0
+def test_steps_share_sink_and_text_but_no_ring() -> None:
+    slot = pool(1).open(1, 0, SHAPE)
+    first, second = slot.cache(0), pool(1).open(1, 0, SHAPE).cache(0)
+    assert first.k_LSHd.shape == first.v_LSHd.shape == (2, 24, 3, 8)
+    assert first.sink_k_LCHd.shape == (2, 5, 3, 8) and slot.text[1].shape == (2, 3, 3, 8)
+    assert first.sink_k_LCHd.data_ptr() != second.sink_k_LCHd.data_ptr()  # another pool
+    one = pool(1)
+    a, b = one.open(7, 0, SHAPE).cache(0), one.open(7, 2, SHAPE).cache(2)
+    assert a.sink_k_LCHd is b.sink_k_LCHd and a.sink_v_LCHd is b.sink_v_LCHd and len(one) == 1
+    assert len({t.data_ptr() for t in (a.k_LSHd, a.v_LSHd, b.k_LSHd, b.v_LSHd, a.sink_k_LCHd, a.sink_v_LCHd)}) == 6
+    assert all(t.dtype == torch.bfloat16 and not t.any() for t in (a.k_LSHd, b.v_LSHd, a.sink_v_LCHd))
+    assert sum(t.nbytes for t in (a.k_LSHd, a.v_LSHd)) == SHAPE.bytes(SHAPE.ring, torch.bfloat16)
+
+
+def test_the_next_session_takes_over_what_was_given_back() -> None:
+    one = pool(2)
+    slot = one.open(1, 0, SHAPE)
+    slot.kept["graph"] = "captured"
+    one.close(1)
+    one.close(1)
+    assert len(one) == 0
+    again = one.open(2, 0, SHAPE)
+    assert again is slot and again.kept == {"graph": "captured"}
+    assert one.open(3, 0, SHAPE) is not slot
+
+
+def test_the_limit_counts_sessions_and_evicts_other_shapes() -> None:
+    one = pool(2)
+    first = one.open(1, 0, SHAPE)
+    one.open(2, 0, SHAPE)
+    with pytest.raises(Unavailable, match="all 2 sessions"):
+        one.open(3, 0, SHAPE)
+    one.close(1)
+    assert one.open(3, 0, TALL) is not first  # room was made for another shape
+    one.close(3)
+    one.close(2)
+    assert one.open(4, 0, SHAPE) is not first and len(one) == 1
+
+
+def test_memory_short_leaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = pool(3)
+    with pytest.raises(Unavailable, match="do not fit"):
+        one.open(1, 0, HUGE)  # the sink fits, the ring does not
+    assert len(one) == 0 and not one._waiting
+    left = SHAPE.bytes(SHAPE.ring, torch.bfloat16)
+    monkeypatch.setattr(one, "_free_bytes", lambda: 0 if one._waiting else left)
+    one._waiting.append(pool(1).open(9, 0, TALL))
+    one.open(2, 0, SHAPE)  # only the waiting slot stood in the way
+    assert not one._waiting and len(one) == 1
+    left = 0
+    with pytest.raises(Unavailable):
+        one.open(2, 1, SHAPE)  # the second step's ring: the first is let go with it
+    assert len(one) == 0 and not one._waiting

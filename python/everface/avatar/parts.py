@@ -16,6 +16,7 @@ from everface.model.features import FrontEnd, LogMel
 from everface.model.text import NoText, Prompter, TextEncoder, UMT5Encoder, load_tokenizer
 from everface.model.vae import VAE
 from everface.weights.load import Checkpoint, load_into, open_checkpoint
+from everface.weights.quantize import quantise_rows_of
 
 DEFAULT_WEIGHTS = Path(__file__).parent.parent / "default"
 AUDIO_ENCODER = "casual_audio_encoder."
@@ -23,8 +24,8 @@ WAV2VEC_LOOKBACK_S, WAV2VEC_LOOKAHEAD_S = 4.0, 1.0  # offline; docs/numerics.md 
 
 
 def dtype_of(deployment: Deployment) -> torch.dtype:
-    """The torch dtype a deployment names."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    """The torch dtype of activations that a deployment names; "fp8" is bfloat16 around products of 8-bit codes."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.bfloat16}
     if deployment.dtype not in known:
         raise BadInput(f"unknown dtype {deployment.dtype!r}: choose one of {', '.join(known)}")
     return known[deployment.dtype]
@@ -32,11 +33,17 @@ def dtype_of(deployment: Deployment) -> torch.dtype:
 
 def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple[ModelConfig, DiT]:
     """The whole transformer on its device, ready for inference."""
+    on = torch.device(deployment.device)
+    if deployment.dtype == "fp8" and on.type == "cuda" and torch.cuda.get_device_capability(on) < (8, 9):
+        raise BadInput(f"{torch.cuda.get_device_name(on)} does not multiply 8-bit floats: choose bfloat16")
     checkpoint = open_checkpoint(weights, lora)
     with torch.device("meta"):
         dit = DiT(checkpoint.config.dit)
     load_into(dit, checkpoint.dit(), dtype=dtype_of(deployment), device=deployment.device)
-    return checkpoint.config, dit.eval().requires_grad_(False)
+    dit.eval().requires_grad_(False).fuse()
+    if deployment.dtype == "fp8":
+        quantise_rows_of(dit)
+    return checkpoint.config, dit
 
 
 def build_decoder(weights: Path, deployment: Deployment) -> VAE:

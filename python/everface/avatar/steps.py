@@ -9,26 +9,45 @@ from typing import Any
 import torch
 
 from everface.avatar.parts import build_decoder, build_dit, dtype_of
-from everface.core.block import Block, Closing, KVCache, Opening
+from everface.core.block import Block, Closing, Opening, Tensors
 from everface.core.config import Deployment, ModelConfig
-from everface.model.dit import DiT
-from everface.model.layers import KV
+from everface.core.errors import Unavailable
+from everface.model.dit import DiT, Place, cache_shape
+from everface.model.layers import KV, Heard
+from everface.model.rope import Rope
 from everface.model.schedule import Schedule, sink_distance
 from everface.model.vae import VAE, VAEStream
+from everface.runtime.cache import KVPool, KVShape, Slot
+from everface.runtime.graph import Shelf, Step
 
 WARM_UP_LATENTS = 7  # of the still picture, decoded and thrown away, so that the first real latent finds warm caches
+PRIMING = {"sink": "reference", "motion": "motion", "text": "text"}  # what a condition may bring -> which tensor of the opening it is
+FINITE = "finite"  # uint8 [roles so far]: 1 where all that the role made was finite
+
+
+@dataclass(eq=False)
+class Seat:
+    """What lives as long as a slot of the pool and serves one session after another: constants, and what reads them.
+    Nothing in here leads back to the slot or to the seat, so an evicted slot's memory is free at once."""
+
+    rope: Rope
+    reading: list[KV]  # of the text, a layer each: views of the slot's
+    heard: list[Heard]  # of the block that is being denoised
+    hear: Step
+    steps: dict[tuple[float, ...], Step] = field(default_factory=dict)  # by noise level before and after
 
 
 @dataclass
 class Viewer:
-    """One session on one device. The sink and the text keys do not depend on the step, so steps of one device share them."""
+    """One session on one device. Sink, text keys and sound do not depend on the step, so steps of one device share them."""
 
     seed: int
-    rope_fp16: bool
-    text_kv: list[KV]
-    motion: torch.Tensor
-    caches: dict[int, KVCache] = field(default_factory=dict)
-    sink_block: int = 0  # the block whose condition the present sink came with
+    slot: Slot
+    seat: Seat
+    opened: Tensors  # reference, motion and text as they stand now
+    runs: dict[int, int] = field(default_factory=dict)  # step -> blocks that it has run for this session
+    primed: int | None = None  # the block whose condition the sink came with, None: the opening
+    heard: int | None = None  # the block whose sound is in the seat
 
 
 class Denoiser:
@@ -38,38 +57,96 @@ class Denoiser:
         self.dit, self.config = dit, config
         self.device, self.dtype = torch.device(deployment.device), dtype_of(deployment)
         self.viewers: dict[int, Viewer] = {}
+        self.pool = KVPool(self.dtype, self.device, deployment.sessions)
+        self.shelf = Shelf(self.device)
 
     def open(self, opening: Opening, step: int) -> None:
-        viewer = self.viewers.get(opening.session)
-        if viewer is None:
-            place = {k: v.to(self.device, self.dtype) for k, v in opening.tensors.items()}
-            text_kv = self.dit.text_kv(self.dit.embed_text(place["text"]))
-            viewer = Viewer(int(opening.params["seed"]), bool(opening.params["rope_fp16"]), text_kv, place["motion"])
-            self.viewers[opening.session] = viewer
-            first = self.dit.new_cache(*place["motion"].shape[-2:], dtype=self.dtype, device=self.device)
-            viewer.caches[step] = first
-            self.prefill(viewer, place["reference"], 0)
-        else:
-            shared = next(iter(viewer.caches.values()))
-            ring = torch.zeros_like(shared.k_LSHd), torch.zeros_like(shared.v_LSHd)
-            viewer.caches[step] = replace(shared, k_LSHd=ring[0], v_LSHd=ring[1])
+        """Take a slot and fill sink and text keys, for the first step of this device; a ring for each. All or nothing."""
+        try:
+            fp16, latent = bool(opening.params["rope_fp16"]), tuple(opening.tensors["motion"].shape[-2:])
+            slot = self.pool.open(opening.session, step, self.shape(latent, fp16))
+            viewer = self.viewers.get(opening.session)
+            if viewer is None:
+                viewer = Viewer(int(opening.params["seed"]), slot, self.seat(slot, latent, fp16), {})
+                self.viewers[opening.session] = viewer
+                self.prime(viewer, opening.tensors)
+            viewer.runs[step] = 0
+        except torch.OutOfMemoryError:
+            self.close(opening.session)
+            raise Unavailable(f"a session does not fit on {self.device}: close another or take a smaller picture") from None
+        except BaseException:
+            self.close(opening.session)
+            raise
 
-    def prefill(self, viewer: Viewer, reference: torch.Tensor, block_index: int) -> None:
-        """Fill the sink from a reference latent, in place: every step of this device sees it."""
-        shared = next(iter(viewer.caches.values()))
-        k, v = self.dit.prefill_sink(reference, viewer.motion, viewer.text_kv, rope_fp16=viewer.rope_fp16)
-        shared.sink_k_LCHd.copy_(k)
-        shared.sink_v_LCHd.copy_(v)
-        viewer.sink_block = block_index
+    def close(self, session: int) -> None:
+        self.viewers.pop(session, None)
+        self.pool.close(session)
+
+    def shape(self, latent: tuple[int, ...], fp16: bool) -> KVShape:
+        cfg = self.dit.cfg
+        (layers, ring, heads, width), (_, sink, _, _) = cache_shape(cfg, *latent)
+        return KVShape(layers, ring, sink, cfg.text_len, heads, width, kind=(latent, fp16))
+
+    def seat(self, slot: Slot, latent: tuple[int, ...], fp16: bool) -> Seat:
+        """That of the slot, made when the slot is new."""
+        if not isinstance(slot.kept.get("seat"), Seat):
+            dit, cfg = self.dit, self.dit.cfg
+            rows, cols = latent[0] // cfg.patch_size[1], latent[1] // cfg.patch_size[2]
+            local = torch.zeros(cfg.block_frames, cfg.num_audio_token + 1, cfg.dim, dtype=self.dtype, device=self.device)
+            sound = {"local_FKD": local, "global_FD": torch.zeros_like(local[:, 0])}
+            heard = dit.hear(**sound)
+            kept = [t for one in heard for t in one]
+
+            def hear(_: object, **sound: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                for place, new in zip(kept, (t for one in dit.hear(**sound) for t in one), strict=True):
+                    place.copy_(new)
+                return ()
+
+            reading = [(k[None], v[None]) for k, v in zip(*slot.text, strict=True)]
+            slot.kept["seat"] = Seat(dit.rope((rows, cols), fp16=fp16), reading, heard, Step(hear, sound, self.shelf))
+        seat = slot.kept["seat"]
+        assert isinstance(seat, Seat)
+        return seat
+
+    def prime(self, viewer: Viewer, brought: Tensors) -> None:
+        """Fill sink and text keys in place, from what is brought anew and what is known: every step of this device sees them."""
+        viewer.opened = viewer.opened | {k: self.onto(v) for k, v in brought.items()}
+        known, slot, fp16 = viewer.opened, viewer.slot, viewer.seat.rope.fp16
+        text_kv = self.dit.text_kv(self.dit.embed_text(known["text"]))
+        sink = self.dit.prefill_sink(known["reference"], known["motion"], text_kv, rope_fp16=fp16)
+        for kept, new in zip((*slot.text, *slot.sink), (*zip(*self.dit.reading(text_kv), strict=True), *sink), strict=True):
+            kept.copy_(new if isinstance(new, torch.Tensor) else torch.cat(new))
+
+    def follow(self, viewer: Viewer, block: Block) -> None:
+        """Bring the viewer's sink, text and sound to this block, once for all the steps of this device."""
+        brought = {PRIMING[name]: tensor for name, tensor in block.condition.items() if name in PRIMING}
+        if brought and viewer.primed != block.index:
+            self.prime(viewer, brought)
+            viewer.primed = block.index
+        if viewer.heard != block.index:
+            sound = block.condition["audio_local"], block.condition["audio_global"]
+            viewer.seat.hear.run(local_FKD=self.onto(sound[0]), global_FD=self.onto(sound[1]))
+            viewer.heard = block.index
+
+    def onto(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On this device and in its dtype. To a GPU by way of pinned memory, so that nobody waits for the copy."""
+        if self.device.type == "cuda" and not tensor.is_cuda:
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, self.dtype, non_blocking=True)
 
 
 class StepRole:
-    """One denoising step of every session: its own KV ring at its own noise level."""
+    """One denoising step of every session: its own KV ring at its own noise level.
+
+    The slot of the ring goes by how many blocks this step has run for the session, so a session whose first block is not block 0, or
+    which lost some to an interruption, attends to nothing that was not written. Rotations go by the block's own number.
+    """
 
     def __init__(self, denoiser: Denoiser, schedule: Schedule, step: int) -> None:
-        self.denoiser, self.step, self.schedule = denoiser, step, schedule
+        self.denoiser, self.step = denoiser, step
+        self.sigmas = schedule.sigmas[step], schedule.sigmas[step + 1]
         with torch.inference_mode():
-            self.time = denoiser.dit.time(schedule.timesteps[step])
+            self.mod = denoiser.dit.modulations(denoiser.dit.time(schedule.timesteps[step]))
         self.last = step == len(schedule.timesteps) - 1
 
     def open(self, opening: Opening) -> None:
@@ -83,28 +160,34 @@ class StepRole:
     def _run(self, block: Block) -> Block:
         d = self.denoiser
         viewer = d.viewers[block.session]
-        x = block.x.to(d.device, d.dtype)
-        condition = {k: v.to(d.device) for k, v in block.condition.items()}
-        if "sink" in condition and viewer.sink_block != block.index:
-            d.prefill(viewer, condition["sink"].to(d.dtype), block.index)
-        velocity = d.dit(
-            x,
-            self.time,
-            viewer.text_kv,
-            (condition["audio_local"].to(d.dtype), condition["audio_global"].to(d.dtype)),
-            viewer.caches[self.step],
-            block_index=block.index,
-            sink_distance=sink_distance(viewer.seed, block.index, self.step),
-            rope_fp16=viewer.rope_fp16,
-        )
-        x = self.schedule.advance(x, velocity, self.step)
+        d.follow(viewer, block)
+        run, viewer.runs[self.step] = viewer.runs[self.step], viewer.runs[self.step] + 1
+        rows, cols = d.dit.grid(block.x)
+        distance = sink_distance(viewer.seed, block.index, self.step)
+        first, sink, start, used = d.dit.place(block.x.shape[1] * rows * cols, block.index, distance, run)
+        x, finite = self.captured(viewer, block.x).run(used, x=d.onto(block.x), first=first, sink=sink, start=start)
         kept = dict(block.condition)
         if self.last:  # the decoder needs no audio; the session waits for the first clean latent to make it the new sink
             kept = {"clean": x[:, :1].float().cpu()} if block.index == 0 else {}
-        return replace(block, x=x, condition=kept)
+        return replace(block, x=x, condition=kept | noted(block, finite))
+
+    def captured(self, viewer: Viewer, x: torch.Tensor) -> Step:
+        """This step over the viewer's caches."""
+        key, steps = (*self.sigmas, float(self.step)), viewer.seat.steps
+        if key not in steps:
+            d, rope, reading, heard = self.denoiser, viewer.seat.rope, viewer.seat.reading, viewer.seat.heard
+            dit, cache, mod, sigmas = d.dit, viewer.slot.cache(self.step), self.mod, self.sigmas
+
+            def step(used: int, x: torch.Tensor, **place: Any) -> tuple[torch.Tensor, ...]:
+                x = dit.step(x, *sigmas, mod, reading, heard, cache, rope, Place(**place, used=used))
+                return x, all_finite(x)
+
+            places = {n: torch.zeros((), dtype=torch.int64, device=d.device) for n in ("first", "sink", "start")}
+            steps[key] = Step(step, {"x": torch.zeros_like(x, dtype=d.dtype, device=d.device), **places}, d.shelf)
+        return steps[key]
 
     def close(self, closing: Closing) -> None:
-        self.denoiser.viewers.pop(closing.session, None)
+        self.denoiser.close(closing.session)
 
 
 class DecodeRole:
@@ -123,11 +206,23 @@ class DecodeRole:
     def run(self, block: Block) -> Block:
         with torch.inference_mode():
             z_16Fhw = block.x.to(self.device, self.dtype)
-            frames_THW3 = to_rgb(self.vae.decode_stream(z_16Fhw[None], self.streams[block.session])[0])
-        return replace(block, x=frames_THW3.cpu())
+            video_3THW = self.vae.decode_stream(z_16Fhw[None], self.streams[block.session])[0]
+            condition = block.condition | noted(block, all_finite(video_3THW))
+            return replace(block, x=to_rgb(video_3THW).cpu(), condition=condition)
 
     def close(self, closing: Closing) -> None:
         self.streams.pop(closing.session, None)
+
+
+def all_finite(x: torch.Tensor) -> torch.Tensor:
+    """uint8 [1]: whether every element is; it stays on the device."""
+    return torch.isfinite(x).all().to(torch.uint8)[None]
+
+
+def noted(block: Block, finite_1: torch.Tensor) -> Tensors:
+    """The block's notes on what was finite, with this role's added."""
+    before = block.condition.get(FINITE)
+    return {FINITE: finite_1 if before is None else torch.cat((before.to(finite_1.device, non_blocking=True), finite_1))}
 
 
 def to_rgb(video_3THW: torch.Tensor) -> torch.Tensor:

@@ -181,3 +181,4 @@ class Deployment:
     threads: int | None = None  # per process
     sessions: int = 4  # viewers at once
     timeout_s: float = 120.0  # the longest a stage may stay silent while work is in flight
+    sessions: int = 4  # most viewers at once

@@ -15,11 +15,14 @@ from torch import nn
 from everface.core.block import KVCache
 from everface.core.config import DiTConfig
 from everface.kernels.attention.cross import cross
-from everface.kernels.fused.qk_norm_rope_store import rotate
+from everface.kernels.fused.flow_step import flow_step_tokens, unpatchify
+from everface.kernels.fused.gate_norm_modulate import Pair
+from everface.kernels.fused.qk_norm_rope_store import Start, rotate
 from everface.model.audio import CausalAudioEncoder
 from everface.model.framepack import MOTION_GROUPS, FramePack, motion_tokens
-from everface.model.layers import KV, AudioInjector, Block, Head, Patchify, Ring, linear_f32
-from everface.model.rope import SINK_TIME, frames_table, motion_table, sink_time
+from everface.model.layers import KV, AudioInjector, Block, BlockMod, Head, Heard, Patchify, Ring
+from everface.model.linear import Residual, linear_f32
+from everface.model.rope import SINK_TIME, Rope, Time, frames_table, motion_table, sink_time
 
 NOISY, REFERENCE, MOTION = range(3)  # rows of trainable_cond_mask
 
@@ -29,6 +32,22 @@ class TimeMod(NamedTuple):
 
     e_D: torch.Tensor
     e0_6D: torch.Tensor
+
+
+class StepMod(NamedTuple):
+    """The same with the modulation of every block and of the head added: all that a streaming step needs of its time."""
+
+    blocks: list[BlockMod]
+    head: Pair
+
+
+class Place(NamedTuple):
+    """Where a block stands in its stream and in its ring. Numbers, or int64 tensors of no dimension; `used` is always a number."""
+
+    first: Time  # latent frame, from the start of the stream
+    sink: Time  # time position of the reference
+    start: Start  # first slot of the ring that the block fills
+    used: int  # slots filled then
 
 
 class DiT(nn.Module):
@@ -123,13 +142,73 @@ class DiT(nn.Module):
         sink = self.prefill(ref_16_1hw[None], motion_16_Thw[None], text_kv, rope_fp16=rope_fp16)
         return torch.cat([k for k, _ in sink]), torch.cat([v for _, v in sink])
 
-    # Streaming
+    # Training
 
     def inject(self, layer: int, x_BFPD: torch.Tensor, local_BFKD: torch.Tensor, global_BFD: torch.Tensor) -> torch.Tensor:
         """x after the sound that follows this layer, if any does."""
         if layer not in self.cfg.audio_inject_layers:
             return x_BFPD
         return self.audio_injector(x_BFPD, self.cfg.audio_inject_layers.index(layer), local_BFKD, global_BFD)
+
+    # Streaming: first what is constant, for a step, a text, a block's sound, a size of picture; then the step itself
+
+    def modulations(self, time: TimeMod) -> StepMod:
+        """Of one step role."""
+        return StepMod(
+            [block.modulations(time.e0_6D[None, None]) for block in self._blocks()], self.head.modulations(time.e_D[None, None])
+        )
+
+    def reading(self, text_kv: list[KV]) -> list[KV]:
+        """Of one session, from `text_kv`: what `tokens` wants of it."""
+        return [block.cross_attn.reading(kv) for block, kv in zip(self._blocks(), text_kv, strict=True)]
+
+    def hear(self, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> list[Heard]:
+        """Of one block, the same for all its steps: what each injector hears."""
+        local, heard = local_FKD.to(self.dtype), global_FD.to(self.dtype)
+        return [self.audio_injector.hear(i, local, heard) for i in range(len(self.cfg.audio_inject_layers))]
+
+    def rope(self, grid: tuple[int, int], *, fp16: bool = False) -> Rope:
+        """Of one size of picture."""
+        cfg = self.cfg
+        return Rope(cfg.block_frames, grid, cfg.head_dim, MOTION_GROUPS, fp16=fp16, device=self.head.modulation.device)
+
+    def tokens(
+        self, x_16Fhw: torch.Tensor, mod: StepMod, reading: list[KV], heard: list[Heard], cache: KVCache, rope: Rope, place: Place,
+        pose_16Fhw: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Velocity of one block at one noise level, as tokens [1, F, P, E]; writes the block's keys and values into that level's ring.
+
+        Every argument but `place.used` may lie on a GPU and is not looked at from here: the whole may be captured.
+        """
+        table = rope.block(place.first)
+        sink_k_LCHd = rotate(cache.sink_k_LCHd, rope.sink(place.sink))  # all layers at once
+        r = Residual(self.embed_patches(x_16Fhw[None], None if pose_16Fhw is None else pose_16Fhw[None]))
+        injected = {layer: i for i, layer in enumerate(self.cfg.audio_inject_layers)}
+        for layer, block in enumerate(self._blocks()):
+            k, v = cache.k_LSHd[layer], cache.v_LSHd[layer]
+            ring = Ring(k, v, place.start, place.used, table, sink_k_LCHd[layer], cache.sink_v_LCHd[layer])
+            r = block.stream(r, mod.blocks[layer], reading[layer], ring)
+            if layer in injected:
+                r = self.audio_injector.stream(r, injected[layer], heard[injected[layer]])
+        return self.head.tokens(r, mod.head)
+
+    def step(
+        self, x_16Fhw: torch.Tensor, sigma: float, sigma_next: float, mod: StepMod, reading: list[KV], heard: list[Heard],
+        cache: KVCache, rope: Rope, place: Place,
+    ) -> torch.Tensor:  # fmt: skip
+        """The block at the next noise level: `tokens` and the Euler step along it."""
+        out = self.tokens(x_16Fhw, mod, reading, heard, cache, rope, place)
+        return flow_step_tokens(x_16Fhw[None], out, self.grid(x_16Fhw), self.head.patch, sigma, sigma_next)[0]
+
+    def place(self, tokens: int, block_index: int, sink_distance: int, run: int | None = None) -> Place:
+        """Of block `block_index`, of so many tokens, the `run`-th that its ring sees (by default it has seen all before it).
+
+        The slot goes by the run, so that a ring which missed blocks never attends to a slot that was not filled.
+        """
+        cfg, first = self.cfg, self.cfg.block_frames * block_index
+        run = block_index if run is None else run
+        start, used = tokens * (run % cfg.window_blocks), tokens * min(run + 1, cfg.window_blocks)
+        return Place(first, sink_time(first, sink_distance), start, used)
 
     @torch.no_grad()
     def forward(
@@ -145,28 +224,25 @@ class DiT(nn.Module):
         *,
         rope_fp16: bool = False,
     ) -> torch.Tensor:
-        """Velocity of one block at one noise level; writes the block's keys and values into that level's ring.
+        """Velocity of one block, everything that could be constant made anew: for tests and for looking at one forward.
 
         audio is (local_FKD, global_FD); block_index counts from the start of the stream and never wraps;
         sink_distance is how far ahead of the block the reference stands, 4..30 latent frames. Inference only.
         """
-        cfg, frames, grid = self.cfg, x_16Fhw.shape[1], self.grid(x_16Fhw)
-        local_BFKD, global_BFD = (a[None].to(self.dtype) for a in audio)
-        x = self.embed_patches(x_16Fhw[None], None if pose_16Fhw is None else pose_16Fhw[None])
-        tokens = frames * grid[0] * grid[1]
-        first = frames * block_index
-        table = frames_table(first, frames, grid, cfg.head_dim, fp16=rope_fp16, device=x.device)
-        sink_table = self.sink_table(grid, sink_time(first, sink_distance), rope_fp16=rope_fp16)
-        start = tokens * (block_index % cfg.window_blocks)
-        used = tokens * min(block_index + 1, cfg.window_blocks)
-        e0_BF6D = time.e0_6D[None, None]
-        for layer, block in enumerate(self.blocks):
-            k, v = cache.k_LSHd[layer], cache.v_LSHd[layer]
-            sink_k = rotate(cache.sink_k_LCHd[layer], sink_table)
-            ring = Ring(k, v, start, used, table, sink_k, cache.sink_v_LCHd[layer])
-            x = block(x, e0_BF6D, text_kv[layer], ring)
-            x = self.inject(layer, x, local_BFKD, global_BFD)
-        return self.head(x, time.e_D[None, None], grid)[0]
+        grid = self.grid(x_16Fhw)
+        place = self.place(x_16Fhw.shape[1] * grid[0] * grid[1], block_index, sink_distance)
+        out = self.tokens(
+            x_16Fhw, self.modulations(time), self.reading(text_kv), self.hear(*audio), cache, self.rope(grid, fp16=rope_fp16), place,
+            pose_16Fhw,
+        )  # fmt: skip
+        return unpatchify(out, grid, self.head.patch)[0]
+
+    def fuse(self) -> DiT:
+        """For inference, once the weights are in: one product for q, k and v, the head in float32. The official names end here."""
+        for block in self._blocks():
+            block.self_attn.fuse()
+        self.head.head.float()
+        return self
 
     # Sizes
 

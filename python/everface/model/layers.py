@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,14 +18,27 @@ from torch import nn
 from everface.core.config import DiTConfig
 from everface.kernels.attention.block_causal import block_causal
 from everface.kernels.attention.cross import cross
+from everface.kernels.fused.audio_inject import EPS as AUDIO_EPS
 from everface.kernels.fused.audio_inject import audio_inject
 from everface.kernels.fused.flow_step import unpatchify
-from everface.kernels.fused.gate_norm_modulate import gate_norm_modulate, gate_residual
-from everface.kernels.fused.qk_norm_rope_store import qk_norm_rope_store, rms_norm
+from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, gate_residual
+from everface.kernels.fused.qk_norm_rope_store import Start, qk_norm_rope_store, rms_norm
+from everface.model.linear import Activation, Residual, RowLinear, feed, linear_f32, stacked
 
 KV = tuple[torch.Tensor, torch.Tensor]
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(q_BTHd, k_BTHd, v_BTHd) -> o_BTHd. q and k come normalised, split into heads and un-rotated."""
+BlockMod = tuple[torch.Tensor, ...]
+"""shift, scale, gate of the self-attention, then of the FFN: six of [B, F, 1, D] float32, B and F may be 1."""
+
+
+class Heard(NamedTuple):
+    """What one injector hears of a block, the same for every step: its keys, its values, its way of modulating."""
+
+    k_FKHd: torch.Tensor
+    v_FKHd: torch.Tensor
+    shift_BF1D: torch.Tensor  # float32
+    scale_BF1D: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,7 @@ class Ring:
 
     k_SHd: torch.Tensor
     v_SHd: torch.Tensor
-    start: int  # first slot of this block
+    start: Start  # first slot of this block
     used: int  # slots written so far, this block included
     table_TP2: torch.Tensor  # rotation of this block
     sink_k_CHd: torch.Tensor  # rotated for this block
@@ -93,19 +107,41 @@ class Attention(nn.Module):
 
 
 class SelfAttention(Attention):
-    """x_BTD -> y_BTD. Streaming passes a Ring; training and the sink pass an Attend of their own."""
+    """x_BTD -> y_BTD. Streaming passes a Ring; training and the sink pass an Attend of their own.
 
-    def forward(self, x_BTD: torch.Tensor, attend: Attend | Ring) -> torch.Tensor:
-        if isinstance(attend, Ring):
-            return self.o(self._stream(x_BTD[0], attend).flatten(-2))[None]
-        return self.o(attend(self.queries(x_BTD), *self.keys_values(x_BTD)).flatten(-2))
+    `fuse` makes q, k and v one layer `qkv`, for inference: three quarters of a launch and of a read of x are saved.
+    """
 
-    def _stream(self, x_TD: torch.Tensor, ring: Ring) -> torch.Tensor:
+    def __init__(self, cfg: DiTConfig) -> None:
+        super().__init__(cfg)
+        self.qkv: nn.Linear | RowLinear | None = None
+
+    def fuse(self) -> None:
+        if self.qkv is None:
+            self.qkv = stacked(self.q, self.k, self.v)
+            del self.q, self.k, self.v
+
+    def project(self, x: Activation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Raw q, k and v [..., D]; rows may be strided."""
+        if self.qkv is None:
+            return self.q(x), self.k(x), self.v(x)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return q, k, v
+
+    def forward(self, x_BTD: torch.Tensor, attend: Attend) -> torch.Tensor:
+        q, k, v = self.project(x_BTD)
+        q, k, v = (y.unflatten(-1, self.heads) for y in (self.norm_q(q), self.norm_k(k), v))
+        return self.o(attend(q, k, v).flatten(-2))
+
+    def stream(self, u_BFPD: Activation, ring: Ring) -> torch.Tensor:
+        """One block of one session: writes its keys and values into the ring. u [1, F, P, D] -> y of that shape."""
+        q, k, v = self.project(u_BFPD)
         q_THd = qk_norm_rope_store(
-            self.q(x_TD), self.k(x_TD), self.v(x_TD), self.norm_q.weight, self.norm_k.weight, self.norm_q.eps,
+            q.flatten(0, 2), k.flatten(0, 2), v.flatten(0, 2), self.norm_q.weight, self.norm_k.weight, self.norm_q.eps,
             ring.table_TP2, ring.k_SHd, ring.v_SHd, ring.start,
         )  # fmt: skip
-        return block_causal(q_THd, ring.k_SHd, ring.v_SHd, ring.used, ring.sink_k_CHd, ring.sink_v_CHd)
+        o_THd = block_causal(q_THd, ring.k_SHd, ring.v_SHd, ring.used, ring.sink_k_CHd, ring.sink_v_CHd)
+        return self.o(o_THd.reshape(q.shape))
 
 
 class CrossAttention(Attention):
@@ -114,9 +150,19 @@ class CrossAttention(Attention):
     def forward(self, x_BTD: torch.Tensor, kv: KV) -> torch.Tensor:
         return self.o(cross(self.queries(x_BTD), *kv).flatten(-2))
 
+    def stream(self, u_BFPD: Activation, kv: KV) -> torch.Tensor:
+        """The same over coded activations too, [1, F, P, D]; kv of batch 1 are one text, of batch F each frame's own sound."""
+        q = self.norm_q(self.q(u_BFPD))
+        q_BTHd = (q[0] if len(kv[0]) > 1 else q.flatten(1, 2)).unflatten(-1, self.heads)
+        return self.o(cross(q_BTHd, *kv).reshape(q.shape))
+
     def single(self, kv: KV) -> torch.Tensor:
         """The answer [B, 1, D] to every query when there is one key: its softmax weight is 1 whatever the query is."""
         return self.o(kv[1].flatten(-2))
+
+    def reading(self, kv: KV) -> KV:
+        """What `Block.stream` wants of a text: its keys and values, or, where there is one key, the answer in the place of its value."""
+        return kv if kv[0].shape[1] > 1 else (kv[0], self.single(kv).unflatten(-1, self.heads))
 
 
 class Block(nn.Module):
@@ -133,11 +179,14 @@ class Block(nn.Module):
             nn.Linear(cfg.dim, cfg.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(cfg.ffn_dim, cfg.dim)
         )  # fmt: skip
 
-    def forward(self, x_BFPD: torch.Tensor, e0_BF6D: torch.Tensor, text_kv: KV, attend: Attend | Ring) -> torch.Tensor:
-        """e0 may have 1 for B and F; text_kv are (k_BKHd, v_BKHd) of this layer, B may be 1. Returns x_BFPD."""
+    def modulations(self, e0_BF6D: torch.Tensor) -> BlockMod:
+        """How a timestep modulates this block: a constant of a step."""
+        return (self.modulation.float() + e0_BF6D)[..., None, :].unbind(2)
+
+    def forward(self, x_BFPD: torch.Tensor, e0_BF6D: torch.Tensor, text_kv: KV, attend: Attend) -> torch.Tensor:
+        """e0 may have 1 for B and F; text_kv are (k_BKHd, v_BKHd) of this layer, B may be 1. Returns x_BFPD. For training and the sink."""
         dtype, size = x_BFPD.dtype, x_BFPD.shape[1:3]
-        m_BF61D = (self.modulation.float() + e0_BF6D)[..., None, :]
-        shift1, scale1, gate1, shift2, scale2, gate2 = m_BF61D.unbind(2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulations(e0_BF6D)
 
         x, u = gate_norm_modulate(x_BFPD, modulation=(shift1, scale1), eps=self.eps, norm_dtype=dtype, dtype=dtype)
         y = self.self_attn(u.flatten(1, 2), attend).unflatten(1, size)
@@ -150,6 +199,28 @@ class Block(nn.Module):
             y = self.cross_attn(u.flatten(1, 2), text_kv).unflatten(1, size)
         x, u = gate_norm_modulate(x, y, modulation=(shift2, scale2), eps=self.eps, norm_dtype=torch.float32, dtype=dtype)
         return gate_residual(x, self.ffn(u), gate2).to(dtype)
+
+    def stream(self, r: Residual, m: BlockMod, text_kv: KV, ring: Ring) -> Residual:
+        """The same numbers for one block of one session, in the fewest launches: what the block adds last is left to whoever reads.
+        text_kv is a `reading`."""
+        dtype, (shift1, scale1, gate1, shift2, scale2, gate2) = r.dtype, m
+        attn, text = self.self_attn, self.cross_attn
+        first = attn.q if attn.qkv is None else attn.qkv
+        x, u = feed(first, r, modulation=(shift1, scale1), eps=self.eps, norm_dtype=dtype, residual_dtype=dtype)
+        y = attn.stream(u, ring)
+        if text_kv[0].shape[1] == 1:
+            x = gate_residual(x, y, gate1)
+            y = text_kv[1].flatten(-2)[:, None]
+        else:
+            affine = (self.norm3.weight, self.norm3.bias)
+            x, u = feed(text.q, Residual(x, y, gate1), affine=affine, eps=self.eps, norm_dtype=dtype)
+            y = text.stream(u, text_kv)
+        x, u = feed(self.ffn[0], Residual(x, y), modulation=(shift2, scale2), eps=self.eps, norm_dtype=torch.float32)
+        return Residual(x, self._ffn(u), gate2)
+
+    def _ffn(self, u: Activation) -> torch.Tensor:
+        widen, gelu, narrow = self.ffn
+        return narrow(widen(u, gelu=True) if isinstance(widen, RowLinear) else gelu(widen(u)))
 
 
 class AdaIN(nn.Module):
@@ -174,12 +245,29 @@ class AudioInjector(nn.Module):
     def forward(
         self, x_BFPD: torch.Tensor, index: int, local_BFKD: torch.Tensor, global_BFD: torch.Tensor
     ) -> torch.Tensor:  # fmt: skip
-        """x plus what injector `index` (a position in audio_inject_layers) adds; frames hear nothing of each other."""
-        attention, adain = self.injector[index], self.injector_adain_layers[index]
-        assert isinstance(attention, CrossAttention)
+        """x plus what injector `index` (a position in audio_inject_layers) adds; frames hear nothing of each other. For training."""
+        attention, adain = self._parts(index)
         u_BFPD = audio_inject(x_BFPD, adain(global_BFD))
         y_NPD = attention(u_BFPD.flatten(0, 1), attention.keys_values(local_BFKD.flatten(0, 1)))
         return x_BFPD + y_NPD.unflatten(0, x_BFPD.shape[:2])
+
+    def hear(self, index: int, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> Heard:
+        """What `stream` needs of a block's sound."""
+        attention, adain = self._parts(index)
+        shift_scale = adain(global_FD[None]).float()[..., None, :].chunk(2, dim=-1)
+        return Heard(*attention.keys_values(local_FKD), *shift_scale)
+
+    def stream(self, r: Residual, index: int, heard: Heard) -> Residual:
+        """`forward` for one block of one session, its sound heard before; what it adds is left to whoever reads."""
+        attention, _ = self._parts(index)
+        modulation = (heard.shift_BF1D, heard.scale_BF1D)
+        x, u = feed(attention.q, r, modulation=modulation, eps=AUDIO_EPS, norm_dtype=r.dtype, residual_dtype=r.dtype)
+        return Residual(x, attention.stream(u, (heard.k_FKHd, heard.v_FKHd)))
+
+    def _parts(self, index: int) -> tuple[CrossAttention, AdaIN]:
+        attention, adain = self.injector[index], self.injector_adain_layers[index]
+        assert isinstance(attention, CrossAttention) and isinstance(adain, AdaIN)
+        return attention, adain
 
 
 class Head(nn.Module):
@@ -191,15 +279,19 @@ class Head(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 2, cfg.dim) / cfg.dim**0.5)
         self.head = nn.Linear(cfg.dim, cfg.out_dim * self.patch[0] * self.patch[1])
 
+    def modulations(self, e_BFD: torch.Tensor) -> Pair:
+        """(shift, scale), each [B, F, 1, D] float32."""
+        shift, scale = (self.modulation.float() + e_BFD[..., None, :])[..., None, :].unbind(2)
+        return shift, scale
+
     def forward(self, x_BFPD: torch.Tensor, e_BFD: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """e may have 1 for B and F; grid is (rows, columns) of tokens. Returns velocity_B16Fhw."""
-        m_BF21D = (self.modulation.float() + e_BFD[..., None, :])[..., None, :]
-        shift_scale = (m_BF21D[:, :, 0], m_BF21D[:, :, 1])
-        _, u = gate_norm_modulate(x_BFPD, modulation=shift_scale, eps=self.eps, norm_dtype=x_BFPD.dtype, dtype=torch.float32)
-        return unpatchify(linear_f32(self.head, u), grid, self.patch).to(x_BFPD.dtype)
+        return unpatchify(self.tokens(Residual(x_BFPD), self.modulations(e_BFD)), grid, self.patch)
 
-
-def linear_f32(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """A layer of any dtype applied in float32, under autocast too."""
-    with torch.autocast(x.device.type, enabled=False):
-        return F.linear(x.float(), layer.weight.float(), layer.bias.float())
+    def tokens(self, r: Residual, modulation: Pair) -> torch.Tensor:
+        """Velocity as tokens [B, F, P, E], the channel fastest."""
+        dtype = r.dtype
+        _, u = gate_norm_modulate(
+            *r, modulation=modulation, eps=self.eps, norm_dtype=dtype, dtype=torch.float32, residual_dtype=dtype
+        )  # fmt: skip
+        return linear_f32(self.head, u).to(dtype)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -14,7 +15,8 @@ from everface.core.errors import BadInput
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.qk_norm_rope_store import rotate
 from everface.model.dit import DiT
-from everface.model.layers import Block, Ring
+from everface.model.layers import AudioInjector, Block, Heard, Ring
+from everface.model.linear import Residual
 from everface.model.rope import frames_table
 from everface.parity.golden import Golden
 from everface.parity.report import Check
@@ -29,7 +31,7 @@ def load_dit(file: Golden, dtype: torch.dtype = torch.float32, x_16Fhw: torch.Te
         cfg = replace(cfg, window_blocks=file.setting("kv_cache_tokens") // block_tokens(cfg, x_16Fhw))
     model = DiT(cfg)
     fill(model, weights, dict(weights))
-    return model.to(dtype).eval()
+    return model.to(dtype).eval().requires_grad_(False).fuse()
 
 
 def block_tokens(cfg: DiTConfig, x_16Fhw: torch.Tensor) -> int:
@@ -52,7 +54,7 @@ def one_block(file: Golden, check: Check) -> None:
     block = Block(cfg)
     index = int(file.setting("block").split("blocks.")[1].split()[0])
     fill(block, file, file.below("w.") or weights.below(f"blocks.{index}."))
-    block.to(check.dtype)
+    block.to(check.dtype).self_attn.fuse()
     frames, grid, tokens = file.setting("frames"), tuple(file.setting("patch_grid")), file["noisy.x"].shape[0]
     text_kv = block.cross_attn.keys_values(file["context_emb"][None].to(check.dtype))
     e0_noisy, e0_sink = file["e"][None, :, :, 0], file["e"][None, :1, :, 1]
@@ -76,7 +78,8 @@ def one_block(file: Golden, check: Check) -> None:
     def step(x_TD: torch.Tensor, at: int) -> torch.Tensor:
         table = frames_table(frames * at, frames, grid, cfg.head_dim)  # type: ignore[arg-type]
         ring = Ring(k, v, at * tokens, (at + 1) * tokens, table, sink_k, sink_v)
-        return block(x_TD.to(check.dtype).view(1, frames, -1, cfg.dim), e0_noisy, text_kv, ring)
+        x = Residual(x_TD.to(check.dtype).view(1, frames, -1, cfg.dim))
+        return block.stream(x, block.modulations(e0_noisy), block.cross_attn.reading(text_kv), ring).closed()
 
     for at in (0, 1):
         check(f"noisy.block{at}.y", step(file["noisy.x"], at), 2e-5)
@@ -146,24 +149,36 @@ def embeddings(file: Golden, check: Check, dit: DiT, audio: tuple[torch.Tensor, 
 
 @contextmanager
 def watched(check: Check, dit: DiT) -> Iterator[None]:
-    """Compare the output of every layer as it runs: the sink pass first, then the noisy block."""
-    heard, blocks = dit.cfg.audio_inject_layers, list(dit.blocks)
-    passes: list[str] = []
+    """Compare the output of every layer as it runs: `forward` of the sink pass, `stream` of the noisy block."""
+    injected, blocks = dit.cfg.audio_inject_layers, list(dit.blocks)
 
-    def after_block(block: torch.nn.Module, _args: object, out: torch.Tensor) -> None:
-        layer = blocks.index(block)
-        if layer == 0:
-            passes.append("noisy" if passes else "sink")
-        check(f"{passes[-1]}.block{layer}.out", out, 2e-5)
-        if passes[-1] == "noisy" and layer not in heard:
-            check(f"noisy.block{layer}.after_audio", out, 2e-5)
+    def after_sink(block: torch.nn.Module, _args: object, out: torch.Tensor) -> None:
+        check(f"sink.block{blocks.index(block)}.out", out, 2e-5)
 
-    def after_audio(_module: torch.nn.Module, args: tuple, out: torch.Tensor) -> None:
-        check(f"noisy.block{heard[args[1]]}.after_audio", out, 2e-5)
+    def watch_block(layer: int, block: Block) -> None:
+        def stream(*args: Any) -> Residual:
+            out = Block.stream(block, *args)
+            check(f"noisy.block{layer}.out", out.closed(), 2e-5)
+            if layer not in injected:
+                check(f"noisy.block{layer}.after_audio", out.closed(), 2e-5)
+            return out
 
-    hooks = [b.register_forward_hook(after_block) for b in blocks] + [dit.audio_injector.register_forward_hook(after_audio)]
+        vars(block)["stream"] = stream
+
+    def watched_audio(r: Residual, index: int, heard: Heard) -> Residual:
+        out = AudioInjector.stream(dit.audio_injector, r, index, heard)
+        check(f"noisy.block{injected[index]}.after_audio", out.closed(), 2e-5)
+        return out
+
+    hooks = [block.register_forward_hook(after_sink) for block in blocks]
+    for layer, block in enumerate(blocks):
+        assert isinstance(block, Block)
+        watch_block(layer, block)
+    vars(dit.audio_injector)["stream"] = watched_audio
     try:
         yield
     finally:
         for hook in hooks:
             hook.remove()
+        for module in (*blocks, dit.audio_injector):
+            vars(module).pop("stream")

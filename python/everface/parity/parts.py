@@ -14,7 +14,7 @@ from everface.kernels.fused.qk_norm_rope_store import rotate
 from everface.kernels.linear import fp8_linear as fp8
 from everface.model.audio import CausalAudioEncoder
 from everface.model.framepack import MOTION_GROUPS
-from everface.model.rope import axis_pairs, axis_table, frames_table, motion_table, sink_time
+from everface.model.rope import axis_pairs, axis_table, frames_table, frequencies, motion_table, sink_time
 from everface.model.schedule import Schedule, euler, sigmas
 from everface.parity.dit import fill, load_dit
 from everface.parity.golden import Golden
@@ -30,7 +30,7 @@ def rope(file: Golden, check: Check) -> None:
     d, grid, frames = file.setting("head_dim"), tuple(file.setting("patch_grid")), file.setting("frames_per_block")
     with check.part("freq_rows.cos_sin"):
         index = file["freq_rows.index"]
-        rows = torch.cat([axis_table(index, pairs, False) for pairs in axis_pairs(d)], 1)
+        rows = torch.cat([axis_table(index, frequencies(pairs), False) for pairs in axis_pairs(d)], 1)
         check("freq_rows.cos_sin", rows, 1e-5 if index.max() >= FAR else 1e-6)
     motion = motion_table(grid, MOTION_GROUPS, d)  # type: ignore[arg-type]
     if "motion.cos_sin" in file:

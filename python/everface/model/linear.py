@@ -1,0 +1,96 @@
+"""Linear layers of a streaming forward: plain ones, several fused into one, and ours in 8 bits; and the norms that feed them.
+
+A norm asks the layer it feeds what it wants: activations, or their e4m3 codes, which the norm's kernel makes in passing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, gate_norm_modulate_fp8, gate_residual
+from everface.kernels.linear.fp8_linear import fp8_linear_rows
+from everface.kernels.linear.quantise_rows import quantise_rows
+
+
+class Coded(NamedTuple):
+    """An activation as e4m3 codes [..., K] and one scale a token [..., 1] float32."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor
+
+
+Activation = torch.Tensor | Coded
+
+
+class Residual(NamedTuple):
+    """A residual stream whose last addition, x + gate * y (gate None: 1), waits for the norm that reads it."""
+
+    x: torch.Tensor
+    y: torch.Tensor | None = None
+    gate: torch.Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the stream between blocks: the model's. Inside a block x is float32, what is added to it never."""
+        return self.x.dtype if self.y is None else self.y.dtype
+
+    def closed(self) -> torch.Tensor:
+        """The stream with its addition made, as the next norm would find it."""
+        return self.x if self.y is None else gate_residual(self.x, self.y, self.gate, self.dtype)
+
+
+class RowLinear(nn.Module):
+    """A Linear in 8 bits: e4m3 codes [out, in], one float32 scale an output channel, activations coded with one a token.
+
+    Not for training; `.to(dtype)` would widen the codes. The result is in `dtype`, that of the layer it was made from.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        codes_OI, scale_O1 = quantise_rows(layer.weight.detach())
+        self.register_buffer("weight", codes_OI)
+        self.register_buffer("scale", scale_O1.flatten())
+        self.bias, self.dtype = layer.bias, layer.weight.dtype
+
+    def forward(self, x: Activation, gelu: bool = False) -> torch.Tensor:
+        """[..., in] -> [..., out]; with gelu its tanh form follows."""
+        codes, scale = x if isinstance(x, Coded) else quantise_rows(x)
+        return fp8_linear_rows(codes, scale, self.weight, self.scale, self.bias, gelu=gelu, dtype=self.dtype)
+
+
+Layer = nn.Linear | RowLinear
+
+
+def feed(
+    layer: nn.Module, r: Residual, *, affine: Pair | None = None, modulation: Pair | None = None, eps: float,
+    norm_dtype: torch.dtype, residual_dtype: torch.dtype = torch.float32,
+) -> tuple[torch.Tensor, Activation]:  # fmt: skip
+    """(the stream with its addition made, its norm as `layer` wants it): what `gate_norm_modulate` says, for the layer that comes next."""
+    given = {"affine": affine, "modulation": modulation, "eps": eps, "norm_dtype": norm_dtype, "residual_dtype": residual_dtype}
+    if isinstance(layer, RowLinear):
+        x, codes = gate_norm_modulate_fp8(*r, **given, dtype=layer.dtype)
+        return x, Coded(*codes)
+    return gate_norm_modulate(*r, **given, dtype=r.dtype)
+
+
+def stacked(*layers: nn.Linear) -> nn.Linear:
+    """One Linear whose output is theirs, one after the other. For inference; bit for bit theirs only up to the order of sums."""
+    first = layers[0]
+    with torch.device("meta"):
+        one = nn.Linear(first.in_features, sum(layer.out_features for layer in layers))
+    one.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]), requires_grad=False)
+    one.bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]), requires_grad=False)
+    return one
+
+
+def linear_f32(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """A layer of any dtype applied in float32, under autocast too."""
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.float(), layer.weight.float(), layer.bias.float())

@@ -1,0 +1,202 @@
+"""Step roles as a stage runs them: which slot of the ring, when the sink changes, what a session leaves behind, what is noted."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+
+from everface.avatar.steps import DecodeRole, Denoiser, StepRole
+from everface.core.block import Block, Closing, Opening, Tensors
+from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
+from everface.core.errors import Unavailable
+from everface.kernels.fused.flow_step import flow_step_tokens
+from everface.model.dit import DiT
+from everface.model.schedule import Schedule, sink_distance
+from everface.model.vae import VAE
+
+CFG = DiTConfig(
+    dim=64, ffn_dim=96, freq_dim=32, num_heads=2, num_layers=3, text_dim=8, text_len=4, audio_dim=16, wav2vec_layers=1,
+    audio_inject_layers=(0, 2),
+)  # fmt: skip
+SCHEDULE = Schedule.for_sampler("official")
+SEED, TOKENS = 3, 3 * 2 * 2
+
+
+def drawn(seed: int, *size: int) -> torch.Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed))
+
+
+def denoiser(sessions: int = 4) -> Denoiser:
+    torch.manual_seed(1)
+    dit = DiT(CFG).eval().requires_grad_(False).fuse()
+    return Denoiser(dit, ModelConfig(CFG), Deployment(sessions=sessions))
+
+
+def opening(session: int = 1, look: int = 0, latent: tuple[int, int] = (4, 4)) -> Opening:
+    tensors = {
+        "reference": drawn(look + 1, 16, 1, *latent), "motion": drawn(look + 2, 16, 19, *latent), "text": drawn(look + 3, 3, 8),
+    }  # fmt: skip
+    return Opening(session, tensors, {"seed": SEED, "rope_fp16": False})
+
+
+def block(index: int, session: int = 1, brought: Tensors | None = None) -> Block:
+    sound = {"audio_local": drawn(100 + index, 3, 5, 64), "audio_global": drawn(200 + index, 3, 64)}
+    return Block(session, 0, index, 0, 12, drawn(300 + index, 16, 3, 4, 4), sound | (brought or {}))
+
+
+@torch.inference_mode()
+def poison(d: Denoiser, session: int = 1) -> None:
+    """What no block has written must never be read."""
+    for ring in d.viewers[session].slot.rings.values():
+        for part in ring:
+            part.fill_(float("nan"))
+
+
+@pytest.mark.parametrize(
+    "indices", [[0, 1, 2, 3, 4, 5], [37, 38, 39, 40, 41, 42], [0, 1, 6, 7, 13, 14]], ids=["unbroken", "re-opened", "interrupted"]
+)
+def test_only_written_slots_are_attended_to_and_time_is_absolute(indices: list[int]) -> None:
+    d = denoiser()
+    role = StepRole(d, SCHEDULE, 1)
+    role.open(opening())
+    poison(d)
+    got = [role.run(block(i)).x for i in indices]
+    assert all(x.isfinite().all() for x in got)
+
+    plain, known = d.dit, opening().tensors
+    cache, text_kv = plain.new_cache(4, 4), plain.text_kv(plain.embed_text(known["text"]))
+    cache.sink_k_LCHd, cache.sink_v_LCHd = plain.prefill_sink(known["reference"], known["motion"], text_kv)
+    mod, rope = plain.modulations(plain.time(SCHEDULE.timesteps[1])), plain.rope((2, 2))
+    for run, index in enumerate(indices):
+        b = block(index)
+        heard = plain.hear(b.condition["audio_local"], b.condition["audio_global"])
+        place = plain.place(TOKENS, index, sink_distance(SEED, index, 1))._replace(
+            start=TOKENS * (run % 4), used=TOKENS * min(run + 1, 4)
+        )  # fmt: skip
+        out = plain.tokens(b.x, mod, plain.reading(text_kv), heard, cache, rope, place)
+        want = flow_step_tokens(b.x[None], out, (2, 2), (2, 2), *SCHEDULE.sigmas[1:3])[0]
+        assert torch.equal(got[run], want), (index, run)
+
+
+def test_a_step_counts_its_own_blocks() -> None:
+    """A block dropped between two steps of a device reaches the first only."""
+    d = denoiser()
+    first, second = (StepRole(d, SCHEDULE, s) for s in (0, 1))
+    for role in (first, second):
+        role.open(opening())
+    poison(d)
+    first.run(block(0))
+    assert second.run(first.run(block(1))).x.isfinite().all()
+    assert d.viewers[1].runs == {0: 2, 1: 1}
+
+
+def test_a_change_of_picture_or_text_primes_each_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    d, fresh = denoiser(), denoiser()
+    roles = [StepRole(d, SCHEDULE, s) for s in (0, 1, 2)]
+    for role in roles:
+        role.open(opening())
+    primed: list[int] = []
+    prime = d.prime
+    monkeypatch.setattr(d, "prime", lambda *args: (primed.append(1), prime(*args)))
+
+    def run(b: Block) -> Block:
+        for role in roles:
+            b = role.run(b)
+        return b
+
+    run(block(0))
+    assert not primed
+    now, had = opening(look=50).tensors, opening().tensors
+    for index, brought, wanted in (
+        (1, {"sink": now["reference"]}, had | {"reference": now["reference"]}),
+        (2, {"text": now["text"]}, had | {"reference": now["reference"], "text": now["text"]}),
+        (3, {"sink": had["reference"], "motion": now["motion"]}, now | {"reference": had["reference"]}),
+    ):
+        before = [t.clone() for t in d.viewers[1].slot.sink]
+        rode = run(block(index, brought=brought)).condition
+        assert primed == [1] * index and brought.keys() <= rode.keys()  # later devices need it too
+        fresh.open(replace(opening(session=index), tensors=wanted), 0)
+        mine, other = d.viewers[1].slot, fresh.viewers[index].slot
+        for a, b in zip((*mine.sink, *mine.text), (*other.sink, *other.text), strict=True):
+            assert torch.equal(a, b)
+        assert not torch.equal(mine.sink[0], before[0])
+
+
+def test_sound_is_heard_once_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    d = denoiser()
+    roles = [StepRole(d, SCHEDULE, s) for s in range(4)]
+    for role in roles:
+        role.open(opening())
+    heard: list[int] = []
+    hear = DiT.hear
+    monkeypatch.setattr(DiT, "hear", lambda self, *a, **k: (heard.append(1), hear(self, *a, **k))[1])
+    b = block(0)
+    for role in roles:
+        b = role.run(b)
+    roles[0].run(block(1))
+    assert len(heard) == 2
+
+
+def test_closing_keeps_the_memory_for_the_next_and_only_for_its_like() -> None:
+    d = denoiser(sessions=1)
+    roles = [StepRole(d, SCHEDULE, s) for s in (0, 1)]
+    for role in roles:
+        role.open(opening(1))
+    first = [role.run(block(0)).x for role in roles]
+    slot, steps = d.viewers[1].slot, dict(d.viewers[1].seat.steps)
+    with pytest.raises(Unavailable):
+        roles[0].open(opening(2))
+    assert 2 not in d.viewers and len(d.pool) == 1
+    for role in roles:
+        role.close(Closing(1))
+    for role in roles:
+        role.open(opening(2))
+    assert d.viewers[2].slot is slot
+    poison(d, 2)
+    again = [role.run(block(0, session=2)).x for role in roles]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and d.viewers[2].seat.steps == steps
+
+    gone = [weakref.ref(t) for t in (*slot.rings[0], *slot.rings[1], *slot.sink, *slot.text)]
+    del slot, steps
+    for role in roles:
+        role.close(Closing(2))
+    gc.disable()
+    try:
+        roles[0].open(opening(3, latent=(4, 8)))  # another size of picture
+        assert not any(ref() is not None for ref in gone), "an evicted slot's tensors must not wait for the garbage collector"
+    finally:
+        gc.enable()
+
+
+def test_an_opening_that_fails_half_way_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    d = denoiser()
+    role = StepRole(d, SCHEDULE, 0)
+
+    def short(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("no")
+
+    monkeypatch.setattr(d.dit, "prefill_sink", short)
+    with pytest.raises(Unavailable, match="does not fit"):
+        role.open(opening())
+    assert not d.viewers and len(d.pool) == 0
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_every_role_notes_whether_all_was_finite(bad: bool) -> None:
+    d = denoiser()
+    torch.manual_seed(2)
+    vae = VAE(VAEConfig(dim=4, encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1, 1)), encoder=False)
+    roles = [*(StepRole(d, SCHEDULE, s) for s in range(4)), DecodeRole(vae.eval(), Deployment())]
+    for role in roles:
+        role.open(opening())
+    b = block(0)
+    b.condition["audio_local"][0, 0, 0] = float("nan") if bad else 1.0
+    for place, role in enumerate(roles):
+        b = role.run(b)
+        noted = b.condition["finite"]
+        assert noted.dtype == torch.uint8 and noted.tolist() == [0 if bad else 1] * (place + 1)
+    assert b.x.dtype == torch.uint8 and "clean" in b.condition

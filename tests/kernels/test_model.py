@@ -1,0 +1,104 @@
+"""The model over its kernels instead of their references: a golden block, and a whole step in three precisions."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from unittest.mock import Mock, patch
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+pytest.importorskip("triton")
+if not torch.cuda.is_available():
+    import tests.kernels.interpreter  # noqa: F401  the interpreter, mended
+from tests.runtime.launches import as_on_a_gpu
+
+from everface.core.config import DiTConfig
+from everface.kernels.attention.block_causal import launch_block_causal
+from everface.kernels.attention.cross import launch_cross
+from everface.kernels.fused.qk_norm_rope_store import rotate
+from everface.model.dit import DiT, Place
+from everface.model.layers import Block, Ring
+from everface.model.linear import Residual
+from everface.model.rope import frames_table
+from everface.weights.quantize import quantise_rows_of
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the model takes its kernels anyway")
+KERNELS = ("fused.gate_norm_modulate", "fused.qk_norm_rope_store", "fused.flow_step", "linear.fp8_linear", "linear.quantise_rows")
+CFG = DiTConfig(
+    dim=128, ffn_dim=256, freq_dim=32, num_heads=2, num_layers=2, text_dim=8, text_len=20, audio_dim=16, wav2vec_layers=1,
+    audio_inject_layers=(0,),
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def interpreted() -> Iterator[dict[str, Mock]]:
+    """Every op launches its kernel under the interpreter. Answers what was called how often, by name."""
+    launches = {
+        "attention.cross.cross_op": launch_cross,
+        "attention.block_causal.block_causal_op": launch_block_causal,
+        **{f"{place}.launch": importlib.import_module(f"everface.kernels.{place}").launch for place in KERNELS},
+    }
+    with as_on_a_gpu(), contextlib.ExitStack() as stack:
+        spies = {name: Mock(side_effect=launch) for name, launch in launches.items()}
+        for name, spy in spies.items():
+            stack.enter_context(patch(f"everface.kernels.{name}", spy))
+        yield {name.split(".")[1]: spy for name, spy in spies.items()}
+
+
+@torch.no_grad()
+def test_a_golden_block(golden: Path) -> None:
+    """The first noisy block of the case `dit_block`, on the sink that the file holds, as float32."""
+    data, weights = load_file(golden / "dit_block.safetensors"), load_file(golden / "dit_weights.safetensors")
+    with safe_open(golden / "dit_weights.safetensors", "pt") as file:
+        cfg = DiTConfig.from_dict(json.loads(file.metadata()["config"]))
+    block, sink_k, sink_v = Block(cfg), data["sink.cond_k"], data["sink.cond_v"]
+    block.load_state_dict({k.removeprefix("blocks.1."): v for k, v in weights.items() if k.startswith("blocks.1.")})
+    block.self_attn.fuse()
+    text = block.cross_attn.reading(block.cross_attn.keys_values(data["context_emb"][None]))
+    angle = data["noisy.cond_rope_angle"]
+    k, v = torch.full((2, 192, *sink_k.shape[1:]), torch.nan)
+    x, mod = Residual(data["noisy.x"].view(1, 3, -1, cfg.dim)), block.modulations(data["e"][None, :, :, 0])
+    with interpreted() as ran:
+        sink_k = rotate(sink_k, torch.stack((angle.cos(), angle.sin()), dim=-1))
+        ring = Ring(k, v, torch.tensor(0), 96, frames_table(0, 3, (4, 8), cfg.head_dim), sink_k, sink_v)
+        y = block.stream(x, mod, text, ring).closed()
+    torch.testing.assert_close(y.view(96, -1), data["noisy.block0.y"], atol=2e-5, rtol=0)
+    called = {name: spy.call_count for name, spy in ran.items() if spy.call_count}
+    assert called == {"cross": 1, "block_causal": 1, "gate_norm_modulate": 4, "qk_norm_rope_store": 1}
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.02), ("fp8", 0.05)])
+@torch.no_grad()
+def test_a_step(kind: str, tolerance: float) -> None:
+    """Kernels against references, relative to the move of the latent: the third block, its place read from memory."""
+    torch.manual_seed(6)
+    dit = DiT(CFG).eval().requires_grad_(False)
+    dit.to(torch.float32 if kind == "float32" else torch.bfloat16).fuse()
+    if kind == "fp8":
+        quantise_rows_of(dit)
+    text_kv = dit.text_kv(dit.embed_text(torch.randn(20, 8)))
+    heard, rope = dit.hear(torch.randn(3, 5, 128), torch.randn(3, 128)), dit.rope((2, 2))
+    caches, x = [dit.new_cache(4, 4) for _ in range(2)], torch.randn(16, 3, 4, 4).to(dit.dtype)
+    for part in (torch.randn_like(t) for t in vars(caches[0]).values()):
+        for cache in caches:
+            next(t for t in vars(cache).values() if t.shape == part.shape and not t.any()).copy_(part)
+    mod, reading = dit.modulations(dit.time(857.7)), dit.reading(text_kv)
+    where = dit.place(12, 2, 9)
+    tensors = Place(*(torch.tensor(n) for n in where[:3]), used=where.used)
+
+    want = dit.step(x, 0.8577, 0.602, mod, reading, heard, caches[0], rope, where)
+    with interpreted() as ran:
+        got = dit.step(x, 0.8577, 0.602, mod, reading, heard, caches[1], rope, tensors)
+    moved = (want - x).float().square().mean().sqrt()
+    assert (got - want).float().square().mean().sqrt() / moved < tolerance
+    for a, b in zip(vars(caches[0]).values(), vars(caches[1]).values(), strict=True):
+        assert (a.float() - b.float()).square().mean().sqrt() <= tolerance * a.float().square().mean().sqrt()
+    assert ran["gate_norm_modulate"].call_count == 3 * 2 + 1 + 1 and ran["flow_step"].call_count == 1
+    assert ran["fp8_linear"].call_count == (2 if kind == "fp8" else 0)
