@@ -229,6 +229,13 @@ def _(*args: Any) -> None:
     return None
 
 
+def runs_kernel(*tensors: torch.Tensor | None) -> bool:
+    """Whether the convolutions run on these: one dtype of two bytes. Float32 on a GPU is cuDNN's: the kernel's three products of tf32
+    are exact, but several times slower than its one, and only the picture of a session's opening is encoded so."""
+    given = [t for t in tensors if t is not None]
+    return runs_triton(*given) and len({t.dtype for t in given}) == 1 and given[0].element_size() == 2
+
+
 def last(x_BCTHW: torch.Tensor) -> torch.Tensor:
     """Channels last, contiguous: a view where memory is so already."""
     return x_BCTHW.movedim(1, -1).contiguous()
@@ -242,8 +249,7 @@ def causal_conv3d(
     residual_BCTHW: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The op. Returns (y, past')."""
-    given = [t for t in (x_BCTHW, past_BC2HW, weight, bias, residual_BCTHW) if t is not None]
-    if runs_triton(*given) and len({t.dtype for t in given}) == 1:
+    if runs_kernel(x_BCTHW, past_BC2HW, weight, bias, residual_BCTHW):
         x_BTHWC = last(x_BCTHW)
         past, residual = (None if t is None else last(t) for t in (past_BC2HW, residual_BCTHW))
         y_BTHWC = x_BTHWC.new_empty((*x_BTHWC.shape[:-1], weight.shape[0]))

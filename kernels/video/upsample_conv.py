@@ -17,8 +17,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from everface.kernels.launch import runs_triton
-from everface.kernels.video.causal_conv3d import build, last, launch
+from everface.kernels.video.causal_conv3d import build, last, launch, runs_kernel
 
 # --- reference
 
@@ -38,8 +37,7 @@ def upsample_conv_reference(x_BCTHW: torch.Tensor, weight: torch.Tensor, bias: t
 
 def upsample_conv(x_BCTHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, side: int) -> torch.Tensor:
     """The op."""
-    given = [t for t in (x_BCTHW, weight, bias) if t is not None]
-    if not runs_triton(*given) or len({t.dtype for t in given}) > 1:
+    if not runs_kernel(x_BCTHW, weight, bias):
         return upsample_conv_reference(x_BCTHW, weight, bias, side)
     x_BTHWC = last(x_BCTHW)
     b, t, h, w, _ = x_BTHWC.shape

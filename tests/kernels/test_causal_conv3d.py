@@ -91,7 +91,7 @@ def test_cuts_do_not_matter_and_the_past_stays_where_it_is(
     x = within(2, 5, 3, 4, 8, dtype=F32, seed=1).movedim(-1, 1)
     w, bias = (within(*s, dtype=F32, seed=3) for s in ((8, 3, 3, 3, 8), (8,)))
     want = exact({"x": x.movedim(1, -1), "past": None, "w": w, "bias": bias, "residual": None})
-    monkeypatch.setattr(module, "runs_triton", lambda *_: by == "kernel")
+    monkeypatch.setattr(module, "runs_kernel", lambda *_: by == "kernel")
     past, outputs, places = None, [], set()
     for part in x.split(cuts, 2):
         y, past = module.causal_conv3d(part, past, w.movedim(-1, 1), bias)
@@ -123,14 +123,14 @@ def test_a_past_of_another_dtype_or_mode_is_replaced() -> None:
     assert torch.equal(next_past(2 * x, past), torch.cat([x, 2 * x], 2)) and torch.equal(past[:, :, 1:], x)
 
 
-def test_mixed_dtypes_and_gradients_go_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "launch", lambda *_: pytest.fail("launched"))
+def test_what_the_kernel_does_not_take_goes_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = torch.randn(1, 4, 2, 3, 3, requires_grad=True), torch.randn(5, 4, 3, 3, 3)
     y, past = module.causal_conv3d(x, None, w, None)
     assert y.requires_grad and past.requires_grad
     monkeypatch.setattr(module, "runs_triton", lambda *_: True)
-    y, _ = module.causal_conv3d(x.detach(), None, w, None, torch.zeros(1, 5, 2, 3, 3, dtype=torch.float64))
-    assert y.dtype == torch.float64
+    half = x.detach().bfloat16()
+    assert module.runs_kernel(half, None, w.bfloat16()) and module.runs_kernel(half.half(), half.half())
+    assert not module.runs_kernel(half, w) and not module.runs_kernel(x, w)  # of two dtypes; of four bytes
 
 
 def test_every_width_has_a_tile() -> None:
