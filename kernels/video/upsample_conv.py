@@ -6,7 +6,7 @@ Contract
     x [B, side * CI, T, H, W], W [CO, CI, 3, 3], bias [CO] -> y [B, CO, side * T, 2 H, 2 W]; one floating dtype, sums in float32.
     Shapes are channels first, memory is channels last; on a GPU what is not is copied.
 Cost
-    18 CI CO flops a pixel of y: 2.3 TFLOP of a block's 27.5. On a GPU x and y are moved once; torch writes and reads u besides, 1.7 GB a
+    18 CI CO flops a pixel of y: 2.3 TFLOP of a block's 27.5. On a GPU x and y are moved once; torch writes u and reads it again, 1.9 GB a
     block in bfloat16 at 704x384.
 Kernel
     That of causal_conv3d: order of frames and nearest are where it reads, not what it reads.
