@@ -188,9 +188,12 @@ def _simulate_faults(first: int, seeds: int) -> int:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    from everface.doctor import doctor
+    from everface.doctor import Question, doctor, plan
 
-    return doctor(__version__)
+    if not args.plan:
+        return doctor(__version__)
+    names = ("devices", "memory_gib", "step_ms", "decode_ms", "sampler", "dtype", "sessions", "size")
+    return plan(Question(**{name: getattr(args, name) for name in names if getattr(args, name) is not None}))
 
 
 def _deployment(args: argparse.Namespace) -> Deployment:
@@ -303,7 +306,16 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("dir", type=Path, metavar="DIR", help="folder of the checkpoint")
     p.add_argument("--lora", type=Path, metavar="FILE", help="the LoRA to merge (liveavatar.safetensors in DIR, when it is there)")
 
-    add("doctor", doctor, "say what this machine has and what is missing", "doctor")
+    p = add("doctor", doctor, "say what this machine has and what is missing, or how to place the official model", "doctor")
+    p.add_argument("--plan", action="store_true", help="foretell every number of devices for the official model, and the best")
+    p.add_argument("--devices", type=_count, metavar="N", help="plan for so many (this machine's)")
+    p.add_argument("--memory", type=float, dest="memory_gib", metavar="GIB", help="of each device (what they have)")
+    p.add_argument("--step-ms", type=float, metavar="MS", help="one forward, as measured (265.5, the paper's)")
+    p.add_argument("--decode-ms", type=float, metavar="MS", help="decoding a block, as measured (150, the paper's)")
+    p.add_argument("--sampler", choices=SAMPLERS, help=f"four forwards a block, or three ({StreamConfig.sampler})")
+    p.add_argument("--dtype", choices=("bf16", "fp8"), help="of the weights (bf16)")
+    p.add_argument("--sessions", type=_count, metavar="N", help="viewers at a time (1)")
+    p.add_argument("--size", type=_size, metavar="WxH", help="of the video (704x384)")
     _add_train(add("train", None, "make the bundled model anew, or judge it", "train evaluate"))
     return parser
 
