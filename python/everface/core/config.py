@@ -179,6 +179,5 @@ class Deployment:
     device: str = "cpu"
     dtype: str = "float32"
     threads: int | None = None  # per process
-    sessions: int = 4  # viewers at once
     timeout_s: float = 120.0  # the longest a stage may stay silent while work is in flight
     sessions: int = 4  # most viewers at once
