@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from everface.kernels.attention.cross import cross_reference, descriptor, padded, precision, reads_by_descriptor, softmax_scale
-from everface.kernels.attention.online_softmax import finish, queries, start, sweep
+from everface.kernels.attention.cross import by_descriptor, cross_reference, descriptor, padded, precision, runs_attention, softmax_scale
+from everface.kernels.attention.online_softmax import finish, queries, start, sweep, sweep_at, tile_at
 from everface.kernels.launch import Build, Tiles, Work, jit, metadata, pick, processors, tile, tl
 
 # --- reference
@@ -67,16 +67,31 @@ def block_causal_kernel(q, ring_k, ring_v, sink_k, sink_v, o, tokens, used, sink
         finish(acc, l, o, first, tokens, 0, column, heads * d, d, D, BM)
 
 
+@jit(launch_metadata=metadata("block_causal", _work))
+def block_causal_pointer_kernel(q, ring_k, ring_v, sink_k, sink_v, o, tokens, used, sink, heads, scale, d: tl.constexpr,
+                                D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """The same where all are pointers to contiguous rows of heads * d."""
+    tiles, stride = tl.cdiv(tokens, BM), heads * d
+    for tile_id in tl.range(tl.program_id(0), tiles * heads, tl.num_programs(0)):
+        first, column = tile_id % tiles * BM, tile_id // tiles * d
+        q_MD = tile_at(q, first, column, stride, tokens - first, d, D, BM)
+        acc, l, m = start(BM, D)
+        acc, l, m = sweep_at(
+            acc, l, m, q_MD, ring_k, ring_v, sink_k, sink_v, 0, column, stride, used, sink, scale, d, D, BN, PRECISION
+        )
+        finish(acc, l, o, first, tokens, 0, column, stride, d, D, BM)
+
+
 # --- tiles: (bytes an element, padded width). Argued on paper and from the compile report, not measured: no GPU was at hand.
 # sm_90: 128 queries do 128 flops a byte of K and V, which at 500 TFLOP/s is 3.9 TB/s from L2, below its ~5.5; 64 queries would be
 # bound by it. With two ranges and their tails 128 x 128 takes 255 registers and spills, 128 x 64 takes 212: one program an SM, 8 warps,
 # 1000 tiles in 7.6 rounds of 132. Three stages (129 KiB) hide the loads; tl.dot waits for each product, so the softmax lies bare
 # between them, and 460-490 TFLOP/s is what others see of this form.
-# 80 is what the interpreter takes.
+# 80 serves every chip with 99 KiB, and the interpreter; its kernel takes pointers: 251 registers, 64 KiB, one program an SM.
 
 TILES: Tiles = {
     80: {
-        **{(2, D): tile(4, 2, BM=64, BN=64) for D in (64, 128)},
+        **{(2, D): tile(8, 2, BM=128, BN=64) for D in (64, 128)},
         **{(4, D): tile(4, 1, BM=64, BN=32) for D in (64, 128)},
     },
     90: {(2, D): tile(8, 3, BM=128, BN=64) for D in (64, 128)},
@@ -92,18 +107,24 @@ def launch_block_causal(
     used: int,
     sink_k_CHd: torch.Tensor,
     sink_v_CHd: torch.Tensor,
+    described: bool | None = None,
 ) -> torch.Tensor:
-    """The kernel, on a GPU or under the interpreter."""
+    """The kernel, on a GPU or under the interpreter; `described` None is by_descriptor's choice."""
     (tokens, heads, d), device, D = q_THd.shape, q_THd.device, padded(q_THd.shape[-1])
     if not 0 < used <= len(ring_k_SHd):
         raise ValueError(f"{used} slots used of a ring of {len(ring_k_SHd)}")
     o_THd = torch.empty((tokens, heads, d), dtype=q_THd.dtype, device=device)
     options = pick("block_causal", TILES, device, (q_THd.element_size(), D)).options()
-    ring = [descriptor(x, used, options["BN"], D) for x in (ring_k_SHd, ring_v_SHd)]
-    sink = [descriptor(x, len(x), options["BN"], D) for x in (sink_k_CHd, sink_v_CHd)] if len(sink_k_CHd) else ring  # empty: never read
+    if by_descriptor(device) if described is None else described:
+        ring = [descriptor(x, used, options["BN"], D) for x in (ring_k_SHd, ring_v_SHd)]
+        sink = [descriptor(x, len(x), options["BN"], D) for x in (sink_k_CHd, sink_v_CHd)] if len(sink_k_CHd) else ring  # never read
+        inputs, kernel = (descriptor(q_THd, tokens, options["BM"], D), *ring, *sink), block_causal_kernel
+    else:
+        inputs = tuple(x.contiguous() for x in (q_THd, ring_k_SHd, ring_v_SHd, sink_k_CHd, sink_v_CHd))
+        kernel = block_causal_pointer_kernel
     tiles = -(-tokens // options["BM"]) * heads
-    block_causal_kernel[(min(tiles, processors(device)),)](
-        descriptor(q_THd, tokens, options["BM"], D), *ring, *sink, o_THd, tokens, used, len(sink_k_CHd), heads, softmax_scale(d),
+    kernel[(min(tiles, processors(device)),)](
+        *inputs, o_THd, tokens, used, len(sink_k_CHd), heads, softmax_scale(d),
         d=d, D=D, PRECISION=precision(q_THd.dtype), **options,
     )  # fmt: skip
     return o_THd
@@ -142,7 +163,7 @@ def block_causal(
     sink_v_CHd: torch.Tensor,
 ) -> torch.Tensor:
     """The op. Returns o_THd."""
-    if reads_by_descriptor(q_THd, ring_k_SHd, ring_v_SHd, sink_k_CHd, sink_v_CHd):
+    if runs_attention(q_THd, ring_k_SHd, ring_v_SHd, sink_k_CHd, sink_v_CHd):
         return block_causal_op(q_THd, ring_k_SHd, ring_v_SHd, used, sink_k_CHd, sink_v_CHd)
     return block_causal_reference(q_THd, ring_k_SHd, ring_v_SHd, used, sink_k_CHd, sink_v_CHd)
 
@@ -153,16 +174,18 @@ def block_causal(
 def _build(chip: int, dtype: str, d: int) -> Build:
     chosen = pick("block_causal", TILES, chip, (2, padded(d)))
     size = dict(chosen.sizes)
-    signature = dict.fromkeys(("ring_k", "ring_v", "sink_k", "sink_v"), f"tensordesc<{dtype}[{size['BN']}, {padded(d)}]>")
-    signature |= {"q": f"tensordesc<{dtype}[{size['BM']}, {padded(d)}]>", "o": f"*{dtype}", "scale": "fp32"}
+    inputs = dict.fromkeys(("ring_k", "ring_v", "sink_k", "sink_v"), f"tensordesc<{dtype}[{size['BN']}, {padded(d)}]>")
+    inputs |= {"q": f"tensordesc<{dtype}[{size['BM']}, {padded(d)}]>"}
+    signature = (inputs if chip >= 90 else dict.fromkeys(inputs, f"*{dtype}")) | {"o": f"*{dtype}", "scale": "fp32"}
     signature |= dict.fromkeys(("tokens", "used", "sink", "heads"), "i32")
     sizes = size | {"d": d, "D": padded(d), "PRECISION": "tf32"}
-    return Build(f"block_causal {dtype} d{d}", block_causal_kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
+    kernel = block_causal_kernel if chip >= 90 else block_causal_pointer_kernel
+    return Build(f"block_causal {dtype} d{d}", kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
                  loose=("tokens", "used", "sink", "heads"), matrix=True)  # fmt: skip
 
 
 COMPILE = [
     _build(chip, dtype, d)
     for dtype, d in (("bf16", 128), ("bf16", 48))
-    for chip in (90, 100)
+    for chip in (80, 90, 100)
 ]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from everface.kernels.attention.online_softmax import finish, fold, queries, start, sweep
+from everface.kernels.attention.online_softmax import finish, fold, queries, start, sweep, sweep_at, tile_at
 from everface.kernels.launch import Build, Tiles, Work, arch, jit, metadata, pick, runs_triton, tile, tl
 
 ONCE = 16  # up to this many keys are one tile, held in registers: no loop, no running maximum
@@ -60,17 +60,32 @@ def cross_kernel(q, k, v, o, batch, tokens, keys, heads, kv_B, scale, d: tl.cons
     finish(acc, l, o, first, tokens, b * tokens, column, heads * d, d, D, BM)
 
 
+@jit(launch_metadata=metadata("cross", _work))
+def cross_pointer_kernel(q, k, v, o, batch, tokens, keys, heads, kv_B, scale, d: tl.constexpr, D: tl.constexpr,
+                         BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, ONE: tl.constexpr):  # fmt: skip
+    """The same where q, k and v are pointers to contiguous rows of heads * d."""
+    first, column, b, stride = tl.program_id(0) * BM, tl.program_id(1) * d, tl.program_id(2), heads * d
+    q_MD = tile_at(q, b * tokens + first, column, stride, tokens - first, d, D, BM)
+    acc, l, m = start(BM, D)
+    if ONE:
+        k_SD = tile_at(k, b * kv_B, column, stride, keys, d, D, BN)
+        v_SD = tile_at(v, b * kv_B, column, stride, keys, d, D, BN)
+        acc, l, m = fold(acc, l, m, q_MD, k_SD.T, v_SD, tl.arange(0, BN) < keys, scale, PRECISION)
+    else:
+        acc, l, m = sweep_at(acc, l, m, q_MD, k, v, k, v, b * kv_B, column, stride, keys, 0, scale, d, D, BN, PRECISION)
+    finish(acc, l, o, first, tokens, b * tokens, column, stride, d, D, BM)
+
+
 # --- tiles: (keys, bytes an element, padded width). Argued on paper and from the compile report, not measured: no GPU was at hand.
 # Short: 5 keys, 10 flops a byte of q and o: memory. 64 queries are 16 KiB in and out a program, 4 warps, several programs an SM.
 # Long: 512 keys, K and V of a head (256 KiB) stay in L2 for its 25 tiles; 128 queries give 128 flops a byte of that.
 # Above 100 registers of accumulator and scores a thread 128 x 128 would need 8 warps with nothing left to overlap: BN = 64.
-# 80 is what the interpreter takes.
+# 80 serves every chip with 99 KiB, and the interpreter; its kernels take pointers.
 
 TILES: Tiles = {
     80: {
         **{("short", size, D): tile(4, 1, BM=64, BN=16) for size in (2, 4) for D in (64, 128)},
-        ("long", 2, 64): tile(4, 2, BM=64, BN=64),
-        ("long", 2, 128): tile(4, 2, BM=64, BN=64),
+        **{("long", 2, D): tile(8, 2, BM=128, BN=64) for D in (64, 128)},
         **{("long", 4, D): tile(4, 1, BM=64, BN=32) for D in (64, 128)},
     },
     90: {
@@ -94,10 +109,15 @@ def precision(dtype: torch.dtype) -> str:
     return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
-def reads_by_descriptor(*tensors: torch.Tensor) -> bool:
-    """Whether the attention kernels run on these: two bytes an element, sm_90 or newer. Elsewhere the reference is torch's own
-    FlashAttention or exact float32, while before sm_90 descriptors are no hardware: the loop loads late and spills 4 KB a thread."""
-    return runs_triton(*tensors) and tensors[0].element_size() == 2 and arch(tensors[0].device) >= 90
+def runs_attention(*tensors: torch.Tensor) -> bool:
+    """Whether the attention kernels run on these: where kernels run, on two bytes an element; exact float32 is torch's."""
+    return runs_triton(*tensors) and tensors[0].element_size() == 2
+
+
+def by_descriptor(device: torch.device) -> bool:
+    """Descriptors from sm_90 on, and under the interpreter. Before it they are no hardware: the loop loads late and spills 4 KB a thread,
+    so the kernels there take pointers."""
+    return device.type != "cuda" or arch(device) >= 90
 
 
 def softmax_scale(d: int) -> float:
@@ -118,16 +138,22 @@ def descriptor(x: torch.Tensor, rows: int, BN: int, D: int) -> Any:
     return TensorDescriptor(x, [rows, heads * d], [x.stride(-3), 1], [BN, D])
 
 
-def launch_cross(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch.Tensor:
-    """The kernel, on a GPU or under the interpreter."""
+def launch_cross(
+    q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, described: bool | None = None
+) -> torch.Tensor:  # fmt: skip
+    """The kernel, on a GPU or under the interpreter; `described` None is by_descriptor's choice."""
     (batch, tokens, heads, d), (kv_batch, keys) = q_BTHd.shape, k_BSHd.shape[:2]
     q, k, v = q_BTHd.contiguous(), k_BSHd.contiguous(), v_BSHd.contiguous()
     o_BTHd = torch.empty_like(q)
     one, D = keys <= ONCE, padded(d)
     options = pick("cross", TILES, q.device, ("short" if one else "long", q.element_size(), D)).options()
-    cross_kernel[(-(-tokens // options["BM"]), heads, batch)](
-        descriptor(q, batch * tokens, options["BM"], D), *(descriptor(x, kv_batch * keys, options["BN"], D) for x in (k, v)), o_BTHd,
-        batch, tokens, keys, heads, keys if kv_batch > 1 else 0, softmax_scale(d),
+    inputs, kernel = (q, k, v), cross_pointer_kernel
+    if by_descriptor(q.device) if described is None else described:
+        inputs, kernel = (
+            descriptor(q, batch * tokens, options["BM"], D), *(descriptor(x, kv_batch * keys, options["BN"], D) for x in (k, v))
+        ), cross_kernel  # fmt: skip
+    kernel[(-(-tokens // options["BM"]), heads, batch)](
+        *inputs, o_BTHd, batch, tokens, keys, heads, keys if kv_batch > 1 else 0, softmax_scale(d),
         d=d, D=D, PRECISION=precision(q.dtype), ONE=one, **options,
     )  # fmt: skip
     return o_BTHd
@@ -145,7 +171,7 @@ def _(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch
 
 def cross(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch.Tensor:
     """The op. Returns o_BTHd."""
-    if reads_by_descriptor(q_BTHd, k_BSHd, v_BSHd):
+    if runs_attention(q_BTHd, k_BSHd, v_BSHd):
         return cross_op(q_BTHd, k_BSHd, v_BSHd)
     return cross_reference(q_BTHd, k_BSHd, v_BSHd)
 
@@ -157,9 +183,11 @@ def _build(chip: int, keys: str, dtype: str, d: int) -> Build:
     chosen = pick("cross", TILES, chip, (keys, 2, padded(d)))
     size = dict(chosen.sizes)
     tiles = {name: f"tensordesc<{dtype}[{size[rows]}, {padded(d)}]>" for name, rows in (("q", "BM"), ("k", "BN"), ("v", "BN"))}
-    signature = tiles | {"o": f"*{dtype}", "scale": "fp32"} | dict.fromkeys(("batch", "tokens", "keys", "heads", "kv_B"), "i32")
+    inputs = tiles if chip >= 90 else dict.fromkeys(tiles, f"*{dtype}")
+    signature = inputs | {"o": f"*{dtype}", "scale": "fp32"} | dict.fromkeys(("batch", "tokens", "keys", "heads", "kv_B"), "i32")
     sizes = size | {"d": d, "D": padded(d), "PRECISION": "tf32", "ONE": keys == "short"}
-    return Build(f"cross {keys} {dtype} d{d}", cross_kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
+    kernel = cross_kernel if chip >= 90 else cross_pointer_kernel
+    return Build(f"cross {keys} {dtype} d{d}", kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
                  loose=("batch", "tokens", "keys", "heads", "kv_B"), matrix=keys == "long")  # fmt: skip
 
 
@@ -167,5 +195,5 @@ COMPILE = [
     _build(chip, keys, dtype, d)
     for keys in ("short", "long")
     for dtype, d in (("bf16", 128), ("bf16", 48))
-    for chip in (90, 100)
+    for chip in (80, 90, 100)
 ]

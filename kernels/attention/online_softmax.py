@@ -46,6 +46,30 @@ def sweep(acc, l, m, q, keys, values, row, column, count, scale, BN: tl.constexp
 
 
 @jit
+def tile_at(x, row, column, stride, left, d: tl.constexpr, D: tl.constexpr, BN: tl.constexpr):
+    """Rows row.. of x [rows, stride], channels column.., as a tile [BN, D] by plain loads, for chips whose descriptors are no hardware.
+    Channels beyond d read as zero, and so do rows from the `left`-th on."""
+    r, c = tl.arange(0, BN)[:, None], tl.arange(0, D)[None, :]
+    return tl.load(x + (row + r) * stride + column + c, mask=(r < left) & (c < d), other=0.0)
+
+
+@jit
+def sweep_at(acc, l, m, q, keys, values, more_keys, more_values, row, column, stride, count, more, scale, d: tl.constexpr,
+             D: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Fold in `count` keys and values from `row` on of [rows, stride], then `more` of others, by pointers: one loop for both, whose
+    every tile may be ragged. Four loops, as `sweep` twice would be, spill here."""
+    tiles = tl.cdiv(count, BN)
+    for i in tl.range(0, tiles + tl.cdiv(more, BN)):  # type: ignore[reportGeneralTypeIssues]
+        first = tl.where(i < tiles, i, i - tiles) * BN
+        left = tl.where(i < tiles, count, more) - first
+        at = tl.where(i < tiles, row, 0) + first
+        k = tile_at(tl.where(i < tiles, keys, more_keys), at, column, stride, left, d, D, BN)
+        v = tile_at(tl.where(i < tiles, values, more_values), at, column, stride, left, d, D, BN)
+        acc, l, m = fold(acc, l, m, q, k.T, v, tl.arange(0, BN) < left, scale, PRECISION)
+    return acc, l, m
+
+
+@jit
 def queries(q, row, column, d: tl.constexpr, D: tl.constexpr):
     """A tile of queries by descriptor; channels beyond d, which are the next head's, read as zero."""
     q_MD = q.load([row, column])

@@ -51,9 +51,12 @@ def error(o: torch.Tensor, case: Case) -> float:
         (65, 64, 64, 0, 1, 128, torch.float16),  # no sink
     ],
 )
-def test_kernel_equals_reference(tokens: int, capacity: int, used: int, sink: int, heads: int, d: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("described", [True, False], ids=["descriptors", "pointers"])
+def test_kernel_equals_reference(
+    tokens: int, capacity: int, used: int, sink: int, heads: int, d: int, dtype: torch.dtype, described: bool
+) -> None:
     case = draw(tokens, capacity, used, sink, heads, d, dtype)
-    o = launch_block_causal(*case)
+    o = launch_block_causal(*case, described)
     assert o.shape == case[0].shape and o.dtype == dtype
     assert error(o, case) <= TOLERANCE[dtype]
 

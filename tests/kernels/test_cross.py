@@ -38,10 +38,13 @@ def poisoned(x: torch.Tensor, slots: int) -> torch.Tensor:
         (1, 1, 1, 17, 1, 8, torch.float32),
     ],
 )
-def test_kernel_equals_reference(batch: int, kv_batch: int, tokens: int, keys: int, heads: int, d: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("described", [True, False], ids=["descriptors", "pointers"])
+def test_kernel_equals_reference(
+    batch: int, kv_batch: int, tokens: int, keys: int, heads: int, d: int, dtype: torch.dtype, described: bool
+) -> None:
     q = draw(batch, tokens, heads, d, dtype=dtype, seed=1)
     k, v = (draw(kv_batch, keys, heads, d, dtype=dtype, seed=s) for s in (2, 3))
-    o = launch_cross(q, k, v)
+    o = launch_cross(q, k, v, described)
     assert o.shape == q.shape and o.dtype == dtype
     exact = cross_reference(q.double(), k.double(), v.double())
     assert (o.double() - exact).abs().max() <= TOLERANCE[dtype] * exact.abs().max()

@@ -60,8 +60,8 @@ def as_on_a_gpu() -> Iterator[None]:
         "fused.flow_step": ("runs_triton",),
         "linear.quantise_rows": ("runs_triton", "encodes"),
         "linear.fp8_linear": ("runs_triton", "_multiplies"),
-        "attention.cross": ("reads_by_descriptor",),
-        "attention.block_causal": ("reads_by_descriptor",),
+        "attention.cross": ("runs_attention",),
+        "attention.block_causal": ("runs_attention",),
     }
     with contextlib.ExitStack() as stack:
         for module, names in sites.items():

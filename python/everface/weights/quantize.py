@@ -24,7 +24,8 @@ from everface.model.linear import RowLinear
 
 EXCLUDED = ("text_embedding", "time_embedding", "time_projection", "head.head", "casual_audio_encoder.encoder.final_linear")
 
-ROWS = ("self_attn.qkv", "self_attn.o", "cross_attn.q", "cross_attn.o", "ffn.0", "ffn.2")  # of every block: 74.6 of its 76.9 TFLOP
+ROWS = ("self_attn.qkv", "self_attn.o", "cross_attn.q", "cross_attn.o", "ffn.0", "ffn.2")
+"""Of every block: 75.7 of the 79.7 TFLOP of products in a step of the 14B model at 704x384."""
 
 
 class FP8Linear(nn.Module):
