@@ -23,6 +23,7 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CODES = list(DTYPES)
+X = ""  # the name of a block's x beside its condition, which may have an "x" of its own
 PLAIN: dict[str, type] = {"closing": Closing, "epoch": Epoch, "tombstone": Tombstone, "stop": Stop}
 KINDS = {Opening: "opening", Block: "block", **{cls: kind for kind, cls in PLAIN.items()}}
 
