@@ -32,7 +32,7 @@ class Needs:
         parts = {"process": self.process}
         if steps:
             parts |= {"weights": self.weights, "forward": self.step_work, "sink": sessions * self.session_sink}
-            parts[f"KV rings {steps * sessions} x"] = steps * sessions * self.session_ring
+            parts[f"{steps * sessions} KV rings"] = steps * sessions * self.session_ring
         if DECODE in roles:
             parts |= {"decoder": self.decoder + self.decode_work, "decoder streams": sessions * self.session_decode}
         if first:

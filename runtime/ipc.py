@@ -26,7 +26,7 @@ from everface.core.block import Block, Tensors
 from everface.core.errors import Unavailable
 from everface.runtime.handoff import SLOTS, Beside, Giver, Taker
 from everface.runtime.stage import Message
-from everface.runtime.wire import aligned, blank, describe
+from everface.runtime.wire import X, aligned, blank, describe
 
 LEAST_BYTES = 1 << 20  # of a slot
 PLACE, HANDLES = "ipc place", "ipc handles"  # what a block in description carries beside its own tensors
@@ -108,7 +108,7 @@ class IpcGiver(Beside):
             self._control.put(message)
             return
         with self._turn, torch.cuda.device(self._device):
-            tensors = {k: t.to(self._device).contiguous() for k, t in {"x": message.x, **message.condition}.items()}
+            tensors = {k: t.to(self._device).contiguous() for k, t in {X: message.x, **message.condition}.items()}
             said = {k: describe(k, t) for k, t in tensors.items()}
             place, self._count = self._count % len(self._slots), self._count + 1
             slot, handles = self._find_slot(place, sum(aligned(t.nbytes) for t in tensors.values()))
@@ -121,7 +121,7 @@ class IpcGiver(Beside):
             said[PLACE] = torch.tensor([place, slot.data.numel()])
             if handles:
                 said[HANDLES] = torch.frombuffer(bytearray(handles), dtype=torch.uint8)
-            self._control.put(replace(message, x=said.pop("x"), condition=said))
+            self._control.put(replace(message, x=said.pop(X), condition=said))
 
     def join(self) -> None:
         super().join()
@@ -162,7 +162,7 @@ class IpcTaker(Beside):
         message = self._control.take(timeout_s)
         if not isinstance(message, Block):
             return message
-        said = {"x": message.x, **message.condition}
+        said = {X: message.x, **message.condition}
         place, capacity = said.pop(PLACE).tolist()
         with torch.cuda.device(self._device):
             if HANDLES in said:
@@ -175,7 +175,7 @@ class IpcTaker(Beside):
                 tensors[key] = slot.data[start : start + like.nbytes].clone().view(like.dtype).reshape(like.shape)
                 start += aligned(like.nbytes)
             slot.free.record(stream)
-        return replace(message, x=tensors.pop("x"), condition=tensors)
+        return replace(message, x=tensors.pop(X), condition=tensors)
 
     def wake(self) -> None:
         self._control.wake()

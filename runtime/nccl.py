@@ -20,7 +20,7 @@ from everface.core.block import Block, Tensors
 from everface.core.errors import BadInput
 from everface.runtime.handoff import SLOTS, Beside, Broken, Giver, Taker
 from everface.runtime.stage import Message
-from everface.runtime.wire import aligned, blank, describe
+from everface.runtime.wire import X, aligned, blank, describe
 
 JOIN_MS = 60_000
 
@@ -84,7 +84,7 @@ class NcclGiver(End):
         if not isinstance(message, Block):
             self._control.put(message)
             return
-        tensors = {k: t.to(self.device).contiguous() for k, t in {"x": message.x, **message.condition}.items()}
+        tensors = {k: t.to(self.device).contiguous() for k, t in {X: message.x, **message.condition}.items()}
         size = sum(aligned(t.nbytes) for t in tensors.values())
         if size > self.capacity:
             raise BadInput(f"a block of {size} bytes does not fit the hop's slots of {self.capacity}: open it with more")
@@ -94,7 +94,7 @@ class NcclGiver(End):
             start += aligned(tensor.nbytes)
         described = {k: describe(k, t) for k, t in tensors.items()}
         with self._order:
-            self._control.put(replace(message, x=described.pop("x"), condition=described))  # waits for a credit
+            self._control.put(replace(message, x=described.pop(X), condition=described))  # waits for a credit
             try:
                 self.ring.send(parts, size, self.stream())
             except self._broken as error:
@@ -112,7 +112,7 @@ class NcclTaker(End):
         message = self._control.take(timeout_s)
         if not isinstance(message, Block):
             return message
-        described = {"x": message.x, **message.condition}
+        described = {X: message.x, **message.condition}
         blanks: Tensors = {k: blank(d) for k, d in described.items()}
         try:
             ticket = self.ring.recv(sum(aligned(t.nbytes) for t in blanks.values()))
@@ -126,7 +126,7 @@ class NcclTaker(End):
         except self._broken as error:
             self._control.abort(str(error))
             raise Broken(f"the stage before went away: {error}") from None
-        return replace(message, x=tensors.pop("x"), condition=tensors)
+        return replace(message, x=tensors.pop(X), condition=tensors)
 
     def wake(self) -> None:
         self._control.wake()

@@ -23,6 +23,7 @@ DTYPES = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CODES = list(DTYPES)
+X = ""  # the name of a block's x beside its condition, which may have an "x" of its own
 PLAIN: dict[str, type] = {
     "closing": Closing, "epoch": Epoch, "tombstone": Tombstone, "failure": Failure, "opened": Opened, "closed": Closed, "stop": Stop,
 }  # fmt: skip

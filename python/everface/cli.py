@@ -287,7 +287,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     p = add("simulate", simulate, "foretell rate and first frame from measured times", "simulate --devices 5 --step-ms 122 --decode-ms 69")
     p.add_argument("--paper", action="store_true", help="the paper's configurations beside its figures, and nothing else")
-    p.add_argument("--devices", type=_count, default=5, metavar="N", help="1 to 5 (%(default)s)")
+    p.add_argument("--devices", type=_count, default=5, metavar="N", help="at most one a role (%(default)s)")
     p.add_argument("--steps", type=_count, default=4, metavar="N", help="forwards a block (%(default)s)")
     p.add_argument("--step-ms", type=float, default=265.5, metavar="MS", help="one forward (%(default)s, the paper's)")
     p.add_argument("--decode-ms", type=float, default=150.0, metavar="MS", help="decoding a block (%(default)s)")

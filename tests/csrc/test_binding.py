@@ -92,6 +92,7 @@ def block(index: int) -> Block:
     condition = {
         "audio": torch.randn(index % 5, 7, generator=seed).to(torch.bfloat16),
         "pts": torch.tensor(index),
+        "x": torch.tensor([-index]),
         "picture": torch.randint(0, 256, (3, 5, 3), dtype=torch.uint8, generator=seed).transpose(0, 1),
     }
     return Block(1, index // 3, index, index * 7680, 12, torch.randn(16, 3, 4, 5, generator=seed), condition, index == 39)

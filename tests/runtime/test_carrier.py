@@ -95,7 +95,7 @@ def test_what_cuda_refuses_is_said_in_its_words(monkeypatch: pytest.MonkeyPatch)
 def gpu_block(index: int, device: str) -> Block:
     made = torch.Generator(device).manual_seed(index)
     size = 200_000 if index != 20 else 3_000_000  # one outgrows its slot
-    condition = {"audio": torch.randn(3, 5, index % 7, device=device, generator=made), "pts": torch.tensor(index)}
+    condition = {"audio": torch.randn(3, 5, index % 7, device=device, generator=made), "x": torch.tensor(index)}
     return Block(1, 0, index, 0, 12, torch.randn(size, device=device, generator=made).bfloat16(), condition)
 
 

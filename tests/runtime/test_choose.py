@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_refused_with_its_arithmetic() -> None:
     assert best(found) is None
     words = str(refuse(found, NEEDS, 1))
     assert words.startswith("nothing fits on up to 2 devices: the closest needs 58.0 GiB for step2+step3+decode where there are 40.0 (")
-    assert "weights 30.0 + forward 1.0 + sink 2.0 + KV rings 2 x 20.0 + decoder 3.0 + decoder streams 1.0)" in words
+    assert "weights 30.0 + forward 1.0 + sink 2.0 + 2 KV rings 20.0 + decoder 3.0 + decoder streams 1.0)" in words
 
 
 @pytest.mark.parametrize("memory", [[], [80.0] * 9, [80.0, 0.0]])

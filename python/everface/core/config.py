@@ -173,7 +173,7 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class Deployment:
-    """Which devices do the work. placement: "inline" or a number of processes 2..5."""
+    """Which devices do the work. placement: "inline" or a number of processes."""
 
     placement: str = "inline"
     device: str = "cpu"

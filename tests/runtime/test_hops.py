@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -98,6 +99,36 @@ def test_messages_pass_bit_for_bit_in_order(kind: str, folder: Path) -> None:
     assert [type(m) for m in got] == [*(type(m) for m in said), Stop] and heard == [Epoch(1, 4)]
     for a, b in zip(map(wire.pack, said), map(wire.pack, filter(None, got))):
         assert a.head == b.head and all(torch.equal(x, y) for (_, x), (_, y) in zip(a.tensors, b.tensors, strict=True))
+    close_both(giver, taker)
+
+
+def test_five_hundred_messages_of_any_size_with_epochs_among_them(folder: Path) -> None:
+    heard: list[Epoch] = []
+    giver, taker = open_both("shared", folder / "0.0", heard.append)
+    rng = random.Random(5)
+    said = [(index, rng.choice((0, 1, 3000, 70_000, 400_000)) + rng.randrange(5000)) for index in range(500)]
+
+    def give() -> None:
+        for index, size in said:
+            giver.put(Block(1, 0, index, 0, 12, torch.full((size,), index % 251, dtype=torch.uint8)))
+
+    def interrupt() -> None:
+        for epoch in range(200):
+            giver.put(Epoch(1, epoch))
+
+    threads = [threading.Thread(target=act) for act in (give, interrupt)]
+    for thread in threads:
+        thread.start()
+    for index, size in said:
+        message = taker.take(30.0)
+        assert isinstance(message, Block) and message.index == index and message.x.shape == (size,)
+        assert bool((message.x == index % 251).all())
+    for thread in threads:
+        thread.join()
+    deadline = time.monotonic() + 10
+    while len(heard) < 200 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert [notice.epoch for notice in heard] == list(range(200))
     close_both(giver, taker)
 
 
@@ -217,8 +248,10 @@ def test_the_other_end_never_comes(side: str, folder: Path) -> None:
     assert not list(folder.iterdir())
     late = SharedGiver(path) if side == "giver" else SharedTaker(path, print)
     assert not late.meet(0.05)
+    begin = time.monotonic()
     late.abort("enough")  # ends the look-out, which has a minute left
     late.join()
+    assert time.monotonic() - begin < 10
     assert not list(folder.iterdir())
 
 
