@@ -1,6 +1,6 @@
 """Times one op for pytest-benchmark and notes what share of the machine's nearest ceiling that is.
 
-On a GPU a round is one CUDA graph of CALLS launches, so that it times the chip and not the CPU that feeds it; the launches go
+On a GPU a round is one CUDA graph of several launches, so that it times the chip and not the CPU that feeds it; the launches go
 round several sets of inputs, so that none finds its own in the cache. The share is of peaks measured in the same process.
 """
 
@@ -16,7 +16,7 @@ from bench.peaks import device_name, peaks
 
 from everface.kernels.launch import Work
 
-CALLS = 20  # launches in a graph
+CALLS = 20  # launches in a graph, unless a bench says otherwise
 SETS = 4 if torch.cuda.is_available() else 1  # sets of inputs to go round
 
 
@@ -25,8 +25,16 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def measure(benchmark: Any, calls: Sequence[Callable[[], object]], work: Work, precision: str = "bf16", **info: object) -> None:
-    """Time `calls`, the same op on different inputs, each of which does `work`; `info` goes into the record as it is."""
+def measure(
+    benchmark: Any,
+    calls: Sequence[Callable[[], object]],
+    work: Work,
+    precision: str = "bf16",
+    launches: int = CALLS,
+    **info: object,
+) -> None:
+    """Time `calls`, the same op on different inputs, each of which does `work`; `info` goes into the record as it is.
+    `launches` of them are a round on a GPU: fewer for what takes many milliseconds."""
     with torch.inference_mode():
         for call in calls:
             call()
@@ -34,7 +42,7 @@ def measure(benchmark: Any, calls: Sequence[Callable[[], object]], work: Work, p
             torch.cuda.synchronize()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                for i in range(CALLS):
+                for i in range(launches):
                     calls[i % len(calls)]()
 
             def once() -> None:
@@ -42,7 +50,7 @@ def measure(benchmark: Any, calls: Sequence[Callable[[], object]], work: Work, p
                 torch.cuda.synchronize()
 
             benchmark.pedantic(once, rounds=20, warmup_rounds=3)
-            done = CALLS
+            done = launches
         else:
             benchmark.pedantic(calls[0], rounds=3, warmup_rounds=1)
             done = 1

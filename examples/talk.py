@@ -18,6 +18,7 @@ def main(picture: str) -> None:
         while chunk := source.read(CHUNK_BYTES):
             pcm_S = np.frombuffer(chunk[: len(chunk) // 2 * 2], "<i2").astype(np.float32) / 32768
             while not session.push(pcm_S):  # the buffer is full: let the pipeline catch up
+                session.wait(1.0)
                 show(session.poll(), sink)
             show(session.poll(), sink)
         session.end()

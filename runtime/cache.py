@@ -61,11 +61,14 @@ class KVPool:
         return len(self._taken)
 
     def open(self, session: int, step: int, shape: KVShape) -> Slot:
-        """The session's slot, with a ring for `step` in it. What a slot held before is left as it is: nobody may read it."""
+        """The session's slot, with an empty ring for `step` in it."""
         try:
             slot = self._taken.get(session) or self._take(session, shape)
             if step not in slot.rings:
                 slot.rings[step] = self._pair(shape, shape.ring)
+            else:  # a kernel's tile may reach beyond what is written, where its weight is 0: which NaN of a failed session would survive
+                for kept in slot.rings[step]:
+                    kept.zero_()
         except BaseException:
             self._taken.pop(session, None)
             raise

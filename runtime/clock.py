@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 KEPT = 1000  # blocks of history; a session lasts for ever, its timeline does not
@@ -28,7 +29,8 @@ class Beat:
 class Clock:
     """Timeline of the last KEPT blocks, first-frame time, and frames per second so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
         self.beats: deque[Beat] = deque(maxlen=KEPT)
         self.frames = 0  # delivered so far
         self._heard_s: float | None = None
@@ -38,15 +40,15 @@ class Clock:
 
     def hear(self) -> None:
         """Sound was accepted."""
-        self._heard_s = self._heard_s or time.monotonic()
+        self._heard_s = self._heard_s or self._now()
 
     def emit(self, index: int, pts: int) -> None:
-        beat = Beat(index, pts, time.monotonic())
+        beat = Beat(index, pts, self._now())
         self._emitted_s = self._emitted_s or beat.emitted_s
         self.beats.append(beat)
 
     def deliver(self, index: int, frames: int) -> None:
-        now_s = time.monotonic()
+        now_s = self._now()
         self._first_s, self._last_s = self._first_s or now_s, now_s
         self.frames += frames
         for beat in reversed(self.beats):

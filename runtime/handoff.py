@@ -1,11 +1,14 @@
 """A hop: messages forward, credits backward, so that a hop never holds more than its slots.
 
 A giver blocks in `put` while all slots are taken; a slot is free again when the message has been taken. Epoch and Stop need
-no slot. An Epoch is not queued: it is heard at once (`hear`), ahead of the blocks that wait. `abort` wakes whoever waits.
+no slot. An Epoch is not queued: it is heard at once (`hear`), ahead of the blocks that wait. `wake` ends a take, `abort` every
+wait of both calls; after `abort` and `join` nothing is left of an end, neither thread nor file. Timeouts are honoured to the
+millisecond. `everface.runtime.carrier` says which kind of hop joins which stages.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -13,13 +16,14 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
+from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
 from everface.runtime import wire
 from everface.runtime.stage import URGENT, Epoch, Message
 
 SLOTS = 2
-FORWARD, CREDIT = 1, 2  # gloo tags
-EVER = timedelta(days=30)  # a receiving thread waits on its socket until something comes or the peer dies
+FORWARD, CREDIT, NEVER = 1, 2, 3  # gloo tags; on the last one nothing is ever sent
+EVER = timedelta(days=30)  # a receiving thread waits on its socket until something comes or the hop ends
 
 Hear = Callable[[Epoch], None]
 
@@ -41,29 +45,63 @@ class Giver(Protocol):
 
     def put(self, message: Message) -> None: ...
 
+    def meet(self, timeout_s: float) -> bool: ...
+
     def abort(self, reason: str = ...) -> None: ...
+
+    def join(self) -> None: ...
 
 
 class Taker(Protocol):
-    """Downstream end of a hop. `take` answers None when nothing came in time."""
+    """Downstream end of a hop. `take` answers None when nothing came in time, or when it was woken."""
 
     def take(self, timeout_s: float) -> Message | None: ...
 
+    def wake(self) -> None: ...
+
+    def meet(self, timeout_s: float) -> bool: ...
+
     def abort(self, reason: str = ...) -> None: ...
 
+    def join(self) -> None: ...
 
-class Queue:
-    """What both kinds of hop share: received messages, a condition to wait on, and why the hop is broken."""
 
-    def __init__(self) -> None:
+class End:
+    """What both ends of every hop share: a condition to wait on, why the hop is broken, the thread that serves it."""
+
+    thread: threading.Thread
+
+    def __init__(self, met: bool = True) -> None:
         self._changed = threading.Condition()
-        self._messages: deque[Message] = deque()
+        self._met = met
         self._broken: str | None = None
 
+    def meet(self, timeout_s: float) -> bool:
+        """Wait until the other end is there. False if it was not in time."""
+        with self._changed:
+            return self._wait(lambda: self._met, timeout_s)
+
     def abort(self, reason: str = "the hop was aborted") -> None:
+        """Break the hop for both ends and wake whoever waits. The first reason stays."""
+        self._fail(reason)
+        self._cut()
+
+    def join(self) -> None:
+        """After an abort: wait until the end's thread is gone, and its files with it."""
+        self.thread.join()
+
+    def _fail(self, reason: str) -> None:
+        """Break the hop for the callers of this end, which found the reason by itself."""
         with self._changed:
             self._broken = self._broken or reason
             self._changed.notify_all()
+
+    def _cut(self) -> None:
+        """End the waits of the thread that serves this end, and let the other end know."""
+
+    def _start(self, run: Callable[[], None], name: str) -> None:
+        self.thread = threading.Thread(target=run, name=name, daemon=True)
+        self.thread.start()
 
     def _wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
         """Wait, the condition held, until ready or broken; what was received before the hop broke can still be had."""
@@ -73,115 +111,213 @@ class Queue:
         return ready()
 
 
-class Local(Queue):
-    """A hop within one process; both ends are this object. Messages are passed, not copied."""
+class Outbox(End):
+    """An upstream end: its credits."""
 
-    def __init__(self, slots: int = SLOTS, hear: Hear | None = None, timeout_s: float = 120.0):
-        super().__init__()
-        self._slots, self._hear, self._timeout_s = slots, hear, timeout_s
-        self._held = 0
+    def __init__(self, slots: int, timeout_s: float, met: bool = True):
+        super().__init__(met)
+        self._credits, self._timeout_s = slots, timeout_s
 
-    def put(self, message: Message) -> None:
+    def _spend(self) -> None:
+        """Wait for a credit and take it. Raises Broken."""
+        with self._changed:
+            if not self._wait(lambda: self._broken is None and self._credits > 0, self._timeout_s):
+                raise Broken(f"the next stage took nothing for {self._timeout_s:g} s")
+            self._credits -= 1
+
+    def _earn(self, credits: int) -> None:
+        with self._changed:
+            self._credits += credits
+            self._changed.notify_all()
+
+
+class Inbox(End):
+    """A downstream end: what was received and not yet taken."""
+
+    def __init__(self, hear: Hear | None, met: bool = True):
+        super().__init__(met)
+        self._hear = hear
+        self._messages: deque[Message] = deque()
+        self._woken = False
+
+    def wake(self) -> None:
+        """Let the take that waits, or the next one that would have to, answer None at once."""
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def _next(self, timeout_s: float) -> Message | None:
+        with self._changed:
+            if timeout_s > 0:
+                self._wait(lambda: bool(self._messages) or self._woken, timeout_s)
+            if self._messages:
+                return self._messages.popleft()
+            if self._broken is not None:
+                raise Broken(self._broken)
+            self._woken = False
+            return None
+
+    def _receive(self, message: Message) -> None:
         if isinstance(message, Epoch):
             if self._hear:
                 self._hear(message)
             return
         with self._changed:
-            if not isinstance(message, URGENT):
-                if not self._wait(lambda: self._broken is None and self._held < self._slots, self._timeout_s):
-                    raise Broken(f"the next stage took nothing for {self._timeout_s:g} s")
-                self._held += 1
             self._messages.append(message)
             self._changed.notify_all()
 
-    def take(self, timeout_s: float) -> Message | None:
-        with self._changed:
-            if not self._wait(lambda: bool(self._messages), timeout_s):
-                return None
-            message = self._messages.popleft()
-            self._held -= not isinstance(message, URGENT)
-            self._changed.notify_all()
-            return message
 
+class Local(Inbox):
+    """A hop within one process; both ends are this object. Messages are passed, not copied."""
 
-class GlooGiver(Queue):
-    """Upstream end of a hop to process `peer`. Tag 1 carries a length and that many bytes; a byte comes back per message taken."""
+    def __init__(self, slots: int = SLOTS, hear: Hear | None = None, timeout_s: float = 120.0):
+        super().__init__(hear)
+        self._slots, self._timeout_s, self._held = slots, timeout_s, 0
 
-    def __init__(self, group: Group, peer: int, slots: int = SLOTS, timeout_s: float = 120.0):
-        super().__init__()
-        self._group, self._peer, self._credits, self._timeout_s = group, peer, slots, timeout_s
-        self._wire = threading.Lock()  # the length and its bytes go together
-        self.thread = threading.Thread(target=self._receive_credits, name=f"credits from {peer}", daemon=True)
-        self.thread.start()
+    @property
+    def held(self) -> int:
+        """Slots taken."""
+        return self._held
+
+    def room(self) -> bool:
+        """Would a put return at once?"""
+        return self._broken is not None or self._held < self._slots
 
     def put(self, message: Message) -> None:
         if not isinstance(message, URGENT):
             with self._changed:
-                if not self._wait(lambda: self._broken is None and self._credits > 0, self._timeout_s):
+                if not self._wait(lambda: self._broken is None and self._held < self._slots, self._timeout_s):
                     raise Broken(f"the next stage took nothing for {self._timeout_s:g} s")
-                self._credits -= 1
-        data = wire.encode(message)
+                self._held += 1
+        self._receive(message)
+
+    def take(self, timeout_s: float) -> Message | None:
+        message = self._next(timeout_s)
+        if message is not None and not isinstance(message, URGENT):
+            with self._changed:
+                self._held -= 1
+                self._changed.notify_all()
+        return message
+
+    def join(self) -> None:
+        """No thread serves this hop."""
+
+
+class Beside:
+    """An end that carries blocks in a way of its own, and leaves all else and the credits to the end `control` of another hop."""
+
+    def __init__(self, control: Any):
+        self._control = control
+
+    def meet(self, timeout_s: float) -> bool:
+        return self._control.meet(timeout_s)
+
+    def abort(self, reason: str = "the hop was aborted") -> None:
+        self._control.abort(reason)
+
+    def join(self) -> None:
+        self._control.join()
+
+
+def join_pair(path: str, rank: int, timeout_s: float) -> Group:
+    """The group of one hop: giver rank 0, taker rank 1, met at the file `path`, over the loopback interface. Raises Broken.
+
+    A hop ends by closing the connections of its group, so the group belongs to one hop alone.
+    """
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._timeout = timedelta(seconds=timeout_s)
+    options._devices = [ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    try:
+        return ProcessGroupGloo(FileStore(path, 2), rank, 2, options)  # type: ignore[return-value]
+    except RuntimeError as error:
+        raise Broken(f"the other stage was not there after {timeout_s:g} s: {_first_line(error)}") from None
+
+
+class Gloo(End):
+    """What both ends of a gloo hop do with their group, which is let go by `join`."""
+
+    _group: Group | None
+    _peer: int
+
+    def join(self) -> None:
+        super().join()
+        self._group = None  # its last holder: gloo's threads and sockets go now
+
+    def _open(self) -> Group:
+        if self._group is None:
+            raise RuntimeError("the hop is closed")
+        return self._group
+
+    def _cut(self) -> None:
+        # Gloo has no way to end a wait but this: the timeout of any one closes every connection of its group.
+        with contextlib.suppress(RuntimeError):
+            self._open().recv([torch.empty(1, dtype=torch.uint8)], self._peer, NEVER).wait(timedelta(milliseconds=1))
+
+
+class GlooGiver(Gloo, Outbox):
+    """Upstream end of a hop to process `peer`. Tag 1 carries a length and that many bytes; a byte comes back per message taken."""
+
+    def __init__(self, group: Group, peer: int, slots: int = SLOTS, timeout_s: float = 120.0):
+        super().__init__(slots, timeout_s)
+        self._group, self._peer = group, peer
+        self._wire = threading.Lock()  # the length and its bytes go together
+        self._start(self._receive_credits, f"credits from {peer}")
+
+    def put(self, message: Message) -> None:
+        parcel = wire.pack(message)
+        if not isinstance(message, URGENT):
+            self._spend()
+        data = wire.write(parcel, torch.empty(parcel.size, dtype=torch.uint8))
         try:
             with self._wire:
-                for tensor in (torch.tensor([data.numel()]), data):
-                    self._group.send([tensor], self._peer, FORWARD).wait(timedelta(seconds=self._timeout_s))
+                for tensor in (torch.tensor([parcel.size]), data):
+                    self._open().send([tensor], self._peer, FORWARD).wait(timedelta(seconds=self._timeout_s))
         except RuntimeError as error:
-            self.abort(f"the next stage cannot be reached: {_first_line(error)}")
+            self._fail(f"the next stage cannot be reached: {_first_line(error)}")
             raise Broken(self._broken) from None
 
     def _receive_credits(self) -> None:
-        credit = torch.zeros(1, dtype=torch.uint8)
+        credit, group = torch.zeros(1, dtype=torch.uint8), self._open()
         try:
             while True:
-                self._group.recv([credit], self._peer, CREDIT).wait(EVER)
-                with self._changed:
-                    self._credits += 1
-                    self._changed.notify_all()
+                group.recv([credit], self._peer, CREDIT).wait(EVER)
+                self._earn(1)
         except RuntimeError as error:
-            self.abort(f"the next stage went away: {_first_line(error)}")
+            self._fail(f"the next stage went away: {_first_line(error)}")
 
 
-class GlooTaker(Queue):
+class GlooTaker(Gloo, Inbox):
     """Downstream end of a hop from process `peer`."""
 
     def __init__(self, group: Group, peer: int, hear: Hear, timeout_s: float = 120.0):
-        super().__init__()
-        self._group, self._peer, self._hear, self._timeout_s = group, peer, hear, timeout_s
+        super().__init__(hear)
+        self._group, self._peer, self._timeout_s = group, peer, timeout_s
         self._credit = torch.ones(1, dtype=torch.uint8)
-        self.thread = threading.Thread(target=self._receive, name=f"messages from {peer}", daemon=True)
-        self.thread.start()
+        self._start(self._receive_messages, f"messages from {peer}")
 
     def take(self, timeout_s: float) -> Message | None:
-        with self._changed:
-            if not self._wait(lambda: bool(self._messages), timeout_s):
-                return None
-            message = self._messages.popleft()
-        if not isinstance(message, URGENT):
+        message = self._next(timeout_s)
+        if message is not None and not isinstance(message, URGENT):
             try:
-                self._group.send([self._credit], self._peer, CREDIT).wait(timedelta(seconds=self._timeout_s))
+                self._open().send([self._credit], self._peer, CREDIT).wait(timedelta(seconds=self._timeout_s))
             except RuntimeError as error:  # the message is good all the same; the next take will tell
-                self.abort(f"the stage before went away: {_first_line(error)}")
+                self._fail(f"the stage before went away: {_first_line(error)}")
         return message
 
-    def _receive(self) -> None:
-        length = torch.zeros(1, dtype=torch.int64)
+    def _receive_messages(self) -> None:
+        length, group = torch.zeros(1, dtype=torch.int64), self._open()
         try:
             while True:
-                self._group.recv([length], self._peer, FORWARD).wait(EVER)
+                group.recv([length], self._peer, FORWARD).wait(EVER)
                 if not 0 < length.item() <= wire.MOST_BYTES:
                     raise RuntimeError(f"a message of {length.item()} bytes")
                 data = torch.empty(int(length.item()), dtype=torch.uint8)
-                self._group.recv([data], self._peer, FORWARD).wait(EVER)
-                message = wire.decode(data)
-                if isinstance(message, Epoch):
-                    self._hear(message)
-                    continue
-                with self._changed:
-                    self._messages.append(message)
-                    self._changed.notify_all()
+                group.recv([data], self._peer, FORWARD).wait(EVER)
+                self._receive(wire.decode(data))
         except (RuntimeError, ValueError) as error:
-            self.abort(f"the stage before went away: {_first_line(error)}")
+            self._fail(f"the stage before went away: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    words = (str(error).splitlines() or [type(error).__name__])[0]
+    return "nothing passed in time" if "Application timeout" in words or "Timed out" in words else words

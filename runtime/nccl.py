@@ -18,11 +18,10 @@ import torch
 from everface.core import native
 from everface.core.block import Block, Tensors
 from everface.core.errors import BadInput
-from everface.runtime.handoff import SLOTS, Broken, Giver, Taker
+from everface.runtime.handoff import SLOTS, Beside, Broken, Giver, Taker
 from everface.runtime.stage import Message
-from everface.runtime.wire import ALIGN, DTYPES, NAMES
+from everface.runtime.wire import aligned, blank, describe
 
-CODES = list(DTYPES)  # a described tensor is [place in CODES, *shape] in int64
 JOIN_MS = 60_000
 
 
@@ -41,11 +40,14 @@ def open_libraries() -> Libraries:
     return Libraries(ring, ring.Nccl(native.find_nccl()), ring.Cuda(native.find_cudart()))
 
 
-class End:
+class End(Beside):
     """One end of a hop: a ring, and the memory of its slots. `capacity`: bytes of the largest block, all its tensors."""
 
-    def __init__(self, at: Libraries, side: str, id: bytes, device: torch.device, capacity: int, timeout_s: float):
-        self.device, self.capacity = device, -(-capacity // ALIGN) * ALIGN
+    def __init__(
+        self, control: Giver | Taker, at: Libraries, side: str, id: bytes, device: torch.device, capacity: int, timeout_s: float
+    ):
+        super().__init__(control)
+        self.device, self.capacity = device, aligned(capacity)
         self._broken = at.ring.Broken
         slots = [torch.empty(self.capacity, dtype=torch.uint8, device=device) for _ in range(SLOTS)]
         addresses = [slot.data_ptr() for slot in slots]
@@ -58,10 +60,16 @@ class End:
     def stream(self) -> int:
         return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
 
-    def abort(self, reason: str) -> None:
+    def abort(self, reason: str = "the hop was aborted") -> None:
+        super().abort(reason)
         self.ring.abort(reason)
 
+    def join(self) -> None:
+        super().join()
+        self.ring.close()
+
     def close(self) -> bool:
+        """Complete what is under way and leave. False: NCCL still holds the slots, end the process."""
         return self.ring.close()
 
 
@@ -69,8 +77,7 @@ class NcclGiver(End):
     """Upstream end. `control` carries everything but the tensors of blocks and holds the credits: two slots a hop."""
 
     def __init__(self, control: Giver, at: Libraries, id: bytes, device: torch.device, capacity: int, timeout_s: float = 120.0):
-        super().__init__(at, "giver", id, device, capacity, timeout_s)
-        self._control = control
+        super().__init__(control, at, "giver", id, device, capacity, timeout_s)
         self._order = threading.Lock()  # descriptions and blocks in one order
 
     def put(self, message: Message) -> None:
@@ -78,14 +85,14 @@ class NcclGiver(End):
             self._control.put(message)
             return
         tensors = {k: t.to(self.device).contiguous() for k, t in {"x": message.x, **message.condition}.items()}
-        size = sum(_aligned(t) for t in tensors.values())
+        size = sum(aligned(t.nbytes) for t in tensors.values())
         if size > self.capacity:
             raise BadInput(f"a block of {size} bytes does not fit the hop's slots of {self.capacity}: open it with more")
         parts, start = [], 0
         for tensor in tensors.values():
             parts.append((tensor.data_ptr(), start, tensor.nbytes))
-            start += _aligned(tensor)
-        described = {k: _describe(k, t) for k, t in tensors.items()}
+            start += aligned(tensor.nbytes)
+        described = {k: describe(k, t) for k, t in tensors.items()}
         with self._order:
             self._control.put(replace(message, x=described.pop("x"), condition=described))  # waits for a credit
             try:
@@ -94,54 +101,32 @@ class NcclGiver(End):
                 self._control.abort(str(error))
                 raise Broken(f"the next stage cannot be reached: {error}") from None
 
-    def abort(self, reason: str = "the hop was aborted") -> None:
-        self._control.abort(reason)
-        super().abort(reason)
-
 
 class NcclTaker(End):
     """Downstream end. The tensors of a block that it answers are copies, in order on the device's current stream."""
 
     def __init__(self, control: Taker, at: Libraries, id: bytes, device: torch.device, capacity: int, timeout_s: float = 120.0):
-        super().__init__(at, "taker", id, device, capacity, timeout_s)
-        self._control = control
+        super().__init__(control, at, "taker", id, device, capacity, timeout_s)
 
     def take(self, timeout_s: float) -> Message | None:
         message = self._control.take(timeout_s)
         if not isinstance(message, Block):
             return message
         described = {"x": message.x, **message.condition}
-        blanks: Tensors = {k: _blank(d) for k, d in described.items()}
+        blanks: Tensors = {k: blank(d) for k, d in described.items()}
         try:
-            ticket = self.ring.recv(sum(_aligned(t) for t in blanks.values()))
+            ticket = self.ring.recv(sum(aligned(t.nbytes) for t in blanks.values()))
             self.ring.wait(ticket)
             slot, start = self.slots[ticket % SLOTS], 0
             tensors: Tensors = {}
-            for key, blank in blanks.items():
-                tensors[key] = slot[start : start + blank.nbytes].clone().view(blank.dtype).reshape(blank.shape)
-                start += _aligned(blank)
+            for key, like in blanks.items():
+                tensors[key] = slot[start : start + like.nbytes].clone().view(like.dtype).reshape(like.shape)
+                start += aligned(like.nbytes)
             self.ring.release(ticket, self.stream())
         except self._broken as error:
             self._control.abort(str(error))
             raise Broken(f"the stage before went away: {error}") from None
         return replace(message, x=tensors.pop("x"), condition=tensors)
 
-    def abort(self, reason: str = "the hop was aborted") -> None:
-        self._control.abort(reason)
-        super().abort(reason)
-
-
-def _aligned(tensor: torch.Tensor) -> int:
-    return -(-tensor.nbytes // ALIGN) * ALIGN
-
-
-def _describe(key: str, tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.dtype not in NAMES:
-        raise BadInput(f"tensor {key!r} of {tensor.dtype} cannot travel: convert it to one of {', '.join(map(str, NAMES))}")
-    return torch.tensor([CODES.index(NAMES[tensor.dtype]), *tensor.shape])
-
-
-def _blank(described: torch.Tensor) -> torch.Tensor:
-    """The dtype and shape that a description tells, as a tensor without memory."""
-    code, *shape = described.tolist()
-    return torch.empty(shape, dtype=DTYPES[CODES[code]], device="meta")
+    def wake(self) -> None:
+        self._control.wake()

@@ -1,4 +1,4 @@
-"""A pipeline of roles: messages in at the front, finished blocks out at the end, never more in flight than it is deep."""
+"""A pipeline of roles: messages in at the front, answers out at the end, never more blocks in flight than it is deep."""
 
 from __future__ import annotations
 
@@ -10,36 +10,40 @@ import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 
 from everface.core import env
-from everface.core.block import Block, Closing, Opening
+from everface.core.block import Block
 from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable
 from everface.core.log import log
-from everface.runtime.handoff import SLOTS, Broken, GlooGiver, GlooTaker, Local
+from everface.runtime.carrier import choose
+from everface.runtime.connect import JOIN_S, Hops
+from everface.runtime.control import Join
+from everface.runtime.handoff import SLOTS, Broken, Local
 from everface.runtime.plan import Plan
-from everface.runtime.stage import Epoch, Message, Stage, Stop, Tombstone
-from everface.runtime.supervisor import JOINING, READY, Supervisor
-from everface.runtime.worker import find_factory, join_group
+from everface.runtime.stage import Answer, Epoch, Failure, Message, Stage, Stop, Tombstone, answer_of
+from everface.runtime.supervisor import Supervisor
+from everface.runtime.worker import find_factory
 
 START_S = 1800.0  # for children to import, load weights and build their roles
-JOIN_S = 60.0  # for processes that have started to connect
 GRACE_S = 2.0  # for children to end by themselves
-VERDICT_S = 2.0  # for the supervisor to find out why a hop broke
+VERDICT_S = 5.0  # for the supervisor to find out why a hop broke
+MESSAGES = 16  # answers to openings and closings that may wait besides blocks
 
-Answer = Block | Tombstone
+
+class Lost(Exception):
+    """A stage is gone, and all that was in flight: `recover` brings the pipeline back, without its sessions."""
 
 
 class Pipeline(ABC):
-    """Counts blocks between put and take (the governor) and admits one session at a time."""
+    """Counts blocks between put and take: the governor."""
 
     def __init__(self, depth: int):
         self.depth = depth  # most blocks in flight
         self.in_flight = 0
-        self._session: int | None = None
         self._lock = threading.Lock()
 
     def room(self) -> int:
@@ -47,31 +51,29 @@ class Pipeline(ABC):
         return self.depth - self.in_flight
 
     def put(self, message: Message) -> None:
-        """Give a message to the first role. RuntimeError for a block beyond the depth: ask room() first.
-
-        Between processes it only sets the message on its way: a role that fails on it is told by a later call.
-        """
-        if isinstance(message, Block):
-            if self.room() <= 0:
-                raise RuntimeError(f"block {message.index} is one more than the {self.depth} this pipeline may hold")
-        elif isinstance(message, Opening) and self._session is not None:
-            raise Unavailable(f"this pipeline serves session {self._session}: close it before opening another")
+        """Give a message to the first role. RuntimeError for a block beyond the depth: ask room() first. Raises Lost."""
+        if isinstance(message, Block) and self.room() <= 0:
+            raise RuntimeError(f"block {message.index} is one more than the {self.depth} this pipeline may hold")
         self._count(isinstance(message, Block))
         try:
             self._put(message)
         except BaseException:
             self._count(-isinstance(message, Block))
             raise
-        if isinstance(message, Opening):
-            self._session = message.session
-        elif isinstance(message, Closing) and message.session == self._session:
-            self._session = None
 
     def take(self, timeout_s: float) -> Answer | None:
-        """The next block or tombstone in order, None if none came in time. Raises Unavailable if a stage failed."""
+        """The next answer in order, None if none came in time or somebody called wake(). Raises Lost."""
         answer = self._take(timeout_s)
-        self._count(-(answer is not None))
+        self._count(-(isinstance(answer, Block | Tombstone) or (isinstance(answer, Failure) and answer.index >= 0)))
         return answer
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Have a take that waits in another thread answer None."""
+
+    def recover(self) -> list[str]:
+        """Bring back what is lost; names the stages that were begun anew. Raises Unavailable if that cannot be."""
+        raise Unavailable("this pipeline cannot be brought back: start it again")
 
     def _count(self, change: int) -> None:
         with self._lock:
@@ -104,103 +106,156 @@ class InlinePipeline(Pipeline):
             torch.set_num_threads(threads)
         build = find_factory(factory)
         self._stage = Stage({role: build(role, spec) for role in plan.roles})
-        self._finished = Local(slots=self.depth)
+        self._finished = Local(slots=self.depth + MESSAGES)
 
     def close(self) -> None:
-        if self._session is not None:
-            self.put(Closing(self._session))
         self._finished.abort("the pipeline is closed")
+        self._stage.reset()
+
+    def wake(self) -> None:
+        self._finished.wake()
 
     def _put(self, message: Message) -> None:
-        answer = self._stage.run(message)
-        if isinstance(answer, Block | Tombstone):
+        if isinstance(message, Epoch):
+            self._stage.hear(message)
+            return
+        answer = answer_of(self._stage.run(message))
+        if answer is not None:
             self._finished.put(answer)
 
     def _take(self, timeout_s: float) -> Answer | None:
-        return self._finished.take(0)  # type: ignore[return-value]
+        try:
+            return self._finished.take(timeout_s)  # type: ignore[return-value]
+        except Broken:
+            raise Unavailable("the pipeline is closed: start another") from None
 
 
 class ProcessPipeline(Pipeline):
-    """One child process a device, joined by gloo; the caller's process is the last rank, which feeds the first and takes from the last."""
+    """One child process a device; the caller's process is the last rank, which feeds the first and takes from the last."""
 
     def __init__(self, plan: Plan, factory: str, spec: dict[str, Any], deployment: Deployment):
         count = len(plan.devices)
         super().__init__(depth=count)
-        timeout_s = deployment.timeout_s
-        slots = [SLOTS] * count + [max(SLOTS, self.depth)]  # all in flight fits into the last hop: a slow viewer stalls no stage
-        self._ends: list[GlooGiver | GlooTaker] = []
+        self._timeout_s = deployment.timeout_s
+        self._slots = [SLOTS] * count + [
+            self.depth + MESSAGES
+        ]  # all in flight fits into the last hop: a slow viewer stalls no stage
+        self._devices = devices_of(deployment.device, count)
+        line = [*self._devices, "cpu"]  # the caller takes frames to the host
+        self._kinds = [choose(line[rank - 1], line[rank], same_process=False).kind for rank in range(count + 1)]
+        self._hops: Hops | None = None
+        self._folder = tempfile.mkdtemp(prefix="everface-")  # private to this user
         # equal thread counts give equal bits on every placement
         threads = deployment.threads or env.threads() or torch.get_num_threads()
-        folder = tempfile.mkdtemp(prefix="everface-")  # private to this user, and gone once everybody has met
-        orders = {
-            "world": count + 1, "store": f"{folder}/store", "factory": factory, "spec": spec,
-            "threads": threads, "timeout_s": timeout_s, "start_s": START_S, "slots": slots,
-        }  # fmt: skip
+        build = {"factory": factory, "spec": spec, "threads": threads}
+        self._supervisor = Supervisor(plan, self._devices, build, self._timeout_s, self._abort)
+        atexit.register(self.close)
         try:
-            self._supervisor = Supervisor(plan, orders, timeout_s, self._abort)
-            atexit.register(self.close)
-            try:
-                self._supervisor.wait_all(JOINING, START_S)
-                group = join_group(orders["store"], count, count + 1, JOIN_S)
-                self._giver = GlooGiver(group, 0, slots[0], timeout_s)
-                self._taker = GlooTaker(group, count - 1, lambda _: None, timeout_s)
-                self._ends = [self._giver, self._taker]
-                self._supervisor.wait_all(READY, START_S)
-            except BaseException as error:
-                failure = self._supervisor.failure
-                self.close()
-                if isinstance(error, RuntimeError) and not isinstance(error, Unavailable):
-                    raise Unavailable(failure or f"the stages could not be connected, start them again: {error}") from None
-                raise
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        log.info("pipeline of %d processes with %d threads each: %s", count, threads, " | ".join("+".join(d) for d in plan.devices))
+            self._connect()
+        except Lost as lost:
+            self.close()
+            raise Unavailable(str(lost)) from None
+        except BaseException:
+            self.close()
+            raise
+        log.info(
+            "pipeline of %d processes with %d threads each: %s", count, threads, " | ".join("+".join(d) for d in plan.devices)
+        )
 
     @property
     def processes(self) -> list[int]:
         """Process ids, upstream first."""
         return [child.process.pid for child in self._supervisor.children]
 
+    def recover(self) -> list[str]:
+        begun: list[str] = []
+        while True:
+            self._disconnect()
+            begun += self._supervisor.restore()
+            try:
+                self._connect()
+                return begun
+            except Lost as lost:
+                log.warning("lost again while recovering: %s", lost)
+
     def close(self) -> None:
         atexit.unregister(self.close)
-        if self._ends and not self._supervisor.failure:
+        idle = self._hops is not None and not self.in_flight and not self._supervisor.lost()
+        if idle and self._hops is not None:
             with contextlib.suppress(Broken):
-                self._giver.put(Stop())
-        self._supervisor.close(GRACE_S if self._ends and not self.in_flight else 0.0)
-        self._abort("the pipeline is closed")
-        for end in self._ends:
-            end.thread.join()
-        self._ends = []
+                self._hops.giver.put(Stop())
+        self._supervisor.close(GRACE_S if idle else 0.0)
+        self._disconnect()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _put(self, message: Message) -> None:
-        self._supervisor.check()
-        try:
-            if not isinstance(message, Epoch | Stop):
-                self._supervisor.fed += 1
-            self._giver.put(message)
-        except Broken as error:
-            self._explain(error)
+    def wake(self) -> None:
+        hops = self._hops
+        if hops is not None:
+            hops.taker.wake()
 
-    def _take(self, timeout_s: float) -> Answer | None:
-        self._supervisor.check()
+    def _connect(self) -> None:
+        """Wait for the children's roles, then meet them all. Raises Lost."""
+        supervisor, world = self._supervisor, len(self._supervisor.children) + 1
         try:
-            return self._taker.take(timeout_s)  # type: ignore[return-value]
-        except Broken as error:
-            return self._explain(error)
+            supervisor.wait_built(START_S)
+            ours = Join(
+                supervisor.generation + 1, world - 1, world, self._folder, "cpu", self._kinds, self._slots, self._timeout_s
+            )  # fmt: skip
+            supervisor.order_join(ours)
+            self._hops = Hops(ours, lambda _: None)
+            self._hops.meet()
+            supervisor.wait_joined(JOIN_S)
+        except (Broken, Unavailable) as error:
+            self._lose(str(error))
+        with self._lock:
+            self.in_flight = 0
+
+    def _disconnect(self) -> None:
+        hops, self._hops = self._hops, None
+        if hops is not None:
+            hops.close()
 
     def _abort(self, reason: str) -> None:
-        for end in self._ends:
-            end.abort(reason)
+        hops = self._hops
+        if hops is not None:
+            hops.abort(reason)
 
-    def _explain(self, error: Broken) -> None:
-        self._supervisor.wait_failure(VERDICT_S)
-        raise Unavailable(f"the pipeline cannot go on, start it again: {error}")
+    def _put(self, message: Message) -> None:
+        hops = self._hops
+        try:
+            if hops is None:
+                raise Broken("the pipeline is not connected")
+            hops.giver.put(message)
+        except Broken as error:
+            self._lose(str(error))
+
+    def _take(self, timeout_s: float) -> Answer | None:
+        hops = self._hops
+        try:
+            if hops is None:
+                raise Broken("the pipeline is closed")
+            return hops.taker.take(timeout_s)  # type: ignore[return-value]
+        except Broken as error:
+            self._lose(str(error))
+
+    def _lose(self, what: str) -> NoReturn:
+        """Raise Lost with the supervisor's verdict, or Unavailable when that is final."""
+        verdict = self._supervisor.wait_loss(VERDICT_S if self._hops is not None else 0.0)
+        self._supervisor.check()
+        raise Lost(verdict or what)
+
+
+def devices_of(device: str, count: int) -> list[str]:
+    """Where each of `count` stages lives: on GPUs of their own as far as there are so many, in turn from the first."""
+    if device != "cuda":
+        return [device] * count
+    return [f"cuda:{rank % max(1, torch.cuda.device_count())}" for rank in range(count)]
 
 
 def start(plan: Plan, factory: str, spec: dict[str, Any], deployment: Deployment) -> Pipeline:
     """Build every role where it lives: `factory`, "module:function", is called as f(role_name, spec) -> Role in that process.
 
-    `spec` goes to the children as JSON. Raises BadInput if it is not, Unavailable if a stage does not come up.
+    `spec` goes to the children as plain data. Raises BadInput if it is not, Unavailable if a stage does not come up.
     """
     try:
         json.dumps(spec, allow_nan=False)

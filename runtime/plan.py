@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 from everface.core.errors import BadInput
 
 DECODE = "decode"
-MOST_DEVICES = 5
+MOST_DEVICES = 8  # of one pipeline: seven steps and the decoder
 STEP_COST = 1.0  # one denoising forward; only the ratio to DECODE_COST matters
 DECODE_COST = 0.6
 
@@ -31,10 +31,17 @@ def roles_of(steps: int) -> tuple[str, ...]:
     return (*(f"step{i}" for i in range(steps)), DECODE)
 
 
+def partitions(roles: tuple[str, ...], devices: int) -> Iterator[tuple[tuple[str, ...], ...]]:
+    """Every way to cut the roles into so many devices, none of them idle, in the order a block meets them."""
+    for cuts in combinations(range(1, len(roles)), devices - 1):
+        edges = (0, *cuts, len(roles))
+        yield tuple(roles[a:b] for a, b in pairwise(edges))
+
+
 def place(steps: int, placement: str | int, costs: Mapping[str, float] | None = None) -> Plan:
     """The contiguous partition of the roles whose slowest device is fastest; among equals the earlier devices are lighter.
 
-    `placement`: "inline", or a number of processes 1..5. `costs`: time per block of a role, in any unit; a role not named
+    `placement`: "inline", or a number of processes, 1 to 8 but no more than there are roles. `costs`: time per block of a role, in any unit; a role not named
     costs 1.0 as a step and 0.6 as the decoder. Raises BadInput for a placement or cost that cannot be used.
     """
     if steps < 1:
@@ -46,14 +53,15 @@ def place(steps: int, placement: str | int, costs: Mapping[str, float] | None = 
         raise BadInput(f"costs {dict(costs or {})} cannot be used: give positive numbers for some of {', '.join(roles)}")
     if placement == "inline":
         return Plan((roles,), inline=True)
-    allowed = [str(n) for n in range(1, min(MOST_DEVICES, len(roles)) + 1)]
+    most = min(MOST_DEVICES, len(roles))
+    allowed = [str(n) for n in range(1, most + 1)]
     if str(placement) not in allowed:
-        raise BadInput(f"placement {placement!r} is impossible with {len(roles)} roles: choose one of inline, {', '.join(allowed)}")
+        more = f"; more than {most} devices take a second pipeline" if str(placement).isdecimal() and int(placement) > most else ""
+        raise BadInput(
+            f"placement {placement!r} is impossible with {len(roles)} roles: choose one of inline, {', '.join(allowed)}{more}"
+        )
 
-    def loads(cuts: tuple[int, ...]) -> tuple[float, ...]:
-        edges = (0, *cuts, len(roles))
-        return tuple(round(sum(cost[r] for r in roles[a:b]), 9) for a, b in pairwise(edges))
+    def loads(devices: tuple[tuple[str, ...], ...]) -> tuple[float, ...]:
+        return tuple(round(sum(cost[role] for role in device), 9) for device in devices)
 
-    best = min(combinations(range(1, len(roles)), int(placement) - 1), key=lambda cuts: (max(loads(cuts)), loads(cuts)))
-    edges = (0, *best, len(roles))
-    return Plan(tuple(roles[a:b] for a, b in pairwise(edges)))
+    return Plan(min(partitions(roles, int(placement)), key=lambda devices: (max(loads(devices)), loads(devices))))

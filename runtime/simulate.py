@@ -2,7 +2,7 @@
 
 It follows the runtime's own rules: roles in series on a device, two slots a hop with credits, never more blocks in flight than the
 pipeline is deep, the refreshed sink that block 4 waits for, the earliest deadline first among sessions. Times are milliseconds.
-A block is 12 frames, 480 ms of video. Interruptions and faults are not simulated.
+A block is 12 frames, 480 ms of video. Faults are not foretold but tried, on the real runtime: see trial.py.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ class Forecast:
     fps: float
     first_frame_ms: float  # of the first session: from its sound being there to its first frame
     period_ms: tuple[float, float, float]  # p50, p95, p99 between blocks that leave the pipeline
+    interrupt_ms: tuple[float, float]  # p50, p99 from an interruption, its new sound at hand, to the first frame of that
     busy: tuple[float, ...]  # share of the time each device works
     misses: float  # live: share of blocks that came after their place in the video, which starts `buffer_ms` after the first
 
@@ -75,6 +76,7 @@ def simulate(
     work = [sum(times.decode_ms if role == DECODE else times.step_ms for role in roles) for roles in plan.devices]
     streams = [_Stream() for _ in range(sessions)]
     starts: list[list[float]] = []  # [block in order of emission][device]
+    ends: list[list[float]] = []  # when its work there was done
     frees: list[float] = [0.0] * devices  # when a device may take the next block
     leaves: list[float] = []
     busy_ms, late = [0.0] * devices, 0
@@ -91,26 +93,42 @@ def simulate(
         open_streams = [s for s in streams if s.emitted < blocks]
         clock = max(clock, room, min(ready_ms(s) for s in open_streams))
         stream = min((s for s in open_streams if ready_ms(s) <= clock), key=lambda s: s.emitted)  # the earliest deadline
-        at, start = clock + times.draw(times.prepare_ms, rng), []
+        at, start, done = clock + times.draw(times.prepare_ms, rng), [], []
         for d in range(devices):
             begin = max(at + (times.draw(times.hop_ms, rng) if devices > 1 or d else 0.0), frees[d])
             spent = times.draw(work[d], rng)
             end = begin + spent
             busy_ms[d] += spent
             start.append(begin)
+            done.append(end)
             # A give waits for a slot: the block before the last one must have been taken by the next device.
             frees[d] = max(end, starts[n - SLOTS][d + 1]) if d + 1 < devices and n >= SLOTS else end
             at = frees[d]
         starts.append(start)
+        ends.append(done)
         leaves.append(at + (times.hop_ms if devices > 1 else 0.0))
         stream.delivered_ms.append(leaves[-1])
         due = stream.delivered_ms[0] + BLOCK_MS * stream.emitted
         late += live and leaves[-1] > due + buffer_ms
         stream.emitted += 1
-    return _forecast(streams, leaves, busy_ms, late, live)
+    waits = [_interrupt(starts, ends, work, times, rng) for _ in range(200)]
+    return _forecast(streams, leaves, busy_ms, late, live, waits)
 
 
-def _forecast(streams: list[_Stream], leaves: list[float], busy_ms: list[float], late: int, live: bool) -> Forecast:
+def _interrupt(starts: list[list[float]], ends: list[list[float]], work: list[float], times: Times, rng: random.Random) -> float:
+    """From an interruption at some moment of the steady stream to the first frame of new sound. What a device works on is finished,
+    what waits is dropped: the new block meets devices that are done with at most one old one each."""
+    began = rng.uniform(starts[len(starts) // 4][0], starts[-1][0])
+    at = began + times.draw(times.prepare_ms, rng)
+    for d, mean_ms in enumerate(work):
+        busy = max((end[d] for start, end in zip(starts, ends) if start[d] <= began), default=began)
+        at = max(at + (times.draw(times.hop_ms, rng) if len(work) > 1 else 0.0), busy) + times.draw(mean_ms, rng)
+    return at - began + (times.hop_ms if len(work) > 1 else 0.0)
+
+
+def _forecast(
+    streams: list[_Stream], leaves: list[float], busy_ms: list[float], late: int, live: bool, waits: list[float]
+) -> Forecast:
     steady = leaves[len(leaves) // 4 :]  # without the filling of the pipe
     gaps = sorted(b - a for a, b in pairwise(steady))
     first = streams[0].delivered_ms[0] - (BLOCK_MS if live else 0.0)
@@ -118,6 +136,7 @@ def _forecast(streams: list[_Stream], leaves: list[float], busy_ms: list[float],
         fps=1000 * BLOCK_FRAMES / statistics.mean(gaps),
         first_frame_ms=first,
         period_ms=(_rank(gaps, 0.5), _rank(gaps, 0.95), _rank(gaps, 0.99)),
+        interrupt_ms=(_rank(sorted(waits), 0.5), _rank(sorted(waits), 0.99)),
         busy=tuple(ms / leaves[-1] for ms in busy_ms),
         misses=late / len(leaves),
     )

@@ -1,14 +1,19 @@
-"""The roles of one device, run in order, and the messages that they are sent."""
+"""The roles of one device, run in order, and the messages that they are sent.
+
+What goes wrong in a role is told downstream as a Failure, in the place of the block, and costs one session its state on this device;
+the process and the other sessions go on. Only an error that leaves the device itself unusable is raised, which ends the process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from everface.core.block import Block, Closing, Opening
+from everface.core.log import log
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,37 @@ class Tombstone:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """Stands for a block that could not be made, or, with index -1, for a session that could not be opened."""
+
+    session: int
+    epoch: int
+    index: int
+    role: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Every stage has the session."""
+
+    session: int
+
+
+@dataclass(frozen=True)
+class Closed:
+    """No stage has the session any more."""
+
+    session: int
+
+
+@dataclass(frozen=True)
 class Stop:
     """The pipeline ends: a stage hands it on and returns."""
 
 
-Message = Opening | Block | Closing | Epoch | Tombstone | Stop
+Message = Opening | Block | Closing | Epoch | Tombstone | Failure | Opened | Closed | Stop
+Answer = Block | Tombstone | Failure | Opened | Closed  # what leaves the last stage
 URGENT = (Epoch, Stop)  # need no credit, so they reach a stage whose hop is full
 
 
@@ -63,40 +94,83 @@ class Stage:
         self._newest[notice.session] = max(notice.epoch, self._newest.get(notice.session, 0))
 
     def run(self, message: Message) -> Message:
-        """What to give to the next stage for `message`: a block run or dropped, anything else itself."""
+        """What to give to the next stage for `message`: a block run or dropped or failed, anything else itself."""
         with torch.no_grad():
             if isinstance(message, Block):
                 return self._run_block(message)
             if isinstance(message, Opening):
-                self._next[message.session] = 0
-                try:
-                    for role in self.roles.values():
-                        role.open(message)
-                except BaseException:
-                    self._close(Closing(message.session))
-                    raise
-            elif isinstance(message, Closing):
-                self._close(message)
+                return self._open(message)
+            if isinstance(message, Closing):
+                self._close(message.session)
+                self._newest.pop(message.session, None)
             elif isinstance(message, Epoch):
                 self.hear(message)
             return message
 
-    def _close(self, closing: Closing) -> None:
-        if self._next.pop(closing.session, None) is not None:
-            self._newest.pop(closing.session, None)
-            for role in self.roles.values():
-                role.close(closing)
+    def reset(self) -> None:
+        """Forget every session, keep the roles: the pipeline is connected anew and sessions will be opened again."""
+        for session in list(self._next):
+            self._close(session)
+        self._newest.clear()
 
-    def _run_block(self, block: Block) -> Block | Tombstone:
+    @property
+    def sessions(self) -> Iterable[int]:
+        return self._next.keys()
+
+    def _open(self, opening: Opening) -> Opening | Failure:
+        self._next[opening.session] = 0
+        at = 0
+        try:
+            for role in self.roles.values():
+                role.open(opening)
+                at += 1
+        except Exception as error:
+            self._close(opening.session)
+            return Failure(opening.session, 0, -1, list(self.roles)[at], _tell(error))
+        return opening
+
+    def _close(self, session: int) -> None:
+        if self._next.pop(session, None) is not None:
+            for role in self.roles.values():
+                role.close(Closing(session))
+
+    def _run_block(self, block: Block) -> Block | Tombstone | Failure:
+        header = (block.session, block.epoch, block.index)
+        if block.epoch < self._newest.get(block.session, 0):
+            return Tombstone(*header)
         expected = self._next.get(block.session)
-        if expected is None:
-            raise RuntimeError(f"block {block.index} came for session {block.session}, which is not open on this stage")
+        if expected is None:  # it failed here, and the session has not heard of it yet
+            return Failure(*header, next(iter(self.roles)), "the session is not open on this stage")
         if block.index < expected:
             raise RuntimeError(f"block {block.index} of session {block.session} came after block {expected - 1}")
         self._next[block.session] = block.index + 1
-        header = (block.session, block.epoch, block.index)
-        for role in self.roles.values():
-            if block.epoch < self._newest.get(block.session, 0):
-                return Tombstone(*header)
-            block = role.run(block)
+        at = 0
+        try:
+            for role in self.roles.values():
+                if block.epoch < self._newest.get(block.session, 0):
+                    return Tombstone(*header)
+                block = role.run(block)
+                at += 1
+        except Exception as error:
+            self._close(block.session)
+            return Failure(*header, list(self.roles)[at], _tell(error))
         return block
+
+
+def answer_of(message: Message) -> Answer | None:
+    """What the caller is to hear of a message that has passed the last stage."""
+    if isinstance(message, Opening):
+        return Opened(message.session)
+    if isinstance(message, Closing):
+        return Closed(message.session)
+    return message if isinstance(message, Block | Tombstone | Failure) else None
+
+
+def _tell(error: Exception) -> str:
+    """The error in one line. Raises it on if the device is lost: after such an error CUDA answers nothing any more."""
+    lost = getattr(torch, "AcceleratorError", None)
+    if lost is not None and isinstance(error, lost) and not isinstance(error, torch.OutOfMemoryError):
+        raise error
+    log.warning("a role failed", exc_info=error)
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:500]}" if lines else type(error).__name__

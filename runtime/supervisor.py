@@ -1,7 +1,7 @@
-"""The child processes of a pipeline: start, watch, kill. None outlives its parent, and a failure is told in one sentence.
+"""The child processes of a pipeline: start, watch, replace, end. None outlives its parent; what is lost is told in one sentence.
 
-Each child has three pipes. stdin: its orders as one line of JSON, then nothing until the parent is gone, which ends the child.
-stdout: one byte an event (JOINING, READY, DONE with a message). stderr: log and traceback, of which the last lines are kept.
+A child is heard over its control socket (heartbeats, what it works on) and its output (log and traceback, the last lines kept).
+A lost child, dead or hung, is killed at once and the others drop their connections but keep their roles; `restore` replaces it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,43 +20,62 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from everface.core.errors import Unavailable
 from everface.core.log import log
+from everface.runtime.control import Beat, Build, Built, Channel, Cut, Entered, Event, Join, Joined, Leave, Left, Order
 from everface.runtime.plan import Plan
+from everface.runtime.watch import Watch
 
-JOINING, READY, DONE = b"j", b"r", b"d"
-TICK_S = 0.2
+TICK_S = 0.1
 KILL_S = 5.0  # for a killed child to be gone
 KEPT_LINES = 60
-BOOT = (
-    "import json, sys; orders = json.loads(sys.stdin.buffer.readline()); sys.path[:] = orders.pop('path'); "
-    "from everface.runtime.worker import main; main(**orders)"
-)
+MOST_LOSSES, WITHIN_S = 3, 60.0  # more than so many in that time: something is wrong that a restart does not mend
+BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from everface.runtime.worker import main; main(int(sys.argv[1]))"
 
 
 class Child:
-    """One process, its pipes, and how far it has come."""
+    """One process, its socket, its output, and how far it has come."""
 
-    def __init__(self, roles: tuple[str, ...], orders: dict[str, Any]):
+    def __init__(self, roles: tuple[str, ...], timeout_s: float):
         self.name = "+".join(roles)
-        self.events = {JOINING: 0, READY: 0, DONE: 0}
-        self.owing_since_s = 0.0
+        self.watch = Watch(self.name, timeout_s)
+        self.built = False
+        self.generation = 0  # of the connections it has joined
+        self.lost: str | None = None
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._rest = b""
-        self.pipes = 2  # that may still say something
+        ours, theirs = socket.socketpair()
+        self.channel = Channel(ours)
+        command = [
+            sys.executable,
+            "-c",
+            BOOT,
+            str(theirs.fileno()),
+            json.dumps([str(p) for p in sys.path]),
+            f"everface stage {self.name}",
+        ]
         # its own process group: a Ctrl-C in the terminal reaches the parent only, which then ends its children
-        command = [sys.executable, "-c", BOOT, f"everface stage {self.name}"]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, process_group=0)
-        with contextlib.suppress(BrokenPipeError):  # it died already: the watch will say why
-            assert self.process.stdin is not None
-            self.process.stdin.write(json.dumps({**orders, "path": [str(p) for p in sys.path]}).encode() + b"\n")
-            self.process.stdin.flush()
+        out = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        with theirs:
+            self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0, **out)  # type: ignore[call-overload]
 
-    def read_events(self, data: bytes) -> None:
-        for event in self.events:
-            self.events[event] += data.count(event)
-        self.owing_since_s = time.monotonic()
+    def note(self, event: Order | Event, now_s: float) -> None:
+        self.watch.hear(now_s)
+        if isinstance(event, Built):
+            self.built = True
+        elif isinstance(event, Joined):
+            self.generation = event.generation
+            self.watch.begin(now_s)
+        elif isinstance(event, Entered):
+            self.watch.enter(now_s, f"{event.kind} {event.index} of session {event.session}" if event.index >= 0 else event.kind)
+        elif isinstance(event, Left):
+            self.watch.leave(now_s)
+        elif isinstance(event, Cut):
+            log.info("stage %s: %s", self.name, event.reason)
+        else:
+            assert isinstance(event, Beat)
 
     def read_lines(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + (data or b"\n")).split(b"\n")  # the end of the pipe ends the last line
@@ -72,43 +92,68 @@ class Child:
 
 
 class Supervisor:
-    """Starts a child a device and watches them from one thread. `on_failure` wakes whoever waits for the pipeline."""
+    """Keeps one child a device. `on_loss(sentence)` is called from the watching thread as soon as one is lost."""
 
-    def __init__(self, plan: Plan, orders: dict[str, Any], timeout_s: float, on_failure: Callable[[str], None]):
-        self.timeout_s, self._on_failure = timeout_s, on_failure
-        self.fed = 0  # messages that the parent gave to the first child
-        self.failure: str | None = None
+    def __init__(self, plan: Plan, devices: list[str], build: dict[str, Any], timeout_s: float, on_loss: Callable[[str], None]):
+        self._devices = devices
+        self._plan, self._order, self._timeout_s, self._on_loss = plan, build, timeout_s, on_loss
+        self.generation = 0
+        self.failure: str | None = None  # final: the pipeline will not come back
+        self.losses: deque[float] = deque(maxlen=MOST_LOSSES + 1)
         self._changed = threading.Condition()
-        self._failing = threading.Lock()
         self._closing = False
+        self._selector = selectors.DefaultSelector()
         self.children: list[Child] = []
         try:
-            for rank, roles in enumerate(plan.devices):
-                self.children.append(Child(roles, {**orders, "rank": rank, "roles": roles}))
+            self.children = [self._spawn(rank) for rank in range(len(plan.devices))]
         except BaseException:
-            self._kill()
+            self._kill_all()
             raise
         self._thread = threading.Thread(target=self._watch, name="everface supervisor", daemon=True)
         self._thread.start()
 
-    def wait_all(self, event: bytes, timeout_s: float) -> None:
-        """Until every child has told `event`. Raises Unavailable if one fails first or time runs out."""
+    def wait_built(self, timeout_s: float) -> None:
+        """Until every child has its roles. Raises Unavailable if one is lost first or time runs out."""
+        self._wait(lambda: all(c.built for c in self.children), timeout_s, "had not built its roles", lambda c: c.built)
+
+    def order_join(self, join: Join) -> None:
+        """Tell all children to connect anew; `join` is the caller's own order, the last rank's."""
+        self.generation = join.generation
+        for rank, child in enumerate(self.children):
+            child.channel.send(msgspec.structs.replace(join, rank=rank, device=self._devices[rank]))
+
+    def wait_joined(self, timeout_s: float) -> None:
+        def joined(child: Child) -> bool:
+            return child.generation == self.generation
+
+        self._wait(lambda: all(map(joined, self.children)), timeout_s, "was not connected", joined)
+
+    def lost(self) -> str | None:
+        """The sentence about the first child that is lost and not replaced yet."""
+        return self.failure or next((c.lost for c in self.children if c.lost), None)
+
+    def wait_loss(self, timeout_s: float) -> str | None:
+        """Called when a connection broke: what the watch finds out about it within the time, if anything."""
         with self._changed:
-            done = self._changed.wait_for(lambda: self.failure or all(c.events[event] for c in self.children), timeout_s)
-        if not done:
-            late = next(c for c in self.children if not c.events[event])
-            self._fail(f"stage {late.name} was not ready after {timeout_s:g} s: allow it more time or a faster disk")
+            self._changed.wait_for(lambda: self.lost() is not None, timeout_s)
+        return self.lost()
+
+    def restore(self) -> list[str]:
+        """Replace what is lost. Answers the names of the stages begun anew; raises Unavailable if it happens too often."""
+        begun = []
+        with self._changed:
+            for place, child in enumerate(self.children):
+                if child.lost:
+                    self.children[place] = self._spawn(place)
+                    begun.append(child.name)
+            if len(self.losses) > MOST_LOSSES and self.losses[-1] - self.losses[0] < WITHIN_S:
+                self._give_up(f"{MOST_LOSSES + 1} stages were lost within {WITHIN_S:g} s: mend the cause and start again")
         self.check()
+        return begun
 
     def check(self) -> None:
         if self.failure:
             raise Unavailable(self.failure)
-
-    def wait_failure(self, timeout_s: float) -> None:
-        """Called when a hop broke: raise what the watch finds out about it within the time, if anything."""
-        with self._changed:
-            self._changed.wait_for(lambda: self.failure is not None, timeout_s)
-        self.check()
 
     def close(self, grace_s: float) -> None:
         """End all children: they get `grace_s` to end by themselves. No process is left, failure or not."""
@@ -117,65 +162,105 @@ class Supervisor:
         for child in self.children:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.process.wait(max(0.0, end_s - time.monotonic()))
-        self._kill()
+        self._kill_all()
         self._thread.join()
+        self._selector.close()
+        for child in self.children:
+            child.channel.close()
 
-    def _kill(self) -> None:
+    # inside
+
+    def _spawn(self, rank: int) -> Child:
+        child = Child(self._plan.devices[rank], self._timeout_s)
+        child.channel.send(Build(list(self._plan.devices[rank]), self._devices[rank], **self._order))
+        assert child.process.stdout is not None
+        self._selector.register(child.channel.sock, selectors.EVENT_READ, (child, self._read_events))
+        self._selector.register(child.process.stdout, selectors.EVENT_READ, (child, self._read_output))
+        return child
+
+    def _wait(self, done: Callable[[], bool], timeout_s: float, what: str, ready: Callable[[Child], bool]) -> None:
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.lost() or done(), timeout_s):
+                late = next(c for c in self.children if not ready(c))
+                self._lose(late, f"{what} after {timeout_s:g} s: allow it more time or a faster disk")
+        if sentence := self.lost():
+            raise Unavailable(sentence)
+
+    def _kill_all(self) -> None:
         for child in self.children:
             child.process.kill()
         for child in self.children:
             with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in a driver: the system will reap it
                 child.process.wait(KILL_S)
-            if child.process.stdin:
-                with contextlib.suppress(BrokenPipeError):
-                    child.process.stdin.close()
 
-    def _fail(self, sentence: str) -> None:
-        with self._failing:
-            if self.failure or self._closing:
-                return
-            self._kill()  # first: whoever hears of the failure finds no process left
-            with self._changed:
-                self.failure = sentence
-                self._changed.notify_all()
-        self._on_failure(sentence)
+    def _lose(self, child: Child, why: str) -> None:
+        """Kill it, for good measure, and have the others drop their connections to it."""
+        if child.lost or self._closing:
+            return
+        child.process.kill()
+        with self._changed:
+            child.lost = f"stage {child.name} {why}"
+            child.watch.rest()
+            if child.process.returncode == 1:  # a bug, not an everface error: keep its traceback
+                log.error("stage %s:\n%s", child.name, "\n".join(child.lines))
+            self.losses.append(time.monotonic())
+            if not child.built:
+                self._give_up(f"{child.lost}: mend that and start again")
+            for other in self.children:
+                if not other.lost:
+                    other.watch.rest()
+                    other.channel.send(Leave())
+            self._changed.notify_all()
+        log.warning("%s", child.lost)
+        self._on_loss(child.lost)
+
+    def _give_up(self, sentence: str) -> None:
+        self.failure = self.failure or sentence
 
     def _watch(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            for child in self.children:
-                for pipe, read in ((child.process.stdout, child.read_events), (child.process.stderr, child.read_lines)):
-                    assert pipe is not None
-                    selector.register(pipe, selectors.EVENT_READ, (child, read))
-            while selector.get_map():
-                ready = selector.select(TICK_S)
-                for key, _ in ready:
-                    (child, read), data = key.data, os.read(key.fd, 1 << 16)
-                    read(data)
-                    if not data:
-                        child.pipes -= 1
-                        selector.unregister(key.fileobj)
-                        key.fileobj.close()  # type: ignore[union-attr]
-                if not ready and all(c.process.poll() is not None for c in self.children):
-                    break  # something that a child started keeps a pipe open
-                if not self._closing and self.failure is None:
-                    self._judge(quiet=not ready)
-                with self._changed:
-                    self._changed.notify_all()
+        while not (self._closing and all(c.process.poll() is not None for c in self.children)):
+            try:
+                ready = self._selector.select(TICK_S)
+            except OSError:  # a file went away under it: the next round has a new list
+                continue
+            for key, _ in ready:
+                child, read = key.data
+                if not read(child):
+                    self._selector.unregister(key.fileobj)
+                    key.fileobj.close()  # type: ignore[union-attr]
+            now_s = time.monotonic()
+            for child in list(self.children):
+                if child.process.poll() is not None and not self._closing:
+                    if child.process.returncode >= 0:
+                        self._read_last(child)
+                    self._lose(child, child.tell_end())
+                elif why := child.watch.late(now_s):
+                    self._lose(child, why)
+            with self._changed:
+                self._changed.notify_all()
 
-    def _judge(self, quiet: bool) -> None:
-        """Fail if a child ended, or owes an answer for too long; of several late ones the last in line holds up the others."""
-        for child in self.children:
-            if child.process.poll() is not None and (quiet or not child.pipes):  # its last words have been read
-                if child.process.returncode == 1:  # a bug, not an everface error: keep its traceback
-                    log.error("stage %s:\n%s", child.name, "\n".join(child.lines))
-                self._fail(f"stage {child.name} {child.tell_end()}: the pipeline has ended, start it again once that is mended")
-                return
-        now_s, late = time.monotonic(), None
-        done = [self.fed, *(c.events[DONE] for c in self.children)]
-        for child, due, did in zip(self.children, done, done[1:]):
-            if due <= did:
-                child.owing_since_s = now_s
-            elif now_s - child.owing_since_s > self.timeout_s:
-                late = child
-        if late:
-            self._fail(f"stage {late.name} was silent for {self.timeout_s:g} s with work in flight: use a faster device or a longer timeout")
+    def _read_events(self, child: Child) -> bool:
+        events = child.channel.read()
+        for event in events or ():
+            child.note(event, time.monotonic())
+        if events is None and not self._closing:  # its process ends, or has ended: be there when it does
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(1.0)
+        return events is not None
+
+    def _read_output(self, child: Child) -> bool:
+        assert child.process.stdout is not None
+        data = os.read(child.process.stdout.fileno(), 1 << 16)
+        child.read_lines(data)
+        return bool(data)
+
+    def _read_last(self, child: Child) -> None:
+        """The last words of a child that ended, as far as they are there."""
+        out = child.process.stdout
+        if out is None or out.closed:
+            return
+        os.set_blocking(out.fileno(), False)
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(out.fileno(), 1 << 16):
+                child.read_lines(data)
+        child.read_lines(b"")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import msgspec
 import torch
 
 from everface.core.block import Block, Closing, Opening, Tensors
 from everface.core.errors import BadInput
-from everface.runtime.stage import Epoch, Message, Stop, Tombstone
+from everface.runtime.stage import Closed, Epoch, Failure, Message, Opened, Stop, Tombstone
 
 MOST_BYTES = 1 << 30  # of one message; a 704x384 block of frames takes 9.7 MB
 ALIGN = 16
@@ -21,7 +22,10 @@ DTYPES = {
     "i64": torch.int64,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-PLAIN: dict[str, type] = {"closing": Closing, "epoch": Epoch, "tombstone": Tombstone, "stop": Stop}
+CODES = list(DTYPES)
+PLAIN: dict[str, type] = {
+    "closing": Closing, "epoch": Epoch, "tombstone": Tombstone, "failure": Failure, "opened": Opened, "closed": Closed, "stop": Stop,
+}  # fmt: skip
 KINDS = {Opening: "opening", Block: "block", **{cls: kind for kind, cls in PLAIN.items()}}
 
 Fields = dict[str, int | float | str | bool]
@@ -48,8 +52,17 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Header).decode
 
 
-def encode(message: Message) -> torch.Tensor:
-    """The message as a uint8 tensor on the CPU. Raises BadInput for a dtype the wire does not know, or beyond MOST_BYTES."""
+@dataclass(frozen=True)
+class Parcel:
+    """A message ready to be written: its packed header, its tensors and where each one starts, and the bytes it takes in all."""
+
+    head: bytes
+    tensors: tuple[tuple[int, torch.Tensor], ...]
+    size: int
+
+
+def pack(message: Message) -> Parcel:
+    """Describe a message; no tensor is copied. Raises BadInput for a dtype the wire does not know, or beyond MOST_BYTES."""
     header, tensors = Header(KINDS[type(message)]), {}
     if isinstance(message, Opening):
         header.fields["session"] = message.session
@@ -59,24 +72,30 @@ def encode(message: Message) -> torch.Tensor:
         tensors = {"x": message.x, **{f"condition.{k}": t for k, t in message.condition.items()}}
     else:
         header.fields = dict(vars(message))
-    size = 0
-    for key, tensor in tensors.items():
-        if tensor.dtype not in NAMES:
-            raise BadInput(f"tensor {key!r} of {tensor.dtype} cannot travel: convert it to one of {', '.join(map(str, NAMES))}")
-        header.slices.append(Slice(key, NAMES[tensor.dtype], list(tensor.shape)))
-        size += _aligned(tensor.numel() * tensor.element_size())
+    header.slices = [Slice(key, name_of(key, tensor.dtype), list(tensor.shape)) for key, tensor in tensors.items()]
     head = _pack(header)
-    start = _aligned(8 + len(head))
-    if start + size > MOST_BYTES:
-        raise BadInput(f"a message of {start + size} bytes is beyond the limit of {MOST_BYTES}: send a smaller picture")
-    data = torch.zeros(start + size, dtype=torch.uint8)
-    data[:8].view(torch.int64)[0] = len(head)
-    data[8 : 8 + len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+    size, placed = aligned(8 + len(head)), []
     for tensor in tensors.values():
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        data[start : start + flat.numel()] = flat
-        start += _aligned(flat.numel())
+        placed.append((size, tensor))
+        size += aligned(tensor.nbytes)
+    if size > MOST_BYTES:
+        raise BadInput(f"a message of {size} bytes is beyond the limit of {MOST_BYTES}: send a smaller picture")
+    return Parcel(head, tuple(placed), size)
+
+
+def write(parcel: Parcel, data: torch.Tensor) -> torch.Tensor:
+    """The message in `data`, uint8 of parcel.size bytes on the CPU, its start aligned to 16; answers `data`. Copies each tensor once."""
+    data[:8].view(torch.int64)[0] = len(parcel.head)
+    data[8 : 8 + len(parcel.head)] = torch.frombuffer(bytearray(parcel.head), dtype=torch.uint8)
+    for start, tensor in parcel.tensors:
+        data[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor.detach())
     return data
+
+
+def encode(message: Message) -> torch.Tensor:
+    """The message as a uint8 tensor on the CPU. Raises as `pack` does."""
+    parcel = pack(message)
+    return write(parcel, torch.empty(parcel.size, dtype=torch.uint8))
 
 
 def decode(data: torch.Tensor) -> Message:
@@ -86,14 +105,14 @@ def decode(data: torch.Tensor) -> Message:
         if not 0 < length <= data.numel() - 8:
             raise ValueError(f"a header of {length} bytes in {data.numel()}")
         header = _unpack(data[8 : 8 + length].numpy().tobytes())
-        tensors, start = {}, _aligned(8 + length)
+        tensors, start = {}, aligned(8 + length)
         for s in header.slices:
             dtype = DTYPES[s.dtype]
             size = math.prod(s.shape) * dtype.itemsize
             if min(s.shape, default=0) < 0 or start + size > data.numel():
                 raise ValueError(f"tensor {s.key!r} goes beyond the end")
             tensors[s.key] = data[start : start + size].view(dtype).reshape(s.shape)
-            start += _aligned(size)
+            start += aligned(size)
         if start != data.numel():
             raise ValueError(f"{data.numel()} bytes where the header says {start}")
         return _build(header, tensors)
@@ -111,5 +130,24 @@ def _build(header: Header, tensors: Tensors) -> Message:
     return PLAIN[header.kind](**fields)
 
 
-def _aligned(size: int) -> int:
+def describe(key: str, tensor: torch.Tensor) -> torch.Tensor:
+    """[place of its dtype in CODES, *shape] in int64: stands for a tensor whose bytes go another way. Raises BadInput."""
+    return torch.tensor([CODES.index(name_of(key, tensor.dtype)), *tensor.shape])
+
+
+def blank(described: torch.Tensor) -> torch.Tensor:
+    """The dtype and shape that a description tells, as a tensor without memory."""
+    code, *shape = described.tolist()
+    return torch.empty(shape, dtype=DTYPES[CODES[code]], device="meta")
+
+
+def name_of(key: str, dtype: torch.dtype) -> str:
+    """How the wire calls a dtype. Raises BadInput, naming the tensor, for one that it does not know."""
+    if dtype not in NAMES:
+        raise BadInput(f"tensor {key!r} of {dtype} cannot travel: convert it to one of {', '.join(map(str, NAMES))}")
+    return NAMES[dtype]
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to the next multiple of 16."""
     return -(-size // ALIGN) * ALIGN

@@ -1,27 +1,34 @@
-"""A child process of a pipeline: builds the roles of its device and runs them until told to stop or its parent is gone."""
+"""A child process of a pipeline: builds the roles of its device once, and runs them through any number of connections.
+
+Three threads: the main one builds, connects, and takes, runs, gives; one listens to the parent; one tells it twice a heartbeat's
+time that this process lives. The end of the parent ends this process.
+"""
 
 from __future__ import annotations
 
 import importlib
 import os
-import select
+import queue
 import signal
+import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any, NoReturn
 
 import torch
-from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
-from everface.core.block import Block
+from everface.core.block import Block, Opening
 from everface.core.errors import BadInput, EverfaceError
 from everface.core.log import start_log
-from everface.runtime.handoff import Broken, GlooGiver, GlooTaker, Group
-from everface.runtime.stage import Epoch, Role, Stage, Stop, Tombstone
-from everface.runtime.supervisor import DONE, JOINING, READY
+from everface.runtime.connect import Hops
+from everface.runtime.control import Beat, Build, Built, Channel, Cut, Entered, Join, Joined, Leave, Left
+from everface.runtime.handoff import Broken
+from everface.runtime.stage import Epoch, Role, Stage, Stop, answer_of
+
+BEAT_S = 0.25
 
 Factory = Callable[[str, dict[str, Any]], Role]
 
@@ -35,64 +42,104 @@ def find_factory(name: str) -> Factory:
         raise BadInput(f"role factory {name!r} cannot be imported: {error}; give it as 'module:function'") from None
 
 
-def join_group(store: str, rank: int, world: int, timeout_s: float) -> Group:
-    """Connect every process of the pipeline with every other, over the loopback interface only."""
-    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    options._timeout = timedelta(seconds=timeout_s)
-    options._devices = [ProcessGroupGloo.create_device(hostname="127.0.0.1")]
-    return ProcessGroupGloo(FileStore(store, world), rank, world, options)  # type: ignore[return-value]
+class Worker:
+    """The state that the three threads share."""
+
+    def __init__(self, channel: Channel):
+        self.channel = channel
+        self.builds: queue.Queue[Build] = queue.Queue(1)
+        self._joins: queue.Queue[Join] = queue.Queue(8)
+        self._hops: Hops | None = None
+        self._generation = 0  # connections of an older one are to be dropped
+        self._parent = os.getppid()
+
+    def listen(self) -> NoReturn:
+        """Hear the parent's orders until it is gone."""
+        while (orders := self.channel.read()) is not None:
+            for order in orders:
+                if isinstance(order, Build):
+                    self.builds.put(order)
+                elif isinstance(order, Join):
+                    self._generation = order.generation
+                    self._drop("the pipeline is connected anew")
+                    self._joins.put(order)
+                elif isinstance(order, Leave):
+                    self._drop("another stage was lost")
+        os._exit(3)
+
+    def beat(self) -> NoReturn:
+        """Tell of life. A fork of the parent may hold the socket open, so its process is asked after too."""
+        while os.getppid() == self._parent:
+            self.channel.send(Beat())
+            time.sleep(BEAT_S)
+        os._exit(3)
+
+    def work(self) -> None:
+        """Build, then connect and serve until told to stop."""
+        build = self.builds.get()
+        torch.set_num_threads(build.threads)
+        factory = find_factory(build.factory)
+        stage = Stage({role: factory(role, {**build.spec, "device": build.device}) for role in build.roles})
+        self.channel.send(Built())
+        while True:
+            join = self._joins.get()
+            stage.reset()
+            if join.generation != self._generation:
+                continue
+            try:
+                with Hops(join, stage.hear) as hops:
+                    self._hops = hops
+                    if join.generation != self._generation:
+                        continue
+                    hops.meet()
+                    self.channel.send(Joined(join.generation))
+                    self._serve(stage, hops, join.rank == join.world - 2)
+                    return
+            except Broken as error:  # another stage is the culprit: the parent knows, or will find out
+                self.channel.send(Cut(str(error)))
+            finally:
+                self._hops = None
+
+    def _serve(self, stage: Stage, hops: Hops, last: bool) -> None:
+        """Take, run, give, until Stop. The parent, after the last stage, wants answers only."""
+        while True:
+            message = hops.taker.take(3600.0)
+            if message is None:
+                continue
+            if isinstance(message, Stop):
+                if not last:
+                    hops.giver.put(message)
+                return
+            if isinstance(message, Block):
+                self.channel.send(Entered("block", message.session, message.index))
+            else:
+                self.channel.send(Entered("an opening" if isinstance(message, Opening) else "a message", 0, -1))
+            answer = stage.run(message)
+            del message
+            self.channel.send(Left())  # before it is given: if the next stage does not take it, that one is late
+            if last:
+                told = answer_of(answer)
+                if told is not None:
+                    hops.giver.put(told)
+            elif not isinstance(answer, Epoch):
+                hops.giver.put(answer)
+
+    def _drop(self, reason: str) -> None:
+        hops = self._hops
+        if hops is not None:
+            hops.abort(reason)
 
 
-def serve(stage: Stage, taker: GlooTaker, giver: GlooGiver, last: bool, tell: Callable[[bytes], None]) -> None:
-    """Take, run, give, until Stop. The parent, after the last stage, wants blocks and tombstones only."""
-    while True:
-        message = taker.take(3600.0)
-        if message is None:
-            continue
-        if isinstance(message, Stop):
-            if not last:
-                giver.put(message)
-            return
-        answer = stage.run(message)
-        del message
-        tell(DONE)  # before it is given: if the next stage does not take it, that one is late
-        if not last or isinstance(answer, Block | Tombstone):
-            giver.put(answer)
-
-
-def main(
-    rank: int, roles: list[str], world: int, store: str, factory: str, spec: dict[str, Any],
-    threads: int, timeout_s: float, start_s: float, slots: list[int],
-) -> NoReturn:  # fmt: skip
-    """`rank` r takes from r-1 and gives to r+1; the parent is the last rank, hence before the first. slots: of each hop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    events = os.dup(1)
-    os.dup2(2, 1)  # what roles print goes to the log
-    threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
-
-    def tell(event: bytes) -> None:
-        os.write(events, event)
-
+def main(fd: int) -> NoReturn:
+    """`fd`: this end of the control socket."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides, and its end is our end
+        signal.signal(number, signal.SIG_IGN)
+    worker = Worker(Channel(socket.socket(fileno=fd)))
+    for run in (worker.listen, worker.beat):
+        threading.Thread(target=run, name=run.__name__, daemon=True).start()
     try:
         start_log()
-        torch.set_num_threads(threads)
-        build = find_factory(factory)
-        tell(JOINING)
-        group = join_group(store, rank, world, start_s)
-        last = rank == world - 2
-        giver = GlooGiver(group, rank + 1, slots[rank + 1], timeout_s)
-        stage = Stage({role: build(role, spec) for role in roles})
-
-        def hear(notice: Epoch) -> None:
-            stage.hear(notice)
-            if not last:
-                giver.put(notice)
-
-        taker = GlooTaker(group, (rank - 1) % world, hear, timeout_s)
-        tell(READY)
-        serve(stage, taker, giver, last, tell)
-    except Broken:  # another stage is the culprit; the parent will find it, and end this process
-        threading.Event().wait()
+        worker.work()
     except EverfaceError as error:
         _leave(2, str(error))
     except BaseException:
@@ -107,11 +154,3 @@ def _leave(code: int, words: str = "") -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _follow_parent(parent: int) -> NoReturn:
-    """End this process when the parent closes stdin or dies; PDEATHSIG would follow the parent's thread, not the parent."""
-    while os.getppid() == parent:  # asked every second, for a fork of the parent may hold stdin open
-        if select.select([0], [], [], 1.0)[0] and not os.read(0, 4096):
-            break
-    os._exit(3)

@@ -15,16 +15,20 @@ if TYPE_CHECKING:
     from everface.avatar.avatar import Avatar
     from everface.core.config import Deployment, StreamConfig
     from everface.core.errors import EverfaceError
-    from everface.runtime.session import FrameBlock, Session
+    from everface.runtime.event import FrameBlock, Recovered, Recovering, Segment
+    from everface.runtime.session import Session
 
 __version__ = "0.1.0"
-__all__ = ["Avatar", "Deployment", "EverfaceError", "FrameBlock", "Session", "StreamConfig"]
+__all__ = ["Avatar", "Deployment", "EverfaceError", "FrameBlock", "Recovered", "Recovering", "Segment", "Session", "StreamConfig"]
 
 _HOMES = {
     "Avatar": "everface.avatar.avatar",
     "Deployment": "everface.core.config",
     "EverfaceError": "everface.core.errors",
-    "FrameBlock": "everface.runtime.session",
+    "FrameBlock": "everface.runtime.event",
+    "Recovered": "everface.runtime.event",
+    "Recovering": "everface.runtime.event",
+    "Segment": "everface.runtime.event",
     "Session": "everface.runtime.session",
     "StreamConfig": "everface.core.config",
 }

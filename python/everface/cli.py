@@ -1,6 +1,6 @@
 """The command line, floor 6. Every verb is a thin call; what a verb needs is imported when it runs, so --help is quick.
 
-Exit codes: 0 done, 1 a check that did not pass, 2 something the user can mend (one line on stderr), 130 interrupted.
+Exit codes: 0 done, 1 a check that did not pass, 2 something the user can mend (one line on stderr), 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import argparse
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,9 +31,15 @@ if TYPE_CHECKING:
 PLACEMENTS = ("inline", "1", "2", "3", "4", "5")
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: what runs is ended as by Ctrl-C, its files whole and its processes gone."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     start_log()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     began = time.time()
     try:
         code = args.verb(args) or 0
@@ -43,10 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EverfaceError as error:
         print("everface: " + " ".join(str(error).split()), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         video = _video_since(began, getattr(args, "out", None))
         print(f"everface: interrupted{f'; what was finished plays from {video}' if video else ''}", file=sys.stderr)
-        return 130
+        return 143 if isinstance(interrupt, _Terminated) else 130
+
+
+def _terminate(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: the end must not be cut short
+    raise _Terminated
 
 
 def _video_since(began: float, out: Path | None) -> Path | None:
@@ -140,7 +153,9 @@ def train_evaluate(args: argparse.Namespace) -> int:
     return 0 if report["pass"] else 1
 
 
-def simulate(args: argparse.Namespace) -> None:
+def simulate(args: argparse.Namespace) -> int:
+    if args.faults:
+        return _simulate_faults(args.first, args.seeds)
     from everface.runtime.plan import place
     from everface.runtime.simulate import Times, paper_table, simulate
 
@@ -148,7 +163,7 @@ def simulate(args: argparse.Namespace) -> None:
         print(f"{'configuration':<20} {'fps':>6} {'paper':>6}   {'first frame':>11} {'paper':>6}")
         for what, fps, paper_fps, first_ms, paper_ms in paper_table():
             print(f"{what:<20} {fps:6.1f} {paper_fps:6.1f}   {first_ms:8.0f} ms {paper_ms or '-':>6}")
-        return
+        return 0
     plan = place(args.steps, args.devices)
     times = Times(args.step_ms, args.decode_ms, args.hop_ms, jitter=args.jitter)
     report = asdict(simulate(plan, times, sessions=args.sessions, live=args.live))
@@ -156,12 +171,29 @@ def simulate(args: argparse.Namespace) -> None:
     for name, value in report.items():
         values = value if isinstance(value, tuple) else (value,)
         print(f"{name:<15} {' '.join(f'{v:.3g}' if v < 10 else f'{v:.1f}' for v in values)}")
+    return 0
+
+
+def _simulate_faults(first: int, seeds: int) -> int:
+    from everface.runtime.trial import run_many
+
+    began = time.monotonic()
+    failed, outcome = run_many(first, seeds, os.cpu_count() or 1)
+    for seed, what in sorted(failed.items())[:20]:
+        print(f"seed {seed}: {what}\n  again: everface simulate --faults --first {seed} --seeds 1")
+    print(f"{'seeds':<15} {seeds} from {first}, {len(failed)} broke an invariant, {time.monotonic() - began:.0f} s")
+    for name, value in asdict(outcome).items():
+        print(f"{name:<15} {value}")
+    return 1 if failed else 0
 
 
 def doctor(args: argparse.Namespace) -> int:
-    from everface.doctor import doctor
+    from everface.doctor import Question, doctor, plan
 
-    return doctor(__version__)
+    if not args.plan:
+        return doctor(__version__)
+    names = ("devices", "memory_gib", "step_ms", "decode_ms", "sampler", "dtype", "sessions", "size")
+    return plan(Question(**{name: getattr(args, name) for name in names if getattr(args, name) is not None}))
 
 
 def _deployment(args: argparse.Namespace) -> Deployment:
@@ -263,6 +295,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--jitter", type=float, default=0.0, metavar="CV", help="of all times, standard deviation / mean (%(default)s)")
     p.add_argument("--sessions", type=_count, default=1, metavar="N", help="viewers (%(default)s)")
     p.add_argument("--live", action="store_true", help="sound comes as it is spoken, not at once")
+    p.add_argument("--faults", action="store_true", help="no forecast: the real runtime on virtual time, with seeded faults")
+    p.add_argument("--seeds", type=_count, default=1000, metavar="N", help="trials with faults (%(default)s)")
+    p.add_argument("--first", type=int, default=0, metavar="SEED", help="of the trials, to see one again (%(default)s)")
 
     p = add("pull", pull, "download the official weights, 47 GB, resumable", "pull")
     p.add_argument("--dir", type=Path, metavar="DIR", help="where to (live-avatar in the cache, which EVERFACE_CACHE names)")
@@ -271,7 +306,16 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("dir", type=Path, metavar="DIR", help="folder of the checkpoint")
     p.add_argument("--lora", type=Path, metavar="FILE", help="the LoRA to merge (liveavatar.safetensors in DIR, when it is there)")
 
-    add("doctor", doctor, "say what this machine has and what is missing", "doctor")
+    p = add("doctor", doctor, "say what this machine has and what is missing, or how to place the official model", "doctor")
+    p.add_argument("--plan", action="store_true", help="foretell every number of devices for the official model, and the best")
+    p.add_argument("--devices", type=_count, metavar="N", help="plan for so many (this machine's)")
+    p.add_argument("--memory", type=float, dest="memory_gib", metavar="GIB", help="of each device (what they have)")
+    p.add_argument("--step-ms", type=float, metavar="MS", help="one forward, as measured (265.5, the paper's)")
+    p.add_argument("--decode-ms", type=float, metavar="MS", help="decoding a block, as measured (150, the paper's)")
+    p.add_argument("--sampler", choices=SAMPLERS, help=f"four forwards a block, or three ({StreamConfig.sampler})")
+    p.add_argument("--dtype", choices=("bf16", "fp8"), help="of the weights (bf16)")
+    p.add_argument("--sessions", type=_count, metavar="N", help="viewers at a time (1)")
+    p.add_argument("--size", type=_size, metavar="WxH", help="of the video (704x384)")
     _add_train(add("train", None, "make the bundled model anew, or judge it", "train evaluate"))
     return parser
 

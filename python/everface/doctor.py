@@ -7,22 +7,35 @@ import platform
 import shutil
 import sys
 import tempfile
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from everface.core import env
+from everface.core.errors import BadInput, Unavailable
+
+if TYPE_CHECKING:
+    from everface.runtime.choose import Needs
+
 
 # Packages that are used when they are there: import name, distribution, purpose.
 OPTIONAL = (
     ("triton", "triton", "the fused kernels (on a CPU: their tests, under the interpreter)"),
+    ("nvidia.nccl", "nvidia-nccl-cu13", "blocks from GPU to GPU, with a torch for CUDA 13, which brings it"),
+    ("nvidia.nccl", "nvidia-nccl-cu12", "the same with a torch for CUDA 12"),
+    ("pybind11", "pybind11", "building everface._native, which calls NCCL (make native)"),
+    ("pytest_benchmark", "pytest-benchmark", "timing kernels and hops (bench/)"),
     ("flash_attn", "flash-attn", "not used; a peer to measure attention against"),
     ("xformers", "xformers", "not used; a peer to measure attention against"),
     ("flashinfer", "flashinfer-python", "not used; a peer to measure attention against"),
     ("sageattention", "sageattention", "not used; a peer to measure attention against"),
-    ("cupy", "cupy-cuda13x", "not used; CUDA from Python without a compiler"),
+    ("cupy", "cupy-cuda13x", "not used; CUDA 13 from Python without a compiler"),
+    ("cupy", "cupy-cuda12x", "not used; the same for CUDA 12"),
     ("matplotlib", "matplotlib", "the plots of everface train"),
 )
+ONE_OF = {"nvidia.nccl", "cupy"}  # imported under one name, shipped under several: only what is installed counts
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 
 
@@ -37,12 +50,99 @@ def doctor(everface: str) -> int:
     for line in devices():
         say("device", line)
     for module, distribution, purpose in OPTIONAL:
-        say_package(distribution, purpose, present=find_spec(module) is not None)
+        say_package(distribution, purpose, present=module not in ONE_OF and _found(module))
+    say("everface._native", native_line())
     trouble = cache_trouble(env.cache_dir())
     say("cache", f"{env.cache_dir()}: {trouble or 'writable, ' + free_space(env.cache_dir())}")
     verdict = [f"missing {', '.join(missing)}: run make setup"] * bool(missing) + [f"the cache cannot be written: {trouble}"] * bool(trouble)
     say("verdict", "; ".join(verdict) or "everface can run here")
     return 1 if verdict else 0
+
+
+@dataclass(frozen=True)
+class Question:
+    """What `doctor --plan` is asked: which devices, how fast they were measured to be, for whom."""
+
+    devices: int | None = None  # as many as this machine has
+    memory_gib: float | None = None  # of each; what they have
+    step_ms: float = 265.5  # of one forward; the paper's, as of the decoding of a block
+    decode_ms: float = 150.0
+    sampler: str = "official"
+    dtype: str = "bf16"
+    sessions: int = 1
+    size: tuple[int, int] = (384, 704)  # height, width
+
+
+def plan(question: Question) -> int:
+    """Print what each number of devices would do for the official model, the best one marked. Raises BadInput if nothing fits."""
+    from everface.core.config import FPS, StreamConfig
+    from everface.runtime.choose import best, explain, options, refuse
+    from everface.runtime.simulate import Times
+
+    steps, times = StreamConfig(sampler=question.sampler).steps, Times(question.step_ms, question.decode_ms)
+    limits_gib, needs = _limits(question), _needs(question)
+    used = min(len(limits_gib), steps + 1)
+    found = options(steps, limits_gib[:used], needs, times, question.sessions)
+    chosen = best(found)
+    if chosen is None:
+        raise refuse(found, needs, question.sessions)
+    height, width = question.size
+    print(
+        f"{steps} steps and the decoder at {width}x{height}, weights in {question.dtype}, {question.sessions} session(s); "
+        f"a forward takes {times.step_ms:g} ms, decoding a block {times.decode_ms:g} ms"
+    )
+    print(f"\n{'devices':<9}{'fps':>6}  {'first frame':>11}  {'GiB of each':<32}  roles")
+    for count in range(1, used + 1):
+        here = [option for option in found if len(option.plan.devices) == count]
+        row = best(here) or min(here, key=lambda option: option.rank)
+        memory = " ".join(f"{m:.1f}{'' if m <= limit else '!'}" for m, limit in zip(row.memory_gib, row.limits_gib))
+        shape = " | ".join("+".join(roles) for roles in row.plan.devices)
+        rate = f"{row.forecast.fps:6.1f}  {row.forecast.first_frame_ms:8.0f} ms" if row.fits else f"{'does not fit':>19}"
+        print(f"{f'{count} *' if row is chosen else count:<9}{rate}  {memory:<32}  {shape}")
+    if len(limits_gib) > used:
+        rest = f"{used + 1}-{len(limits_gib)}" if len(limits_gib) > used + 1 else f"{used + 1}"
+        print(f"{rest:<9}as {used}: there are {used} roles; what is left serves a second pipeline")
+    live = int(chosen.forecast.fps / FPS)
+    print(f"\n* best: {explain(chosen, found, times)}.")
+    print(f"Its rate is that of {live} live session(s) at {FPS} frames a second. Memory is counted, not measured; times are as given.")
+    return 0
+
+
+def _limits(question: Question) -> list[float]:
+    """Memory of each device in GiB: as told, else as torch sees it."""
+    import torch
+
+    here = [torch.cuda.get_device_properties(i).total_memory / 2**30 for i in range(torch.cuda.device_count())]
+    count = question.devices or len(here)
+    if not count:
+        raise BadInput("this machine has no CUDA device to plan for: name them, as in --devices 5 --memory 80")
+    if count > len(here) and question.memory_gib is None:
+        raise BadInput(f"this machine has {len(here)} CUDA devices, not {count}: say how much memory each has, as in --memory 80")
+    return [question.memory_gib] * count if question.memory_gib is not None else here[:count]
+
+
+def _needs(question: Question) -> Needs:
+    """Bytes that the official model takes."""
+    from everface.core.config import LATENT_STRIDE, ModelConfig
+    from everface.model import sizes
+    from everface.runtime.choose import GIB, Needs
+
+    model, (height, width) = ModelConfig(), question.size
+    if height % 64 or width % 64:
+        raise BadInput(f"{width}x{height} cannot be generated: both sides are multiples of 64, as in 704x384")
+    h, w = height // LATENT_STRIDE[1], width // LATENT_STRIDE[2]
+    decoder, stream = sizes.decoder_sizes(model.vae, h, w)
+    return Needs(
+        process=GIB,  # a guess: context and libraries 0.5, what the allocator cannot use 0.5
+        weights=sizes.dit_bytes(model.dit, coded=question.dtype == "fp8"),
+        step_work=4 * sizes.step_work_values(model.dit, h, w),
+        session_ring=2 * sizes.ring_values(model.dit, h, w),
+        session_sink=2 * sizes.sink_values(model.dit, h, w),
+        decoder=2 * decoder,
+        decode_work=2 * sizes.decode_work_values(model.vae, h, w),
+        session_decode=2 * stream,
+        front=GIB + 4 * sizes.encode_work_values(model.vae, h, w),  # another process, with its own context
+    )
 
 
 def say(what: str, fact: str) -> None:
@@ -112,6 +212,24 @@ def cache_trouble(folder: Path) -> str | None:
 def free_space(folder: Path) -> str:
     nearest = next(p for p in (folder, *folder.parents) if p.exists())
     return f"{shutil.disk_usage(nearest).free / 2**30:.0f} GiB free (the official weights take 47)"
+
+
+def native_line() -> str:
+    if _version("torch") is None:
+        return "unknown without torch"
+    from everface.core import native
+
+    try:
+        return "built" if native.find() else "-              the nccl hand-off (make native)"
+    except Unavailable as trouble:
+        return str(trouble)
+
+
+def _found(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of the package above it
+        return False
 
 
 def _version(distribution: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from everface.avatar.parts import build_conditioner, build_dit
 from everface.core.config import Deployment, StreamConfig
 from everface.media.picture import fit_picture, read_picture
 from everface.model.schedule import Schedule, sink_distance
+from everface.runtime.desk import Desk
 from everface.runtime.pipeline import start
 from everface.runtime.plan import place
 from everface.runtime.session import Session
@@ -61,12 +63,12 @@ def streamed(model: Path, face: Path, placement: str, sampler: str, refresh_at: 
     conditioner = build_conditioner(model, None, DEPLOYMENT)
     spec = {"weights": str(model), "lora": None, "sampler": sampler, "deployment": asdict(DEPLOYMENT)}
     steps = Schedule.for_sampler(sampler).steps
-    with start(place(steps, placement), FACTORY, spec, DEPLOYMENT) as pipeline:
+    with closing(Desk(start(place(steps, placement), FACTORY, spec, DEPLOYMENT))) as desk:
         session = Session(
-            pipeline, 1, conditioner.opening(fit_picture(read_picture(face), (64, 64)), STREAM),
+            desk, conditioner.opening(fit_picture(read_picture(face), (64, 64)), STREAM),
             lambda _, pcm: conditioner.block(pcm, "everface"), Noise(SEED, LATENT, 3, 4),
             params={"seed": SEED, "rope_fp16": False}, lookback_samples=conditioner.lookback_samples, refresh_at=refresh_at,
-        )  # fmt: skip
+        ).wait_open()  # fmt: skip
         assert session.push(sound())
         session.end()
         parts = [block.frames_THW3.flatten().view(torch.float32).reshape(16, 3, 8, 8) for block in session.frames()]

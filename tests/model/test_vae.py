@@ -91,6 +91,65 @@ def test_kept_frames_do_not_hold_the_tensors_they_were_cut_from(vae: VAE, io: di
         assert cache is not None and cache.untyped_storage().nbytes() == cache.nbytes
 
 
+def test_a_stream_stays_where_it_is(vae: VAE, io: dict[str, torch.Tensor]) -> None:
+    """A captured decode finds its caches from block to block; nothing that a viewer of an earlier stream holds is changed."""
+    z_BCthw = torch.stack([io["dec.z"], io["dec.z"].flip(1)])
+    with torch.inference_mode():
+        stream, other = vae.warm_up(z_BCthw[:, :, :1]), vae.warm_up(z_BCthw[:, :, :2])
+        vae.decode_stream(z_BCthw[:, :, 1:2], stream)
+        places = [c.data_ptr() for c in stream.caches if c is not None]
+        assert len(places) == 32 and all(torch.equal(a, b) for a, b in zip(stream.caches, other.caches))  # type: ignore[arg-type]
+        vae.decode_stream(z_BCthw[:, :, 2:5], stream)
+        vae.decode_stream(z_BCthw[:, :, 5:6], stream)
+    assert [c.data_ptr() for c in stream.caches if c is not None] == places
+    assert all(c is not None and c.movedim(1, -1).is_contiguous() for c in stream.caches)
+    assert not set(places) & {c.data_ptr() for c in other.caches if c is not None}
+
+
+def where_it_lies(x: torch.Tensor) -> torch.Tensor:
+    """Stands in for the kernels' way to channels last, and does not let it copy."""
+    assert x.movedim(1, -1).is_contiguous(), (x.shape, x.stride())
+    return x.movedim(1, -1)
+
+
+def test_kernels_decode_what_the_references_decode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole decoder on its kernels: under the interpreter without a GPU, where they also take the float32 that a GPU would not."""
+    pytest.importorskip("triton")
+    from tests.kernels.poison import DEVICE
+
+    from everface.kernels.video import causal_conv3d, norm_silu, upsample_conv
+
+    two = {"dim_mult": (1, 2), "temperal_downsample": (True,), "encoder_blocks": (0, 0), "decoder_blocks": (0, 0)}
+    vae = varied(VAEConfig(dim=8, **two), encoder=False)
+    vae.requires_grad_(False).to(DEVICE)
+    z_BCthw = torch.randn(1, 16, 2, 3, 5, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    want = vae.decode(z_BCthw)
+    for module, name in ((causal_conv3d, "runs_kernel"), (upsample_conv, "runs_kernel"), (norm_silu, "runs_triton")):
+        monkeypatch.setattr(module, name, lambda *_: True)
+    for module in (causal_conv3d, upsample_conv):
+        monkeypatch.setattr(module, "last", where_it_lies)
+    stream = vae.stream()
+    parts = [vae.decode_stream(z, stream) for z in z_BCthw.split(1, 2)]
+    close(torch.cat(parts, 2), want, 2e-3 if DEVICE == "cuda" else 1e-5)
+
+
+@pytest.mark.gpu
+def test_a_captured_decode_is_the_decode() -> None:
+    vae = varied(SMALL, encoder=False).requires_grad_(False).to("cuda", torch.bfloat16)
+    z = torch.randn(1, 16, 16, 4, 6, device="cuda", dtype=torch.bfloat16)
+    with torch.inference_mode():
+        plain, stream = vae.warm_up(z[:, :, :4]), vae.warm_up(z[:, :, :1])
+        want = [vae.decode_stream(z[:, :, a : a + 3], plain) for a in (4, 7, 10, 13)]
+        vae.decode_stream(z[:, :, 1:4], stream)  # compiles what the graph launches
+        place, graph = z[:, :, 4:7].clone(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            frames = vae.decode_stream(place, stream)
+        for a, wanted in zip((4, 7, 10, 13), want):
+            place.copy_(z[:, :, a : a + 3])
+            graph.replay()
+            assert torch.equal(frames, wanted)
+
+
 def test_other_sizes_and_levels_without_blocks() -> None:
     vae = varied(SMALL).requires_grad_(False)
     video = torch.rand(2, 3, 9, 16, 32) * 2 - 1

@@ -1,20 +1,16 @@
 """A local hop: slots, urgency, abort. A stage: order, epochs, tombstones."""
 
-import subprocess
-import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import toy
 
 from everface.core.block import Block, Closing, Opening
-from everface.runtime.handoff import Broken, GlooGiver, Local
+from everface.runtime.handoff import Broken, Local
 from everface.runtime.plan import roles_of
-from everface.runtime.stage import Epoch, Stage, Stop, Tombstone
-from everface.runtime.worker import join_group
+from everface.runtime.stage import Epoch, Failure, Stage, Stop, Tombstone
 
 
 def block(index: int, epoch: int = 0) -> Block:
@@ -72,41 +68,6 @@ def test_nobody_takes() -> None:
         hop.put(block(1))
 
 
-PEER = """
-import sys
-sys.path[:] = {path!r}
-from everface.runtime.handoff import GlooTaker
-from everface.runtime.worker import join_group
-taker = GlooTaker(join_group({store!r}, 1, 2, 60.0), 0, lambda notice: print(notice, flush=True))
-for line in sys.stdin:
-    print(taker.take(10.0).index, flush=True)
-"""
-
-
-def test_gloo_slots_urgency_and_the_death_of_the_peer(tmp_path: Path) -> None:
-    code = PEER.format(path=sys.path, store=str(tmp_path / "store"))
-    peer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
-    assert peer.stdin and peer.stdout
-    giver = GlooGiver(join_group(str(tmp_path / "store"), 0, 2, 60.0), 1, timeout_s=0.3)
-    giver.put(block(0))
-    giver.put(block(1))
-    with pytest.raises(Broken, match=r"took nothing for 0.3 s"):
-        giver.put(block(2))
-    giver.put(Epoch(1, 1))
-    assert peer.stdout.readline() == "Epoch(session=1, epoch=1)\n"  # overtook both
-    peer.stdin.write("\n")
-    assert peer.stdout.readline() == "0\n"
-    giver._timeout_s = 30.0
-    giver.put(block(2))  # the slot of block 0
-    waiting = threading.Timer(0.3, peer.kill)
-    waiting.start()
-    with pytest.raises(Broken, match="went away"):
-        giver.put(block(3))
-    giver.thread.join(5.0)
-    assert not giver.thread.is_alive()
-    peer.communicate()
-
-
 def test_stage_epochs_and_order() -> None:
     stage = Stage({name: toy.build(name, toy.SPEC) for name in roles_of(3)})
     stage.run(Opening(1, {"picture": torch.zeros(toy.LATENT)}))
@@ -119,8 +80,8 @@ def test_stage_epochs_and_order() -> None:
     with pytest.raises(RuntimeError, match="came after block 3"):
         stage.run(block(3, epoch=2))
     stage.run(Closing(1))
-    with pytest.raises(RuntimeError, match="not open"):
-        stage.run(block(4, epoch=2))
+    failed = stage.run(block(4, epoch=2))
+    assert isinstance(failed, Failure) and "not open" in failed.reason
 
 
 def test_interruption_between_two_roles_of_a_device() -> None:
@@ -144,6 +105,15 @@ def test_failed_opening_frees_what_was_opened() -> None:
 
     first = toy.Toy("step0", toy.SPEC)
     stage = Stage({"step0": first, "step1": Short("step1", toy.SPEC)})
-    with pytest.raises(MemoryError):
-        stage.run(Opening(1, {"picture": torch.zeros(toy.LATENT)}))
-    assert not first.state
+    failed = stage.run(Opening(1, {"picture": torch.zeros(toy.LATENT)}))
+    assert failed == Failure(1, 0, -1, "step1", "MemoryError: no room")
+    assert not first.state and not list(stage.sessions)
+
+
+def test_a_failed_block_closes_its_session_on_this_stage() -> None:
+    stage = Stage({name: toy.build(name, toy.SPEC) for name in roles_of(3)})
+    params = {"fault": "throw", "fail_role": "step1", "fail_at": 0}
+    stage.run(Opening(1, {"picture": torch.zeros(toy.LATENT)}, params))
+    stage.run(Opening(2, {"picture": torch.zeros(toy.LATENT)}))
+    assert stage.run(block(0)) == Failure(1, 0, 0, "step1", "ArithmeticError: toy trouble at block 0")
+    assert list(stage.sessions) == [2] and isinstance(stage.run(block(1)), Failure)

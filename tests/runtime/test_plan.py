@@ -3,7 +3,7 @@
 import pytest
 
 from everface.core.errors import BadInput
-from everface.runtime.plan import place, roles_of
+from everface.runtime.plan import partitions, place, roles_of
 
 SIZES = {  # roles per device
     (3, "1"): (4,), (3, "2"): (2, 2), (3, "3"): (1, 1, 2), (3, "4"): (1, 1, 1, 1),
@@ -24,6 +24,18 @@ def test_inline() -> None:
     assert plan.inline and plan.devices == (("step0", "step1", "step2", "step3", "decode"),)
 
 
+def test_eight_devices_take_seven_steps() -> None:
+    assert [len(d) for d in place(7, 8).devices] == [1] * 8
+    with pytest.raises(BadInput, match=r"9 roles: choose one of inline, 1, .*, 8; more than 8 devices take a second pipeline$"):
+        place(8, 9)
+
+
+def test_partitions_are_all_there_and_keep_the_order() -> None:
+    found = [p for n in range(1, 6) for p in partitions(roles_of(4), n)]
+    assert len(set(found)) == 2**4 and all(tuple(r for device in p for r in device) == roles_of(4) for p in found)
+    assert all(all(p) for p in found)
+
+
 def test_costs_move_the_cut() -> None:
     assert place(4, 2, {"decode": 3.0}).devices == (("step0", "step1", "step2"), ("step3", "decode"))
     assert place(4, 2, {"decode": 5.0}).devices == (("step0", "step1", "step2", "step3"), ("decode",))
@@ -31,7 +43,9 @@ def test_costs_move_the_cut() -> None:
 
 @pytest.mark.parametrize(("steps", "placement"), [(3, "5"), (4, "6"), (4, "0"), (4, 0), (4, "seven"), (4, "-1"), (3, "2.0")])
 def test_impossible(steps: int, placement: str) -> None:
-    with pytest.raises(BadInput, match=r"choose one of inline, 1, 2, 3, 4" + (", 5" if steps == 4 else "$")):
+    too_many = placement in ("5", "6")
+    end = "; more than . devices take a second pipeline$" if too_many else "$"
+    with pytest.raises(BadInput, match=r"choose one of inline, 1, 2, 3, 4" + (", 5" if steps == 4 else "") + end):
         place(steps, placement)
 
 

@@ -9,9 +9,10 @@ import toy
 from everface.core.block import Block
 from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable
-from everface.runtime.pipeline import Answer, Pipeline, start
+from everface.runtime.event import Segment
+from everface.runtime.pipeline import Pipeline, start
 from everface.runtime.plan import place, roles_of
-from everface.runtime.stage import Message, Stage, Tombstone
+from everface.runtime.stage import Answer, Epoch, Message, Stage, answer_of
 
 BLOCK = 7680
 
@@ -22,23 +23,25 @@ class Held(Pipeline):
     def __init__(self, depth: int):
         super().__init__(depth)
         self.stage = Stage({name: toy.build(name, toy.SPEC) for name in roles_of(3)})
-        self.blocks: deque[Block] = deque()
+        self.messages: deque[Message] = deque()
         self.seen: list[Block] = []
 
     def _put(self, message: Message) -> None:
+        if isinstance(message, Epoch):
+            self.stage.hear(message)
+            return
         if isinstance(message, Block):
             self.seen.append(Block(**vars(message)))
-            self.blocks.append(message)
-        else:
-            self.stage.run(message)
+        self.messages.append(message)
 
     def _take(self, timeout_s: float) -> Answer | None:
-        answer = self.stage.run(self.blocks.popleft()) if self.blocks else None
-        assert answer is None or isinstance(answer, Block | Tombstone)
-        return answer
+        return answer_of(self.stage.run(self.messages.popleft())) if self.messages else None
+
+    def wake(self) -> None:
+        pass
 
     def close(self) -> None:
-        self.blocks.clear()
+        self.messages.clear()
 
 
 def inline() -> Pipeline:
@@ -58,14 +61,19 @@ def test_windows_do_not_depend_on_the_pieces() -> None:
             windows.append(window.clone())
             return toy.condition(index, window[back : back + BLOCK])
 
-        with inline() as pipeline, toy.open_session(pipeline, lookback_samples=back, lookahead_samples=ahead, condition=condition) as s:
+        with (
+            inline() as pipeline,
+            toy.open_session(pipeline, lookback_samples=back, lookahead_samples=ahead, condition=condition) as s,
+        ):
             videos.append(torch.cat([b.frames_THW3 for b in toy.play(s, pcm, piece)]))
         assert len(windows) == count and all(torch.equal(a, b) for a, b in zip(windows, expected))
     assert videos[0].shape == (25, 8, 8, 3)
     assert all(torch.equal(videos[0], video) for video in videos)
 
 
-@pytest.mark.parametrize(("samples", "frames"), [(0, 0), (1, 1), (160, 1), (640, 1), (641, 2), (7679, 12), (7680, 12), (7681, 13), (15_360, 24)])
+@pytest.mark.parametrize(
+    ("samples", "frames"), [(0, 0), (1, 1), (160, 1), (640, 1), (641, 2), (7679, 12), (7680, 12), (7681, 13), (15_360, 24)]
+)
 @pytest.mark.parametrize("ahead", [0, 640])
 def test_tail(samples: int, frames: int, ahead: int) -> None:
     with inline() as pipeline, toy.open_session(pipeline, lookback_samples=0, lookahead_samples=ahead, condition=cut) as s:
@@ -109,7 +117,7 @@ def test_back_pressure_keeps_memory_bounded() -> None:
         while s.push(toy.speech(0.1)):
             accepted += 1600
         assert s.accepted == accepted and 2 * BLOCK + 32_000 - 1600 < accepted <= 2 * BLOCK + 32_000
-        assert s._pcm.numel() <= 3840 + 32_000 and s._pcm.untyped_storage().nbytes() == s._pcm.nbytes
+        assert s._intake._pcm.numel() <= 3840 + 32_000 and s._intake._pcm.untyped_storage().nbytes() == s._intake._pcm.nbytes
         assert pipeline.in_flight == 2 and pipeline.room() == 0
         with pytest.raises(RuntimeError, match="one more than the 2"):
             pipeline.put(Block(1, 0, 2, 0, 12, toy.noise(2)))
@@ -195,23 +203,99 @@ def test_a_missing_clean_latent_is_told(monkeypatch: pytest.MonkeyPatch) -> None
 def test_disorder_is_told() -> None:
     with Held(3) as pipeline, toy.open_session(pipeline) as s:
         s.push(toy.speech(1.44))
-        pipeline.blocks.popleft()
+        pipeline.messages.popleft()
         with pytest.raises(RuntimeError, match="block 1 of session 1 came where 0 of 1 was due"):
             s.poll()
-        s._flying.clear()
 
 
 def test_sessions_one_after_the_other_are_alike() -> None:
     with inline() as pipeline:
         videos = []
-        for number in (1, 2):
-            with toy.open_session(pipeline, number) as s:
-                with pytest.raises(Unavailable, match=f"serves session {number}"):
-                    toy.open_session(pipeline, 9)
+        for _ in range(2):
+            with toy.open_session(pipeline) as s:
                 s.push(toy.speech(1.0, seed=3))
                 s.interrupt()
                 s.push(toy.speech(1.0))
-            with toy.open_session(pipeline, number + 10) as s:
+            with toy.open_session(pipeline) as s:
                 videos.append(torch.cat([b.frames_THW3 for b in toy.play(s, toy.speech(1.0))]))
                 assert s.clock.first_frame_s and s.clock.fps and s.clock.first_frame_s > 0 and s.clock.fps > 0
         assert torch.equal(*videos)
+
+
+def test_every_epoch_of_sound_has_one_result() -> None:
+    with Held(3) as pipeline, toy.open_session(pipeline) as s:
+        toy.play(s, toy.speech(1.0))
+        assert s.events() == [Segment(0, 0, 16_000, 16_000, interrupted=False)]
+        s.interrupt()
+        s.push(toy.speech(3.0))
+        shown = 16_000 + sum(640 * len(b.frames_THW3) for b in s.poll())
+        s.interrupt()
+        s.interrupt()
+        assert s.events() == [Segment(1, 16_000, 64_000, shown, interrupted=True)] and shown < 64_000
+        s.push(toy.speech(0.3))
+    assert s.events() == [Segment(2, 64_000, 68_800, 64_000, interrupted=True)]
+
+
+def test_a_viewer_that_takes_nothing_stalls_only_itself() -> None:
+    with Held(2) as pipeline, toy.open_session(pipeline) as idle, toy.open_session(pipeline) as s:
+        idle.push(toy.speech(9.0))
+        for _ in range(30):
+            toy.DESKS[pipeline].turn(0.0)
+        assert len(idle._finished) + pipeline.in_flight <= 4 + 2
+        assert len(toy.play(s, toy.speech(9.0))) == 19
+        idle.end()
+        assert [b.index for b in idle.frames()] == list(range(19))
+
+
+def test_a_failed_block_is_made_again() -> None:
+    for fault in ("throw", "memory"):
+        with Held(3) as pipeline:
+            with toy.open_session(pipeline) as s:
+                truth = toy.play(s, toy.speech(4.0))
+            with toy.open_session(pipeline, params={"fault": fault, "fail_role": "step1", "fail_at": 5}) as s:
+                played = toy.play(s, toy.speech(4.0))
+                kinds = [type(e).__name__ for e in s.events()]
+            assert [(b.index, b.pts) for b in played] == [(b.index, b.pts) for b in truth]
+            assert all(torch.equal(a.frames_THW3, b.frames_THW3) for a, b in zip(played[:5], truth[:5]))
+            assert kinds == ["Recovering", "Recovered", "Segment"]
+
+
+def test_a_block_that_always_fails_ends_its_session_only() -> None:
+    with Held(3) as pipeline, toy.open_session(pipeline) as other:
+        for fault, words in (("throw", "ArithmeticError: toy trouble at block 5"), ("nan", "role 1 of the pipeline gave values")):
+            with toy.open_session(pipeline, params={"fault": fault, "fail_role": "step1", "fail_at": 5, "once": False}) as s:
+                with pytest.raises(Unavailable, match=words):
+                    toy.play(s, toy.speech(9.0))
+                with pytest.raises(Unavailable, match="twice"):
+                    s.push(toy.speech(0.1))
+        assert len(toy.play(other, toy.speech(4.0))) == 9
+
+
+def test_values_that_are_not_finite_never_come_out() -> None:
+    with Held(3) as pipeline, toy.open_session(pipeline, params={"fault": "nan", "fail_role": "step0", "fail_at": 6}) as s:
+        played = toy.play(s, toy.speech(5.0))
+        assert [b.index for b in played] == list(range(11))
+        fresh = [b for b in pipeline.seen if b.index == 6]
+        assert len(fresh) == 2 and not torch.equal(fresh[0].x, fresh[1].x)  # other noise
+
+
+def test_a_refused_opening_harms_nobody() -> None:
+    with Held(3) as pipeline, toy.open_session(pipeline) as other:
+        with pytest.raises(Unavailable, match="could not be opened on step2: Unavailable: toy memory is short"):
+            toy.open_session(pipeline, params={"refuse_role": "step2"})
+        assert len(toy.play(other, toy.speech(2.0))) == 5
+        for _ in range(3):
+            toy.open_session(pipeline)
+        with pytest.raises(Unavailable, match="serves 4 sessions already"):
+            toy.open_session(pipeline)
+
+
+def test_a_new_picture_rides_with_the_next_block() -> None:
+    with Held(2) as pipeline, toy.open_session(pipeline) as s:
+        s.push(toy.speech(4.0))
+        blocks = s.poll()
+        s.change({"sink": torch.full(toy.LATENT, 0.5)})
+        s.end()
+        blocks += list(s.frames())
+        carried = [b.index for b in pipeline.seen if "sink" in b.condition]
+        assert len(carried) == 1 and carried[0] >= len(blocks[:1]) and [b.index for b in blocks] == list(range(9))

@@ -35,6 +35,12 @@ def test_jitter_costs_rate_and_is_seeded() -> None:
     assert simulate(plan, times) == rough != simulate(plan, times, seed=1)
 
 
+def test_an_interruption_costs_the_pipe_and_what_is_being_worked_on() -> None:
+    one, five = simulate(place(4, 1), Times(100.0, 60.0, hop_ms=0.0)), simulate(place(4, 5), Times(100.0, 60.0, hop_ms=0.0))
+    assert 460 <= one.interrupt_ms[0] <= one.interrupt_ms[1] <= 2 * 460
+    assert 460 <= five.interrupt_ms[0] <= five.interrupt_ms[1] <= 460 + 100  # at most the rest of one step before it
+
+
 def test_live_sessions_until_the_pipeline_is_full() -> None:
     plan, times = place(4, 5), Times(100.0, 60.0)
     one, three, six = (simulate(plan, times, sessions=n, live=True) for n in (1, 3, 6))

@@ -14,7 +14,8 @@ from everface.core.config import FPS, LATENT_STRIDE, Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.media.picture import fit_picture, read_picture, target_size
-from everface.runtime.pipeline import Pipeline, start
+from everface.runtime.desk import Desk
+from everface.runtime.pipeline import start
 from everface.runtime.plan import place
 from everface.runtime.session import Session
 
@@ -22,7 +23,7 @@ from everface.runtime.session import Session
 class Avatar:
     """Loads a checkpoint (the shipped default without one) and opens sessions on it.
 
-    The pipeline of stages starts with the first session, for that session's sampler, and stays up until `close`.
+    The stages start with the first session, for that session's sampler, and stay up until `close`; sessions share them.
     """
 
     def __init__(self, weights: Path | None = None, lora: Path | None = None, deployment: Deployment | None = None) -> None:
@@ -32,9 +33,8 @@ class Avatar:
             torch.set_num_threads(self.deployment.threads)
         self.conditioner = build_conditioner(self.weights, self.lora, self.deployment)
         self.config = self.conditioner.config
-        self.pipeline: Pipeline | None = None
+        self.desk: Desk | None = None
         self.sampler = ""
-        self.opened = 0
 
     def __enter__(self) -> Self:
         return self
@@ -49,17 +49,15 @@ class Avatar:
         """
         stream = stream or StreamConfig()
         rgb_3HW = picture if isinstance(picture, torch.Tensor) else self.fit(Path(picture), stream)
-        pipeline = self.start(stream)
+        desk = self.start(stream)
         conditioner, dit = self.conditioner, self.config.dit
         if stream.prompt and self.config.text.kind == "none":
             log.warning("these weights were trained without text: the prompt has no effect")
-        self.opened += 1
         height, width = rgb_3HW.shape[-2:]
         correlation = 0.0 if stream.compat == "official" else self.config.noise_correlation
         latent = (dit.in_dim, height // LATENT_STRIDE[1], width // LATENT_STRIDE[2])
         return Session(
-            pipeline,
-            self.opened,
+            desk,
             conditioner.opening(rgb_3HW, stream),
             params={"seed": stream.seed, "rope_fp16": stream.compat == "official"},
             frames_per_block=conditioner.block_frames,
@@ -68,7 +66,13 @@ class Avatar:
             condition=lambda _, pcm_S: conditioner.block(pcm_S, stream.compat),
             noise=Noise(stream.seed, latent, dit.block_frames, dit.window_blocks, correlation),
             refresh_at=dit.window_blocks if stream.refresh_sink else None,
-        )
+        ).wait_open()
+
+    def change(self, session: Session, picture: Path | torch.Tensor, stream: StreamConfig) -> None:
+        """Show another picture, of the session's size, or follow another prompt, from the next block on: `stream.prompt` is read."""
+        rgb_3HW = picture if isinstance(picture, torch.Tensor) else self.fit(Path(picture), stream)
+        opening = self.conditioner.opening(rgb_3HW, stream)
+        session.change({"sink": opening["reference"], "motion": opening["motion"], "text": opening["text"]})
 
     def fit(self, picture: Path, stream: StreamConfig) -> torch.Tensor:
         """Read a picture and bring it to the size of the stream: the model's own, the wanted one, or by its aspect ratio."""
@@ -80,9 +84,9 @@ class Avatar:
         height, width = image_HW3.shape[:2]
         return fit_picture(image_HW3, size or target_size(height, width, stream.area), stream.compat)
 
-    def start(self, stream: StreamConfig) -> Pipeline:
+    def start(self, stream: StreamConfig) -> Desk:
         """Start the stages, once."""
-        if self.pipeline is None:
+        if self.desk is None:
             spec = {
                 "weights": str(self.weights),
                 "lora": str(self.lora) if self.lora else None,
@@ -91,14 +95,14 @@ class Avatar:
             }
             plan = place(stream.steps, self.deployment.placement)
             log.info("placement %s, sampler %s, %d fps", plan, stream.sampler, FPS)
-            self.pipeline = start(plan, "everface.avatar.steps:build_role", spec, self.deployment)
-            self.sampler = stream.sampler
+            pipeline = start(plan, "everface.avatar.steps:build_role", spec, self.deployment)
+            self.desk, self.sampler = Desk(pipeline, self.deployment.sessions), stream.sampler
         elif stream.sampler != self.sampler:
             raise BadInput(f"this avatar runs the {self.sampler} sampler: close it before opening a {stream.sampler} session")
-        return self.pipeline
+        return self.desk
 
     def close(self) -> None:
         """Stop the stages. Sessions still open end here."""
-        if self.pipeline is not None:
-            self.pipeline.close()
-            self.pipeline = None
+        if self.desk is not None:
+            self.desk.close()
+            self.desk = None

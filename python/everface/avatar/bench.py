@@ -56,6 +56,7 @@ def bench(
             stamps, frames = [], 0
             for part in torch.as_tensor(pcm_S).split(SAMPLE_RATE // 2):
                 while not session.push(part.numpy()):
+                    session.wait(1.0)
                     frames += _take(session.poll(), stamps)
                 frames += _take(session.poll(), stamps)
             session.end()

@@ -16,7 +16,8 @@ from everface.core.config import FPS, SAMPLE_RATE, Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.media.sound import probe_sound, read_sound, read_track
 from everface.media.video import VideoWriter
-from everface.runtime.session import FrameBlock, Session
+from everface.runtime.event import FrameBlock
+from everface.runtime.session import WAIT_S, Session
 
 DROPPED_FRAMES = 3  # upstream's files lack the first three frames of a stream
 
@@ -110,7 +111,8 @@ def _feed(session: Session, sound: Path, rate_hz: int, channels: int, writer: Vi
         part_SC = next(track, None)
         if part_SC is not None:
             writer.write_sound(part_SC if part_SC.shape[1] == channels else part_SC.mean(1, keepdims=True))
-        while not session.push(pcm_S):
+        while not session.push(pcm_S):  # the buffer is full: let the pipeline catch up
+            session.wait(WAIT_S)
             yield session.poll()
         yield session.poll()
     for part_SC in track:

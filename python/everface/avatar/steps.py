@@ -235,7 +235,7 @@ _denoisers: dict[str, Denoiser] = {}  # one transformer a process, whatever the 
 
 def build_role(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
     """The pipeline's factory: `step0`.. or `decode`, from a JSON-able spec. Builds only what this role runs."""
-    deployment = Deployment(**spec["deployment"])
+    deployment = Deployment(**{**spec["deployment"], "device": spec.get("device", spec["deployment"]["device"])})
     weights, lora = Path(spec["weights"]), Path(spec["lora"]) if spec["lora"] else None
     if name == "decode":
         return DecodeRole(build_decoder(weights, deployment), deployment)

@@ -10,6 +10,7 @@ import contextlib
 import secrets
 from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -117,6 +118,8 @@ class VideoWriter:
             self._part.touch(exist_ok=False)
         except OSError as error:
             raise BadInput(f"cannot write {self.path}: {error.strerror}") from None
+        # Packets are written by a thread of their own: a Ctrl-C is raised in the caller's, and must not fall between two of them.
+        self._hand = ThreadPoolExecutor(1, "everface mp4")
         try:
             self._open(sound_rate_hz, sound_channels)
         except BaseException:
@@ -173,13 +176,7 @@ class VideoWriter:
         if self._sound and self.frames / FPS - self._heard / self._rate > MAX_SKEW_S:
             raise BadInput(f"the picture is {MAX_SKEW_S} s ahead of the sound: write them in turns, silence as zeros")
         try:
-            for frame_HW3 in frames_THW3:
-                raw = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HW3), "rgb24")
-                frame = self._reformatter.reformat(raw, format="yuv420p", dst_colorspace=Colorspace.ITU709)
-                frame.pts, frame.time_base = self.frames, Fraction(1, FPS)
-                self._container.mux(self._video.encode(frame))
-                self.frames += 1
-                self._release()
+            self._hand.submit(self._append, frames_THW3).result()
         except (OSError, FFmpegError) as error:
             self._give_up(error)
 
@@ -200,13 +197,22 @@ class VideoWriter:
             pcm_SC = self._resampler.resample_chunk(np.ascontiguousarray(pcm_SC))
         self._hold(pcm_SC.clip(-1.0, 1.0))
         try:
-            self._release()
+            self._hand.submit(self._release).result()
         except (OSError, FFmpegError) as error:
             self._give_up(error)
 
     def _stay_open(self) -> None:
         if self._closed:
             raise BadInput(f"{self.path} is closed: nothing more can be written to it")
+
+    def _append(self, frames_THW3: np.ndarray) -> None:
+        for frame_HW3 in frames_THW3:
+            raw = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HW3), "rgb24")
+            frame = self._reformatter.reformat(raw, format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            frame.pts, frame.time_base = self.frames, Fraction(1, FPS)
+            self._container.mux(self._video.encode(frame))
+            self.frames += 1
+            self._release()
 
     def _hold(self, pcm_SC: np.ndarray) -> None:
         self._heard += len(pcm_SC)
@@ -229,6 +235,7 @@ class VideoWriter:
         """End the file and give it its name. Without a frame, nothing is left. Safe to call twice."""
         if self._closed:
             return
+        self._hand.shutdown()
         try:
             if self.frames:
                 self._finish_sound()
@@ -261,6 +268,7 @@ class VideoWriter:
     def _give_up(self, error: OSError | FFmpegError) -> NoReturn:
         """The disk refused. Keep the whole fragments under the final name, if there are any."""
         self._closed = True
+        self._hand.shutdown()
         self._held.clear()
         kept_s = 0.0
         try:

@@ -1,6 +1,7 @@
 """The layers of the Wan 2.1 video VAE: causal in time, so that a stream may be cut anywhere. Legend: Batch, Channel, Time, Height, Width.
 
-Every tensor is channels first in shape and channels last in memory, on a CPU several times faster for convolutions.
+Every tensor is channels first in shape and channels last in memory, several times faster for convolutions. Everything that touches
+whole frames is an op of kernels/video: plain torch on a CPU, fused kernels on a GPU.
 Time never sees the future: a convolution of three taps needs its two previous input frames, which its slot of a `VAEStream` keeps.
 Attribute names are those of the official checkpoint ("residual.2", "resample.1", "to_qkv").
 """
@@ -13,6 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from everface.kernels.video.causal_conv3d import causal_conv3d
+from everface.kernels.video.norm_silu import norm_silu, rms_norm_channels
+from everface.kernels.video.upsample_conv import upsample_conv
+
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -21,33 +26,13 @@ class VAEStream:
     """The past of one stream: what each causal convolution must remember, in the order of execution.
 
     `caches[i]`: the last two input frames of convolution i [B, C, 2, H, W] (zeros before the stream began), the last one frame
-    for a temporal down-sampling, None where nothing was seen yet. Replaced, never written in place, so gradients may flow through.
+    for a temporal down-sampling, None where nothing was seen yet. Each is written in place once it is there, so that its address
+    holds for the life of the stream and a captured decode finds it; only where gradients flow through it is it replaced.
     """
 
     batch: int
     caches: list[Tensor | None] = field(default_factory=list)
     first: bool = True  # the first frame is still to come: it is alone, temporal re-sampling skips it
-
-
-def rms_norm(x_BCx: Tensor, gamma: Tensor) -> Tensor:
-    """x / max(|x|_2 over channels, 1e-12) * sqrt(C) * gamma. Statistics and result in float32, whatever the dtype of x."""
-    x_BxC = x_BCx.movedim(1, -1)
-    norm_Bx1 = torch.linalg.vector_norm(x_BxC, dim=-1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
-    return (x_BxC * (x_BxC.shape[-1] ** 0.5 / norm_Bx1) * gamma.flatten().float()).movedim(-1, 1)
-
-
-def norm_silu(x_BCx: Tensor, gamma: Tensor) -> Tensor:
-    """SiLU(rms_norm(x)) in the dtype of x."""
-    return F.silu(rms_norm(x_BCx, gamma), inplace=True).to(x_BCx.dtype)
-
-
-def conv3d(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
-    """`F.conv3d`. Float32 on a CPU without gradient asks oneDNN by name: for one small clip torch would take a far slower path."""
-    direct = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32 and torch.backends.mkldnn.is_available()
-    learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
-    if direct and not learns and not torch.is_autocast_enabled("cpu"):
-        return torch.mkldnn_convolution(x_BCTHW, weight, bias, padding, [1, 1, 1], [1, 1, 1], 1)
-    return F.conv3d(x_BCTHW, weight, bias, 1, padding)
 
 
 class Gamma(nn.Module):
@@ -69,17 +54,10 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, c_in: int, c_out: int, space: int = 3) -> None:
         super().__init__(c_in, c_out, (3, space, space), padding=(0, space // 2, space // 2))
 
-    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # type: ignore[override]
-        past, padding = stream.caches[self.slot], list(self.padding)  # type: ignore[arg-type]
-        if past is None:
-            zeros = torch.zeros_like(x_BCTHW[:, :, :1])
-            if x_BCTHW.shape[2] == 1:  # only the last tap meets a frame: a third of the work
-                stream.caches[self.slot] = torch.cat([zeros, x_BCTHW], 2)
-                return conv3d(x_BCTHW, self.weight[:, :, 2:], self.bias, padding)  # type: ignore[arg-type]
-            past = torch.cat([zeros, zeros], 2)
-        x_BCTHW = torch.cat([past.to(x_BCTHW.dtype), x_BCTHW], 2)
-        stream.caches[self.slot] = keep(x_BCTHW[:, :, -2:])
-        return conv3d(x_BCTHW, self.weight, self.bias, padding)  # type: ignore[arg-type]
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream, residual_BCTHW: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        past = stream.caches[self.slot]
+        y_BCTHW, stream.caches[self.slot] = causal_conv3d(x_BCTHW, past, self.weight, self.bias, residual_BCTHW)
+        return y_BCTHW
 
 
 def keep(frames: Tensor) -> Tensor:
@@ -110,8 +88,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
         r = self.residual
         h_BCTHW = r["2"](norm_silu(x_BCTHW, r["0"].gamma), stream)  # type: ignore[arg-type]
-        h_BCTHW = r["6"](norm_silu(h_BCTHW, r["3"].gamma), stream)  # type: ignore[arg-type]
-        return self.shortcut(x_BCTHW) + h_BCTHW
+        return r["6"](norm_silu(h_BCTHW, r["3"].gamma), stream, self.shortcut(x_BCTHW))  # type: ignore[arg-type]
 
 
 class Attention(nn.Module):
@@ -125,7 +102,7 @@ class Attention(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
         x_NCHW = to_frames(x_BCTHW)
-        qkv_NCHW = self.to_qkv(rms_norm(x_NCHW, self.norm.gamma).to(x_NCHW.dtype))
+        qkv_NCHW = self.to_qkv(rms_norm_channels(x_NCHW, self.norm.gamma))
         q_NPC, k_NPC, v_NPC = qkv_NCHW.permute(0, 2, 3, 1).flatten(1, 2).chunk(3, -1)
         y_NPC = F.scaled_dot_product_attention(q_NPC, k_NPC, v_NPC)
         y_NCHW = y_NPC.unflatten(1, x_NCHW.shape[2:]).permute(0, 3, 1, 2)
@@ -175,12 +152,8 @@ class Upsample(nn.Module):
         double = self.time_conv is not None and not stream.first
         if double:
             x_BCTHW = self.time_conv(x_BCTHW, stream)  # type: ignore[misc]
-        b, c, t, h, w = x_BCTHW.shape
-        f = 2 if double else 1
-        x_BTFHWC = x_BCTHW.movedim(1, -1).unflatten(-1, (f, c // f)).movedim(4, 2)
-        x_BTFHaWbC = x_BTFHWC[:, :, :, :, None, :, None].expand(-1, -1, -1, -1, 2, -1, 2, -1)
-        x_NHWC = x_BTFHaWbC.reshape(b * t * f, 2 * h, 2 * w, c // f)  # order of frames and nearest in one copy
-        return to_video(self.resample["1"](x_NHWC.permute(0, 3, 1, 2)), b)
+        conv = self.resample["1"]
+        return upsample_conv(x_BCTHW, conv.weight, conv.bias, 2 if double else 1)  # type: ignore[arg-type]
 
 
 class Head(nn.ModuleDict):

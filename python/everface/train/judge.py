@@ -38,6 +38,7 @@ def judge(weights: Path | None, out: Path, speech: Path | None, characters: int,
                 blocks = []
                 for part in pcm_S.split(SAMPLE_RATE // 2):
                     while not session.push(part):
+                        session.wait(1.0)
                         blocks += session.poll()
                     blocks += session.poll()
                 session.end()

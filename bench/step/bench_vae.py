@@ -1,0 +1,68 @@
+"""The decoder's part of a block: three latents to twelve frames of bytes, on warm caches.
+
+    python -m pytest bench/step/bench_vae.py --benchmark-json FILE
+
+The 14B model's VAE at 704x384 in bfloat16 on a GPU, captured in a CUDA graph as it will run; a tiny one on a CPU, where both ways are the
+reference. Weights are random: time does not depend on them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from bench.peaks import device
+from bench.stopwatch import measure
+from torch.utils.flop_counter import FlopCounterMode
+
+from everface.core.config import VAEConfig
+from everface.kernels.launch import Work
+from everface.kernels.video import causal_conv3d as conv
+from everface.kernels.video import norm_silu as norm
+from everface.kernels.video import to_rgb as rgb
+from everface.kernels.video import upsample_conv as up
+from everface.model.vae import VAE
+from everface.model.vae_layers import CausalConv3d
+
+ON_GPU = torch.cuda.is_available()
+CONFIG = VAEConfig() if ON_GPU else VAEConfig(dim=8, decoder_blocks=(1, 1, 1, 1))
+ROWS, COLS = (48, 88) if ON_GPU else (2, 3)
+LATENTS, DTYPE = 3, torch.bfloat16 if ON_GPU else torch.float32
+RUNS = ((conv, "runs_kernel"), (up, "runs_kernel"), (norm, "runs_triton"), (rgb, "runs_triton"))
+
+
+def counted(config: VAEConfig, rows: int, cols: int, itemsize: int) -> Work:
+    """Of one block: every product of a decode without numbers; input, output, past twice and weights of every convolution in time."""
+    moved = 0
+
+    def count(layer: Any, given: Any, y: torch.Tensor) -> None:
+        nonlocal moved
+        moved += given[0].numel() + y.numel() + layer.weight.numel() + 4 * given[0][:, :, :1].numel()
+
+    with torch.device("meta"), torch.inference_mode():
+        vae = VAE(config, encoder=False)
+        stream = vae.warm_up(torch.empty(1, config.z_dim, 2, rows, cols))
+        for layer in vae.modules():
+            if isinstance(layer, CausalConv3d):
+                layer.register_forward_hook(count)
+        with FlopCounterMode(display=False) as flops:
+            vae.decode_stream(torch.empty(1, config.z_dim, LATENTS, rows, cols), stream)
+    return Work(flops.get_total_flops(), itemsize * moved)
+
+
+@pytest.mark.parametrize("by", ["op", "torch"])
+def test_vae_decode(benchmark: Any, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if by == "torch":
+        for module, name in RUNS:
+            monkeypatch.setattr(module, name, lambda *_: False)
+    vae = VAE(CONFIG, encoder=False).eval().requires_grad_(False).to(device(), DTYPE).channels_last()
+    z = torch.randn(1, CONFIG.z_dim, LATENTS, ROWS, COLS, device=device()).to(DTYPE)
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
+        stream = vae.warm_up(z)
+        work = counted(CONFIG, ROWS, COLS, z.element_size())
+        calls = [lambda: rgb.to_rgb(vae.decode_stream(z, stream)[0])]
+        size, frames = f"{COLS * vae.stride_s}x{ROWS * vae.stride_s}", LATENTS * vae.stride_t
+        measure(benchmark, calls, work, launches=2, shape=f"{LATENTS}x{ROWS}x{COLS}", size=size, frames=frames, by=by)
+    if benchmark.stats is not None:
+        benchmark.extra_info.update(frames_per_s=frames * 1e6 / benchmark.extra_info["call_us"])

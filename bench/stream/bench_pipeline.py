@@ -1,0 +1,113 @@
+"""What a pipeline of real processes costs beyond the work of its stages, and whether `everface simulate` foretells it.
+
+    python -m pytest bench/stream/bench_pipeline.py --benchmark-json FILE -s
+
+Sleeping stages show the runtime alone. The bundled model shows a real stream: on few cores its stages share them, so the forecast is
+made from the times that the stages themselves measured in that run.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from bench.stopwatch import commit
+
+from everface.avatar.avatar import Avatar
+from everface.avatar.bench import cpu_name
+from everface.avatar.demo import PICTURE, SOUND
+from everface.core.config import SAMPLE_RATE, Deployment, StreamConfig
+from everface.media.sound import read_sound
+from everface.runtime.desk import Desk
+from everface.runtime.pipeline import ProcessPipeline, start
+from everface.runtime.plan import DECODE, place
+from everface.runtime.session import Session
+from everface.runtime.simulate import Times, simulate
+
+ROOT = str(Path(__file__).parents[2])
+STEP_MS, BLOCKS, BLOCK = 50.0, 100, 7680
+
+
+def noise(_: int) -> torch.Tensor:
+    return torch.zeros(16, 3, 16, 16)
+
+
+def stream(session: Session, blocks: int) -> list[float]:
+    """Push so much sound, take all frames; when each block was delivered."""
+    stamps: list[float] = []
+    for _ in range(blocks):
+        while not session.push(torch.zeros(BLOCK)):
+            session.wait(1.0)
+            stamps += [time.perf_counter() for _ in session.poll()]
+        stamps += [time.perf_counter() for _ in session.poll()]
+    session.end()
+    stamps += [time.perf_counter() for _ in session.frames()]
+    return stamps
+
+
+def record(benchmark: Any, **info: object) -> None:
+    machine = f"{cpu_name()}, {psutil.cpu_count()} cores, torch {torch.__version__}"
+    benchmark.extra_info.update(commit=commit(), machine=machine, **info)
+    print("\n" + "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in info.items()))
+
+
+@pytest.mark.parametrize("processes", ["2", "5"])
+def test_sleeping_stages(benchmark: Any, monkeypatch: pytest.MonkeyPatch, processes: str) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+    plan = place(4, processes, {DECODE: 1.0})
+    deepest = max(len(roles) for roles in plan.devices)
+    with closing(Desk(start(plan, "bench.stream.sleepers:build", {"ms": STEP_MS}, Deployment(processes, threads=1)))) as desk:
+        with Session(desk, {}, lambda *_: {}, noise).wait_open() as warm:
+            stream(warm, 10)
+        with Session(desk, {}, lambda *_: {}, noise).wait_open() as session:
+            stamps = benchmark.pedantic(stream, (session, BLOCKS), rounds=1)
+            latency_ms = 1e3 * min(b.seconds for b in session.clock.beats if b.seconds)
+    gaps = [b - a for a, b in pairwise(stamps[4:])]  # block 4 waits for the sink
+    rate, ideal = 1 / statistics.mean(gaps), 1e3 / (deepest * STEP_MS)
+    hop_ms = (latency_ms - 5 * STEP_MS) / (len(plan.devices) + 1)
+    forecast = simulate(plan, Times(STEP_MS, STEP_MS, hop_ms=hop_ms), blocks=BLOCKS)
+    record(
+        benchmark, placement=processes, blocks_per_s=rate, ideal=ideal, share_of_ideal=rate / ideal, hop_ms=hop_ms,
+        period_p99_ms=1e3 * sorted(gaps)[int(0.99 * len(gaps))], foretold_blocks_per_s=forecast.fps / 12,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("sampler", ["official", "skip-null"])
+@pytest.mark.parametrize("placement", ["inline", "1", "2", "3", "4", "5"])
+def test_the_bundled_model(benchmark: Any, placement: str, sampler: str) -> None:
+    if sampler == "skip-null" and placement == "5":
+        pytest.skip("three steps and a decoder have four places")
+    config = StreamConfig(sampler=sampler)
+    pcm_S = next(read_sound(SOUND, 8 * SAMPLE_RATE))
+    with Avatar(deployment=Deployment(placement, threads=None if placement in ("inline", "1") else 1)) as avatar:
+        picture = avatar.fit(PICTURE, config)
+
+        def once() -> tuple[list[float], float]:
+            with avatar.open(picture, config) as session:
+                stamps = []
+                began = time.perf_counter()
+                session.push(torch.as_tensor(pcm_S).contiguous())
+                session.end()
+                for _ in session.frames():
+                    stamps.append(time.perf_counter())
+                return stamps, began
+
+        once()
+        stamps, began = benchmark.pedantic(once, rounds=1)
+        gaps = [b - a for a, b in pairwise(stamps[5:])]
+        fps = 12 / statistics.mean(gaps)
+        info: dict[str, object] = {}
+        desk = avatar.desk
+        assert desk is not None
+        if isinstance(desk.pipeline, ProcessPipeline):
+            work = [1e3 * statistics.mean(list(c.watch.seconds)[-10:]) for c in desk.pipeline._supervisor.children]
+            info["work_ms"] = [round(ms, 1) for ms in work]
+            info["foretold_fps"] = 12e3 / max(work)
+        record(benchmark, placement=placement, sampler=sampler, fps=fps, first_frame_ms=1e3 * (stamps[0] - began), **info)

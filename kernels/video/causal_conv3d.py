@@ -1,0 +1,288 @@
+"""A convolution over a stream of video that never looks ahead: its past is two frames it keeps itself, and no frame is copied to meet it.
+
+Contract
+    z = past frames, then x;   y[t] = bias + sum over i, j, k of W[i, j, k] z[t + i], zeros beyond the edges of a frame [+ residual]
+    past' = the last two frames of z, written over the past
+    x [B, CI, T, H, W], past [B, CI, 2, H, W] or None (all zero: nothing was seen yet), W [CO, CI, 3, k, k] with k 1 or 3, bias [CO],
+    residual and y [B, CO, T, H, W]; one floating dtype. Sums in float32; on a GPU one rounding, after the residual.
+    Shapes are channels first, memory is channels last; on a GPU what is not is copied.
+    past is written in place, so its address holds for the life of a stream; a new one is returned where there was none, and where
+    gradients flow through it.
+Cost
+    2 * 3 k^2 CI CO flops a pixel and frame: 27.5 TFLOP for a block of 12 frames of 704x384, bound by tensor cores and, at 96
+    channels, by the cache that feeds them (docs/tuning.md). x and y are moved once: 16 GB a block in bfloat16.
+Kernel
+    Implicit GEMM: pixels of a frame x output channels, summed over taps and input channels; operands are loaded where they lie. The
+    same kernel reads frames of half the size and frames that lie side by side in one (kernels/video/upsample_conv).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from everface.kernels.launch import Build, Tiles, Work, jit, metadata, pick, runs_triton, tile, tl
+
+PAST = 2  # frames
+
+# --- reference
+
+
+def conv3d_reference(x_BCTHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: list[int]) -> torch.Tensor:
+    """`F.conv3d`. Float32 on a CPU without gradient asks oneDNN by name: for one small clip torch would take a far slower path."""
+    direct = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
+    if direct and not learns and not torch.is_autocast_enabled("cpu"):
+        return torch.mkldnn_convolution(x_BCTHW, weight, bias, padding, [1, 1, 1], [1, 1, 1], 1)
+    return F.conv3d(x_BCTHW, weight, bias, 1, padding)
+
+
+def causal_conv3d_reference(
+    x_BCTHW: torch.Tensor,
+    past_BC2HW: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual_BCTHW: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """y. Plain torch; differentiable; also the CPU path."""
+    padding = [0, weight.shape[3] // 2, weight.shape[4] // 2]
+    if past_BC2HW is None and x_BCTHW.shape[2] == 1:  # only the last tap meets a frame: a third of the work
+        y_BCTHW = conv3d_reference(x_BCTHW, weight[:, :, PAST:], bias, padding)
+    else:
+        past = [torch.zeros_like(x_BCTHW[:, :, :1])] * PAST if past_BC2HW is None else [past_BC2HW.to(x_BCTHW.dtype)]
+        y_BCTHW = conv3d_reference(torch.cat([*past, x_BCTHW], 2), weight, bias, padding)
+    return y_BCTHW if residual_BCTHW is None else residual_BCTHW + y_BCTHW
+
+
+def next_past(x_BCTHW: torch.Tensor, past_BC2HW: torch.Tensor | None) -> torch.Tensor:
+    """past': written over the past itself, which is made where there is none. Under autograd a new one; x stays anyway then."""
+    new, past = x_BCTHW[:, :, -PAST:], past_BC2HW
+    learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or (past is not None and past.requires_grad))
+    if learns and new.shape[2] == PAST:
+        return new
+    if learns:
+        return torch.cat([torch.zeros_like(new) if past is None else past[:, :, 1:].to(new.dtype), new], 2)
+    if past is None or past.dtype != new.dtype or (past.is_inference() and not torch.is_inference_mode_enabled()):
+        b, c, _, h, w = x_BCTHW.shape
+        past = x_BCTHW.new_zeros((b, PAST, h, w, c)).movedim(-1, 1)
+        if past_BC2HW is not None:
+            past.copy_(past_BC2HW)
+    if new.shape[2] < PAST:
+        past[:, :, 0].copy_(past[:, :, 1])
+    past[:, :, -new.shape[2] :].copy_(new)
+    return past
+
+
+# --- kernel
+
+
+def work(args: dict[str, Any]) -> Work:
+    """Of one launch, from its arguments by name: every tap of every output counted, every tensor moved once."""
+    names = ("x_ptr", "past_ptr", "w_ptr", "residual_ptr", "y_ptr")
+    moved = sum(args[n].numel() * args[n].element_size() for n in names if args[n] is not None)
+    return Work(2 * args["y_ptr"].numel() * args["CI"] * args["KT"] * args["KS"] ** 2, moved)
+
+
+@jit
+def operand(ptr, rows, row_mask, cols, LIMIT: tl.constexpr, STEP: tl.constexpr):
+    """A tile [rows, STEP] whose columns lie side by side; the test of their end is left out where they come in whole steps."""
+    at = ptr + rows[:, None] + cols[None, :]
+    if LIMIT % STEP == 0:
+        return tl.load(at, mask=row_mask[:, None], other=0.0)
+    return tl.load(at, mask=row_mask[:, None] & (cols < LIMIT)[None, :], other=0.0)
+
+
+@jit
+def finish(acc, bias_ptr, residual_ptr, y_ptr, pixel, there, first, N: tl.constexpr, CO: tl.constexpr):
+    """Bias, residual, one rounding, store of N output channels from `first` on. Pointers are those of the frame."""
+    cols = first + tl.arange(0, N)
+    mask = there[:, None] & (cols < CO)[None, :]
+    at = pixel[:, None] * CO + cols[None, :]
+    if bias_ptr is not None:
+        acc += tl.load(bias_ptr + cols, mask=cols < CO, other=0.0).to(tl.float32)[None, :]
+    if residual_ptr is not None:
+        acc += tl.load(residual_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@jit(launch_metadata=metadata("causal_conv3d", work))
+def causal_conv3d_kernel(
+    x_ptr, past_ptr, w_ptr, bias_ptr, residual_ptr, y_ptr, frames, videos_x_frames, H, W,
+    CI: tl.constexpr, CO: tl.constexpr, KT: tl.constexpr, KS: tl.constexpr, SIDE: tl.constexpr, UP: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BN2: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One program: BM pixels of one output frame, BN + BN2 output channels (two products share the pixels: no power of two is near 96).
+
+    KT taps in time, KS x KS in space. Each pixel of x holds SIDE frames of CI channels side by side, the earlier first; each frame
+    is seen UP times as large each way, nearest. W [CO, KT, KS, KS, CI] as channels last lays it out. Programs that run together
+    read the same places of consecutive frames, so that most taps find them in the cache.
+    """
+    columns: tl.constexpr = (CO + BN + BN2 - 1) // (BN + BN2)
+    chunks: tl.constexpr = (CI + BK - 1) // BK
+    taps: tl.constexpr = KT * KS * KS
+    pid = tl.program_id(0)
+    first = pid % columns * (BN + BN2)
+    frame = pid // columns % videos_x_frames
+    video, t = frame // frames, frame % frames
+    pixel = pid // (columns * videos_x_frames) * BM + tl.arange(0, BM)
+    row, col = pixel // (W * UP), pixel % (W * UP)
+    there = pixel < H * W * (UP * UP)
+
+    pitch: tl.constexpr = SIDE * CI
+    frame_step = H.to(tl.int64) * W * pitch
+    now_ptr = x_ptr + (video * frames + t) // SIDE * frame_step + t % SIDE * CI
+    kept_ptr = now_ptr if past_ptr is None else past_ptr + (video * (KT - 1) + t) * frame_step
+    start = tl.maximum(KT - 1 - t, 0) * KS * KS * chunks if past_ptr is None else 0  # taps before the stream
+
+    out = first + tl.arange(0, BN)
+    acc = tl.zeros([BM, BN], tl.float32)
+    if BN2:
+        out2 = first + BN + tl.arange(0, BN2)
+        acc2 = tl.zeros([BM, BN2], tl.float32)
+    for step in tl.range(start, taps * chunks):  # type: ignore[reportGeneralTypeIssues]
+        tap, c = step // chunks, step % chunks * BK + tl.arange(0, BK)
+        back = tap // (KS * KS) - (KT - 1)
+        y, x = row + tap // KS % KS - KS // 2, col + tap % KS - KS // 2
+        inside = (y >= 0) & (y < H * UP) & (x >= 0) & (x < W * UP)
+        from_ptr = tl.where(t + back >= 0, now_ptr + back * frame_step, kept_ptr + (KT - 1 + back) * frame_step)
+        a = operand(from_ptr, (y // UP * W + x // UP) * pitch, inside, c, CI, BK)
+        w = operand(w_ptr, out * (taps * CI) + tap * CI, out < CO, c, CI, BK)
+        acc = tl.dot(a, w.T, acc, input_precision=PRECISION)
+        if BN2:
+            w2 = operand(w_ptr, out2 * (taps * CI) + tap * CI, out2 < CO, c, CI, BK)
+            acc2 = tl.dot(a, w2.T, acc2, input_precision=PRECISION)
+
+    y_frame = frame * (H * W).to(tl.int64) * (UP * UP * CO)
+    residual_frame = None if residual_ptr is None else residual_ptr + y_frame
+    finish(acc, bias_ptr, residual_frame, y_ptr + y_frame, pixel, there, first, BN, CO)
+    if BN2:
+        finish(acc2, bias_ptr, residual_frame, y_ptr + y_frame, pixel, there, first + BN, BN2, CO)
+
+
+# --- tiles: (bytes an element, columns, chunk). Argued on paper and from the compile report, not measured: no GPU was at hand.
+# Every width of the 14B model's VAE is a multiple of 96: columns of 128 + 64 and of 64 + 32 waste nothing. What a program reads through
+# L2 is BM + columns numbers for BM * columns products, so at 96 columns it takes 256 pixels. 80 is what the interpreter takes.
+
+TILES: Tiles = {
+    80: {
+        **{(2, 192, chunk): tile(8, 3, BM=128, BN=128, BN2=64, BK=min(chunk, 32)) for chunk in (64, 32, 16)},
+        **{(2, 96, chunk): tile(4, 3, BM=128, BN=64, BN2=32, BK=min(chunk, 32)) for chunk in (64, 32, 16)},
+        **{(2, 64, chunk): tile(4, 3, BM=128, BN=64, BN2=0, BK=min(chunk, 32)) for chunk in (64, 32, 16)},
+        **{(2, 16, chunk): tile(4, 3, BM=128, BN=16, BN2=0, BK=min(chunk, 32)) for chunk in (64, 32, 16)},
+        **{(4, 192, chunk): tile(8, 2, BM=64, BN=128, BN2=64, BK=16) for chunk in (64, 32, 16)},
+        **{(4, 96, chunk): tile(4, 2, BM=64, BN=64, BN2=32, BK=16) for chunk in (64, 32, 16)},
+        **{(4, 64, chunk): tile(4, 2, BM=64, BN=64, BN2=0, BK=16) for chunk in (64, 32, 16)},
+        **{(4, 16, chunk): tile(4, 2, BM=64, BN=16, BN2=0, BK=16) for chunk in (64, 32, 16)},
+    },
+    90: {
+        (2, 192, 64): tile(8, 4, BM=128, BN=128, BN2=64, BK=64),
+        (2, 192, 32): tile(8, 4, BM=128, BN=128, BN2=64, BK=32),
+        (2, 96, 64): tile(8, 4, BM=256, BN=64, BN2=32, BK=64),
+        (2, 96, 32): tile(8, 4, BM=256, BN=64, BN2=32, BK=32),
+        (2, 16, 32): tile(4, 4, BM=256, BN=16, BN2=0, BK=32),
+    },
+}
+
+
+def variant(c_in: int, c_out: int, itemsize: int) -> tuple[int, int, int]:
+    """Which tile so many channels take."""
+    columns = 192 if c_out % 192 == 0 else 96 if c_out % 96 == 0 else 16 if c_out <= 16 else 64
+    return itemsize, columns, 64 if c_in % 64 == 0 else 16 if c_in <= 16 else 32
+
+
+def precision(itemsize: int) -> str:
+    """Of tl.dot: float32 operands go through the matrix units as three products of tf32, which loses nothing that counts."""
+    return "tf32x3" if itemsize == 4 else "tf32"
+
+
+# --- op
+
+
+@torch.library.custom_op("everface::conv_frames", mutates_args=("y",))
+def launch(
+    x: torch.Tensor,
+    past: torch.Tensor | None,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual: torch.Tensor | None,
+    side: int,
+    up: int,
+    y: torch.Tensor,
+) -> None:
+    """The kernel, into an output that the caller owns. All contiguous, channels last: x [B, T, H, W, side * CI],
+    past [B, KT - 1, H, W, CI], w [CO, KT, KS, KS, CI], residual and y [B, side * T, up * H, up * W, CO]."""
+    (c_out, taps, space, _, c_in), (videos, frames, height, width) = w.shape, x.shape[:4]
+    variant_ = variant(c_in, c_out, x.element_size())
+    options = pick("causal_conv3d", TILES, x.device, variant_).options()
+    tiles = -(-height * width * up * up // options["BM"])
+    columns = -(-c_out // (options["BN"] + options["BN2"]))
+    causal_conv3d_kernel[(tiles * videos * frames * side * columns,)](
+        x, past, w, bias, residual, y, frames * side, videos * frames * side, height, width,
+        CI=c_in, CO=c_out, KT=taps, KS=space, SIDE=side, UP=up, PRECISION=precision(x.element_size()), **options,
+    )  # fmt: skip
+
+
+@launch.register_fake
+def _(*args: Any) -> None:
+    return None
+
+
+def runs_kernel(*tensors: torch.Tensor | None) -> bool:
+    """Whether the convolutions run on these: one dtype of two bytes. Float32 on a GPU is cuDNN's: the kernel's three products of tf32
+    are exact, but several times slower than its one, and only the picture of a session's opening is encoded so."""
+    given = [t for t in tensors if t is not None]
+    return runs_triton(*given) and len({t.dtype for t in given}) == 1 and given[0].element_size() == 2
+
+
+def last(x_BCTHW: torch.Tensor) -> torch.Tensor:
+    """Channels last, contiguous: a view where memory is so already."""
+    return x_BCTHW.movedim(1, -1).contiguous()
+
+
+def causal_conv3d(
+    x_BCTHW: torch.Tensor,
+    past_BC2HW: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual_BCTHW: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The op. Returns (y, past')."""
+    if runs_kernel(x_BCTHW, past_BC2HW, weight, bias, residual_BCTHW):
+        x_BTHWC = last(x_BCTHW)
+        past, residual = (None if t is None else last(t) for t in (past_BC2HW, residual_BCTHW))
+        y_BTHWC = x_BTHWC.new_empty((*x_BTHWC.shape[:-1], weight.shape[0]))
+        launch(x_BTHWC, past, last(weight), bias, residual, 1, 1, y_BTHWC)
+        y_BCTHW = y_BTHWC.movedim(-1, 1)
+    else:
+        y_BCTHW = causal_conv3d_reference(x_BCTHW, past_BC2HW, weight, bias, residual_BCTHW)
+    return y_BCTHW, next_past(x_BCTHW, past_BC2HW)
+
+
+# --- what CI compiles
+
+
+def build(
+    chip: int, name: str, dtype: str, c_in: int, c_out: int, taps: int, space: int, up: int = 1, given: str = "past"
+) -> Build:
+    """`given`: which of past and residual there are. `up` 2 reads two frames a pixel."""
+    itemsize = 4 if dtype == "fp32" else 2
+    chosen = pick("causal_conv3d", TILES, chip, variant(c_in, c_out, itemsize))
+    pointers = [n for n in ("x", "past", "w", "bias", "residual", "y") if n in ("x", "w", "bias", "y") or n in given]
+    absent = {f"{n}_ptr": None for n in ("past", "residual") if n not in pointers}
+    signature = {f"{n}_ptr": f"*{dtype}" for n in pointers} | dict.fromkeys(("frames", "videos_x_frames", "H", "W"), "i32")
+    channels = {"CI": c_in, "CO": c_out, "KT": taps, "KS": space, "SIDE": up, "UP": up}
+    sizes = absent | dict(chosen.sizes) | channels | {"PRECISION": precision(itemsize)}
+    return Build(f"{name} {dtype} {c_in}>{c_out}", causal_conv3d_kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
+                 loose=("frames", "videos_x_frames", "H", "W"), matrix=c_out >= 64)  # fmt: skip
+
+
+COMPILE = [
+    *(build(chip, "conv3d", "bf16", c, c, 3, 3, given="past residual") for c in (384, 192, 96) for chip in (80, 90, 100)),
+    *(build(chip, "conv3d", "bf16", 192, 384, 3, 3) for chip in (90, 100)),
+    *(build(chip, "conv3d", "bf16", 16, 384, 3, 3) for chip in (80, 90, 100)),
+    *(build(chip, "conv3d", "bf16", 96, 3, 3, 3) for chip in (80, 90, 100)),
+    *(build(chip, "conv3d time", "bf16", 384, 768, 3, 1) for chip in (90, 100)),
+    *(build(chip, "conv3d", "fp32", 96, 96, 3, 3, given="past residual") for chip in (80, 90, 100)),
+]

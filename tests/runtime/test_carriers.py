@@ -1,0 +1,308 @@
+"""Gloo and shared memory between real processes: what passes, what waits, what a death costs, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import peers
+import pytest
+import torch
+import toy
+
+from everface.core.block import Block, Closing, Opening
+from everface.core.errors import BadInput
+from everface.runtime import shared, wire
+from everface.runtime.carrier import open_giver, open_taker
+from everface.runtime.handoff import Broken, Local
+from everface.runtime.shared import SharedGiver, SharedTaker
+from everface.runtime.stage import Epoch, Stop
+
+KINDS = ("gloo", "shared")
+
+
+def block(index: int) -> Block:
+    return Block(1, 0, index, index * 7680, 12, toy.noise(index), {"audio": torch.full((3,), float(index))})
+
+
+def frames(index: int, size: int) -> Block:
+    return Block(1, 0, index, 0, 12, torch.randint(0, 256, (size,), dtype=torch.uint8), last=True)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="hop") as name:  # tmp_path can be longer than a socket's path may be
+        yield Path(name)
+
+
+def open_both(kind: str, path: Path, hear: Callable[[Epoch], None] = print, timeout_s: float = 60.0) -> tuple[Any, Any]:
+    """Both ends in this process."""
+    takers: list = []
+    opening = threading.Thread(target=lambda: takers.append(open_taker(kind, str(path), hear)))
+    opening.start()
+    giver = open_giver(kind, str(path), timeout_s=timeout_s)
+    opening.join()
+    return giver, takers[0]
+
+
+def close_both(*ends: Any) -> None:
+    for end in ends:
+        end.abort()
+    for end in ends:
+        end.join()
+
+
+def left() -> tuple[int, int, int]:
+    """Open files, threads and mapped memory files of this process."""
+    maps = Path("/proc/self/maps").read_text()
+    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), maps.count("everface hop")
+
+
+def left_at_last(base: tuple[int, int, int]) -> tuple[int, int, int]:
+    """What is left once it is `base`, or still after five seconds: the system may list a thread for a moment after it was joined."""
+    end_s = time.monotonic() + 5
+    while left() != base and time.monotonic() < end_s:
+        time.sleep(0.01)
+    return left()
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="counts files and threads in /proc")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_messages_pass_bit_for_bit_in_order(kind: str, folder: Path) -> None:
+    heard: list[Epoch] = []
+    giver, taker = open_both(kind, folder / "0.0", heard.append)
+    assert giver.meet(10.0) and taker.meet(10.0)
+    opening = Opening(1, {"picture": torch.randn(6_000_000), "strided": torch.randn(700, 30).t()}, {"seed": 3})
+    said = [opening, *(frames(i, size) for i, size in enumerate((9_700_000, 10, 5000, 0, 2_000_000))), block(5), Closing(1)]
+
+    def give() -> None:
+        for message in said:
+            giver.put(message)
+        giver.put(Epoch(1, 4))
+        giver.put(Stop())
+
+    giving = threading.Thread(target=give)
+    giving.start()
+    got = [taker.take(30.0) for _ in range(len(said) + 1)]
+    giving.join()
+    assert [type(m) for m in got] == [*(type(m) for m in said), Stop] and heard == [Epoch(1, 4)]
+    for a, b in zip(map(wire.pack, said), map(wire.pack, filter(None, got))):
+        assert a.head == b.head and all(torch.equal(x, y) for (_, x), (_, y) in zip(a.tensors, b.tensors, strict=True))
+    close_both(giver, taker)
+
+
+def test_what_was_taken_is_the_takers_own(folder: Path) -> None:
+    giver, taker = open_both("shared", folder / "0.0")
+    kept = []
+    for index in range(20):
+        giver.put(frames(index, 100_000))
+        message = taker.take(10.0)
+        assert isinstance(message, Block)
+        kept.append((message.x, message.x.clone()))
+    close_both(giver, taker)
+    assert all(torch.equal(x, copy) for x, copy in kept) and len({x.data_ptr() for x, _ in kept}) == 20
+
+
+def test_a_slot_grows_and_shrinks_with_its_messages(folder: Path) -> None:
+    giver, taker = open_both("shared", folder / "0.0")
+    sizes = []
+    for size in (5000, 40_000_000, 40_000_000, 100_000, 100_000, 150_000, 150_000):
+        giver.put(frames(0, size))
+        assert isinstance(taker.take(10.0), Block)
+        sizes.append([memory.numel() if memory is not None else 0 for memory in giver._memory])
+    close_both(giver, taker)
+    assert sizes[2] == [1 << 26, 1 << 26] and sizes[4] == [1 << 17, 1 << 17] and sizes[6] == [1 << 18, 1 << 18]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "local"])
+def test_wake_ends_a_take_at_once(kind: str, folder: Path) -> None:
+    giver, taker = [Local()] * 2 if kind == "local" else open_both(kind, folder / "0.0")
+    threading.Timer(0.1, taker.wake).start()
+    begin = time.monotonic()
+    assert taker.take(60.0) is None and time.monotonic() - begin < 10
+    taker.wake()  # nobody waits: the next take does not either
+    taker.wake()
+    assert taker.take(60.0) is None
+    taker.wake()
+    giver.put(block(7))
+    message = next(m for m in iter(lambda: taker.take(60.0), "never") if m)  # a wake loses no message
+    assert isinstance(message, Block) and message.index == 7
+    begin = time.monotonic()
+    assert [taker.take(0.05) for _ in range(3)] == [None] * 3 and time.monotonic() - begin > 0.05
+    close_both(giver, taker)
+
+
+PEER = """
+import sys
+sys.path[:] = {path!r}
+from everface.runtime.carrier import open_taker
+taker = open_taker({kind!r}, {at!r}, lambda notice: print(notice, flush=True))
+for line in sys.stdin:
+    print(taker.take(60.0).index, flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slots_urgency_and_the_death_of_the_peer(kind: str, folder: Path) -> None:
+    code = PEER.format(path=sys.path, kind=kind, at=str(folder / "0.0"))
+    peer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    assert peer.stdin and peer.stdout
+    giver: Any = open_giver(kind, str(folder / "0.0"), timeout_s=0.25)
+    giver.put(block(0))
+    giver.put(block(1))
+    begin = time.monotonic()
+    with pytest.raises(Broken, match=r"took nothing for 0.25 s"):
+        giver.put(block(2))
+    assert 0.25 <= time.monotonic() - begin < 5
+    giver.put(Epoch(1, 1))
+    assert peer.stdout.readline() == "Epoch(session=1, epoch=1)\n"  # overtook both
+    peer.stdin.write("\n")
+    assert peer.stdout.readline() == "0\n"
+    giver._timeout_s = 60.0
+    giver.put(block(2))  # the slot of block 0
+    threading.Timer(0.2, peer.kill).start()
+    begin = time.monotonic()
+    with pytest.raises(Broken, match="went away"):
+        giver.put(block(3))
+    assert time.monotonic() - begin < 10
+    giver.join()
+    assert not giver.thread.is_alive()
+    peer.communicate()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_received_before_the_end_can_still_be_had(kind: str, folder: Path) -> None:
+    giver, taker = open_both(kind, folder / "0.0")
+    giver.put(block(0))
+    giver.put(frames(1, 200_000))
+    giver.put(Stop())
+    deadline = time.monotonic() + 10
+    while len(taker._messages) < 3 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    giver.abort()
+    assert [type(taker.take(10.0)) for _ in range(3)] == [Block, Block, Stop]
+    with pytest.raises(Broken, match="went away"):
+        taker.take(10.0)
+    close_both(giver, taker)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_abort_wakes_a_put_that_waits(kind: str, folder: Path) -> None:
+    giver, taker = open_both(kind, folder / "0.0")
+    giver.put(block(0))
+    giver.put(block(1))
+    threading.Timer(0.1, giver.abort, ("pulled",)).start()
+    with pytest.raises(Broken, match="pulled"):
+        giver.put(block(2))
+    close_both(giver, taker)
+
+
+@pytest.mark.parametrize("side", ["giver", "taker"])
+def test_the_other_end_never_comes(side: str, folder: Path) -> None:
+    path = str(folder / "0.0")
+    end = SharedGiver(path, join_s=0.1) if side == "giver" else SharedTaker(path, print, join_s=0.1)
+    with pytest.raises(Broken, match=r"for 0.1 s"):
+        end.put(block(0)) if isinstance(end, SharedGiver) else end.take(60.0)
+    end.join()
+    assert not list(folder.iterdir())
+    late = SharedGiver(path) if side == "giver" else SharedTaker(path, print)
+    assert not late.meet(0.05)
+    late.abort("enough")  # ends the look-out, which has a minute left
+    late.join()
+    assert not list(folder.iterdir())
+
+
+def test_a_path_too_long_for_a_socket() -> None:
+    with pytest.raises(BadInput, match="shorter temporary folder"):
+        SharedTaker("/tmp/" + "x" * 200, print)
+
+
+def test_records_that_make_no_sense_break_the_hop(folder: Path) -> None:
+    for record in (shared.RECORD.pack(shared.SLOT, 0, 100), shared.RECORD.pack(shared.INLINE, 0, 1 << 40), shared.RECORD.pack(9, 0, 1)):
+        giver, taker = open_both("shared", folder / "0.0")
+        giver._find_line().send(record)
+        with pytest.raises(Broken, match=r"the stage before went away: a (record of kind|message of)"):
+            taker.take(10.0)
+        close_both(giver, taker)
+
+
+def test_without_memory_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    giver, taker = open_both("shared", folder / "0.0")
+    sent = frames(0, 300_000)
+    giver.put(sent)
+    message = taker.take(10.0)
+    assert isinstance(message, Block) and torch.equal(message.x, sent.x)
+    close_both(giver, taker)
+    assert not list(folder.iterdir())
+
+
+@needs_proc
+@pytest.mark.parametrize(("kind", "times"), [("shared", 200), pytest.param("gloo", 200, marks=pytest.mark.slow)])
+def test_two_hundred_hops_leave_nothing(kind: str, times: int, folder: Path) -> None:
+    base = left()
+    for turn in range(times):
+        giver, taker = open_both(kind, folder / f"0.{turn}")
+        if turn % 3:
+            giver.put(frames(0, 100_000))
+        if turn % 3 == 2:
+            assert isinstance(taker.take(10.0), Block)
+        first, second = (giver, taker) if turn % 2 else (taker, giver)
+        first.abort()
+        first.join()
+        close_both(second)
+    del giver, taker, first, second
+    assert left_at_last(base) == base
+
+
+@needs_proc
+@pytest.mark.parametrize("kind", KINDS)
+def test_hops_are_rebuilt_while_their_peers_are_killed(kind: str, folder: Path) -> None:
+    """This process lives on; each generation's peer is killed, or stopped and then killed, in the midst of its work."""
+    host = subprocess.Popen(
+        [sys.executable, peers.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert host.stdin and host.stdout
+    base = left()
+    for turn in range(12):
+        side, stopped = ("taker", "sleeper", "giver")[turn % 3], turn % 2
+        path = str(folder / f"{turn}.0")
+        host.stdin.write(f"{kind} {side} {path}\n")
+        peer = int(host.stdout.readline())
+        end: Any = open_taker(kind, path, print) if side == "giver" else open_giver(kind, path, timeout_s=0.2)
+        assert end.meet(60.0)
+        if side == "giver":
+            assert isinstance(end.take(60.0), Block)
+        else:
+            end.put(block(0))
+        if stopped:
+            os.kill(peer, signal.SIGSTOP)
+            if side != "giver":
+                with pytest.raises(Broken, match=r"took nothing for 0.2 s|nothing passed in time"):
+                    for index in range(1, 5):
+                        end.put(block(index))
+                end.abort()
+                end.join()  # while the peer still stands
+        os.kill(peer, signal.SIGKILL)
+        if not stopped:
+            begin = time.monotonic()
+            with pytest.raises(Broken, match=r"went away|cannot be reached"):
+                while time.monotonic() < begin + 20:
+                    end.take(20.0) if side == "giver" else end.put(frames(1, 50_000))
+            assert time.monotonic() - begin < 15
+        end.abort()
+        end.join()
+    del end
+    assert left_at_last(base) == base
+    host.communicate()

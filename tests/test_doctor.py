@@ -1,0 +1,61 @@
+"""`everface doctor --plan`: the official model's placement for machines that are not here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from everface import cli, doctor
+from everface.core.config import ModelConfig
+from everface.model.sizes import ring_values
+
+
+def plan(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:
+    code = cli.main(["doctor", "--plan", *flags])
+    out, err = capsys.readouterr()
+    return code, out + err
+
+
+def test_a_table_for_every_number_of_devices(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = plan(capsys, "--devices", "8", "--memory", "80")
+    rows = {line.split()[0]: line for line in text.splitlines() if line[:1].isdigit() and "steps and" not in line}
+    assert code == 0 and list(rows) == ["1", "2", "3", "4", "5", "6-8"]
+    assert "does not fit" in rows["1"] and "!" in rows["1"]  # 30 GiB of weights, four rings of 10
+    assert rows["5"].startswith("5 *") and "45.2" in rows["5"] and text.count("*") == 2
+    assert "4.6 " in rows["5"] and "as 5" in rows["6-8"]
+    assert "* best: " in text
+
+
+def test_flags_reach_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
+    _, text = plan(
+        capsys, "--devices", "4", "--memory", "141", "--sampler", "skip-null", "--dtype", "fp8", "--sessions", "2",
+        "--step-ms", "120", "--decode-ms", "60", "--size", "384x704",
+    )  # fmt: skip
+    assert "3 steps and the decoder at 384x704, weights in fp8, 2 session(s); a forward takes 120 ms" in text
+    best = next(line for line in text.splitlines() if line.startswith("4 *"))
+    assert "step0 | step1 | step2 | decode" in best and "100.0" in best
+    assert len(text.splitlines()[3:7]) == 4
+
+
+def test_what_does_not_fit_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = plan(capsys, "--devices", "2", "--memory", "40")
+    ring = 2 * 2 * ring_values(ModelConfig().dit, 48, 88) / 2**30
+    assert code == 2 and text.count("\n") == 1 and f"KV rings 2 x {ring:.1f}" in text and "weights 30.4" in text
+
+
+def test_without_a_gpu_it_asks_for_devices(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert plan(capsys) == (2, "everface: this machine has no CUDA device to plan for: name them, as in --devices 5 --memory 80\n")
+    assert "how much memory each has" in plan(capsys, "--devices", "2")[1]
+    assert "multiples of 64" in plan(capsys, "--devices", "2", "--memory", "80", "--size", "700x384")[1]
+
+
+def test_every_optional_package_is_listed_once_with_its_use(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name in (
+        "nvidia-nccl-cu12", "nvidia-nccl-cu13", "flash-attn", "xformers", "cupy-cuda12x", "cupy-cuda13x", "pybind11", "pytest-benchmark",
+    ):  # fmt: skip
+        [line] = [line for line in lines if line.startswith(name + " ")]
+        assert len(line.split(maxsplit=2)[2]) > 15
+    assert doctor.native_line() in next(line for line in lines if line.startswith("everface._native"))
