@@ -94,7 +94,8 @@ def open_giver(
     """The upstream end of a hop between processes. Both ends name the same `path`, unused so far, in a folder of their own.
 
     `shared` and `ipc` answer at once and meet in the background; `gloo` and `nccl` wait for the other end. So whoever opens both ends
-    of a stage opens its taker first, and whoever feeds the first stage its giver. `capacity`: bytes of the largest block, for `nccl`.
+    of a stage opens its taker first, and whoever feeds the first stage its giver. The folder stays until both ends are open.
+    `capacity`: bytes of the largest block, for `nccl`.
     Raises Broken if the other end does not come, Unavailable without the libraries that the kind needs.
     """
     if kind == "gloo":

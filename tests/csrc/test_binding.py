@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import re
 import subprocess
 import sys
 import threading
@@ -68,6 +69,15 @@ def test_imports_without_cuda_and_says_what_is_missing(folder: Path) -> None:
     done = subprocess.run([sys.executable, "-c", IMPORT, str(module)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("the library /nowhere/libnccl.so.2 cannot be loaded: ")
+
+
+def test_every_name_of_the_binding_is_documented(at: Libraries) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "embed.md").read_text()
+    names = [name for name in dir(at.ring) if name[0] != "_"]
+    for of in ("Ring", "Nccl", "Cuda"):
+        names += [name for name in dir(getattr(at.ring, of)) if name[0] != "_"]
+    names += [name for of in (at.ring.Side, at.ring.State) for name in of.__members__]
+    assert len(names) > 20 and [name for name in names if not re.search(rf"`[^`]*\b{name}\b", text)] == []
 
 
 def open_hop(at: Libraries, timeout_s: float = 60.0) -> tuple[NcclGiver, NcclTaker, list[Epoch]]:
@@ -163,4 +173,15 @@ def test_abort_wakes_who_waits_for_a_block(at: Libraries) -> None:
         taker.take(60.0)
     with pytest.raises(Broken, match="pulled"):
         giver.put(block(0))
+    for end in (giver, taker):
+        end.join()
     assert taker.close()
+
+
+def test_wake_ends_a_take(at: Libraries) -> None:
+    giver, taker, _ = open_hop(at)
+    threading.Timer(0.1, taker.wake).start()
+    assert taker.take(60.0) is None
+    for end in (giver, taker):
+        end.abort()
+        end.join()

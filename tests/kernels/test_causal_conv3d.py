@@ -83,6 +83,18 @@ def test_kernel_is_the_convolution(case: str) -> None:
     close(reference.movedim(1, -1), exact(a), dtype)
 
 
+@pytest.mark.parametrize("kind", module.TILES[90])
+def test_the_tiles_of_hopper(kind: tuple[int, int, int]) -> None:
+    """They differ from those the other cases run with here: larger, and written half by half."""
+    _, columns, chunk = kind
+    x, past = (within(1, t, 3, 5, chunk, dtype=BF16, seed=t) for t in (1, PAST))
+    w = within(columns, 3, 1, 1, chunk, dtype=BF16, seed=3, scale=(3 * chunk) ** -0.5)
+    bias, residual = within(len(w), dtype=BF16, seed=4), within(1, 1, 3, 5, len(w), dtype=BF16, seed=5)
+    y = Poisoned(1, 1, 3, 5, len(w), dtype=BF16)
+    module.launch_tile(x, past, w, bias, residual, 1, 1, y.inside, module.TILES[90][kind].options())
+    close(y.written(), exact({"x": x, "past": past, "w": w, "bias": bias, "residual": residual}), BF16)
+
+
 @pytest.mark.parametrize("by", ["kernel", "reference"])
 @pytest.mark.parametrize("cuts", [(1, 1, 1, 1, 1), (3, 2), (1, 4), (2, 1, 2)])
 def test_cuts_do_not_matter_and_the_past_stays_where_it_is(

@@ -21,6 +21,7 @@ from everface.core.block import Block
 from everface.core.errors import Unavailable
 from everface.runtime import carrier, wire
 from everface.runtime.carrier import choose, open_giver, open_taker
+from everface.runtime.ipc import HANDLE_BYTES, Runtime
 from everface.runtime.stage import Epoch, Stop
 
 CHOICES = {
@@ -77,6 +78,18 @@ def test_a_described_tensor_keeps_its_dtype_and_shape() -> None:
         for shape in ((), (0, 3), (2, 3, 4)):
             like = wire.blank(wire.describe("x", torch.zeros(shape, dtype=dtype)))
             assert (like.dtype, like.shape, like.device.type) == (dtype, torch.Size(shape), "meta")
+
+
+def test_what_cuda_refuses_is_said_in_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the real library where there is one: without a device each call is refused, and a handle travels by value."""
+    found = [p for p in ("/usr/local/cuda/lib64/libcudart.so", "/usr/local/cuda/lib/libcudart.so") if Path(p).exists()]
+    if not found or torch.cuda.is_available():
+        pytest.skip("needs the CUDA runtime and no GPU")
+    monkeypatch.setattr(native, "find_cudart", lambda: found[0])
+    runtime = Runtime()
+    for call in (lambda: runtime.allocate(1 << 20), lambda: runtime.export(1 << 20), lambda: runtime.open(bytes(HANDLE_BYTES))):
+        with pytest.raises(Unavailable, match=r"^CUDA does not give .*: .+; choose another carrier"):
+            call()
 
 
 def gpu_block(index: int, device: str) -> Block:
