@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from everface.avatar.parts import dtype_of
 from everface.avatar.steps import DecodeRole, Denoiser, StepRole
 from everface.core.block import Block, Closing, Opening, Tensors
 from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
@@ -17,6 +18,7 @@ from everface.kernels.fused.flow_step import flow_step_tokens
 from everface.model.dit import DiT
 from everface.model.schedule import Schedule, sink_distance
 from everface.model.vae import VAE
+from everface.weights.quantize import quantise_rows_of
 
 CFG = DiTConfig(
     dim=64, ffn_dim=96, freq_dim=32, num_heads=2, num_layers=3, text_dim=8, text_len=4, audio_dim=16, wav2vec_layers=1,
@@ -30,10 +32,13 @@ def drawn(seed: int, *size: int) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
-def denoiser(sessions: int = 4) -> Denoiser:
+def denoiser(sessions: int = 4, dtype: str = "float32") -> Denoiser:
     torch.manual_seed(1)
-    dit = DiT(CFG).eval().requires_grad_(False).fuse()
-    return Denoiser(dit, ModelConfig(CFG), Deployment(sessions=sessions))
+    deployment = Deployment(sessions=sessions, dtype=dtype)
+    dit = DiT(CFG).to(dtype_of(deployment)).eval().requires_grad_(False).fuse()
+    if dtype == "fp8":
+        quantise_rows_of(dit)
+    return Denoiser(dit, ModelConfig(CFG), deployment)
 
 
 def opening(session: int = 1, look: int = 0, latent: tuple[int, int] = (4, 4)) -> Opening:
@@ -185,12 +190,16 @@ def test_an_opening_that_fails_half_way_holds_nothing(monkeypatch: pytest.Monkey
     assert not d.viewers and len(d.pool) == 0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8"])
 @pytest.mark.parametrize("bad", [False, True])
-def test_every_role_notes_whether_all_was_finite(bad: bool) -> None:
-    d = denoiser()
+def test_every_role_notes_whether_all_was_finite(bad: bool, dtype: str) -> None:
+    d, deployment = denoiser(dtype=dtype), Deployment(dtype=dtype)
     torch.manual_seed(2)
     vae = VAE(VAEConfig(dim=4, encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1, 1)), encoder=False)
-    roles = [*(StepRole(d, SCHEDULE, s) for s in range(4)), DecodeRole(vae.eval(), Deployment())]
+    vae.to(dtype_of(deployment))
+    for name in ("mean_C111", "std_C111"):  # float32 in a loaded decoder too
+        setattr(vae, name, getattr(vae, name).float())
+    roles = [*(StepRole(d, SCHEDULE, s) for s in range(4)), DecodeRole(vae.eval(), deployment)]
     for role in roles:
         role.open(opening())
     b = block(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -128,8 +130,8 @@ def test_the_end_of_a_block_and_the_beginning_of_the_next_in_one(coded: bool, mo
     g = torch.Generator().manual_seed(11)
     x, y = (torch.randn(1, 2, 3, 192, generator=g).to(DEVICE, dtype) for dtype in (F32, BF16))
     gate, shift, scale = torch.randn(3, 1, 1, 1, 192, generator=g).to(DEVICE)
-    given = {"modulation": (shift, scale), "eps": 1e-6, "norm_dtype": BF16, "dtype": BF16}
-    op = gate_norm.gate_norm_modulate_fp8 if coded else gate_norm.gate_norm_modulate
+    given: Any = {"modulation": (shift, scale), "eps": 1e-6, "norm_dtype": BF16, "dtype": BF16}
+    op: Any = gate_norm.gate_norm_modulate_fp8 if coded else gate_norm.gate_norm_modulate
     for by_kernel in (False, True):
         monkeypatch.setattr(gate_norm, "runs_triton", lambda *_, on=by_kernel: on)
         monkeypatch.setattr(gate_norm, "encodes", lambda *_, on=by_kernel: on)

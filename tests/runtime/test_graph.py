@@ -115,7 +115,7 @@ def test_what_waits_or_repeats_is_seen() -> None:
     with pytest.raises(AssertionError, match="waits"), Counted():
         weight.sum().item()
     with pytest.raises(AssertionError, match="the weight again"), torch.no_grad(), Counted({weight.untyped_storage().data_ptr(): "the weight"}):
-        weight[:1] + 1
+        weight[:1].add(1)
 
 
 def test_on_a_cpu_it_is_the_function() -> None:

@@ -154,7 +154,7 @@ class VAE(nn.Module):
         """
         if z_BCthw.shape[0] != stream.batch:
             raise BadInput(f"this stream holds {stream.batch} videos, not {z_BCthw.shape[0]}: open another with VAE.stream")
-        z_BCthw = self.conv2(z_BCthw * self.std_C111 + self.mean_C111)
+        z_BCthw = self.conv2((z_BCthw * self.std_C111 + self.mean_C111).to(z_BCthw.dtype))
         z_BCthw = z_BCthw.contiguous(memory_format=torch.channels_last_3d)
         parts = split_first(z_BCthw) if stream.first else [z_BCthw]
         frames = [self.decoder(part, stream) for part in parts]
