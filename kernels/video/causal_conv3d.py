@@ -57,14 +57,16 @@ def causal_conv3d_reference(
 
 
 def next_past(x_BCTHW: torch.Tensor, past_BC2HW: torch.Tensor | None) -> torch.Tensor:
-    """past': written over the past itself, which is made where there is none. Under autograd a new one; x stays anyway then."""
+    """past': written over the past itself. Under autograd a new one instead, and a copy where there is none or where it is not ours to
+    write (autograd or inference mode may still need it)."""
     new, past = x_BCTHW[:, :, -PAST:], past_BC2HW
     learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or (past is not None and past.requires_grad))
     if learns and new.shape[2] == PAST:
-        return new
+        return new if new.requires_grad else new.clone()
     if learns:
         return torch.cat([torch.zeros_like(new) if past is None else past[:, :, 1:].to(new.dtype), new], 2)
-    if past is None or past.dtype != new.dtype or (past.is_inference() and not torch.is_inference_mode_enabled()):
+    frozen = past is not None and (past.requires_grad or (past.is_inference() and not torch.is_inference_mode_enabled()))
+    if past is None or past.dtype != new.dtype or frozen:
         b, c, _, h, w = x_BCTHW.shape
         past = x_BCTHW.new_zeros((b, PAST, h, w, c)).movedim(-1, 1)
         if past_BC2HW is not None:

@@ -121,6 +121,11 @@ def test_gradients_flow_through_the_past() -> None:
     for past in (one_by_one, next_past(x[:, :, :2], None)):
         (grad,) = torch.autograd.grad(past.sum(), x)
         assert torch.equal(past, x[:, :, :2]) and grad.sum((0, 1, 3, 4)).tolist() == [24, 24, 0]
+        with torch.no_grad():
+            assert next_past(x, past).data_ptr() not in (past.data_ptr(), x.data_ptr())
+        later = x.detach()
+        assert next_past(later, past).data_ptr() != later[:, :, 1:].data_ptr()  # the next block will write there
+        assert past._version == 0
     seen = torch.zeros(1, 4, 2, 2, 3)
     assert next_past(x, seen) is not seen and seen.abs().sum() == 0  # what autograd may still need is left alone
 
