@@ -12,6 +12,7 @@ from everface.avatar.parts import build_decoder, build_dit, dtype_of
 from everface.core.block import Block, Closing, Opening, Tensors
 from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import Unavailable
+from everface.kernels.video.to_rgb import to_rgb
 from everface.model.dit import DiT, Place, cache_shape
 from everface.model.layers import KV, Heard
 from everface.model.rope import Rope
@@ -223,11 +224,6 @@ def noted(block: Block, finite_1: torch.Tensor) -> Tensors:
     """The block's notes on what was finite, with this role's added."""
     before = block.condition.get(FINITE)
     return {FINITE: finite_1 if before is None else torch.cat((before.to(finite_1.device, non_blocking=True), finite_1))}
-
-
-def to_rgb(video_3THW: torch.Tensor) -> torch.Tensor:
-    """-1..1 float [3, T, H, W] to uint8 [T, H, W, 3], truncated as upstream truncates."""
-    return video_3THW.float().clamp(-1, 1).add(1).mul(127.5).to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 
 
 _denoisers: dict[str, Denoiser] = {}  # one transformer a process, whatever the number of steps placed in it
