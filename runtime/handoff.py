@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
+from everface.core.block import Block
 from everface.runtime import wire
 from everface.runtime.stage import URGENT, Epoch, Message
 
@@ -168,11 +169,15 @@ class Inbox(End):
 
 
 class Local(Inbox):
-    """A hop within one process; both ends are this object. Messages are passed, not copied."""
+    """A hop within one process; both ends are this object. Messages are passed, not copied.
+
+    Tensors on a GPU are handed from the giver's stream to the taker's: the taker's waits, nobody else does.
+    """
 
     def __init__(self, slots: int = SLOTS, hear: Hear | None = None, timeout_s: float = 120.0):
         super().__init__(hear)
         self._slots, self._timeout_s, self._held = slots, timeout_s, 0
+        self._events: dict[int, torch.cuda.Event] = {}  # id of a waiting message -> when its tensors are there
 
     @property
     def held(self) -> int:
@@ -189,6 +194,9 @@ class Local(Inbox):
                 if not self._wait(lambda: self._broken is None and self._held < self._slots, self._timeout_s):
                     raise Broken(f"the next stage took nothing for {self._timeout_s:g} s")
                 self._held += 1
+        if _on_gpu(message):
+            event = self._events[id(message)] = torch.cuda.Event()
+            event.record()
         self._receive(message)
 
     def take(self, timeout_s: float) -> Message | None:
@@ -197,10 +205,20 @@ class Local(Inbox):
             with self._changed:
                 self._held -= 1
                 self._changed.notify_all()
+        event = self._events.pop(id(message), None)
+        if event is not None:
+            stream = torch.cuda.current_stream()
+            stream.wait_event(event)
+            for tensor in _on_gpu(message):
+                tensor.record_stream(stream)
         return message
 
     def join(self) -> None:
         """No thread serves this hop."""
+
+
+def _on_gpu(message: Message | None) -> list[torch.Tensor]:
+    return [t for t in (message.x, *message.condition.values()) if t.is_cuda] if isinstance(message, Block) else []
 
 
 class Beside:

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NoReturn, Self
 
 import torch
@@ -23,7 +24,7 @@ from everface.runtime.carrier import choose
 from everface.runtime.connect import JOIN_S, Hops
 from everface.runtime.control import Join
 from everface.runtime.handoff import SLOTS, Broken, Local
-from everface.runtime.plan import Plan
+from everface.runtime.plan import DECODE, Plan
 from everface.runtime.stage import Answer, Epoch, Failure, Message, Stage, Stop, Tombstone, answer_of
 from everface.runtime.supervisor import Supervisor
 from everface.runtime.worker import find_factory
@@ -31,6 +32,7 @@ from everface.runtime.worker import find_factory
 START_S = 1800.0  # for children to import, load weights and build their roles
 GRACE_S = 2.0  # for children to end by themselves
 VERDICT_S = 5.0  # for the supervisor to find out why a hop broke
+IDLE_S = 3600.0  # a stage's thread looks around so often
 MESSAGES = 16  # answers to openings and closings that may wait besides blocks
 
 
@@ -97,37 +99,77 @@ class Pipeline(ABC):
 
 
 class InlinePipeline(Pipeline):
-    """Every role in the caller's process: `put` of a block returns when it is finished."""
+    """Every role in the caller's process: the steps on one thread, the decoder on another, so that a block is decoded while the next
+    one is denoised. On a GPU each thread has a stream of its own."""
 
     def __init__(self, plan: Plan, factory: str, spec: dict[str, Any], deployment: Deployment):
-        super().__init__(depth=1)
+        parts = [[role for role in plan.roles if role != DECODE], [DECODE]]
+        super().__init__(depth=len(parts))
         threads = deployment.threads or env.threads()
         if threads:
             torch.set_num_threads(threads)
         build = find_factory(factory)
-        self._stage = Stage({role: build(role, spec) for role in plan.roles})
-        self._finished = Local(slots=self.depth + MESSAGES)
+        self._stages = [Stage({role: build(role, spec) for role in part}) for part in parts]
+        hears = [*(self._hearer(at) for at in range(len(parts))), None]
+        self._hops = [Local(SLOTS if hear else self.depth + MESSAGES, hear) for hear in hears]
+        self._threads = [
+            threading.Thread(target=self._work, args=(at, deployment.device), name=f"everface {'+'.join(part)}", daemon=True)
+            for at, part in enumerate(parts)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
-        self._finished.abort("the pipeline is closed")
-        self._stage.reset()
+        for hop in self._hops:
+            hop.abort("the pipeline is closed: start another")
+        for thread in self._threads:
+            thread.join()
 
     def wake(self) -> None:
-        self._finished.wake()
+        self._hops[-1].wake()
+
+    def _hearer(self, at: int) -> Callable[[Epoch], None]:
+        def hear(notice: Epoch) -> None:
+            self._stages[at].hear(notice)
+            self._hops[at + 1].put(notice)
+
+        return hear
+
+    def _work(self, at: int, device: str) -> None:
+        """One stage's thread."""
+        stage, taker, giver = self._stages[at], self._hops[at], self._hops[at + 1]
+        stream = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
+        try:
+            with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+                while True:
+                    message = taker.take(IDLE_S)
+                    if message is None:
+                        continue
+                    answer = stage.run(message)
+                    del message
+                    told = answer if giver is not self._hops[-1] else answer_of(answer)
+                    if told is not None:
+                        giver.put(told)
+        except Broken:
+            pass
+        except BaseException as error:
+            log.exception("a stage failed")
+            for hop in self._hops:
+                hop.abort(f"a device was lost ({type(error).__name__}: {str(error)[:200]}): start again")
+        finally:
+            stage.reset()
 
     def _put(self, message: Message) -> None:
-        if isinstance(message, Epoch):
-            self._stage.hear(message)
-            return
-        answer = answer_of(self._stage.run(message))
-        if answer is not None:
-            self._finished.put(answer)
+        try:
+            self._hops[0].put(message)
+        except Broken as error:
+            raise Unavailable(str(error)) from None
 
     def _take(self, timeout_s: float) -> Answer | None:
         try:
-            return self._finished.take(timeout_s)  # type: ignore[return-value]
-        except Broken:
-            raise Unavailable("the pipeline is closed: start another") from None
+            return self._hops[-1].take(timeout_s)  # type: ignore[return-value]
+        except Broken as error:
+            raise Unavailable(str(error)) from None
 
 
 class ProcessPipeline(Pipeline):

@@ -78,6 +78,8 @@ class Worker:
         """Build, then connect and serve until told to stop."""
         build = self.builds.get()
         torch.set_num_threads(build.threads)
+        if torch.device(build.device).type == "cuda":
+            torch.cuda.set_device(build.device)  # kernels are launched on the current one, wherever their tensors are
         factory = find_factory(build.factory)
         stage = Stage({role: factory(role, {**build.spec, "device": build.device}) for role in build.roles})
         self.channel.send(Built())
