@@ -31,6 +31,11 @@ def dtype_of(deployment: Deployment) -> torch.dtype:
     return known[deployment.dtype]
 
 
+def decoder_dtype(deployment: Deployment) -> torch.dtype:
+    """That of the video decoder: float32 on a CPU, whose convolutions in bfloat16 take minutes a block."""
+    return torch.float32 if torch.device(deployment.device).type == "cpu" else dtype_of(deployment)
+
+
 def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple[ModelConfig, DiT]:
     """The whole transformer on its device, ready for inference."""
     on = torch.device(deployment.device)
@@ -50,7 +55,7 @@ def build_decoder(weights: Path, deployment: Deployment) -> VAE:
     """The VAE's decoder alone."""
     checkpoint = open_checkpoint(weights)
     vae = VAE(checkpoint.config.vae, encoder=False)
-    load_into(vae, checkpoint.vae(("conv2.", "decoder.")), dtype=dtype_of(deployment), device=deployment.device)
+    load_into(vae, checkpoint.vae(("conv2.", "decoder.")), dtype=decoder_dtype(deployment), device=deployment.device)
     return vae.eval().requires_grad_(False)
 
 

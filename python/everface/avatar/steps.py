@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from everface.avatar.parts import build_decoder, build_dit, dtype_of
+from everface.avatar.parts import build_decoder, build_dit, decoder_dtype, dtype_of
 from everface.core.block import Block, Closing, Opening, Tensors
 from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import Unavailable
@@ -196,7 +196,7 @@ class DecodeRole:
 
     def __init__(self, vae: VAE, deployment: Deployment) -> None:
         self.vae = vae
-        self.device, self.dtype = torch.device(deployment.device), dtype_of(deployment)
+        self.device, self.dtype = torch.device(deployment.device), decoder_dtype(deployment)
         self.streams: dict[int, VAEStream] = {}
 
     def open(self, opening: Opening) -> None:
