@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from everface.kernels.launch import Build, Tiles, Work, jit, metadata, pick, runs_triton, tile, tl
+from everface.kernels.video.norm_silu import norm_silu, norm_silu_into
 
 PAST = 2  # frames
 
@@ -292,6 +293,29 @@ def causal_conv3d(
     else:
         y_BCTHW = causal_conv3d_reference(x_BCTHW, past_BC2HW, weight, bias, residual_BCTHW)
     return y_BCTHW, next_past(x_BCTHW, past_BC2HW)
+
+
+def normed_conv3d(
+    x_BCTHW: torch.Tensor,
+    gamma: torch.Tensor,
+    past_BC2HW: torch.Tensor | None,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    residual_BCTHW: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """causal_conv3d of norm_silu(x, gamma). On a CPU the norm writes beside the past, and nothing is copied to meet it."""
+    b, c, t, h, w = x_BCTHW.shape
+    learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
+    plain = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if learns or not plain or past_BC2HW is None or past_BC2HW.dtype != torch.float32:
+        return causal_conv3d(norm_silu(x_BCTHW, gamma), past_BC2HW, weight, bias, residual_BCTHW)
+    u_BTHWC = x_BCTHW.new_empty((b, PAST + t, h, w, c))
+    norm_silu_into(u_BTHWC[:, PAST:], x_BCTHW, gamma)
+    u_BCTHW = u_BTHWC.movedim(-1, 1)
+    u_BCTHW[:, :, :PAST] = past_BC2HW
+    y_BCTHW = conv3d_reference(u_BCTHW, weight, bias, [0, weight.shape[3] // 2, weight.shape[4] // 2])
+    past = next_past(u_BCTHW[:, :, PAST:], past_BC2HW)
+    return y_BCTHW if residual_BCTHW is None else y_BCTHW.add_(residual_BCTHW), past
 
 
 # --- what CI compiles

@@ -60,3 +60,12 @@ def test_op_launches_what_the_reference_says(monkeypatch: pytest.MonkeyPatch) ->
 def test_gradients_go_to_the_reference() -> None:
     x = torch.randn(1, 8, 2, 2, 2, requires_grad=True)
     assert module.upsample_conv(x, torch.randn(3, 4, 3, 3), None, 2).requires_grad
+
+
+@pytest.mark.parametrize("side", [1, 2])
+def test_folded_taps_are_the_same_convolution(side: int) -> None:
+    x, weight, bias = torch.randn(2, 6 * side, 3, 5, 4), torch.randn(7, 6, 3, 3), torch.randn(7)
+    with torch.no_grad():
+        folded, whole = module.upsample_conv_folded(x, weight, bias, side), module.upsample_conv_reference(x, weight, bias, side)
+    assert folded.shape == whole.shape == (2, 7, 3 * side, 10, 8)
+    assert (folded - whole).abs().max() < 2e-6 * whole.abs().max()

@@ -88,7 +88,7 @@ def cut(index: int, window: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def test_a_block_waits_for_its_look_ahead() -> None:
-    with inline() as pipeline, toy.open_session(pipeline, lookback_samples=0, lookahead_samples=640, condition=cut) as s:
+    with Held(1) as pipeline, toy.open_session(pipeline, lookback_samples=0, lookahead_samples=640, condition=cut) as s:
         s.push(toy.speech(8319 / 16_000))
         assert s.poll() == s.poll() == []
         s.push(torch.zeros(1))
@@ -193,7 +193,7 @@ def test_an_interrupted_first_block_leaves_the_first_sink() -> None:
 
 def test_a_missing_clean_latent_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toy.Decoder, "run", toy.Toy.run)
-    with inline() as pipeline, toy.open_session(pipeline) as s:
+    with Held(1) as pipeline, toy.open_session(pipeline) as s:
         s.push(toy.speech(0.48))
         with pytest.raises(RuntimeError, match="without its clean latent"):
             s.poll()

@@ -12,6 +12,7 @@ from everface.avatar.parts import build_decoder, build_dit, decoder_dtype, dtype
 from everface.core.block import Block, Closing, Opening, Tensors
 from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import Unavailable
+from everface.core.memory import keep_freed_memory
 from everface.kernels.video.to_rgb import to_rgb
 from everface.model.dit import DiT, Place, cache_shape
 from everface.model.layers import KV, Heard
@@ -233,6 +234,8 @@ def build_role(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
     """The pipeline's factory: `step0`.. or `decode`, from a JSON-able spec. Builds only what this role runs."""
     deployment = Deployment(**{**spec["deployment"], "device": spec.get("device", spec["deployment"]["device"])})
     weights, lora = Path(spec["weights"]), Path(spec["lora"]) if spec["lora"] else None
+    if deployment.device == "cpu":
+        keep_freed_memory()
     if name == "decode":
         return DecodeRole(build_decoder(weights, deployment), deployment)
     key = repr((weights, lora, deployment))

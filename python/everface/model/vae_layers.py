@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from everface.kernels.video.causal_conv3d import causal_conv3d
-from everface.kernels.video.norm_silu import norm_silu, rms_norm_channels
+from everface.kernels.video.causal_conv3d import causal_conv3d, normed_conv3d
+from everface.kernels.video.norm_silu import rms_norm_channels
 from everface.kernels.video.upsample_conv import upsample_conv
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -54,9 +54,14 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, c_in: int, c_out: int, space: int = 3) -> None:
         super().__init__(c_in, c_out, (3, space, space), padding=(0, space // 2, space // 2))
 
-    def forward(self, x_BCTHW: Tensor, stream: VAEStream, residual_BCTHW: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # type: ignore[override]
+        y_BCTHW, stream.caches[self.slot] = causal_conv3d(x_BCTHW, stream.caches[self.slot], self.weight, self.bias)
+        return y_BCTHW
+
+    def normed(self, x_BCTHW: Tensor, gamma: Tensor, stream: VAEStream, residual_BCTHW: Tensor | None = None) -> Tensor:
+        """conv(SiLU(norm(x))) [+ residual]."""
         past = stream.caches[self.slot]
-        y_BCTHW, stream.caches[self.slot] = causal_conv3d(x_BCTHW, past, self.weight, self.bias, residual_BCTHW)
+        y_BCTHW, stream.caches[self.slot] = normed_conv3d(x_BCTHW, gamma, past, self.weight, self.bias, residual_BCTHW)
         return y_BCTHW
 
 
@@ -87,8 +92,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
         r = self.residual
-        h_BCTHW = r["2"](norm_silu(x_BCTHW, r["0"].gamma), stream)  # type: ignore[arg-type]
-        return r["6"](norm_silu(h_BCTHW, r["3"].gamma), stream, self.shortcut(x_BCTHW))  # type: ignore[arg-type]
+        h_BCTHW = r["2"].normed(x_BCTHW, r["0"].gamma, stream)  # type: ignore[operator]
+        return r["6"].normed(h_BCTHW, r["3"].gamma, stream, self.shortcut(x_BCTHW))  # type: ignore[operator]
 
 
 class Attention(nn.Module):
@@ -163,7 +168,7 @@ class Head(nn.ModuleDict):
         super().__init__({"0": Gamma(c_in), "2": CausalConv3d(c_in, c_out)})
 
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
-        return self["2"](norm_silu(x_BCTHW, self["0"].gamma), stream)  # type: ignore[arg-type]
+        return self["2"].normed(x_BCTHW, self["0"].gamma, stream)  # type: ignore[operator]
 
 
 def to_frames(x_BCTHW: Tensor) -> Tensor:
