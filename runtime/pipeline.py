@@ -177,7 +177,7 @@ class ProcessPipeline(Pipeline):
 
     def __init__(self, plan: Plan, factory: str, spec: dict[str, Any], deployment: Deployment):
         count = len(plan.devices)
-        super().__init__(depth=count)
+        super().__init__(depth=count + 1)  # the stages, and the caller, with whom a block is while its answer is taken
         self._timeout_s = deployment.timeout_s
         self._slots = [SLOTS] * count + [
             self.depth + MESSAGES

@@ -1,7 +1,7 @@
 """A discrete-event model of the pipeline: what rate, first frame and delays to expect from measured times, before buying devices.
 
 It follows the runtime's own rules: roles in series on a device, two slots a hop with credits, never more blocks in flight than the
-pipeline is deep, the refreshed sink that block 4 waits for, the earliest deadline first among sessions. Times are milliseconds.
+stages and the caller hold, the refreshed sink that block 4 waits for, the earliest deadline first among sessions. Times are milliseconds.
 A block is 12 frames, 480 ms of video. Faults are not foretold but tried, on the real runtime: see trial.py.
 """
 
@@ -72,7 +72,7 @@ def simulate(
     if sessions < 1 or blocks < 8:
         raise BadInput("simulate at least one session of eight blocks")
     rng = random.Random(seed)
-    devices, depth = len(plan.devices), max(1, len(plan.devices))
+    devices, depth = len(plan.devices), len(plan.devices) + (not plan.inline)
     work = [sum(times.decode_ms if role == DECODE else times.step_ms for role in roles) for roles in plan.devices]
     streams = [_Stream() for _ in range(sessions)]
     starts: list[list[float]] = []  # [block in order of emission][device]

@@ -218,17 +218,26 @@ class Supervisor:
         self.failure = self.failure or sentence
 
     def _watch(self) -> None:
+        judged_s = 0.0
         while not (self._closing and all(c.process.poll() is not None for c in self.children)):
             try:
                 ready = self._selector.select(TICK_S)
             except OSError:  # a file went away under it: the next round has a new list
                 continue
+            joining, gone = [c.built + c.generation for c in self.children], False
             for key, _ in ready:
                 child, read = key.data
                 if not read(child):
                     self._selector.unregister(key.fileobj)
                     key.fileobj.close()  # type: ignore[union-attr]
+                    gone = True
             now_s = time.monotonic()
+            if joining != [c.built + c.generation for c in self.children]:
+                with self._changed:
+                    self._changed.notify_all()
+            if not gone and now_s < judged_s + TICK_S:  # ten events a block come here: most need nothing more
+                continue
+            judged_s = now_s
             for child in list(self.children):
                 if child.process.poll() is not None and not self._closing:
                     if child.process.returncode >= 0:

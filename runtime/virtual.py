@@ -103,7 +103,7 @@ class VirtualPipeline(Pipeline):
     """As many devices as `roles` has entries, each with its hop; the last hop leads to the caller."""
 
     def __init__(self, world: World, roles: list[dict[str, Role]], work_s: Callable[[Message], float], restart_s: float):
-        super().__init__(depth=len(roles))
+        super().__init__(depth=len(roles) + 1)
         self.world, self.restart_s = world, restart_s
         self.devices = [Device(world, "+".join(r), r, work_s) for r in roles]
         for device in self.devices:

@@ -25,8 +25,8 @@ class Sleeper:
 
     def run(self, block: Block) -> Block:
         end_s = time.perf_counter() + self.sleep_s
-        time.sleep(self.sleep_s - 0.0005)
-        while time.perf_counter() < end_s:  # a sleep oversleeps by a tenth of a millisecond, which is not what is measured here
+        time.sleep(self.sleep_s - 0.002)
+        while time.perf_counter() < end_s:  # a sleep oversleeps by up to a millisecond, which is not what is measured here
             pass
         if self.name != DECODE:
             return block

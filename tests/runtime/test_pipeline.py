@@ -131,7 +131,7 @@ def test_four_processes_and_too_many_losses(references: dict[int, torch.Tensor])
 def test_five_processes_interruption_and_back_pressure(references: dict[int, torch.Tensor]) -> None:
     with start_on("5") as pipeline:
         pids = render_both(pipeline, references)
-        assert pipeline.depth == 5
+        assert pipeline.depth == 6
         with toy.open_session(pipeline, params={"slow_role": "decode", "slow_s": 0.2}, refresh_at=None) as s:
             answers, take = [], pipeline.take
             pipeline.take = lambda timeout_s: answers.append(take(timeout_s)) or answers[-1]  # type: ignore[method-assign]
@@ -141,7 +141,7 @@ def test_five_processes_interruption_and_back_pressure(references: dict[int, tor
                 held.append(pipeline.in_flight)
                 time.sleep(0.02)
                 s.poll()
-            assert max(held) == 5  # full, and no further
+            assert max(held) == 6  # full, and no further
             del answers[:]
             assert s.interrupt() == 1
             pusher = threading.Thread(target=lambda: (s.push(toy.speech(0.5)), s.end()))
@@ -150,7 +150,7 @@ def test_five_processes_interruption_and_back_pressure(references: dict[int, tor
             pusher.join()
             assert [(b.epoch, b.pts) for b in blocks] == [(1, 160_000), (1, 160_000 + 7680)]
             old = [a for a in answers if a is not None and a.epoch == 0]
-            assert len(old) == 5 and sum(isinstance(a, Tombstone) for a in old) >= 3  # what waited was not decoded
+            assert len(old) == 6 and sum(isinstance(a, Tombstone) for a in old) >= 3  # what waited was not decoded
         assert pipeline.in_flight == 0
         assert torch.equal(render(pipeline, 12), references[12])  # nothing of the last session is left
         render_two_at_once(start_on("5"), references)
