@@ -12,6 +12,7 @@ summary.json has every part's exit status, seconds and last lines, and is writte
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -67,10 +68,8 @@ def run(words: list[str], env: dict[str, str], limit_s: float, log: Path) -> int
         except subprocess.TimeoutExpired:
             return 124
         finally:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             child.wait()
 
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from bench.peaks import device_name, peaks
 
+from bench.peaks import device_name, peaks
 from everface.kernels.launch import Work
 
 CALLS = 20  # launches in a graph, unless a bench says otherwise
