@@ -4,6 +4,7 @@
 #   TORCH_INDEX=ADDRESS      the package index to take torch from, for example the one with PyTorch's CPU wheels
 #   TORCH=torch==2.13.0      take this build of torch, whatever its size
 #   PY=python3               run with this interpreter as it is and set nothing up (a machine that has torch already)
+#   GPU='--soak 300'       options of `make gpu`: python -m bench.gpu --help
 #   WORKERS=2                test processes
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ SHELL := bash
 
 ifdef PY
 READY :=
-RUN := PYTHONPATH=$(CURDIR)/python $(PY)
+RUN := PYTHONPATH=$(CURDIR)/python$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PY)
 NATIVE_PYTHON := $(shell command -v $(PY))
 else
 READY := $(VENV)/.ready
@@ -40,8 +41,7 @@ check: $(READY)
 	$(RUN) -m pyright
 
 gpu: $(READY)
-	$(RUN) -m pytest -q -m gpu
-	$(RUN) -m everface bench
+	$(RUN) -m bench.gpu $(GPU)
 
 bench: $(READY)
 	$(RUN) -m everface bench

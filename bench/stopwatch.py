@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from bench.peaks import device_name, peaks
 
+from bench.peaks import device_name, peaks
 from everface.kernels.launch import Work
 
 CALLS = 20  # launches in a graph, unless a bench says otherwise
@@ -21,8 +22,33 @@ SETS = 4 if torch.cuda.is_available() else 1  # sets of inputs to go round
 
 
 def commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    """Of the tree, or "unknown" where there is no git or no repository: `bench.gpu --commit` fills it in."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    except OSError:
+        return "unknown"
     return done.stdout.strip() or "unknown"
+
+
+def compiled(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference as torch.compile makes it. Skips on a CPU, where the compiler takes longer than all else."""
+    if not torch.cuda.is_available():
+        pytest.skip("torch.compile is a peer on a GPU only")
+    torch.compiler.reset()
+    return torch.compile(reference, dynamic=False)
+
+
+def launched(call: Callable[[], object]) -> int | None:
+    """Kernels, copies and fills that `call` puts on the GPU, as the profiler sees them; None without one, or if it sees nothing."""
+    if not torch.cuda.is_available():
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        call()
+        torch.cuda.synchronize()
+    on_device = [e for e in seen.events() or [] if e.device_type == torch.autograd.DeviceType.CUDA]
+    return len(on_device) or None
 
 
 def measure(

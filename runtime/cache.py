@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
-import psutil
 import torch
 
 from everface.core.block import KVCache
@@ -117,4 +117,8 @@ class KVPool:
         if self.device.type == "cuda":
             idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
             return torch.cuda.mem_get_info(self.device)[0] + idle
+        try:
+            import psutil
+        except ImportError:  # then what the system could free is not counted
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         return psutil.virtual_memory().available

@@ -19,7 +19,6 @@ import torch
 from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
 
 from everface.core.block import Block
-from everface.runtime import wire
 from everface.runtime.stage import URGENT, Epoch, Message
 
 SLOTS = 2
@@ -277,15 +276,17 @@ class GlooGiver(Gloo, Outbox):
 
     def __init__(self, group: Group, peer: int, slots: int = SLOTS, timeout_s: float = 120.0):
         super().__init__(slots, timeout_s)
-        self._group, self._peer = group, peer
+        from everface.runtime import wire  # wants msgspec, which hops within a process do without
+
+        self._group, self._peer, self._pack, self._write = group, peer, wire.pack, wire.write
         self._wire = threading.Lock()  # the length and its bytes go together
         self._start(self._receive_credits, f"credits from {peer}")
 
     def put(self, message: Message) -> None:
-        parcel = wire.pack(message)
+        parcel = self._pack(message)
         if not isinstance(message, URGENT):
             self._spend()
-        data = wire.write(parcel, torch.empty(parcel.size, dtype=torch.uint8))
+        data = self._write(parcel, torch.empty(parcel.size, dtype=torch.uint8))
         try:
             with self._wire:
                 for tensor in (torch.tensor([parcel.size]), data):
@@ -323,6 +324,8 @@ class GlooTaker(Gloo, Inbox):
         return message
 
     def _receive_messages(self) -> None:
+        from everface.runtime import wire
+
         length, group = torch.zeros(1, dtype=torch.int64), self._open()
         try:
             while True:

@@ -11,7 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import torch
 
@@ -20,14 +20,12 @@ from everface.core.block import Block
 from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable
 from everface.core.log import log
-from everface.runtime.carrier import choose
-from everface.runtime.connect import JOIN_S, Hops
-from everface.runtime.control import Join
 from everface.runtime.handoff import SLOTS, Broken, Local
 from everface.runtime.plan import DECODE, Plan
-from everface.runtime.stage import Answer, Epoch, Failure, Message, Stage, Stop, Tombstone, answer_of
-from everface.runtime.supervisor import Supervisor
-from everface.runtime.worker import find_factory
+from everface.runtime.stage import Answer, Epoch, Failure, Message, Stage, Stop, Tombstone, answer_of, find_factory
+
+if TYPE_CHECKING:  # they want msgspec, which an inline pipeline does without
+    from everface.runtime.connect import Hops
 
 START_S = 1800.0  # for children to import, load weights and build their roles
 GRACE_S = 2.0  # for children to end by themselves
@@ -110,6 +108,8 @@ class InlinePipeline(Pipeline):
             torch.set_num_threads(threads)
         build = find_factory(factory)
         self._stages = [Stage({role: build(role, spec) for role in part}) for part in parts]
+        if torch.device(deployment.device).type == "cuda":
+            torch.cuda.synchronize()  # the roles were made on this thread's stream and run on others, which do not wait for it
         hears = [*(self._hearer(at) for at in range(len(parts))), None]
         self._hops = [Local(SLOTS if hear else self.depth + MESSAGES, hear) for hear in hears]
         self._threads = [
@@ -176,6 +176,9 @@ class ProcessPipeline(Pipeline):
     """One child process a device; the caller's process is the last rank, which feeds the first and takes from the last."""
 
     def __init__(self, plan: Plan, factory: str, spec: dict[str, Any], deployment: Deployment):
+        from everface.runtime.carrier import choose
+        from everface.runtime.supervisor import Supervisor
+
         count = len(plan.devices)
         super().__init__(depth=count + 1)  # the stages, and the caller, with whom a block is while its answer is taken
         self._timeout_s = deployment.timeout_s
@@ -237,6 +240,9 @@ class ProcessPipeline(Pipeline):
 
     def _connect(self) -> None:
         """Wait for the children's roles, then meet them all. Raises Lost."""
+        from everface.runtime.connect import JOIN_S, Hops
+        from everface.runtime.control import Join
+
         supervisor, world = self._supervisor, len(self._supervisor.children) + 1
         try:
             supervisor.wait_built(START_S)

@@ -6,13 +6,15 @@ the process and the other sessions go on. Only an error that leaves the device i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import importlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from everface.core.block import Block, Closing, Opening
+from everface.core.errors import BadInput
 from everface.core.log import log
 
 
@@ -79,6 +81,19 @@ class Role(Protocol):
     def run(self, block: Block) -> Block: ...
 
     def close(self, closing: Closing) -> None: ...
+
+
+Factory = Callable[[str, dict[str, Any]], Role]
+"""A role from its name and a JSON-able spec, in the process where it will run."""
+
+
+def find_factory(name: str) -> Factory:
+    """The function that "module:function" names."""
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ModuleNotFoundError, AttributeError, ValueError) as error:
+        raise BadInput(f"role factory {name!r} cannot be imported: {error}; give it as 'module:function'") from None
 
 
 class Stage:

@@ -6,7 +6,6 @@ time that this process lives. The end of the parent ends this process.
 
 from __future__ import annotations
 
-import importlib
 import os
 import queue
 import signal
@@ -15,32 +14,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 
 from everface.core.block import Block, Opening
-from everface.core.errors import BadInput, EverfaceError
+from everface.core.errors import EverfaceError
 from everface.core.log import start_log
 from everface.runtime.connect import Hops
 from everface.runtime.control import Beat, Build, Built, Channel, Cut, Entered, Join, Joined, Leave, Left
 from everface.runtime.handoff import Broken
-from everface.runtime.stage import Epoch, Role, Stage, Stop, answer_of
+from everface.runtime.stage import Epoch, Stage, Stop, answer_of, find_factory
 
 BEAT_S = 0.25
-
-Factory = Callable[[str, dict[str, Any]], Role]
-
-
-def find_factory(name: str) -> Factory:
-    """The function that "module:function" names."""
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        raise BadInput(f"role factory {name!r} cannot be imported: {error}; give it as 'module:function'") from None
-
 
 class Worker:
     """The state that the three threads share."""

@@ -1,112 +1,234 @@
 """One denoising step of one block, captured and replayed as the runtime does it, with the ring full.
 
-    python -m pytest bench/step/bench_step.py --benchmark-json FILE
+    python -m pytest bench/step/bench_step.py -k "bf16 or fp8" --benchmark-json FILE
 
-The 14B model at 704x384 on a GPU, a tiny one on a CPU. Weights are random, scaled so that activations keep their size from layer to
-layer: zeros draw less power and run faster than anything real. The share of the peak counts what must be multiplied, each product at
-the ceiling of its own precision as measured in this process; attention is bfloat16 in both.
+The 14B model at 704x384 on a GPU, a tiny one on a CPU; weights are random (bench/stream/random14b.py). The share of the peak counts what
+must be multiplied, each product at the ceiling of its own precision as measured in this process; attention is bfloat16 in both.
+
+`step_fp8` also tells how far its velocity lies from that of the same weights in bfloat16, `error_of_one_layer` how far bfloat16 lies
+from float32: norms of the difference over norms of the better one. `step_reference` is the step of plain torch, launched op by op,
+`step_compiled` the same with every block through torch.compile.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import contextlib
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 import torch
 from bench.peaks import device, device_name, peaks
-from bench.stopwatch import commit
+from bench.stopwatch import commit, compiled, launched
+from bench.stream.random14b import CONFIG, LATENT, ON_GPU, random_dit
 from tests.runtime.launches import predicted
 
+from everface.core.block import KVCache
 from everface.core.config import DiTConfig
-from everface.model.dit import DiT, Place, cache_shape
+from everface.model.dit import DiT, Place, StepMod, cache_shape
+from everface.model.layers import KV, Heard
+from everface.model.linear import Residual
+from everface.model.rope import Rope
 from everface.runtime.graph import Shelf, Step
 from everface.weights.quantize import ROWS, quantise_rows_of
 
-ON_GPU = torch.cuda.is_available()
-TINY = DiTConfig(
-    dim=128, ffn_dim=256, freq_dim=32, num_heads=2, num_layers=3, text_dim=16, text_len=8, audio_dim=16, wav2vec_layers=1,
-    audio_inject_layers=(0, 2),
-)  # fmt: skip
-CFG, LATENT = (DiTConfig(), (48, 88)) if ON_GPU else (TINY, (8, 8))
+CFG = CONFIG.dit
 FULL = CFG.window_blocks - 1  # the first block that finds the ring full
+SIGMAS, TIME = (0.8577, 0.602), 857.7
+FUSED = {
+    "fused.gate_norm_modulate": "runs_triton",
+    "fused.qk_norm_rope_store": "runs_triton",
+    "fused.audio_inject": "runs_triton",
+    "fused.flow_step": "runs_triton",
+    "attention.cross": "runs_attention",
+    "attention.block_causal": "runs_attention",
+}
 
 
-@torch.no_grad()
-def build(fp8: bool) -> DiT:
-    """The model with random weights, drawn where they are used."""
-    with torch.device("meta"):
-        dit = DiT(CFG).bfloat16()
-    dit.to_empty(device=device()).eval().requires_grad_(False)
-    for name, p in dit.named_parameters():
-        if p.dim() > 1 and "modulation" not in name:
-            p.normal_(std=math.prod(p.shape[1:]) ** -0.5)
-        elif name.endswith("bias"):
-            p.zero_()
-        elif "norm" in name or name.endswith("encoder.weights"):
-            p.fill_(1)
-        else:
-            p.normal_(std=CFG.dim**-0.5)
-    dit.fuse()
-    if fp8:
-        quantise_rows_of(dit)
-    return dit
+class Given(NamedTuple):
+    """All that a step reads besides the weights."""
+
+    x: torch.Tensor
+    mod: StepMod
+    reading: list[KV]
+    heard: list[Heard]
+    cache: KVCache
+    rope: Rope
+    place: Place  # numbers
 
 
-def flops(tokens: int, sink: int) -> dict[str, float]:
-    """Of one step by part: products that ROWS names, other products, attention."""
-    d, layers, injected = CFG.dim, CFG.num_layers, len(CFG.audio_inject_layers)
-    rows = 2 * tokens * d * (6 * d + 2 * CFG.ffn_dim) * layers
-    keys = CFG.window_blocks * tokens + sink + CFG.text_len
-    return {"rows": rows, "rest": 2 * tokens * d * 2 * d * injected, "attention": 4 * tokens * keys * d * layers}
-
-
-def step(dit: DiT) -> tuple[Step, dict[str, Any]]:
-    """A step over a full ring of random keys, and the inputs of one run."""
-    h, w = LATENT
+@torch.inference_mode()
+def given_to(dit: DiT) -> Given:
+    """A full ring of random keys and values, random text and sound."""
+    (h, w), cfg = LATENT, dit.cfg
+    torch.manual_seed(3)
     with torch.device(device()):
-        text_kv = dit.text_kv(dit.embed_text(torch.randn(CFG.text_len, CFG.text_dim)))
-        heard = dit.hear(torch.randn(3, CFG.num_audio_token + 1, CFG.dim), torch.randn(3, CFG.dim))
+        text_kv = dit.text_kv(dit.embed_text(torch.randn(cfg.text_len, cfg.text_dim)))
+        heard = dit.hear(torch.randn(3, cfg.num_audio_token + 1, cfg.dim), torch.randn(3, cfg.dim))
         cache, rope = dit.new_cache(h, w), dit.rope((h // 2, w // 2))
         for part in vars(cache).values():
             part.normal_()
-        mod, reading = dit.modulations(dit.time(857.7)), dit.reading(text_kv)
-        x = torch.randn(16, 3, h, w, dtype=dit.dtype)
-        slots = {"x": x.clone(), **{name: torch.zeros((), dtype=torch.int64) for name in ("first", "sink", "start")}}
-
-    def function(used: int, x: torch.Tensor, **place: Any) -> tuple[torch.Tensor, ...]:
-        return (dit.step(x, 0.8577, 0.602, mod, reading, heard, cache, rope, Place(**place, used=used)),)
-
-    first, sink, start, used = dit.place(3 * (h // 2) * (w // 2), 8 + FULL, 17)
-    return Step(function, slots, Shelf(device())), {"key": used, "x": x, "first": first, "sink": sink, "start": start}
+        x = torch.randn(16, 3, h, w).to(dit.dtype)
+        place = dit.place(3 * (h // 2) * (w // 2), 8 + FULL, 17)
+        return Given(x, dit.modulations(dit.time(TIME)), dit.reading(text_kv), heard, cache, rope, place)
 
 
-@pytest.mark.parametrize("kind", ["step_bf16", "step_fp8"])
+def step(dit: DiT, given: Given) -> Callable[[], torch.Tensor]:
+    """The captured step as a call; it copies its input in, as the runtime does."""
+    _, mod, reading, heard, cache, rope, place = given
+
+    def function(used: int, x: torch.Tensor, **where: Any) -> tuple[torch.Tensor, ...]:
+        return (dit.step(x, *SIGMAS, mod, reading, heard, cache, rope, Place(**where, used=used)),)
+
+    places = {name: torch.zeros((), dtype=torch.int64, device=device()) for name in ("first", "sink", "start")}
+    captured = Step(function, {"x": given.x.clone(), **places}, Shelf(device()))
+    numbers = {name: getattr(place, name) for name in places}
+    return lambda: captured.run(place.used, x=given.x, **numbers)[0]
+
+
+def eager(dit: DiT, given: Given) -> torch.Tensor:
+    """The same step, launched op by op."""
+    return dit.step(given.x, *SIGMAS, *given[1:])
+
+
 @torch.inference_mode()
-def test_step(benchmark: Any, kind: str) -> None:
-    fp8 = kind == "step_fp8"
-    dit = build(fp8)
-    run, given = step(dit)
+def traced(dit: DiT, given: Given) -> list[torch.Tensor]:
+    """The stream after every block, then the velocity, of one forward launched op by op."""
+    after: list[torch.Tensor] = []
+
+    def watching(stream: Callable[..., Residual]) -> Callable[..., Residual]:
+        def watched(*args: Any) -> Residual:
+            r = stream(*args)
+            after.append(r.closed().clone())
+            return r
+
+        return watched
+
+    with contextlib.ExitStack() as stack:
+        for block in dit._blocks():
+            stack.enter_context(patch.object(block, "stream", watching(block.stream)))
+        velocity = dit.tokens(*given)
+    return [*after, velocity]
+
+
+def far(got: torch.Tensor, want: torch.Tensor) -> float:
+    """The norm of the difference over that of `want`."""
+    return float((got.float() - want.float()).norm() / want.float().norm())
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Every op as its reference, on a GPU too."""
+    with contextlib.ExitStack() as stack:
+        for module, name in FUSED.items():
+            stack.enter_context(patch(f"everface.kernels.{module}.{name}", lambda *_: False))
+        yield
+
+
+def flops(cfg: DiTConfig, tokens: int, sink: int) -> dict[str, float]:
+    """Of one step by part: products that ROWS names, other products, attention."""
+    d, layers, injected = cfg.dim, cfg.num_layers, len(cfg.audio_inject_layers)
+    rows = 2 * tokens * d * (6 * d + 2 * cfg.ffn_dim) * layers
+    keys = cfg.window_blocks * tokens + sink + cfg.text_len
+    return {"rows": rows, "rest": 2 * tokens * d * 2 * d * injected, "attention": 4 * tokens * keys * d * layers}
+
+
+def record(benchmark: Any, call: Callable[[], object], dtype: str, **info: object) -> None:
+    """Time the call and note its share of the machine's peak."""
 
     def once() -> None:
-        run.run(**given)
+        call()
         if ON_GPU:
             torch.cuda.synchronize()
 
     once()
-    assert run.run(**given)[0].isfinite().all()
     benchmark.pedantic(once, rounds=20 if ON_GPU else 3, warmup_rounds=3 if ON_GPU else 1)
-    (rows, cols), tokens = (LATENT[0] // 2, LATENT[1] // 2), given["x"].shape[1] * LATENT[0] * LATENT[1] // 4
-    work = flops(tokens, cache_shape(CFG, *LATENT)[1][1])
-    with torch.inference_mode(False):
-        launches = predicted(CFG, *LATENT, fp8=fp8).total()
+    (rows, cols), tokens = (LATENT[0] // 2, LATENT[1] // 2), 3 * LATENT[0] * LATENT[1] // 4
+    work = flops(CFG, tokens, cache_shape(CFG, *LATENT)[1][1])
     benchmark.extra_info.update(
-        gpu=device_name(), commit=commit(), shape=f"{CFG.num_layers} layers, 3x{rows}x{cols} tokens of {CFG.dim}", used=given["key"],
-        launches=launches, tflop={name: n / 1e12 for name, n in work.items()}, coded=list(ROWS) if fp8 else [],
+        gpu=device_name(), commit=commit(), shape=f"{CFG.num_layers} layers, 3x{rows}x{cols} tokens of {CFG.dim}", dtype=dtype,
+        tflop={name: n / 1e12 for name, n in work.items()}, **info,
     )  # fmt: skip
+    if ON_GPU:
+        benchmark.extra_info.update(memory_gb=torch.cuda.max_memory_allocated() / 1e9)
     if benchmark.stats is None:  # --benchmark-disable
         return
     ceilings = peaks()
-    at = {"rows": ceilings.get("fp8", ceilings["bf16"]) if fp8 else ceilings["bf16"], "rest": ceilings["bf16"], "attention": ceilings["bf16"]}
+    coded = ceilings.get("fp8", ceilings["bf16"]) if dtype == "fp8" else ceilings["bf16"]
+    at = {"rows": coded, "rest": ceilings["bf16"], "attention": ceilings["bf16"]}
     least_s, step_s = sum(n / at[name] for name, n in work.items()), benchmark.stats.stats.median
     benchmark.extra_info.update(step_ms=1e3 * step_s, percent_of_peak=100 * least_s / step_s, peaks=ceilings)
+
+
+@pytest.fixture(autouse=True)
+def room() -> Iterator[None]:
+    """What the bench before has left is given back: two models of 14B and their rings are most of a device."""
+    gc.collect()
+    if ON_GPU:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    yield
+
+
+@pytest.mark.parametrize("kind", ["step_bf16", "step_fp8"])
+def test_step(benchmark: Any, kind: str) -> None:
+    fp8, info = kind == "step_fp8", dict[str, Any]()
+    dit = random_dit(CFG, device())
+    given = given_to(dit)
+    if fp8:
+        want = traced(dit, given)
+        with torch.no_grad():
+            quantise_rows_of(dit)
+        errors = [far(a, b) for a, b in zip(traced(dit, given), want, strict=True)]
+        worst = max(range(CFG.num_layers), key=lambda i: errors[i])
+        info |= {"error_against_bf16": errors[-1], "worst_layer": worst, "error_by_layer": errors[:-1], "coded": list(ROWS)}
+        del want
+    with torch.inference_mode():
+        run = step(dit, given)
+        assert run().isfinite().all()
+        info["launches"] = launched(run)
+        record(benchmark, run, "fp8" if fp8 else "bf16", used=given.place.used, **info)
+    benchmark.extra_info["launches_predicted"] = predicted(CFG, *LATENT, fp8=fp8).total()
+    benchmark.extra_info["launches"] = info["launches"] or benchmark.extra_info["launches_predicted"]
+
+
+def test_error_of_one_layer(benchmark: Any) -> None:
+    """bfloat16 through the kernels against float32 through the references, one layer with sound and the same keys."""
+    cfg = replace(CFG, num_layers=1, audio_inject_layers=(0,))
+    dit = random_dit(cfg, device())
+    given = given_to(dit)
+    got = traced(dit, given)
+    exact = random_dit(cfg, "meta", torch.float32).to_empty(device=device())
+    exact.load_state_dict(dit.state_dict())
+    same = given_to(exact)
+    with torch.inference_mode():
+        for into, source in zip(vars(same.cache).values(), vars(given.cache).values(), strict=True):
+            into.copy_(source)
+        same.x.copy_(given.x)
+    with plain():
+        want = traced(exact, same)
+    error = far(got[-1], want[-1])
+    assert error < 0.05
+    with torch.inference_mode():
+        benchmark.pedantic(lambda: dit.tokens(*given), rounds=1)
+    benchmark.extra_info.update(
+        gpu=device_name(), commit=commit(), shape=f"1 layer, {CFG.dim}", dtype="bf16", error_against_float32=error,
+        error_of_stream=far(got[0], want[0]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["step_reference", "step_compiled"])
+def test_baseline(benchmark: Any, kind: str) -> None:
+    dit = random_dit(CFG, device())
+    given = given_to(dit)
+    with plain(), torch.inference_mode():
+        if kind == "step_compiled":
+            streams = compiled(type(dit._blocks()[0]).stream)
+            for block in dit._blocks():
+                block.stream = lambda *args, block=block: streams(block, *args)  # type: ignore[method-assign]
+        call = lambda: eager(dit, given)  # noqa: E731
+        assert call().isfinite().all()
+        record(benchmark, call, "bf16", launches=launched(call))

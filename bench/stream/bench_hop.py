@@ -20,6 +20,8 @@ import pytest
 import torch
 from bench.stopwatch import commit
 
+pytest.importorskip("msgspec")  # a hop between processes packs its headers with it
+
 from everface.core.block import Block, Closing
 from everface.runtime.carrier import open_giver, open_taker
 

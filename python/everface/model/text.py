@@ -14,7 +14,6 @@ import re
 from pathlib import Path
 from typing import Protocol
 
-import ftfy
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
@@ -134,6 +133,8 @@ class UMT5Encoder(nn.Module):
 
 def prepare_prompt(text: str) -> str:
     """The official cleaning: mend mojibake, unescape HTML twice (`&amp;lt;`), collapse whitespace."""
+    import ftfy  # only who has a prompt needs it
+
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
 

@@ -1,0 +1,144 @@
+"""One viewer on one device, end to end: frames a second, first frame cold and warm, memory, and the period of a block over a soak.
+
+    python -m pytest bench/stream/bench_gpu_session.py -k "official and fp8" --soak 300 --benchmark-json FILE
+
+The real runtime (inline pipeline, desk, session) and the real roles over random weights; sound comes as fast as it is taken, so the rate
+is the machine's and not the viewer's. Left out: the sound front end, the encoder of the picture, the encoder of the prompt. A round of the
+benchmark is the wait for the next block.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import time
+from collections import deque
+from contextlib import closing
+from dataclasses import asdict
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from bench.peaks import device_name
+from bench.stopwatch import commit
+from bench.stream import random14b
+
+from everface.core.config import FPS, Deployment, StreamConfig
+from everface.runtime.desk import Desk
+from everface.runtime.event import FrameBlock
+from everface.runtime.pipeline import start
+from everface.runtime.plan import place
+from everface.runtime.session import Session
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+CASES = [("official", "fp8"), ("skip-null", "fp8"), ("official", "bfloat16"), ("skip-null", "bfloat16")]
+SETTLED = 8  # blocks until ring, sink and captures are as they stay
+SAMPLES = 7680  # of a block
+MOST = 900  # blocks of a soak, which the session's timeline still holds
+CLOCKS_S = 5.0
+
+
+class Viewer:
+    """Keeps a session fed and takes its blocks one by one."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.began_s = time.monotonic()
+        self.session = Session(desk, random14b.opening(), random14b.condition, random14b.noise, params={"seed": 1, "rope_fp16": False})
+        self.session.wait_open()
+        self.open_s = time.monotonic() - self.began_s
+        self.taken: deque[FrameBlock] = deque()
+        self.clocks: list[list[float]] = []
+        self.looked_s = time.monotonic()
+
+    def next(self) -> FrameBlock:
+        """The next block of frames, however long it takes."""
+        sound = torch.zeros(SAMPLES)
+        while not self.taken:
+            while self.session.push(sound):
+                pass
+            self.session.wait(0.05)
+            self.taken.extend(self.session.poll())
+        self.look()
+        return self.taken.popleft()
+
+    def look(self) -> None:
+        """Note the clocks of the chip now and then; in a process of its own, so that nothing here waits for long."""
+        if ON_GPU and time.monotonic() - self.looked_s > CLOCKS_S:
+            self.looked_s = time.monotonic()
+            self.clocks += [now] if (now := clocks()) else []
+
+    def periods_s(self) -> list[float]:
+        """Between deliveries, once settled."""
+        beats = [b.delivered_s for b in self.session.clock.beats if b.delivered_s is not None and b.index >= SETTLED]
+        return [b - a for a, b in pairwise(beats)]
+
+    def first_frame_ms(self) -> float:
+        """From the first sound to the first frames, of an open session."""
+        return 1e3 * (self.session.clock.first_frame_s or 0.0)
+
+
+def clocks() -> list[float]:
+    """MHz of the multiprocessors, watts, degrees; empty where nobody can say."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw,temperature.gpu", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=5.0)
+        return [float(n) for n in done.stdout.splitlines()[0].split(",")]
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return []
+
+
+def memory_gb() -> float:
+    return torch.cuda.memory_allocated() / 1e9 if ON_GPU else 0.0
+
+
+def device_mallocs() -> int:
+    return torch.cuda.memory_stats()["segment.all.allocated"] if ON_GPU else 0
+
+
+def percentiles(seconds: list[float]) -> dict[str, float]:
+    ordered = sorted(seconds)
+    return {f"p{p}": round(1e3 * ordered[min(len(ordered) - 1, p * len(ordered) // 100)], 3) for p in (50, 95, 99)}
+
+
+@pytest.mark.parametrize(("sampler", "dtype"), CASES)
+def test_session(benchmark: Any, request: pytest.FixtureRequest, sampler: str, dtype: str) -> None:
+    soak_s, info = float(request.config.getoption("--soak")), dict[str, Any]()
+    dtype = dtype if ON_GPU or dtype != "fp8" else "bfloat16"  # the reference of 8 bits takes a CPU minutes
+    deployment = Deployment("inline", DEVICE, dtype, sessions=1)
+    plan, began_s, gb = place(StreamConfig(sampler=sampler).steps, "inline"), time.monotonic(), {}
+    spec = {"deployment": asdict(deployment), "sampler": sampler}
+    with closing(Desk(start(plan, random14b.FACTORY, spec, deployment), 1)) as desk:
+        info["build_s"], gb["weights"] = time.monotonic() - began_s, memory_gb()
+        for turn in ("cold", "warm"):
+            viewer = Viewer(desk)
+            gb["open"] = memory_gb()
+            frames = viewer.next().frames_THW3
+            assert frames.shape == (12, 8 * random14b.LATENT[0], 8 * random14b.LATENT[1], 3) and frames.dtype == torch.uint8
+            info |= {f"open_{turn}_s": viewer.open_s, f"first_frame_{turn}_ms": viewer.first_frame_ms()}
+            if turn == "cold":
+                for _ in range(SETTLED):
+                    viewer.next()  # every fill of the ring has its capture now
+                viewer.session.close()
+        for _ in range(SETTLED + 4):
+            viewer.next()
+        block_s = statistics.median(viewer.periods_s())
+        mallocs, rounds = device_mallocs(), max(4, min(MOST, int(soak_s / block_s)))
+        benchmark.pedantic(viewer.next, rounds=rounds)
+        mallocs = device_mallocs() - mallocs
+        periods_s = viewer.periods_s()
+        if ON_GPU:
+            gb["peak"], gb["reserved"] = torch.cuda.max_memory_allocated() / 1e9, torch.cuda.max_memory_reserved() / 1e9
+        viewer.session.close()
+    random14b.forget()
+    fps = 12 / statistics.mean(periods_s)
+    benchmark.extra_info.update(
+        gpu=device_name(), commit=commit(), shape=f"{8 * random14b.LATENT[1]}x{8 * random14b.LATENT[0]}, {random14b.CONFIG.dit.num_layers} layers",
+        dtype=dtype, sampler=sampler, fps=fps, realtime=fps / FPS, period_ms=percentiles(periods_s), blocks=len(periods_s), memory_gb=gb,
+        device_mallocs=mallocs, clocks=viewer.clocks, left_out=["sound front end", "picture encoder", "prompt encoder"], **info,
+    )  # fmt: skip
+    print("\n" + "  ".join(f"{k} {benchmark.extra_info[k]}" for k in ("sampler", "dtype", "fps", "period_ms", "memory_gb")))

@@ -1,0 +1,102 @@
+"""The roles of the 14B model with random weights, made on the device: what a stream costs, where no checkpoint is.
+
+Sizes follow the device: the released model at 704x384 on a GPU, a tiny one of the same parts on a CPU. Weights are normals scaled so that
+activations keep their size from layer to layer; zeros draw less power and run faster than anything real.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from everface.avatar.parts import decoder_dtype, dtype_of
+from everface.avatar.steps import DecodeRole, Denoiser, StepRole
+from everface.core.block import Tensors
+from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
+from everface.model.dit import DiT
+from everface.model.schedule import Schedule
+from everface.model.vae import VAE
+from everface.weights.quantize import quantise_rows_of
+
+FACTORY = "bench.stream.random14b:build"
+ON_GPU = torch.cuda.is_available()
+TINY = DiTConfig(
+    dim=128, ffn_dim=256, freq_dim=32, num_heads=2, num_layers=3, text_dim=16, text_len=8, audio_dim=16, wav2vec_layers=1,
+    audio_inject_layers=(0, 2),
+)  # fmt: skip
+CONFIG = ModelConfig(
+    dit=DiTConfig() if ON_GPU else TINY,
+    vae=VAEConfig() if ON_GPU else VAEConfig(dim=8, decoder_blocks=(1, 1, 1, 1)),
+    name="random",
+)
+LATENT = (48, 88) if ON_GPU else (8, 8)  # rows and columns of a latent frame
+PICTURE_LATENTS = 19  # of the motion history
+
+
+@torch.no_grad()
+def random_dit(cfg: DiTConfig, device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> DiT:
+    """The fused model, its weights drawn where they are used."""
+    with torch.device("meta"):
+        dit = DiT(cfg).to(dtype)
+    dit.to_empty(device=device).eval().requires_grad_(False)
+    for name, p in dit.named_parameters():
+        if p.dim() > 1 and "modulation" not in name:
+            p.normal_(std=math.prod(p.shape[1:]) ** -0.5)
+        elif name.endswith("bias"):
+            p.zero_()
+        elif "norm" in name or name.endswith("encoder.weights"):
+            p.fill_(1)
+        else:
+            p.normal_(std=cfg.dim**-0.5)
+    return dit.fuse()
+
+
+@torch.no_grad()
+def random_decoder(config: VAEConfig, device: torch.device | str, dtype: torch.dtype) -> VAE:
+    """The video decoder alone, as its constructor draws it."""
+    return VAE(config, encoder=False).eval().requires_grad_(False).to(device, dtype).channels_last()
+
+
+_denoisers: dict[str, Denoiser] = {}  # one transformer a process, shared by its steps
+
+
+def build(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
+    """The pipeline's factory, as everface.avatar.steps.build_role, of a spec with `deployment` and `sampler` alone."""
+    deployment = Deployment(**{**spec["deployment"], "device": spec.get("device", spec["deployment"]["device"])})
+    if name == "decode":
+        return DecodeRole(random_decoder(CONFIG.vae, deployment.device, decoder_dtype(deployment)), deployment)
+    key = repr(deployment)
+    if key not in _denoisers:
+        torch.manual_seed(0)
+        dit = random_dit(CONFIG.dit, deployment.device, dtype_of(deployment))
+        if deployment.dtype == "fp8":
+            quantise_rows_of(dit)
+        _denoisers[key] = Denoiser(dit, CONFIG, deployment)
+    return StepRole(_denoisers[key], Schedule.for_sampler(spec["sampler"]), int(name.removeprefix("step")))
+
+
+def forget() -> None:
+    """Let go of the transformers of this process."""
+    _denoisers.clear()
+
+
+def opening(seed: int = 0) -> Tensors:
+    """Reference, motion and text of a session, float32 on the CPU, as a Conditioner would answer them."""
+    cfg, drawn = CONFIG.dit, torch.Generator().manual_seed(seed)
+    sizes = {"reference": (cfg.in_dim, 1, *LATENT), "motion": (cfg.in_dim, PICTURE_LATENTS, *LATENT), "text": (cfg.text_len, cfg.text_dim)}
+    return {name: torch.randn(size, generator=drawn) for name, size in sizes.items()}
+
+
+def condition(index: int, pcm_S: torch.Tensor) -> Tensors:
+    """The sound of a block, random: local [3, K, D] and global [3, D]."""
+    cfg, drawn = CONFIG.dit, torch.Generator().manual_seed(index % 64)
+    local = torch.randn(cfg.block_frames, cfg.num_audio_token + 1, cfg.dim, generator=drawn)
+    return {"audio_local": local, "audio_global": torch.randn(cfg.block_frames, cfg.dim, generator=drawn)}
+
+
+def noise(index: int) -> torch.Tensor:
+    """The latent that a block starts as."""
+    cfg = CONFIG.dit
+    return torch.randn(cfg.in_dim, cfg.block_frames, *LATENT, generator=torch.Generator().manual_seed(1000 + index))
