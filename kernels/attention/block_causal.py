@@ -19,7 +19,15 @@ from typing import Any
 
 import torch
 
-from everface.kernels.attention.cross import by_descriptor, cross_reference, descriptor, padded, precision, runs_attention, softmax_scale
+from everface.kernels.attention.cross import (
+    by_descriptor,
+    cross_reference,
+    descriptor,
+    padded,
+    precision,
+    runs_attention,
+    softmax_scale,
+)
 from everface.kernels.attention.online_softmax import finish, queries, start, sweep, sweep_at, tile_at
 from everface.kernels.launch import Build, Tiles, Work, jit, metadata, pick, processors, tile, tl
 

@@ -9,7 +9,16 @@ import torch
 from everface.core.config import DiTConfig
 from everface.model.dit import DiT
 from everface.train.clips import Clips
-from everface.train.forcing import Window, WindowModel, draw_noise, draw_sigmas, draw_window, noised_past, region_weight, window_loss
+from everface.train.forcing import (
+    Window,
+    WindowModel,
+    draw_noise,
+    draw_sigmas,
+    draw_window,
+    noised_past,
+    region_weight,
+    window_loss,
+)
 from everface.train.plans import Stage1
 
 SMALL = DiTConfig(

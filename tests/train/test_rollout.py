@@ -89,7 +89,7 @@ def test_replay_has_the_gradient_of_one_graph_with_detached_caches(course: Cours
     class Watched(Rollout):
         """Keeps a copy of the ring as every block finds it at the exit step."""
 
-        def _slot(self, b: int):  # noqa: ANN202
+        def _slot(self, b: int):
             self.found = [*getattr(self, "found", []), copied(self._cache(self.course.exit_step), self.sinks[-1])]
             return super()._slot(b)
 

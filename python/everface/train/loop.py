@@ -19,7 +19,7 @@ from everface.train.clips import Clips, read_clips
 from everface.train.descent import Ema, Optimiser, Part, Progress, autocast, read_state, write_state
 from everface.train.journal import Journal
 from everface.train.plans import Pace
-from everface.train.spread import Ranks, clip_gradients, local, whole
+from everface.train.spread import Ranks, clip_gradients, whole
 from everface.weights.store import write_safetensors
 
 SAVE_EVERY_S = 90
@@ -67,7 +67,7 @@ def descend(run_dir: Path, pace: Pace, dit: DiT, loss_of: Loss, validate: Callab
             if clock.save_due():
                 write_progress(state, run_dir, parts, progress, ranks)
     write_progress(state, run_dir, parts, progress, ranks)
-    return finish(run_dir, dit, ema, asdict(pace) | {"steps": progress.step}, ranks)
+    return finish(run_dir, dit, ema, asdict(pace) | {"steps_done": progress.step}, ranks)
 
 
 class Clock:
@@ -121,9 +121,9 @@ def write_progress(state: Path, run_dir: Path, parts: dict[str, Part], progress:
     ranks.total(0.0)  # nobody runs ahead of a checkpoint that another has not written
 
 
-def finish(run_dir: Path, dit: DiT, ema: Ema, plan: dict, ranks: Ranks) -> Path:
+def finish(run_dir: Path, dit: DiT, ema: Ema, plan: dict, ranks: Ranks, name: str = "dit.safetensors") -> Path:
     """Write the averaged weights, gathered one after another, and the plan; the path of the weights."""
-    path = run_dir / "dit.safetensors"
+    path = run_dir / name
     named = dict(dit.named_parameters())
     if ranks.rank == 0:
         shapes = {n: (torch.float32, tuple(named[n].shape)) for n in ema.weights}
