@@ -26,6 +26,7 @@ from everface.model.rope import frames_table, sink_time
 from everface.train.characters import eyes_box, mouth_box
 from everface.train.clips import Clips
 from everface.train.plans import Stage1
+from everface.train.spread import gather_before_gradients
 
 MOTION_LATENTS = 19
 LEVELS = (1.0, 0.8576923, 0.6021505, 0.0089286)
@@ -149,6 +150,7 @@ class WindowModel(nn.Module):
         places = [sink_time(window.first_frame + n * b, d) for b, d in enumerate(window.sink_distances)]
         sink_tables = [dit.sink_table(grid, place) for place in (places[-1:] if self.full else places)]
         for layer, block in enumerate(dit.blocks):
+            gather_before_gradients(block, sink[layer])
             if self.full:
                 attend = full_attention(table, sink_tables[0], sink[layer])
             else:

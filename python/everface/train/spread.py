@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from everface.core.errors import BadInput
@@ -58,7 +59,7 @@ class Ranks:
         def unit(module: nn.Module, methods: Iterable[str]) -> None:
             fully_shard(module, mesh=mesh, mp_policy=policy)
             for name in methods:
-                register_fsdp_forward_method(module, name)
+                open_by(module, name)
 
         for block in dit._blocks():
             unit(block.cross_attn, ATTENTION)
@@ -96,6 +97,29 @@ class Ranks:
     def agree(self, value: float) -> float:
         """Rank 0's value, everywhere: the clock, above all."""
         return self.total(value if self.rank == 0 else 0.0)[0]
+
+
+def open_by(module: nn.Module, name: str) -> None:
+    """Let a method gather its unit and give it back, as `forward` does; called from within an open unit it leaves it open."""
+    plain, first = getattr(module, name), next(iter(dict(module.named_parameters())))
+    register_fsdp_forward_method(module, name)
+    gathering = getattr(module, name)
+
+    @wraps(plain)
+    def call(*args: object, **kwargs: object) -> object:
+        shut = isinstance(module.get_parameter(first), DTensor)
+        return (gathering if shut else plain)(*args, **kwargs)
+
+    object.__setattr__(module, name, call)
+
+
+def gather_before_gradients(module: nn.Module, made: Iterable[torch.Tensor]) -> None:
+    """FSDP2 gathers a unit again when a gradient comes back to what its forward returned. What left it by another way, as the keys and
+    values of the sink do, must say so itself: the weights' memory would be gone."""
+    if isinstance(module, FSDPModule):
+        for tensor in made:
+            if tensor.requires_grad:
+                tensor.register_hook(lambda _: module.unshard())
 
 
 @contextmanager
