@@ -24,6 +24,7 @@ from everface.core import env
 from everface.core.config import COMPATS, SAMPLERS, Deployment, StreamConfig
 from everface.core.errors import EverfaceError
 from everface.core.log import start_log
+from everface.train.verbs import add_train
 
 if TYPE_CHECKING:
     from everface.avatar.render import RenderReport
@@ -112,45 +113,6 @@ def convert(args: argparse.Namespace) -> None:
 
     open_checkpoint(args.dir, args.lora).prepare()
     print(f"converted and merged; {args.dir} now opens at once, from {env.cache_dir()}")
-
-
-def train_vae(args: argparse.Namespace) -> None:
-    from everface.train.vae import VAEPlan, train_vae
-
-    print(train_vae(args.run, VAEPlan(minutes=args.minutes, clips=args.clips, seed=args.seed), device=args.device))
-
-
-def train_decoder(args: argparse.Namespace) -> None:
-    from everface.train.decoder import DecoderPlan, train_decoder
-
-    print(train_decoder(args.run, args.vae, args.data, DecoderPlan(minutes=args.minutes, seed=args.seed), device=args.device))
-
-
-def train_data(args: argparse.Namespace) -> None:
-    from everface.train.data import make_data
-
-    print(make_data(args.dir, args.vae, args.clips, args.seed, args.minutes))
-
-
-def train_stage1(args: argparse.Namespace) -> None:
-    from everface.train.stage1 import Stage1, train_stage1
-
-    print(train_stage1(args.run, args.clips, Stage1(minutes=args.minutes, seed=args.seed), device=args.device))
-
-
-def train_bundle(args: argparse.Namespace) -> None:
-    from everface.train.bundle import bundle
-
-    print(bundle(args.vae, args.run, args.out))
-
-
-def train_evaluate(args: argparse.Namespace) -> int:
-    from everface.train.evaluate import table
-    from everface.train.judge import judge
-
-    report = judge(args.weights, args.out, args.speech, args.characters, args.seconds, _deployment(args))
-    print(table(report))
-    return 0 if report["pass"] else 1
 
 
 def simulate(args: argparse.Namespace) -> int:
@@ -316,7 +278,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=("bf16", "fp8"), help="of the weights (bf16)")
     p.add_argument("--sessions", type=_count, metavar="N", help="viewers at a time (1)")
     p.add_argument("--size", type=_size, metavar="WxH", help="of the video (704x384)")
-    _add_train(add("train", None, "make the bundled model anew, or judge it", "train evaluate"))
+    train = add("train", None, "make the bundled model anew, or judge it", "train evaluate")
+    what = _adder(train.add_subparsers(title="what", metavar="WHAT", required=True), "train ")
+    add_train(what, _count, _add_deployment_flags, _deployment)
     return parser
 
 
@@ -346,48 +310,3 @@ def _add_model_flags(p: argparse.ArgumentParser) -> None:
 def _add_deployment_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--placement", choices=PLACEMENTS, default="inline", help="one process, or so many (%(default)s)")
     p.add_argument("--threads", type=_count, metavar="N", help="CPU threads a process (torch's own choice)")
-
-
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    add = _adder(parser.add_subparsers(title="what", metavar="WHAT", required=True), "train ")
-
-    def training(p: argparse.ArgumentParser, minutes: int, device: bool = True) -> None:
-        p.add_argument("--minutes", type=_count, default=minutes, metavar="N", help="how long (%(default)s)")
-        p.add_argument("--seed", type=int, default=1, help="of everything random (%(default)s)")
-        if device:
-            p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
-
-    p = add("vae", train_vae, "teach the video codec on drawn characters, resumable", "vae runs/vae --minutes 40")
-    p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: frames, log, checkpoint, weights")
-    p.add_argument("--clips", type=_count, default=1200, metavar="N", help="characters to draw (%(default)s)")
-    training(p, minutes=40)
-
-    p = add("data", train_data, "make speech and clips for stage1, resumable; needs espeak-ng", "data runs/data --vae runs/vae")
-    p.add_argument("dir", type=Path, metavar="DIR", help="folder to fill: speech, clips")
-    p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`")
-    p.add_argument("--clips", type=_count, default=4000, metavar="N", help="how many (%(default)s)")
-    training(p, minutes=60, device=False)
-
-    p = add("decoder", train_decoder, "teach the codec's decoder long streams", "decoder runs/decoder --vae runs/vae --data runs/data")
-    p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: log, checkpoint, weights")
-    p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`")
-    p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder that `train data` filled, with the same seed")
-    training(p, minutes=10)
-
-    p = add("stage1", train_stage1, "teach the transformer by diffusion forcing, resumable", "stage1 runs/dit --clips runs/data/clips")
-    p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: log, checkpoint, weights")
-    p.add_argument("--clips", type=Path, required=True, metavar="DIR", help="folder of clips, from `train data`")
-    training(p, minutes=60)
-
-    p = add("bundle", train_bundle, "make a model folder of two finished runs", "bundle runs/dit --vae runs/vae -o model")
-    p.add_argument("run", type=Path, metavar="RUN", help="folder of a finished `train stage1`")
-    p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`")
-    p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the model folder to write")
-
-    p = add("evaluate", train_evaluate, "judge a model on characters and voices it never saw", "evaluate -o out/evaluate")
-    p.add_argument("-o", "--out", type=Path, default=Path("out/evaluate"), metavar="DIR", help="for the report (%(default)s)")
-    p.add_argument("--weights", type=Path, metavar="DIR", help="folder of the model (the bundled one)")
-    p.add_argument("--speech", type=Path, metavar="DIR", help="folder of speech to take voices from (made anew, needs espeak-ng)")
-    p.add_argument("--characters", type=_count, default=16, metavar="N", help="how many (%(default)s)")
-    p.add_argument("--seconds", type=_count, default=10, metavar="S", help="of speech each (%(default)s)")
-    _add_deployment_flags(p)

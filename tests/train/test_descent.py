@@ -15,7 +15,8 @@ from everface.core.config import VAEConfig
 from everface.model.dit import DiT
 from everface.model.vae import VAE
 from everface.train.descent import Ema, Optimiser, Progress, orthogonalise, read_checkpoint, write_checkpoint
-from everface.train.stage1 import Stage1, train_stage1
+from everface.train.plans import Stage1
+from everface.train.stage1 import train_stage1
 from everface.train.vae import TINY_VAE, VAEPlan, train_vae
 
 

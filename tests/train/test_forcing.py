@@ -9,7 +9,17 @@ import torch
 from everface.core.config import DiTConfig
 from everface.model.dit import DiT
 from everface.train.clips import Clips
-from everface.train.forcing import Window, WindowModel, draw_sigmas, draw_window, region_weight, window_loss
+from everface.train.forcing import (
+    Window,
+    WindowModel,
+    draw_noise,
+    draw_sigmas,
+    draw_window,
+    noised_past,
+    region_weight,
+    window_loss,
+)
+from everface.train.plans import Stage1
 
 SMALL = DiTConfig(
     dim=48, ffn_dim=64, freq_dim=32, num_heads=2, num_layers=3, text_dim=8, text_len=1, audio_dim=12, audio_inject_layers=(0, 2),
@@ -30,7 +40,7 @@ def small_window(blocks: int, first_frame: int, sigma: float) -> Window:
     draw = lambda *size: torch.randn(*size, generator=g)  # noqa: E731
     return Window(
         draw(1, 16, 3 * blocks, 8, 8), torch.full((1, blocks), sigma), draw(1, 16, 1, 8, 8), draw(1, 16, 19, 8, 8),
-        draw(1, 1, 12, 5 + 12 * blocks), first_frame, 11,
+        draw(1, 1, 12, 5 + 12 * blocks), first_frame, tuple(range(11, 11 + blocks)),
     )  # fmt: skip
 
 
@@ -48,7 +58,7 @@ def test_window_equals_stream() -> None:
             features = window.features_BLCF[0, :, :, 12 * b : 12 * b + 17]
             audio = dit.casual_audio_encoder.encode_block(features[..., 5:], features[..., :5])
             x = window.x0_B16Fhw[0, :, 3 * b : 3 * b + 3]
-            v = dit(x, dit.time(600.0), text_kv, audio, cache, block_index=b, sink_distance=11)
+            v = dit(x, dit.time(600.0), text_kv, audio, cache, block_index=b, sink_distance=11 + b)
             torch.testing.assert_close(v, parallel[:, 3 * b : 3 * b + 3], atol=2e-5, rtol=1e-4)
 
 
@@ -70,7 +80,7 @@ def test_window_of_clips_and_loss_falls() -> None:
     latents = torch.randn(4, 16, 20, 8, 8, generator=g).half()
     features = torch.arange(77).float().expand(4, 1, 12, 77).half()
     clips = Clips(latents, features)
-    window = draw_window(clips, batch=2, blocks=4, block_frames=3, rng=random.Random(5), device="cpu")
+    window = draw_window(clips, batch=2, blocks=4, block_frames=3, rng=random.Random(5), device="cpu", plan=Stage1())
     offset = int(window.features_BLCF[0, 0, 0, 0]) // 4
     assert window.features_BLCF.shape[-1] == 5 + 48
     assert any(torch.equal(window.x0_B16Fhw[0], z[:, 2 + offset : 14 + offset].float()) for z in latents)
@@ -89,9 +99,51 @@ def test_window_of_clips_and_loss_falls() -> None:
 
 
 def test_sigmas_are_mostly_the_samplers() -> None:
-    sigma = draw_sigmas(400, 5, random.Random(0))
+    sigma = draw_sigmas(400, 5, random.Random(0), Stage1())
     known = torch.tensor([1.0, 0.8576923, 0.6021505, 0.0089286])
     on_level = (sigma[..., None] - known).abs().min(-1).values < 1e-6
     assert 0.78 < on_level.float().mean() < 0.92
     assert (sigma == sigma[:, :1]).all(1).float().mean() > 0.45
     assert sigma.min() >= 0 and sigma.max() <= 1
+
+
+def test_the_papers_levels_are_independent_and_anywhere() -> None:
+    sigma = draw_sigmas(400, 7, random.Random(0), Stage1(on_levels=0.0, shared=0.0))
+    assert (sigma == sigma[:, :1]).all(1).sum() == 0
+    assert abs(torch.corrcoef(sigma.T)[0, 1:]).max() < 0.15
+    u = sigma / (3 - 2 * sigma)  # unshifted: uniform
+    assert abs(u.mean() - 0.5) < 0.02 and abs(u.var() - 1 / 12) < 0.005
+
+
+def test_noise_that_changes_slowly_is_normal_in_every_frame() -> None:
+    noise = draw_noise(torch.Size((4, 16, 9, 16, 16)), torch.Generator().manual_seed(0), 0.8)
+    assert (noise.std(dim=(0, 1, 3, 4)) - 1).abs().max() < 0.03
+    following = (noise[:, :, 1:] * noise[:, :, :-1]).mean(dim=(0, 1, 3, 4))
+    assert (following - 0.8).abs().max() < 0.03
+
+
+def test_the_scaffold_noises_every_motion_frame_on_its_own() -> None:
+    past = torch.arange(1.0, 9.0)[None, None, :, None, None].expand(2, 16, 8, 12, 12)
+    motion = noised_past(past, random.Random(0))
+    assert motion.shape == (2, 16, 19, 12, 12)
+    sigma = motion.std(dim=(1, 3, 4))  # of a flat picture, the noise alone
+    assert sigma.min() < 0.25 and sigma.max() > 0.75 and (sigma[:, 1:] - sigma[:, :-1]).abs().min() > 1e-4
+    clean = motion.mean(dim=(1, 3, 4)) / (1 - sigma)
+    good = sigma < 0.5
+    truth = torch.cat([torch.ones(12), torch.arange(2.0, 9.0)]).expand(2, -1)  # the first is repeated, the newest comes last
+    assert (clean - truth)[good].abs().max() < 0.2
+
+
+def test_every_block_of_the_full_window_sees_the_others_and_checkpointing_changes_nothing() -> None:
+    window = small_window(blocks=3, first_frame=600, sigma=0.8)
+    model, again = WindowModel(small_model(), full=True), WindowModel(small_model(), full=True, again=True)
+    x = window.x0_B16Fhw.clone()
+    with torch.no_grad():
+        before = model(x, window)
+        x[:, :, 6:] += 1
+        assert (model(x, window) - before)[:, :, :3].abs().max() > 1e-3
+    grads = []
+    for m in (model, again):
+        m(x, window).square().mean().backward()
+        grads.append([p.grad for p in m.parameters() if p.grad is not None])
+    assert len(grads[0]) > 50 and all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

@@ -16,11 +16,11 @@ from everface.core.config import AudioConfig, ModelConfig, TextConfig, VAEConfig
 from everface.core.errors import BadInput
 from everface.train.characters import neutral, render, sample_identity
 from everface.train.clips import STILL_FRAMES
-from everface.train.stage1 import TINY
+from everface.train.plans import TINY
 from everface.weights.store import write_safetensors, write_text
 
 NAME = "everface tiny: drawn characters, 128x128"
-NOISE_CORRELATION = 0.98  # measured: seams between blocks fall from 2.9 to 2.0, sync and sharpness stay (docs/training)
+UNTRAINED_CORRELATION = 0.98  # of the noise, for runs that did not train with one: seams fall from 2.9 to 2.0 (docs/training)
 CHARACTERS = {"ada": 2_000_000_024, "ben": 2_000_000_008, "mia": 2_000_000_007}  # generator seeds, far from those of training
 
 
@@ -29,11 +29,12 @@ def bundle(vae_run: Path, dit_run: Path, out: Path) -> Path:
     try:
         vae = VAEConfig.from_dict(json.loads((vae_run / "vae.json").read_text()))
         parts = {"vae": load_file(vae_run / "vae.safetensors"), "dit": load_file(dit_run / "dit.safetensors")}
+        correlation = json.loads((dit_run / "plan.json").read_text()).get("noise_correlation", UNTRAINED_CORRELATION)
     except (OSError, ValueError) as error:
         raise BadInput(f"{vae_run} and {dit_run} are not both finished runs ({error}): finish them first") from None
     config = ModelConfig(
         dit=TINY, vae=vae, audio=AudioConfig("logmel"), text=TextConfig("none"), name=NAME, size=(128, 128), still_frames=STILL_FRAMES,
-        noise_correlation=NOISE_CORRELATION,
+        noise_correlation=correlation,
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")

@@ -1,0 +1,84 @@
+"""The teacher: the same transformer, but every block of a clip sees all the others. Stage 2 takes its scores for the truth.
+
+Ordinary flow matching: one noise level a clip, uniform and then shifted; some clips hear nothing, so that the score can be guided.
+
+    everface train teacher RUN --clips DIR --minutes 40
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from everface.core.config import DiTConfig
+from everface.core.log import log
+from everface.model.schedule import euler, sigmas
+from everface.train.clips import Clips
+from everface.train.forcing import Window, WindowModel, draw_noise, draw_window, region_weight, shifted, window_loss
+from everface.train.loop import descend, new_dit, split_clips
+from everface.train.plans import TINY, Stage1, Teacher
+from everface.train.spread import ranks
+
+PLACES = Stage1(scaffold=0.0)  # a teacher stands where students stand
+
+
+def train_teacher(run_dir: Path, clips_dir: Path, plan: Teacher, config: DiTConfig = TINY, device: str = "cpu") -> Path:
+    """Train and return the path of the EMA weights, `run_dir/dit.safetensors`. Resumes from run_dir when it holds a checkpoint."""
+    train, valid = split_clips(clips_dir, plan.held_out)
+    with ranks(device) as among:
+        dit = new_dit(config, plan.seed).to(among.device)
+        model = WindowModel(dit, full=True, again=plan.checkpoint)
+        weight = region_weight(*train.latents_N16Thw.shape[-2:]).to(among.device)
+
+        def loss_of(number: int, blocks: int, batch: int) -> torch.Tensor:
+            rng = random.Random(plan.seed * 7_919_003 + number)
+            window = draw_clip(train, batch, blocks, config.block_frames, rng, among.device, plan)
+            g = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
+            return window_loss(model, window, weight, g, plan.noise_correlation)
+
+        @torch.no_grad()
+        def validate() -> float:
+            total = 0.0
+            for k in range(6):
+                window = draw_clip(valid, min(6, len(valid)), 4, config.block_frames, random.Random(k), among.device, plan)
+                g = torch.Generator().manual_seed(k)
+                total += window_loss(model, window, weight, g, plan.noise_correlation).item()
+            return total / 6
+
+        log.info("teacher: %d clips, %.2f M parameters", len(train), sum(p.numel() for p in dit.parameters()) / 1e6)
+        return descend(run_dir, plan, dit, loss_of, validate, among)
+
+
+def draw_clip(clips: Clips, batch: int, blocks: int, block_frames: int, rng: random.Random, device: str, plan: Teacher) -> Window:
+    """A window at one noise level a clip; some of its clips are deaf."""
+    window = draw_window(clips, batch, blocks, block_frames, rng, device, PLACES)
+    level_B1 = torch.tensor([[shifted(rng.random(), plan.shift)] for _ in range(batch)]).to(window.x0_B16Fhw)
+    hears_B = torch.tensor([float(rng.random() >= plan.audio_drop) for _ in range(batch)]).to(window.x0_B16Fhw)
+    return replace(window, sigma_Bn=level_B1.expand(-1, blocks), features_BLCF=window.features_BLCF * hears_B[:, None, None, None])
+
+
+def velocity(model: WindowModel, x_B16Fhw: torch.Tensor, window: Window, sigma: float | torch.Tensor, guidance: float = 1.0) -> torch.Tensor:
+    """The model's velocity of a clip that is all at one noise level, [B] or one number. With guidance g: deaf + g (hearing - deaf)."""
+    level_B = torch.as_tensor(sigma, dtype=x_B16Fhw.dtype, device=x_B16Fhw.device).expand(len(x_B16Fhw))
+    window = replace(window, sigma_Bn=level_B[:, None].expand(-1, len(window.sink_distances)))
+    v = model(x_B16Fhw, window).float()
+    if guidance == 1.0:
+        return v
+    deaf = model(x_B16Fhw, replace(window, features_BLCF=torch.zeros_like(window.features_BLCF))).float()
+    return deaf + guidance * (v - deaf)
+
+
+@torch.no_grad()
+def sample(
+    model: WindowModel, window: Window, steps: int, generator: torch.Generator, correlation: float = 0.0, guidance: float = 1.0,
+    shift: float = 3.0,
+) -> torch.Tensor:  # fmt: skip
+    """A clip out of noise by many Euler steps: latents like window.x0_B16Fhw, of which nothing but the shape is read."""
+    x = draw_noise(window.x0_B16Fhw.shape, generator, correlation).to(window.x0_B16Fhw)
+    levels = sigmas(steps, shift)
+    for now, following in zip(levels, levels[1:]):
+        x = euler(x, velocity(model, x, window, now, guidance), now, following)
+    return x
