@@ -133,7 +133,7 @@ def test_a_lora_trains_beside_frozen_weights_and_merges_as_the_official_one(star
     adapted.load_state_dict(load_file(path), strict=False)
     merged = DiT(SMALL).eval()
     pairs = {n: [lora.source[k] for k in pair] for n, pair in lora.pairs.items()}
-    merged.load_state_dict({n: merge_weight(t, *pairs[n], lora.scale) if n in pairs else t for n, t in base.items()})
+    merged.load_state_dict({n: merge_weight(t, pairs[n][0], pairs[n][1], lora.scale) if n in pairs else t for n, t in base.items()})
     features = torch.randn(1, 12, 17, generator=torch.Generator().manual_seed(0))
     outs = []
     for dit in (adapted, merged, small_model(0)):

@@ -46,10 +46,10 @@ def draw(log: Path) -> Path | None:
     names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in ("step", "seconds", "blocks")]
     if not names or find_spec("matplotlib") is None:
         return None
-    import matplotlib
+    import matplotlib  # pyright: ignore[reportMissingImports]
 
     matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
     figure, panels = pyplot.subplots(len(names), 1, sharex=True, squeeze=False, figsize=(8, 2.2 * len(names)))
     for name, panel in zip(names, panels[:, 0], strict=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -79,6 +80,6 @@ def sample(
     """A clip out of noise by many Euler steps: latents like window.x0_B16Fhw, of which nothing but the shape is read."""
     x = draw_noise(window.x0_B16Fhw.shape, generator, correlation).to(window.x0_B16Fhw)
     levels = sigmas(steps, shift)
-    for now, following in zip(levels, levels[1:]):
+    for now, following in pairwise(levels):
         x = euler(x, velocity(model, x, window, now, guidance), now, following)
     return x
