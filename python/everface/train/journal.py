@@ -39,6 +39,11 @@ class Journal:
         if self.file is not None:
             self.file.write(json.dumps(row | means) + "\n")
 
+    def end(self, row: dict[str, float]) -> None:
+        """A last line, when something was added since the one before."""
+        if self.held:
+            self.write(row)
+
 
 def draw(log: Path) -> Path | None:
     """One panel a curve, over steps. Returns the picture, None without matplotlib or without lines."""
@@ -46,10 +51,10 @@ def draw(log: Path) -> Path | None:
     names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in ("step", "seconds", "blocks")]
     if not names or find_spec("matplotlib") is None:
         return None
-    import matplotlib
+    import matplotlib  # pyright: ignore[reportMissingImports]  # an extra
 
     matplotlib.use("agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
     figure, panels = pyplot.subplots(len(names), 1, sharex=True, squeeze=False, figsize=(8, 2.2 * len(names)))
     for name, panel in zip(names, panels[:, 0], strict=True):

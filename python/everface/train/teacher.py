@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -31,7 +32,8 @@ def train_teacher(run_dir: Path, clips_dir: Path, plan: Teacher, config: DiTConf
     with ranks(device) as among:
         dit = new_dit(config, plan.seed).to(among.device)
         model = WindowModel(dit, full=True, again=plan.checkpoint)
-        weight = region_weight(*train.latents_N16Thw.shape[-2:]).to(among.device)
+        h, w = train.latents_N16Thw.shape[-2:]
+        weight = region_weight(h, w, plan.mouth, plan.eyes).to(among.device)
 
         def loss_of(number: int, blocks: int, batch: int) -> torch.Tensor:
             rng = random.Random(plan.seed * 7_919_003 + number)
@@ -79,6 +81,6 @@ def sample(
     """A clip out of noise by many Euler steps: latents like window.x0_B16Fhw, of which nothing but the shape is read."""
     x = draw_noise(window.x0_B16Fhw.shape, generator, correlation).to(window.x0_B16Fhw)
     levels = sigmas(steps, shift)
-    for now, following in zip(levels, levels[1:]):
+    for now, following in pairwise(levels):
         x = euler(x, velocity(model, x, window, now, guidance), now, following)
     return x
