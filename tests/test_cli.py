@@ -29,7 +29,7 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert [v for v in VERBS if f"\n    {v}  " not in text] == []
 
 
-@pytest.mark.parametrize("verb", [*VERBS, "train vae", "train data", "train stage1", "train evaluate"])
+@pytest.mark.parametrize("verb", [*VERBS, *(f"train {w}" for w in ("vae", "data", "teacher", "stage1", "stage2", "evaluate"))])
 def test_every_verb_explains_itself_with_an_example_that_parses(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(_help(capsys, *verb.split()).split())
     example = text.partition("example: everface ")[2].split()
@@ -43,6 +43,14 @@ def test_the_flags_of_render_are_frozen(capsys: pytest.CaptureFixture[str]) -> N
     flags = {w for w in words if w.startswith("--")}
     named = "help out weights lora prompt seed size placement sampler compat threads force"
     assert flags == {f"--{name}" for name in named.split()}
+
+
+def test_a_phase_of_training_is_planned_before_it_is_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "stage2", "--config", "wan-s2v-14b", "--dry-run", "--set", "history=clean"]) == 0
+    assert "128 H100" in capsys.readouterr().out
+    assert cli.main(["train", "stage2", "--dry-run", "--set", "history=dirty"]) == 2
+    assert cli.main(["train", "stage2", "runs/a"]) == 2
+    assert "--student" in capsys.readouterr().err
 
 
 def test_help_imports_nothing_heavy() -> None:

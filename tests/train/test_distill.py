@@ -19,12 +19,13 @@ from everface.train.distill import dmd_gradient, draw_course, draw_scene, order
 from everface.train.footprint import layout, memory, need, table
 from everface.train.forcing import WindowModel
 from everface.train.journal import draw
+from everface.train.loop import new_dit
 from everface.train.plans import PLANS, Stage2, changed
 from everface.train.reward import Reward, loudness
 from everface.train.rollout import Course
 from everface.train.spread import Ranks
 from everface.train.stage2 import Distiller, checkpointed, train_stage2
-from everface.weights.lora import check_targets, merge_weight, read_lora
+from everface.weights.lora import check_targets, read_lora
 
 PLAN = Stage2(
     iterations=4, ratio=2, micros=2, blocks=3, steps=2, lr=1e-3, fake_lr=1e-3, warmup_steps=1, held_out=2, reward=0.1, truth_start=0.5
@@ -88,12 +89,12 @@ def test_equal_scores_leave_the_student_alone() -> None:
 
 
 def test_the_fake_score_learns_the_students_samples(start: tuple[Path, Path, Path]) -> None:
-    clips = start[0]
-    plan = replace(PLAN, ratio=1000, fake_lr=3e-3, truth_start=0.0, reward=0.0)
-    distiller = Distiller(small_model(0), small_model(1), read_clips(clips), plan, Ranks())
+    """A new student answers noise with nearly that noise. Near sigma 0.9 a score that knows nothing costs 2, one that knows 1.2."""
+    plan = replace(PLAN, ratio=1000, fake_lr=1e-2, truth_start=0.0, reward=0.0, lowest=0.9, highest=0.9)
+    distiller = Distiller(new_dit(SMALL, 0), new_dit(SMALL, 1), read_clips(start[0]), plan, Ranks())
     before = {n: p.clone() for n, p in distiller.student.named_parameters()}
-    losses = [distiller.iterate(i, 0.0)["fake"] for i in range(40)]
-    assert sum(losses[-8:]) < 0.75 * sum(losses[:8])
+    losses = [distiller.iterate(i, 0.0)["fake"] for i in range(30)]
+    assert sum(losses[:3]) / 3 > 1.9 and sum(losses[-3:]) / 3 < 1.7
     assert all(torch.equal(before[n], p) for n, p in distiller.student.named_parameters())
 
 
@@ -132,8 +133,7 @@ def test_a_lora_trains_beside_frozen_weights_and_merges_as_the_official_one(star
     adapted = adapt(small_model(0), 4, 2.0, seed=plan.seed)
     adapted.load_state_dict(load_file(path), strict=False)
     merged = DiT(SMALL).eval()
-    pairs = {n: [lora.source[k] for k in pair] for n, pair in lora.pairs.items()}
-    merged.load_state_dict({n: merge_weight(t, pairs[n][0], pairs[n][1], lora.scale) if n in pairs else t for n, t in base.items()})
+    merged.load_state_dict({n: lora.merge(n, t) for n, t in base.items()})
     features = torch.randn(1, 12, 17, generator=torch.Generator().manual_seed(0))
     outs = []
     for dit in (adapted, merged, small_model(0)):

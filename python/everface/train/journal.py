@@ -39,6 +39,11 @@ class Journal:
         if self.file is not None:
             self.file.write(json.dumps(row | means) + "\n")
 
+    def end(self, row: dict[str, float]) -> None:
+        """A last line, when something was added since the one before."""
+        if self.held:
+            self.write(row)
+
 
 def draw(log: Path) -> Path | None:
     """One panel a curve, over steps. Returns the picture, None without matplotlib or without lines."""
@@ -46,7 +51,7 @@ def draw(log: Path) -> Path | None:
     names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in ("step", "seconds", "blocks")]
     if not names or find_spec("matplotlib") is None:
         return None
-    import matplotlib  # pyright: ignore[reportMissingImports]
+    import matplotlib  # pyright: ignore[reportMissingImports]  # an extra
 
     matplotlib.use("agg")
     from matplotlib import pyplot  # pyright: ignore[reportMissingImports]

@@ -58,7 +58,7 @@ def descend(run_dir: Path, pace: Pace, dit: DiT, loss_of: Loss, validate: Callab
             ema.update(dit)
             clock.tick()
             journal.add(loss=ranks.total(total)[0])
-            if progress.step % JOURNAL_EVERY == 0 or clock.done() >= 1:
+            if progress.step % JOURNAL_EVERY == 0:
                 row = {"step": progress.step, "seconds": round(progress.seconds), "blocks": blocks, "norm": round(norm, 3)}
                 if progress.step % VALID_EVERY == 0:
                     with ema.swapped(dit):
@@ -66,6 +66,7 @@ def descend(run_dir: Path, pace: Pace, dit: DiT, loss_of: Loss, validate: Callab
                 journal.write(row)
             if clock.save_due():
                 write_progress(state, run_dir, parts, progress, ranks)
+        journal.end({"step": progress.step, "seconds": round(progress.seconds)})
     write_progress(state, run_dir, parts, progress, ranks)
     return finish(run_dir, dit, ema, asdict(pace) | {"steps_done": progress.step}, ranks)
 

@@ -40,6 +40,8 @@ class Pace:
     checkpoint: bool = False  # forget activations between transformer blocks and make them again
     held_out: int = 48  # clips kept for the validation loss
     noise_correlation: float = 0.8  # of the starting noise from one latent frame to the next; the runtime's must be the same
+    mouth: float = 4.0  # loss weight of the drawn characters' mouths, and of their eyes; 1 where faces stand anywhere
+    eyes: float = 5.0
     curriculum: tuple[tuple[float, int, int], ...] = ((0.0, 2, 10), (0.2, 3, 7), (0.45, 5, 4))  # (from, blocks, clips a batch)
 
 
@@ -129,16 +131,16 @@ PLANS = {
         # WanS2V itself is the teacher; the schedule is for fine-tuning it (ours).
         Teacher(
             iterations=5000, lr=1e-5, warmup_steps=200, ema=0.999, micros=128, muon=False, shard=True, checkpoint=True,
-            noise_correlation=0.0, curriculum=((0.0, 7, 1),), shift=5.0,
+            noise_correlation=0.0, mouth=1.0, eyes=1.0, curriculum=((0.0, 7, 1),), shift=5.0,
         ),
         Stage1(
             iterations=25_000, lr=5e-5, warmup_steps=500, decay_from=0.9, ema=0.999, micros=128, muon=False, shard=True, checkpoint=True,
-            noise_correlation=0.0, curriculum=((0.0, 7, 1),), on_levels=0.0, shared=0.0, shift=5.0, scaffold=1.0, reach=400,
+            noise_correlation=0.0, mouth=1.0, eyes=1.0, curriculum=((0.0, 7, 1),), on_levels=0.0, shared=0.0, shift=5.0, scaffold=1.0, reach=400,
         ),
         # 2500 iterations are 500 updates of the student; lr, rank, alpha, blocks and batch are the paper's, the ratio DynaForcing's.
         Stage2(
             iterations=2500, lr=1e-5, fake_lr=2e-6, warmup_steps=20, decay_from=1.0, ema=0.99, micros=128, shard=True, checkpoint=True,
-            noise_correlation=0.0, blocks=7, rank=128, guidance=4.5, reach=400, truth_start=0.0, reward=0.0, perturb=0.0,
+            noise_correlation=0.0, mouth=1.0, eyes=1.0, blocks=7, rank=128, guidance=4.5, reach=400, truth_start=0.0, reward=0.0, perturb=0.0,
         ),
     ),
 }  # fmt: skip

@@ -25,8 +25,7 @@ class Reward:
 
     def __init__(self, clips: Clips, motion: float) -> None:
         self.motion = motion
-        h, _ = clips.latents_N16Thw.shape[-2:]
-        top, bottom, left, right = (round(v / 8) for v in mouth_box(8 * h))
+        top, bottom, left, right = (round(v / 8) for v in mouth_box(8 * clips.latents_N16Thw.shape[-2]))
         self.box = slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
         z = clips.latents_N16Thw[:MOST_CLIPS, :, STILL_LATENTS:].float()
         x_RE = torch.cat([self._cells(one) for one in z])

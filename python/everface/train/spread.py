@@ -132,7 +132,7 @@ def ranks(device: str) -> Iterator[Ranks]:
     if mine:
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
     if device == "cuda":
-        torch.cuda.set_device(dist.get_rank() % torch.cuda.device_count())
+        torch.cuda.set_device(dist.distributed_c10d.get_node_local_rank())
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device)
     finally:

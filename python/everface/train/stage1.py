@@ -26,7 +26,8 @@ def train_stage1(
     with ranks(device) as among:
         dit = new_dit(config, plan.seed, init).to(among.device)
         model = WindowModel(dit, again=plan.checkpoint)
-        weight = region_weight(*train.latents_N16Thw.shape[-2:]).to(among.device)
+        h, w = train.latents_N16Thw.shape[-2:]
+        weight = region_weight(h, w, plan.mouth, plan.eyes).to(among.device)
         n = config.block_frames
 
         def loss_of(number: int, blocks: int, batch: int) -> torch.Tensor:

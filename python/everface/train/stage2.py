@@ -84,8 +84,8 @@ class Distiller:
             "student.": Part(student, Optimiser(student, betas=(0.0, 0.99), muon=muon), Ema(student, plan.ema, trained=bool(plan.rank))),
             "fake.": Part(fake, Optimiser(fake, betas=(0.0, 0.99), muon=muon)),
         }
-        latent = clips.latents_N16Thw.shape[-2:]
-        self.weight = region_weight(*latent).to(among.device)
+        h, w = clips.latents_N16Thw.shape[-2:]
+        self.weight = region_weight(h, w, plan.mouth, plan.eyes).to(among.device)
         self.reward = Reward(clips, plan.reward_motion) if plan.reward else None
         self.dtype = torch.bfloat16 if self.sharded and among.device != "cpu" else torch.float32
         self.updates = 0
@@ -100,10 +100,11 @@ class Distiller:
             while (done := clock.done()) < 1:
                 journal.add(**self.iterate(progress.step, done))
                 clock.tick()
-                if progress.step % JOURNAL_EVERY == 0 or clock.done() >= 1:
+                if progress.step % JOURNAL_EVERY == 0:
                     journal.write({"step": progress.step, "seconds": round(progress.seconds)})
                 if clock.save_due():
                     write_progress(state, run_dir, self.parts, progress, self.among)
+            journal.end({"step": progress.step, "seconds": round(progress.seconds)})
         write_progress(state, run_dir, self.parts, progress, self.among)
         ema = self.parts["student."].ema
         assert ema is not None

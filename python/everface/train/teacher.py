@@ -32,7 +32,8 @@ def train_teacher(run_dir: Path, clips_dir: Path, plan: Teacher, config: DiTConf
     with ranks(device) as among:
         dit = new_dit(config, plan.seed).to(among.device)
         model = WindowModel(dit, full=True, again=plan.checkpoint)
-        weight = region_weight(*train.latents_N16Thw.shape[-2:]).to(among.device)
+        h, w = train.latents_N16Thw.shape[-2:]
+        weight = region_weight(h, w, plan.mouth, plan.eyes).to(among.device)
 
         def loss_of(number: int, blocks: int, batch: int) -> torch.Tensor:
             rng = random.Random(plan.seed * 7_919_003 + number)

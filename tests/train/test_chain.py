@@ -1,0 +1,91 @@
+"""The whole chain at miniature size: drawn faces, a codec, clips, a teacher, stage 1, stage 2; and whether it was worth it."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from everface.core.config import DiTConfig
+from everface.model.dit import DiT
+from everface.train import data
+from everface.train.clips import Clips, read_clips
+from everface.train.distill import draw_scene
+from everface.train.plans import Stage1, Stage2, Teacher
+from everface.train.rollout import Course, Rollout
+from everface.train.stage1 import train_stage1
+from everface.train.stage2 import train_stage2
+from everface.train.teacher import train_teacher
+from everface.train.vae import TINY_VAE, VAEPlan, train_vae
+from everface.train.voices import write_wav
+
+SMALL = DiTConfig(
+    dim=48, ffn_dim=96, freq_dim=32, num_heads=2, num_layers=3, text_dim=8, text_len=1, audio_dim=160, audio_inject_layers=(0, 2),
+    wav2vec_layers=1,
+)  # fmt: skip
+HELD_OUT = 6
+CURRICULUM = ((0.0, 2, 3),)
+TEACHER = Teacher(iterations=110, lr=4e-3, warmup_steps=5, ema=0.9, held_out=HELD_OUT, curriculum=CURRICULUM)
+STAGE1 = Stage1(iterations=25, lr=4e-3, warmup_steps=5, ema=0.9, held_out=HELD_OUT, curriculum=CURRICULUM)
+STAGE2 = Stage2(
+    iterations=60, lr=1e-3, fake_lr=1e-3, warmup_steps=4, ema=0.8, held_out=HELD_OUT, ratio=2, micros=1, blocks=2, near=1.0, perturb=0.0
+)  # fmt: skip
+
+
+def hum(folder: Path, seed: int) -> None:
+    """A voice that swells and ebbs, in the place of espeak-ng's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    t = torch.arange(16_000 * 8) / 16_000
+    pcm = torch.sin(2 * torch.pi * 180 * t) * (0.5 + 0.5 * torch.sin(2 * torch.pi * 2.3 * t)) * (torch.sin(2 * torch.pi * 0.4 * t) > -0.5)
+    write_wav(folder / "en-hum.wav", 0.3 * pcm)
+
+
+@torch.no_grad()
+def distance(weights: Path, held_out: Clips) -> dict[str, float]:
+    """How far the streams of unseen characters are from the truth, four steps: mean squared error of the mean latent (is it this
+    person, is it a face at all) and of the whole."""
+    dit = DiT(SMALL)
+    dit.load_state_dict(load_file(weights))
+    plan, course = replace(STAGE2, perturb=0.0), Course(0, 2, 3)
+    who, whole = 0.0, 0.0
+    for n in range(HELD_OUT):
+        scene = draw_scene(held_out, plan, course, 3, SMALL.text_dim, n, "cpu")
+        x0, truth = Rollout(dit, plan, scene, course).run(), scene.truth_16Fhw
+        assert truth is not None
+        who += (x0.mean(1) - truth.mean(1)).square().mean().item() / HELD_OUT
+        whole += (x0 - truth).square().mean().item() / HELD_OUT
+    return {"who": who, "whole": whole}
+
+
+def losses(run: Path, name: str = "loss") -> list[float]:
+    return [row[name] for row in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if name in row]
+
+
+def test_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "make_speech", hum)
+    began = time.monotonic()
+
+    def say(what: str, more: object = "") -> None:
+        print(f"{time.monotonic() - began:6.1f} {what} {more}")
+
+    train_vae(tmp_path / "vae", VAEPlan(minutes=0.1, clips=4, unseen=1, warmup_steps=4), replace(TINY_VAE, dim=4, dim_mult=(1, 2, 2, 2)))
+    say("vae")
+    clips = data.make_data(tmp_path / "data", tmp_path / "vae", count=24, seed=5, minutes=1)
+    say("data", len(read_clips(clips)))
+    teacher = train_teacher(tmp_path / "teacher", clips, TEACHER, SMALL)
+    say("teacher", losses(tmp_path / "teacher"))
+    student = train_stage1(tmp_path / "dit", clips, STAGE1, SMALL)
+    say("stage1", losses(tmp_path / "dit"))
+    every = read_clips(clips)
+    held = Clips(every.latents_N16Thw[:HELD_OUT], every.features_NLCF[:HELD_OUT])
+    say("init", distance(student, held))
+    live = train_stage2(tmp_path / "live", clips, student, teacher, STAGE2, SMALL)
+    say("stage2", (losses(tmp_path / "live", "fake"), losses(tmp_path / "live", "dmd"), losses(tmp_path / "live", "norm")))
+    say("live", distance(live, held))
+    say("teacher as student", distance(teacher, held))
+    say("truth", {"var": every.latents_N16Thw.float().var().item()})
