@@ -66,6 +66,8 @@ def losses(run: Path, name: str = "loss") -> list[float]:
     return [row[name] for row in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if name in row]
 
 
+@pytest.mark.long
+@pytest.mark.timeout(900)
 def test_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "make_speech", hum)
     began = time.monotonic()
