@@ -18,6 +18,7 @@ from everface.model.audio import PAST_FRAMES
 from everface.model.features import LogMel
 from everface.model.vae import VAE
 from everface.train.characters import neutral, render, sample_identity, sample_motion
+from everface.train.descent import autocast
 from everface.train.voices import held_out as is_held_out
 from everface.train.voices import mouth_targets, read_wav
 
@@ -79,7 +80,7 @@ def make_clips(
         for n in range(first, min(first + shard, count)):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + n)
             rgb_3THW, features_LCF = make_clip(speech, front, generator)
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            with torch.inference_mode(), autocast("cpu"):
                 latents.append(vae.encode(rgb_3THW[None])[0].half())
             features.append(features_LCF.half())
         partial = path.with_suffix(".partial")

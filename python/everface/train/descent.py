@@ -27,9 +27,12 @@ NS_STEPS = 5
 
 
 def orthogonalise(g_NRC: Tensor) -> Tensor:
-    """Nearest orthogonal matrices, roughly, by five Newton-Schulz steps in bfloat16. A batch of equal shapes at a time."""
+    """Nearest orthogonal matrices, roughly, by five Newton-Schulz steps. A batch of equal shapes at a time.
+
+    In bfloat16 where the machine multiplies it natively: elsewhere it is emulated, and twice the time of the model's backward pass.
+    """
     a, b, c = NS_COEFFICIENTS
-    x = g_NRC.bfloat16()
+    x = g_NRC.bfloat16() if multiplies_bfloat16(g_NRC.device.type) else g_NRC.float()
     wide = x.shape[-2] <= x.shape[-1]
     x = x if wide else x.mT
     x = x / (x.flatten(1).float().norm(dim=1).to(x)[:, None, None] + 1e-7)
@@ -124,10 +127,14 @@ class Ema:
         return [(n, local(p)) for n, p in module.named_parameters() if n in self.weights]
 
 
+def multiplies_bfloat16(device: str) -> bool:
+    """Whether the machine multiplies bfloat16 natively."""
+    return device != "cpu" or torch.cpu._is_avx512_bf16_supported()
+
+
 def autocast(device: str) -> torch.autocast:
     """bfloat16 where the machine multiplies it natively, else float32."""
-    native = device != "cpu" or torch.cpu._is_avx512_bf16_supported()
-    return torch.autocast(device, torch.bfloat16, enabled=native)
+    return torch.autocast(device, torch.bfloat16, enabled=multiplies_bfloat16(device))
 
 
 @dataclass

@@ -20,6 +20,8 @@ from everface.model.vae import VAE
 from everface.model.vae_layers import CausalConv3d, ResidualBlock, TemporalStride
 from everface.train.characters import eyes_box, mouth_box, neutral, render, sample_identity, sample_motion
 from everface.train.descent import Ema, Optimiser, autocast, read_checkpoint, write_checkpoint
+from everface.weights.files import open_file
+from everface.weights.load import load_into
 
 TINY_VAE = VAEConfig(
     dim=16, dim_mult=(1, 2, 4, 6), encoder_blocks=(1, 1, 1, 1), decoder_blocks=(2, 1, 1, 1), mean=(0.0,) * 16, std=(1.0,) * 16
@@ -42,11 +44,19 @@ class VAEPlan:
     seed: int = 1
 
 
-def train_vae(run_dir: Path, plan: VAEPlan, config: VAEConfig = TINY_VAE, device: str = "cpu") -> Path:
-    """Train, measure the latents' mean and std, and write run_dir/vae.safetensors and vae.json. Resumes."""
+def train_vae(
+    run_dir: Path, plan: VAEPlan, config: VAEConfig = TINY_VAE, device: str = "cpu", init: Path | None = None
+) -> Path:
+    """Train, measure the latents' mean and std, and write run_dir/vae.safetensors and vae.json. Resumes.
+
+    init: a safetensors file of a finished run, to go on from with this plan's schedule; new weights without.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
-    vae = new_vae(config).to(device)
+    vae = new_vae(config)
+    if init is not None:
+        load_into(vae, open_file(init))
+    vae = vae.to(device)
     optimiser, ema = Optimiser(vae), Ema(vae, plan.ema)
     progress = read_checkpoint(run_dir, vae, ema, optimiser)
     clips = draw_clips(run_dir, plan.clips, plan.seed)
@@ -156,9 +166,9 @@ def region_weight(size: int) -> torch.Tensor:
 
 
 def vae_loss(out: torch.Tensor, video: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """L1 + 4 squared + 0.5 edges + 1.5 temporal differences, weighted."""
+    """L1 + 10 squared + 0.5 edges + 1.5 temporal differences, weighted."""
     error = out - video
-    loss = (mask * (error.abs() + 4 * error.square())).mean()
+    loss = (mask * (error.abs() + 10 * error.square())).mean()
     loss = loss + 0.5 * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
     if video.shape[2] > 1:
         loss = loss + 1.5 * (mask * error.diff(dim=2).abs()).mean()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,10 @@ CONFIGS = ("tiny", "wan-s2v-14b")
 def train_vae(args: argparse.Namespace) -> None:
     from everface.train.vae import VAEPlan, train_vae
 
-    print(train_vae(args.run, VAEPlan(minutes=args.minutes, clips=args.clips, seed=args.seed), device=args.device))
+    plan = VAEPlan(minutes=args.minutes, clips=args.clips, seed=args.seed)
+    if args.init:
+        plan = replace(plan, singles=0.0)  # space is known
+    print(train_vae(args.run, plan, device=args.device, init=args.init))
 
 
 def train_decoder(args: argparse.Namespace) -> None:
@@ -107,6 +111,7 @@ def add_train(
     p = add("vae", train_vae, "teach the video codec on drawn characters, resumable", "vae runs/vae --minutes 40")
     p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: frames, log, checkpoint, weights")
     p.add_argument("--clips", type=count, default=1200, metavar="N", help="characters to draw (%(default)s)")
+    p.add_argument("--init", type=Path, metavar="FILE", help="vae.safetensors of another run to go on from (new weights)")
     timed(p, minutes=40)
 
     p = add("data", train_data, "make speech and clips for stage1, resumable; needs espeak-ng", "data runs/data --vae runs/vae")
