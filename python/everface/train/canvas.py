@@ -55,6 +55,13 @@ class Canvas:
         self.body_x, self.body_y = s["rest_dx"] + pose["dx"] / 3, s["rest_dy"] + pose["dy"] / 3 + NECK_Y
         self.bx = (self.u - self.body_x) / s["rest_scale"]
         self.by = (self.v - self.body_y) / s["rest_scale"] + NECK_Y
+        # the way back, for boxes
+        scale = s["rest_scale"].detach()
+        cos, sin, none = self.cos.detach() * scale.square(), self.sin.detach() * scale.square(), torch.zeros_like(scale)
+        head = [cos, -sin, self.shift_x - cos * self.arm_x + sin * self.arm_y]
+        head += [sin, cos, self.shift_y - sin * self.arm_x - cos * self.arm_y]
+        body = [scale, none, self.body_x, none, scale, self.body_y - scale * NECK_Y]
+        self.from_head_N23, self.from_body_N23 = (torch.cat(m, 1).detach().view(-1, 2, 3) for m in (head, body))
 
     def has(self, *names: str) -> bool:
         """Whether anybody in the batch wears any of these parts, or a gradient may want to know what they would look like."""
@@ -73,22 +80,15 @@ class Canvas:
     def box(self, rect: tuple[float, float, float, float], body: bool = False) -> tuple[slice, slice]:
         """Rows and columns that hold the rectangle (left, right, top, bottom) of the head or the body for the whole batch."""
         left, right, top, bottom = rect
-        with torch.no_grad():
-            if body:
-                scale = self.shape["rest_scale"]
-                us = [x * scale + self.body_x for x in (left, right)]
-                vs = [(y - NECK_Y) * scale + self.body_y for y in (top, bottom)]
-            else:
-                scale2 = self.cos.square() + self.sin.square()
-                corners = [(x - self.arm_x, y - self.arm_y) for x in (left, right) for y in (top, bottom)]
-                us = [(self.cos * a - self.sin * b) / scale2 + self.shift_x for a, b in corners]
-                vs = [(self.sin * a + self.cos * b) / scale2 + self.shift_y for a, b in corners]
-            return self._pixels(torch.cat(vs)), self._pixels(torch.cat(us))
+        corners = torch.tensor([[left, left, right, right], [top, bottom, top, bottom], [1.0, 1.0, 1.0, 1.0]])
+        uv_N24 = (self.from_body_N23 if body else self.from_head_N23) @ corners.to(self.u.device)
+        (left, top), (right, bottom) = uv_N24.amin((0, 2)).tolist(), uv_N24.amax((0, 2)).tolist()
+        return self._pixels(top, bottom), self._pixels(left, right)
 
-    def _pixels(self, ends: Tensor) -> slice:
-        lo, hi = (int((float(end) + 1) * self.size / 2) for end in (ends.min(), ends.max()))
-        lo = min(max(lo - 1, 0), self.size)
-        return slice(lo, min(max(hi + 2, lo), self.size))
+    def _pixels(self, lo: float, hi: float) -> slice:
+        """Of one axis, with a pixel to spare at each end."""
+        first = min(max(int((lo + 1) * self.size / 2) - 1, 0), self.size)
+        return slice(first, min(max(int((hi + 1) * self.size / 2) + 2, first), self.size))
 
     def paint(self, rgb: Tensor, rect: tuple[float, float, float, float], part: Part, body: bool = False) -> None:
         """Paint a part over rgb_N3HW, in place, inside the box of its rectangle only."""
