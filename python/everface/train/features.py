@@ -47,7 +47,8 @@ def beard(f: Canvas, rgb: Tensor, x: Tensor, y: Tensor) -> Tensor:
     rgb = torch.lerp(rgb, hair * f.rim(face), patch * s["beard"])
     lip = 0.33 - s["lip_full"] - 0.07 * f.pose["open"]
     lip = torch.maximum((y - lip + 0.01 - 0.9 * x.square()).abs() - 0.048 * (1 - (x / 0.30).square()), ax - 0.26)
-    return torch.lerp(rgb, hair, f.cover(lip, 2.0) * s["moustache"])
+    tone = 0.70 * hair + 0.30 * c["skin"]  # not as dark as an open mouth
+    return torch.lerp(rgb, tone, f.cover(lip, 2.0) * s["moustache"])
 
 
 def mouth(f: Canvas, rgb: Tensor, x: Tensor, y: Tensor) -> Tensor:
