@@ -29,7 +29,7 @@ from tests.runtime.launches import predicted
 from everface.core.block import KVCache
 from everface.core.config import DiTConfig
 from everface.model.dit import DiT, Place, StepMod, cache_shape
-from everface.model.layers import KV, Heard
+from everface.model.layers import Heard, Reading
 from everface.model.linear import Residual
 from everface.model.rope import Rope
 from everface.runtime.graph import Shelf, Step
@@ -53,7 +53,7 @@ class Given(NamedTuple):
 
     x: torch.Tensor
     mod: StepMod
-    reading: list[KV]
+    reading: list[Reading]
     heard: list[Heard]
     cache: KVCache
     rope: Rope

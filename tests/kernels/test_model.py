@@ -21,7 +21,7 @@ from tests.runtime.launches import as_on_a_gpu
 
 from everface.core.config import DiTConfig
 from everface.kernels.attention.block_causal import launch_block_causal
-from everface.kernels.attention.cross import launch_cross
+from everface.kernels.attention.cross import launch_cross, launch_cross_coded
 from everface.kernels.fused.qk_norm_rope_store import rotate
 from everface.model.dit import DiT, Place
 from everface.model.layers import Block, Ring
@@ -42,6 +42,7 @@ def interpreted() -> Iterator[dict[str, Mock]]:
     """Every op launches its kernel under the interpreter. Answers what was called how often, by name."""
     launches = {
         "attention.cross.cross_op": launch_cross,
+        "attention.cross.cross_coded_op": launch_cross_coded,
         "attention.block_causal.block_causal_op": launch_block_causal,
         **{f"{place}.launch": importlib.import_module(f"everface.kernels.{place}").launch for place in KERNELS},
     }
@@ -49,7 +50,7 @@ def interpreted() -> Iterator[dict[str, Mock]]:
         spies = {name: Mock(side_effect=launch) for name, launch in launches.items()}
         for name, spy in spies.items():
             stack.enter_context(patch(f"everface.kernels.{name}", spy))
-        yield {name.split(".")[1]: spy for name, spy in spies.items()}
+        yield {name.split(".")[-1 if name.endswith("coded_op") else 1]: spy for name, spy in spies.items()}
 
 
 @torch.no_grad()
@@ -101,4 +102,5 @@ def test_a_step(kind: str, tolerance: float) -> None:
     for a, b in zip(vars(caches[0]).values(), vars(caches[1]).values(), strict=True):
         assert (a.float() - b.float()).square().mean().sqrt() <= tolerance * a.float().square().mean().sqrt()
     assert ran["gate_norm_modulate"].call_count == 3 * 2 + 1 + 1 and ran["flow_step"].call_count == 1
-    assert ran["fp8_linear"].call_count == (2 if kind == "fp8" else 0)
+    assert ran["fp8_linear"].call_count == ran["cross_coded_op"].call_count == (2 if kind == "fp8" else 0)
+    assert ran["cross"].call_count == (1 if kind == "fp8" else 3)

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from everface.core.config import DiTConfig
 from everface.kernels.linear.fp8_linear import TILES
 from everface.model.dit import DiT, Place
+from everface.model.layers import Reading
 from everface.model.rope import Rope
 from everface.runtime.graph import Shelf, Step
 from everface.weights.quantize import quantise_rows_of
@@ -60,7 +61,7 @@ def as_on_a_gpu() -> Iterator[None]:
         "fused.flow_step": ("runs_triton",),
         "linear.quantise_rows": ("runs_triton", "encodes"),
         "linear.fp8_linear": ("runs_triton", "_multiplies"),
-        "attention.cross": ("runs_attention",),
+        "attention.cross": ("runs_attention", "encodes"),
         "attention.block_causal": ("runs_attention",),
     }
     with contextlib.ExitStack() as stack:
@@ -81,6 +82,7 @@ def predicted(cfg: DiTConfig, h: int, w: int, *, fp8: bool = False) -> Counter[s
             quantise_rows_of(dit)
         mod = dit.modulations(dit.time(1000.0))
         kv = torch.empty(1, cfg.text_len, cfg.num_heads, cfg.head_dim, dtype=torch.bfloat16)
+        reading = [Reading(kv, kv, torch.empty(1))] * cfg.num_layers
         local = torch.empty(cfg.block_frames, cfg.num_audio_token + 1, cfg.dim)
         heard, cache = dit.hear(local, local[:, 0]), dit.new_cache(h, w, device="meta")
         rope: Rope = dit.rope((h // cfg.patch_size[1], w // cfg.patch_size[2]))
@@ -90,7 +92,7 @@ def predicted(cfg: DiTConfig, h: int, w: int, *, fp8: bool = False) -> Counter[s
 
         def step(used: int, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             place = Place(first, sink, start, used)
-            return (dit.step(x, 1.0, 0.86, mod, [(kv, kv)] * cfg.num_layers, heard, cache, rope, place),)
+            return (dit.step(x, 1.0, 0.86, mod, reading, heard, cache, rope, place),)
 
         counted = Counted()
         with counted:

@@ -20,7 +20,7 @@ from everface.kernels.fused.gate_norm_modulate import Pair
 from everface.kernels.fused.qk_norm_rope_store import Start, rotate
 from everface.model.audio import CausalAudioEncoder
 from everface.model.framepack import MOTION_GROUPS, FramePack, motion_tokens
-from everface.model.layers import KV, AudioInjector, Block, BlockMod, Head, Heard, Patchify, Ring
+from everface.model.layers import KV, AudioInjector, Block, BlockMod, Head, Heard, Patchify, Reading, Ring
 from everface.model.linear import Residual, linear_f32
 from everface.model.rope import SINK_TIME, Rope, Time, frames_table, motion_table, sink_time
 
@@ -158,7 +158,7 @@ class DiT(nn.Module):
             [block.modulations(time.e0_6D[None, None]) for block in self._blocks()], self.head.modulations(time.e_D[None, None])
         )
 
-    def reading(self, text_kv: list[KV]) -> list[KV]:
+    def reading(self, text_kv: list[KV]) -> list[Reading]:
         """Of one session, from `text_kv`: what `tokens` wants of it."""
         return [block.cross_attn.reading(kv) for block, kv in zip(self._blocks(), text_kv, strict=True)]
 
@@ -173,7 +173,7 @@ class DiT(nn.Module):
         return Rope(cfg.block_frames, grid, cfg.head_dim, MOTION_GROUPS, fp16=fp16, device=self.head.modulation.device)
 
     def tokens(
-        self, x_16Fhw: torch.Tensor, mod: StepMod, reading: list[KV], heard: list[Heard], cache: KVCache, rope: Rope, place: Place,
+        self, x_16Fhw: torch.Tensor, mod: StepMod, reading: list[Reading], heard: list[Heard], cache: KVCache, rope: Rope, place: Place,
         pose_16Fhw: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Velocity of one block at one noise level, as tokens [1, F, P, E]; writes the block's keys and values into that level's ring.
@@ -193,7 +193,7 @@ class DiT(nn.Module):
         return self.head.tokens(r, mod.head)
 
     def step(
-        self, x_16Fhw: torch.Tensor, sigma: float, sigma_next: float, mod: StepMod, reading: list[KV], heard: list[Heard],
+        self, x_16Fhw: torch.Tensor, sigma: float, sigma_next: float, mod: StepMod, reading: list[Reading], heard: list[Heard],
         cache: KVCache, rope: Rope, place: Place,
     ) -> torch.Tensor:  # fmt: skip
         """The block at the next noise level: `tokens` and the Euler step along it."""

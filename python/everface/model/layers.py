@@ -17,19 +17,28 @@ from torch import nn
 
 from everface.core.config import DiTConfig
 from everface.kernels.attention.block_causal import block_causal
-from everface.kernels.attention.cross import cross
+from everface.kernels.attention.cross import cross, cross_coded
 from everface.kernels.fused.audio_inject import EPS as AUDIO_EPS
 from everface.kernels.fused.audio_inject import audio_inject
 from everface.kernels.fused.flow_step import unpatchify
 from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, gate_residual
 from everface.kernels.fused.qk_norm_rope_store import Start, qk_norm_rope_store, rms_norm
-from everface.model.linear import Activation, Residual, RowLinear, feed, linear_f32, stacked
+from everface.model.linear import Activation, Coded, Residual, RowLinear, code_scale, feed, linear_f32, stacked
 
 KV = tuple[torch.Tensor, torch.Tensor]
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(q_BTHd, k_BTHd, v_BTHd) -> o_BTHd. q and k come normalised, split into heads and un-rotated."""
 BlockMod = tuple[torch.Tensor, ...]
 """shift, scale, gate of the self-attention, then of the FFN: six of [B, F, 1, D] float32, B and F may be 1."""
+
+
+class Reading(NamedTuple):
+    """What one layer reads of a text, the same for every block of a session: keys and values, and the scale of the codes in which
+    answers reach a product in 8 bits. Where there is one key, the answer stands in the place of its value."""
+
+    k_1KHd: torch.Tensor
+    v_1KHd: torch.Tensor
+    scale_1: torch.Tensor  # float32
 
 
 class Heard(NamedTuple):
@@ -150,19 +159,24 @@ class CrossAttention(Attention):
     def forward(self, x_BTD: torch.Tensor, kv: KV) -> torch.Tensor:
         return self.o(cross(self.queries(x_BTD), *kv).flatten(-2))
 
-    def stream(self, u_BFPD: Activation, kv: KV) -> torch.Tensor:
-        """The same over coded activations too, [1, F, P, D]; kv of batch 1 are one text, of batch F each frame's own sound."""
+    def stream(self, u_BFPD: Activation, kv: KV, scale_1: torch.Tensor | None = None) -> torch.Tensor:
+        """The same over coded activations too, [1, F, P, D]; kv of batch 1 are one text, of batch F each frame's own sound.
+        With the scale of its codes the answer reaches an o in 8 bits in codes."""
         q = self.norm_q(self.q(u_BFPD))
         q_BTHd = (q[0] if len(kv[0]) > 1 else q.flatten(1, 2)).unflatten(-1, self.heads)
-        return self.o(cross(q_BTHd, *kv).reshape(q.shape))
+        if scale_1 is None or not isinstance(self.o, RowLinear):
+            return self.o(cross(q_BTHd, *kv).reshape(q.shape))
+        codes, scale = cross_coded(q_BTHd, *kv, scale_1)
+        return self.o(Coded(codes.reshape(q.shape), scale.reshape(*q.shape[:-1], 1)))
 
     def single(self, kv: KV) -> torch.Tensor:
         """The answer [B, 1, D] to every query when there is one key: its softmax weight is 1 whatever the query is."""
         return self.o(kv[1].flatten(-2))
 
-    def reading(self, kv: KV) -> KV:
-        """What `Block.stream` wants of a text: its keys and values, or, where there is one key, the answer in the place of its value."""
-        return kv if kv[0].shape[1] > 1 else (kv[0], self.single(kv).unflatten(-1, self.heads))
+    def reading(self, kv: KV) -> Reading:
+        """What `Block.stream` wants of a text."""
+        k, v = kv if kv[0].shape[1] > 1 else (kv[0], self.single(kv).unflatten(-1, self.heads))
+        return Reading(k, v, code_scale(v))
 
 
 class Block(nn.Module):
@@ -200,21 +214,20 @@ class Block(nn.Module):
         x, u = gate_norm_modulate(x, y, modulation=(shift2, scale2), eps=self.eps, norm_dtype=torch.float32, dtype=dtype)
         return gate_residual(x, self.ffn(u), gate2).to(dtype)
 
-    def stream(self, r: Residual, m: BlockMod, text_kv: KV, ring: Ring) -> Residual:
-        """The same numbers for one block of one session, in the fewest launches: what the block adds last is left to whoever reads.
-        text_kv is a `reading`."""
+    def stream(self, r: Residual, m: BlockMod, reading: Reading, ring: Ring) -> Residual:
+        """The same numbers for one block of one session, in the fewest launches: what the block adds last is left to whoever reads."""
         dtype, (shift1, scale1, gate1, shift2, scale2, gate2) = r.dtype, m
         attn, text = self.self_attn, self.cross_attn
         first = attn.q if attn.qkv is None else attn.qkv
         x, u = feed(first, r, modulation=(shift1, scale1), eps=self.eps, norm_dtype=dtype, residual_dtype=dtype)
         y = attn.stream(u, ring)
-        if text_kv[0].shape[1] == 1:
+        if reading.k_1KHd.shape[1] == 1:
             x = gate_residual(x, y, gate1)
-            y = text_kv[1].flatten(-2)[:, None]
+            y = reading.v_1KHd.flatten(-2)[:, None]
         else:
             affine = (self.norm3.weight, self.norm3.bias)
             x, u = feed(text.q, Residual(x, y, gate1), affine=affine, eps=self.eps, norm_dtype=dtype)
-            y = text.stream(u, text_kv)
+            y = text.stream(u, (reading.k_1KHd, reading.v_1KHd), reading.scale_1)
         x, u = feed(self.ffn[0], Residual(x, y), modulation=(shift2, scale2), eps=self.eps, norm_dtype=torch.float32)
         return Residual(x, self._ffn(u), gate2)
 
