@@ -87,7 +87,7 @@ class Denoiser:
     def shape(self, latent: tuple[int, ...], fp16: bool) -> KVShape:
         cfg = self.dit.cfg
         (layers, ring, heads, width), (_, sink, _, _) = cache_shape(cfg, *latent)
-        return KVShape(layers, ring, sink, cfg.text_len, heads, width, kind=(latent, fp16))
+        return KVShape(layers, ring, sink, cfg.text_len, heads, width, self.dit.codes, kind=(latent, fp16))
 
     def seat(self, slot: Slot, latent: tuple[int, ...], fp16: bool) -> Seat:
         """That of the slot, made when the slot is new."""
