@@ -35,9 +35,10 @@ GPU_TESTS = "GPU_TESTS"  # stands for the files that hold tests marked gpu
 PARTS: dict[str, tuple[list[str], float]] = {
     "peaks": ([], 60),
     "tests": (["-m", "gpu", "--continue-on-collection-errors", "--benchmark-disable", GPU_TESTS], 150),
-    "step": (["bench/step/bench_step.py", "-k", "step_bf16 or step_fp8 or one_layer"], 200),
+    "step": (["bench/step/bench_step.py", "-k", "(step_bf16 or step_fp8 or one_layer) and not step_fp8_attention"], 200),
     "vae": (["bench/step/bench_vae.py"], 90),
     "session-official": ([SESSION, "-k", "official-fp8"], 240),
+    "step-fp8-attention": (["bench/step/bench_step.py", "-k", "step_fp8_attention"], 120),
     "attention": ([f"{KERNELS}attention.py"], 90),
     "linear": ([f"{KERNELS}linear.py"], 90),
     "session-skip-null": ([SESSION, "-k", "skip-null-fp8"], 240),

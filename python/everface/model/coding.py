@@ -8,11 +8,10 @@ e4m3 is a float: 4 significant bits anywhere from 2^-6 to 448. A scale that is t
               coded as 3 to 6 and keeps all its bits down to a 200th of that.
     v       = W (n (1 + scale) + shift) + b with n a layer norm, hence sqrt(D) long at most: |v_c| <= sqrt(D) ||W_c (1 + scale)|| +
               |W_c shift + b_c|. Shift and scale belong to the noise level; the largest bound of TIMES serves them all, the sink (0)
-              too. What 8-bit products add to v beyond the bound would saturate, but no row of W comes near it.
+              too. What rounding adds to a row along W_c saturates, should one ever come so near.
 
 One scale a head (the largest bound of its channels), rounded up to a power of two, which moves through roundings unchanged: norm
 weights are divided by it beforehand, and the kernel that norms and rotates writes codes with no product more.
-Assumed: what passes through W in 8 bits is longer than the bound by no more than the rounding up leaves.
 """
 
 from __future__ import annotations
