@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from everface.core.block import KVCache
+from everface.core.block import KVCache, kv_pair
 from everface.core.errors import Unavailable
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -17,7 +17,8 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 @dataclass(frozen=True)
 class KVShape:
     """Sizes of one session's caches. `ring`, `sink` and `text` are slots, one a token; every step has a ring of its own, sink and text
-    are shared by the steps of a device. `kind` is what else must be equal before the next session may take them over."""
+    are shared by the steps of a device. `codes` is the dtype of one byte in which rings and the sink's values are held, if they are
+    (core/block.kv_pair). `kind` is what else must be equal before the next session may take them over."""
 
     layers: int
     ring: int
@@ -25,11 +26,8 @@ class KVShape:
     text: int
     heads: int
     width: int
+    codes: torch.dtype | None = None
     kind: Hashable = ()
-
-    def bytes(self, slots: int, dtype: torch.dtype) -> int:
-        """Of keys and values of so many slots in every layer."""
-        return 2 * self.layers * slots * self.heads * self.width * dtype.itemsize
 
 
 @dataclass(eq=False)
@@ -37,7 +35,7 @@ class Slot:
     """One session's caches. The tensors outlive the session, so what was captured over them serves the next one of their shape."""
 
     shape: KVShape
-    sink: Pair  # (k, v) of [layers, sink, heads, width], k un-rotated
+    sink: Pair  # (k, v) of [layers, sink, heads, width], k un-rotated, hence never in codes
     text: Pair  # (k, v) of [layers, text, heads, width]
     rings: dict[int, Pair] = field(default_factory=dict)  # step -> (k, v) of [layers, ring, heads, width]
     kept: dict[Hashable, object] = field(default_factory=dict)  # whatever lives as long as they do: captured steps, their inputs
@@ -65,7 +63,7 @@ class KVPool:
         try:
             slot = self._taken.get(session) or self._take(session, shape)
             if step not in slot.rings:
-                slot.rings[step] = self._pair(shape, shape.ring)
+                slot.rings[step] = self._pair(shape, shape.ring, shape.codes)
             else:  # a kernel's tile may reach beyond what is written, where its weight is 0: which NaN of a failed session would survive
                 for kept in slot.rings[step]:
                     kept.zero_()
@@ -89,20 +87,20 @@ class KVPool:
                 raise Unavailable(f"all {self.limit} sessions of {self.device} are taken: close one first, or allow more")
             if len(self._taken) + len(self._waiting) >= self.limit:
                 del self._waiting[0]
-            fit = Slot(shape, self._pair(shape, shape.sink), self._pair(shape, shape.text))
+            sink = self._pair(shape, shape.sink, shape.codes, turned=False)
+            fit = Slot(shape, sink, self._pair(shape, shape.text))
         self._taken[session] = fit
         return fit
 
-    def _pair(self, shape: KVShape, slots: int) -> Pair:
+    def _pair(self, shape: KVShape, slots: int, codes: torch.dtype | None = None, *, turned: bool = True) -> Pair:
         """Zeroed keys and values, after evicting as many waiting slots as that takes."""
-        need = shape.bytes(slots, self.dtype)
         size = (shape.layers, slots, shape.heads, shape.width)
+        need = sum(t.untyped_storage().nbytes() for t in kv_pair(size, self.dtype, "meta", codes, turned=turned))
         while True:
             free = self._free_bytes()
             try:
                 if need <= free:
-                    k, v = (torch.zeros(size, dtype=self.dtype, device=self.device) for _ in "kv")
-                    return k, v
+                    return kv_pair(size, self.dtype, self.device, codes, turned=turned)
             except torch.OutOfMemoryError:
                 pass
             if not self._waiting:

@@ -38,17 +38,18 @@ def test_the_blocker_blocks(bare: dict[str, str]) -> None:
 
 @pytest.mark.long
 def test_sessions_and_steps_run_without_them(bare: dict[str, str], tmp_path: Path) -> None:
-    words = ["-m", "bench.gpu", "--tiny", "--parts", "peaks,session-official,step", "--soak", "0.5", "--commit", "abc", "--budget", "200"]
+    words = ["-m", "bench.gpu", "--tiny", "--parts", "peaks,session-official,step,step-fp8-attention", "--soak", "0.5", "--commit", "abc", "--budget", "200"]
     words += ["--out", str(tmp_path / "out"), "--pack", str(tmp_path / "all.tar.gz")]
     done = subprocess.run([sys.executable, *words], cwd=ROOT, env=bare, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     folder = tmp_path / "out" / "cpu"
     summary = json.loads((folder / "summary.json").read_text())
     assert done.returncode == 0, summary
-    assert [part["rc"] for part in summary["parts"].values()] == [0, 0, 0]
+    assert [part["rc"] for part in summary["parts"].values()] == [0, 0, 0, 0]
     (session,) = json.loads((folder / "session-official.json").read_text())["benchmarks"]
     assert session["extra_info"]["fps"] > 0 and session["extra_info"]["blocks"] >= 6 and session["extra_info"]["commit"] == "abc"
-    steps = {b["name"]: b["extra_info"] for b in json.loads((folder / "step.json").read_text())["benchmarks"]}
-    assert 0 < steps["test_step[step_fp8]"]["error_against_bf16"] < 0.5
+    reports = [json.loads((folder / f"{part}.json").read_text()) for part in ("step", "step-fp8-attention")]
+    steps = {b["name"]: b["extra_info"] for report in reports for b in report["benchmarks"]}
+    assert all(0 < steps[f"test_step[{kind}]"]["error_against_bf16"] < 0.5 for kind in ("step_fp8", "step_fp8_attention"))
     assert 0 < steps["test_error_of_one_layer"]["error_against_float32"] < 0.05
     assert (tmp_path / "all.tar.gz").stat().st_size and not list(folder.glob("*.partial"))
 

@@ -3,10 +3,11 @@
     python -m pytest bench/step/bench_step.py -k "bf16 or fp8" --benchmark-json FILE
 
 The 14B model at 704x384 on a GPU, a tiny one on a CPU; weights are random (bench/stream/random14b.py). The share of the peak counts what
-must be multiplied, each product at the ceiling of its own precision as measured in this process; attention is bfloat16 in both.
+must be multiplied, each product at the ceiling of its own precision as measured in this process; attention is bfloat16 but in
+`step_fp8_attention`.
 
-`step_fp8` also tells how far its velocity lies from that of the same weights in bfloat16, `error_of_one_layer` how far bfloat16 lies
-from float32: norms of the difference over norms of the better one. `step_reference` is the step of plain torch, launched op by op,
+`step_fp8` and `step_fp8_attention` also tell how far their velocity lies from that of the same weights in bfloat16 over the same keys and
+values, `error_of_one_layer` how far bfloat16 lies from float32: norms of the difference over norms of the better one. `step_reference` is the step of plain torch, launched op by op,
 `step_compiled` the same with every block through torch.compile.
 """
 
@@ -28,12 +29,13 @@ from tests.runtime.launches import predicted
 
 from everface.core.block import KVCache
 from everface.core.config import DiTConfig
+from everface.kernels.fused.qk_norm_rope_code import codes_of
 from everface.model.dit import DiT, Place, StepMod, cache_shape
-from everface.model.layers import KV, Heard
+from everface.model.layers import Heard, Reading
 from everface.model.linear import Residual
 from everface.model.rope import Rope
 from everface.runtime.graph import Shelf, Step
-from everface.weights.quantize import ROWS, quantise_rows_of
+from everface.weights.quantize import ATTENTION_CODED, CODED, ROWS, quantise_for
 
 CFG = CONFIG.dit
 FULL = CFG.window_blocks - 1  # the first block that finds the ring full
@@ -41,11 +43,14 @@ SIGMAS, TIME = (0.8577, 0.602), 857.7
 FUSED = {
     "fused.gate_norm_modulate": "runs_triton",
     "fused.qk_norm_rope_store": "runs_triton",
+    "fused.qk_norm_rope_code": "runs_triton",
     "fused.audio_inject": "runs_triton",
     "fused.flow_step": "runs_triton",
     "attention.cross": "runs_attention",
     "attention.block_causal": "runs_attention",
+    "attention.block_causal_fp8": "runs_fp8_attention",
 }
+KINDS = {"step_bf16": "bfloat16", "step_fp8": "fp8", "step_fp8_attention": "fp8-attention"}
 
 
 class Given(NamedTuple):
@@ -53,7 +58,7 @@ class Given(NamedTuple):
 
     x: torch.Tensor
     mod: StepMod
-    reading: list[KV]
+    reading: list[Reading]
     heard: list[Heard]
     cache: KVCache
     rope: Rope
@@ -74,6 +79,18 @@ def given_to(dit: DiT) -> Given:
         x = torch.randn(16, 3, h, w).to(dit.dtype)
         place = dit.place(3 * (h // 2) * (w // 2), 8 + FULL, 17)
         return Given(x, dit.modulations(dit.time(TIME)), dit.reading(text_kv), heard, cache, rope, place)
+
+
+@torch.inference_mode()
+def coded(dit: DiT, given: Given) -> Given:
+    """The same keys and values as the attention of this model reads them, a layer at a time."""
+    cache, codings = dit.new_cache(*LATENT), dit._codings()
+    for layer, c in enumerate(codings):
+        for parts, factor_H in ((("k_LSHd", "sink_k_LCHd"), 1 / c.k_scale_H), (("v_LSHd", "sink_v_LCHd"), c.v_factor_H)):
+            for part in parts:
+                x, kept = getattr(given.cache, part)[layer] * factor_H[:, None], getattr(cache, part)[layer]
+                kept.copy_(codes_of(x) if kept.dtype == dit.codes else x)
+    return given._replace(cache=cache) if codings else given
 
 
 def step(dit: DiT, given: Given) -> Callable[[], torch.Tensor]:
@@ -157,8 +174,8 @@ def record(benchmark: Any, call: Callable[[], object], dtype: str, **info: objec
     if benchmark.stats is None:  # --benchmark-disable
         return
     ceilings = peaks()
-    coded = ceilings.get("fp8", ceilings["bf16"]) if dtype == "fp8" else ceilings["bf16"]
-    at = {"rows": coded, "rest": ceilings["bf16"], "attention": ceilings["bf16"]}
+    half, eighth = ceilings["bf16"], ceilings.get("fp8", ceilings["bf16"])
+    at = {"rows": eighth if dtype in CODED else half, "rest": half, "attention": eighth if dtype == ATTENTION_CODED else half}
     least_s, step_s = sum(n / at[name] for name, n in work.items()), benchmark.stats.stats.median
     benchmark.extra_info.update(step_ms=1e3 * step_s, percent_of_peak=100 * least_s / step_s, peaks=ceilings)
 
@@ -173,15 +190,16 @@ def room() -> Iterator[None]:
     yield
 
 
-@pytest.mark.parametrize("kind", ["step_bf16", "step_fp8"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_step(benchmark: Any, kind: str) -> None:
-    fp8, info = kind == "step_fp8", dict[str, Any]()
+    dtype, info = KINDS[kind], dict[str, Any]()
     dit = random_dit(CFG, device())
     given = given_to(dit)
-    if fp8:
+    if dtype in CODED:
         want = traced(dit, given)
         with torch.no_grad():
-            quantise_rows_of(dit)
+            quantise_for(dit, dtype)
+        given = coded(dit, given)
         errors = [far(a, b) for a, b in zip(traced(dit, given), want, strict=True)]
         worst = max(range(CFG.num_layers), key=lambda i: errors[i])
         info |= {"error_against_bf16": errors[-1], "worst_layer": worst, "error_by_layer": errors[:-1], "coded": list(ROWS)}
@@ -190,8 +208,8 @@ def test_step(benchmark: Any, kind: str) -> None:
         run = step(dit, given)
         assert run().isfinite().all()
         info["launches"] = launched(run)
-        record(benchmark, run, "fp8" if fp8 else "bf16", used=given.place.used, **info)
-    benchmark.extra_info["launches_predicted"] = predicted(CFG, *LATENT, fp8=fp8).total()
+        record(benchmark, run, "bf16" if dtype == "bfloat16" else dtype, used=given.place.used, **info)
+    benchmark.extra_info["launches_predicted"] = predicted(CFG, *LATENT, dtype).total()
     benchmark.extra_info["launches"] = info["launches"] or benchmark.extra_info["launches_predicted"]
 
 

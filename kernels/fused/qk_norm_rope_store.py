@@ -10,7 +10,8 @@ Contract
     with P = d/2; ring_*_SHd written in place, contiguous; start + T <= S: a block never crosses the end of the ring;
     start is an integer, or an int64 tensor of no dimension that the device reads when it gets there (nobody checks it then)
     -> q_THd
-    rms_norm and rotate are ops of their own too: the queries of text and sound are not rotated, the keys of the sink only that.
+    rms_norm and rotate are ops of their own too: the queries of text and sound are not rotated, the keys of the sink only that, and
+    those end in e4m3 codes (nearest to what would be stored, saturated) where the attention reads such.
 Cost
     memory: reads q, k, v and writes q and one ring slot of k and v: 195 MB a layer in bf16 at 3168 x 5120; rms_norm alone 65 MB.
 """
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from everface.kernels.fused.row import TILES, load, parts, rounded, variant
+from everface.kernels.fused.row import E4M3_MAX, TILES, load, parts, rounded, variant
 from everface.kernels.launch import Build, Work, jit, metadata, pick, runs_triton, tl
 
 Start = int | torch.Tensor
@@ -132,7 +133,7 @@ def qk_norm_rope_store_kernel(
 def rows_work(args: dict[str, Any]) -> Work:
     """Of one launch of norm_rope_kernel, from its arguments by name."""
     x, table = args["x_ptr"], args["table_ptr"]
-    return Work(0, 2 * x.numel() * x.element_size() + (0 if table is None else table.numel() * 4))
+    return Work(0, x.numel() * (x.element_size() + args["out_ptr"].element_size()) + (0 if table is None else table.numel() * 4))
 
 
 @jit(launch_metadata=metadata("norm_rope", rows_work))
@@ -168,14 +169,16 @@ COMPILE = [
         Build(
             name=name,
             kernel=norm_rope_kernel,
-            signature={"x_ptr": "*bf16", given: kind, "out_ptr": "*bf16", "tokens": "i32", "eps": "fp32"},
+            signature={"x_ptr": "*bf16", given: kind, "out_ptr": out, "tokens": "i32", "eps": "fp32"},
             constexprs={absent: None, **parts(5120), "HEAD": 128},
             num_warps=TILES[80]["wide"].num_warps,
             num_stages=1,
+            archs=archs,
         )
-        for name, given, kind, absent in (
-            ("rms_norm", "weight_ptr", "*bf16", "table_ptr"),
-            ("rotate", "table_ptr", "*fp32", "weight_ptr"),
+        for name, given, kind, absent, out, archs in (
+            ("rms_norm", "weight_ptr", "*bf16", "table_ptr", "*bf16", (80, 90, 100)),
+            ("rotate", "table_ptr", "*fp32", "weight_ptr", "*bf16", (80, 90, 100)),
+            ("rotate to codes", "table_ptr", "*fp32", "weight_ptr", "*fp8e4nv", (90, 100)),
         )
     ),
 ]
@@ -242,12 +245,13 @@ def rms_norm(x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tenso
     return out.view(x.shape)
 
 
-def rotate(x_THd: torch.Tensor, table_TP2: torch.Tensor) -> torch.Tensor:
-    """The rotation alone, an op: x [..., T, H, d], whose leading batch dimensions share the table."""
+def rotate(x_THd: torch.Tensor, table_TP2: torch.Tensor, *, coded: bool = False) -> torch.Tensor:
+    """The rotation alone, an op: x [..., T, H, d], whose leading batch dimensions share the table. `coded`: as e4m3, on chips that know it."""
     if not runs_triton(x_THd, table_TP2):
-        return rotate_reference(x_THd, table_TP2)
+        turned = rotate_reference(x_THd, table_TP2)
+        return turned.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn) if coded else turned
     rows = x_THd.reshape(-1, x_THd.shape[-2] * x_THd.shape[-1]).contiguous()
-    out = torch.empty_like(rows)
+    out = torch.empty_like(rows, dtype=torch.float8_e4m3fn) if coded else torch.empty_like(rows)
     launch_rows(rows, None, table_TP2.contiguous(), 0.0, out)
     return out.view(x_THd.shape)
 

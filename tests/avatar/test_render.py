@@ -10,7 +10,9 @@ import pytest
 import torch
 from tests.weights.official import write_official
 
+from everface.avatar.render import RenderJob, render
 from everface.cli import main
+from everface.core.config import Deployment, StreamConfig
 from everface.media.video import probe_video, read_frames
 from everface.train.voices import write_wav
 
@@ -42,6 +44,17 @@ def test_seed_sampler_and_compat_change_the_video(small_model: Path, face: Path,
     assert not np.array_equal(base, frames("--seed", "4"))
     assert not np.array_equal(base, frames("--seed", "3", "--sampler", "skip-null"))
     assert len(frames("--seed", "3", "--compat", "official")) == 50  # upstream drops the first three frames
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8", "fp8-attention"])
+def test_every_dtype_renders_nearly_the_same(dtype: str, small_model: Path, face: Path, voice: Path, tmp_path: Path) -> None:
+    stream, made = StreamConfig(seed=3), {}
+    for of in ("float32", dtype):
+        job = RenderJob(face, voice, tmp_path / f"{of}.mp4", small_model, stream=stream, deployment=Deployment(dtype=of))
+        assert render(job).frames == 53
+        made[of] = frames_of(job.out).astype(np.float32)
+    off = np.abs(made[dtype] - made["float32"]).mean()
+    assert off < 6 and (dtype == "bfloat16" or off > 0), off
 
 
 def test_official_layout_renders(face: Path, voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from everface.kernels.fused.flow_step import flow_step_tokens
 from everface.model.dit import DiT
 from everface.model.schedule import Schedule, sink_distance
 from everface.model.vae import VAE
-from everface.weights.quantize import quantise_rows_of
+from everface.weights.quantize import quantise_for
 
 CFG = DiTConfig(
     dim=64, ffn_dim=96, freq_dim=32, num_heads=2, num_layers=3, text_dim=8, text_len=4, audio_dim=16, wav2vec_layers=1,
@@ -36,8 +36,7 @@ def denoiser(sessions: int = 4, dtype: str = "float32") -> Denoiser:
     torch.manual_seed(1)
     deployment = Deployment(sessions=sessions, dtype=dtype)
     dit = DiT(CFG).to(dtype_of(deployment)).eval().requires_grad_(False).fuse()
-    if dtype == "fp8":
-        quantise_rows_of(dit)
+    quantise_for(dit, dtype)
     return Denoiser(dit, ModelConfig(CFG), deployment)
 
 
@@ -61,29 +60,30 @@ def poison(d: Denoiser, session: int = 1) -> None:
             part.fill_(float("nan"))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "fp8-attention"])
 @pytest.mark.parametrize(
     "indices", [[0, 1, 2, 3, 4, 5], [37, 38, 39, 40, 41, 42], [0, 1, 6, 7, 13, 14]], ids=["unbroken", "re-opened", "interrupted"]
 )
-def test_only_written_slots_are_attended_to_and_time_is_absolute(indices: list[int]) -> None:
-    d = denoiser()
+def test_only_written_slots_are_attended_to_and_time_is_absolute(indices: list[int], dtype: str) -> None:
+    d = denoiser(dtype=dtype)
     role = StepRole(d, SCHEDULE, 1)
     role.open(opening())
     poison(d)
     got = [role.run(block(i)).x for i in indices]
     assert all(x.isfinite().all() for x in got)
 
-    plain, known = d.dit, opening().tensors
+    plain, known = d.dit, {name: tensor.to(d.dtype) for name, tensor in opening().tensors.items()}
     cache, text_kv = plain.new_cache(4, 4), plain.text_kv(plain.embed_text(known["text"]))
     cache.sink_k_LCHd, cache.sink_v_LCHd = plain.prefill_sink(known["reference"], known["motion"], text_kv)
     mod, rope = plain.modulations(plain.time(SCHEDULE.timesteps[1])), plain.rope((2, 2))
     for run, index in enumerate(indices):
         b = block(index)
-        heard = plain.hear(b.condition["audio_local"], b.condition["audio_global"])
+        heard, x = plain.hear(b.condition["audio_local"].to(d.dtype), b.condition["audio_global"].to(d.dtype)), b.x.to(d.dtype)
         place = plain.place(TOKENS, index, sink_distance(SEED, index, 1))._replace(
             start=TOKENS * (run % 4), used=TOKENS * min(run + 1, 4)
         )  # fmt: skip
-        out = plain.tokens(b.x, mod, plain.reading(text_kv), heard, cache, rope, place)
-        want = flow_step_tokens(b.x[None], out, (2, 2), (2, 2), *SCHEDULE.sigmas[1:3])[0]
+        out = plain.tokens(x, mod, plain.reading(text_kv), heard, cache, rope, place)
+        want = flow_step_tokens(x[None], out, (2, 2), (2, 2), *SCHEDULE.sigmas[1:3])[0]
         assert torch.equal(got[run], want), (index, run)
 
 
@@ -146,8 +146,9 @@ def test_sound_is_heard_once_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(heard) == 2
 
 
-def test_closing_keeps_the_memory_for_the_next_and_only_for_its_like() -> None:
-    d = denoiser(sessions=1)
+@pytest.mark.parametrize("dtype", ["float32", "fp8-attention"])
+def test_closing_keeps_the_memory_for_the_next_and_only_for_its_like(dtype: str) -> None:
+    d = denoiser(sessions=1, dtype=dtype)
     roles = [StepRole(d, SCHEDULE, s) for s in (0, 1)]
     for role in roles:
         role.open(opening(1))
@@ -200,7 +201,23 @@ def test_a_loaded_decoder_in_bfloat16_runs() -> None:
     assert vae.decode_stream(drawn(2, 1, 16, 1, 2, 2).bfloat16(), stream).isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8"])
+def test_sessions_in_slots_of_codes_do_not_meet() -> None:
+    """Two viewers, taken in turns, see what each alone sees; a new picture changes what is attended to and no scale."""
+    alone, both = [denoiser(dtype="fp8-attention") for _ in range(2)], denoiser(dtype="fp8-attention")
+    roles = [StepRole(d, SCHEDULE, 2) for d in (*alone, both)]
+    new = {"sink": opening(look=9).tensors["reference"]}
+    for session in (0, 1):
+        roles[session].open(opening(session, look=session))
+        roles[2].open(opening(session, look=session))
+    for index in range(6):
+        for session in (0, 1):
+            b = block(index, session, new if index == 3 and session else None)
+            assert torch.equal(roles[2].run(b).x, roles[session].run(b).x), (index, session)
+    rings = both.viewers[0].slot.rings[2]
+    assert [ring.dtype for ring in rings] == [torch.float8_e4m3fn] * 2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8", "fp8-attention"])
 @pytest.mark.parametrize("bad", [False, True])
 def test_every_role_notes_whether_all_was_finite(bad: bool, dtype: str) -> None:
     d, deployment = denoiser(dtype=dtype), Deployment(dtype=dtype)

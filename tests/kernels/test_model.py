@@ -21,16 +21,20 @@ from tests.runtime.launches import as_on_a_gpu
 
 from everface.core.config import DiTConfig
 from everface.kernels.attention.block_causal import launch_block_causal
-from everface.kernels.attention.cross import launch_cross
+from everface.kernels.attention.block_causal_fp8 import launch_block_causal_fp8
+from everface.kernels.attention.cross import launch_cross, launch_cross_coded
 from everface.kernels.fused.qk_norm_rope_store import rotate
 from everface.model.dit import DiT, Place
 from everface.model.layers import Block, Ring
 from everface.model.linear import Residual
 from everface.model.rope import frames_table
-from everface.weights.quantize import quantise_rows_of
+from everface.weights.quantize import quantise_for
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the model takes its kernels anyway")
-KERNELS = ("fused.gate_norm_modulate", "fused.qk_norm_rope_store", "fused.flow_step", "linear.fp8_linear", "linear.quantise_rows")
+KERNELS = (
+    "fused.gate_norm_modulate", "fused.qk_norm_rope_store", "fused.qk_norm_rope_code", "fused.flow_step", "linear.fp8_linear",
+    "linear.quantise_rows",
+)  # fmt: skip
 CFG = DiTConfig(
     dim=128, ffn_dim=256, freq_dim=32, num_heads=2, num_layers=2, text_dim=8, text_len=20, audio_dim=16, wav2vec_layers=1,
     audio_inject_layers=(0,),
@@ -42,14 +46,16 @@ def interpreted() -> Iterator[dict[str, Mock]]:
     """Every op launches its kernel under the interpreter. Answers what was called how often, by name."""
     launches = {
         "attention.cross.cross_op": launch_cross,
+        "attention.cross.cross_coded_op": launch_cross_coded,
         "attention.block_causal.block_causal_op": launch_block_causal,
+        "attention.block_causal_fp8.block_causal_fp8_op": launch_block_causal_fp8,
         **{f"{place}.launch": importlib.import_module(f"everface.kernels.{place}").launch for place in KERNELS},
     }
     with as_on_a_gpu(), contextlib.ExitStack() as stack:
         spies = {name: Mock(side_effect=launch) for name, launch in launches.items()}
         for name, spy in spies.items():
             stack.enter_context(patch(f"everface.kernels.{name}", spy))
-        yield {name.split(".")[1]: spy for name, spy in spies.items()}
+        yield {name.split(".")[-1 if name.endswith("coded_op") else 1]: spy for name, spy in spies.items()}
 
 
 @torch.no_grad()
@@ -74,21 +80,21 @@ def test_a_golden_block(golden: Path) -> None:
     assert called == {"cross": 1, "block_causal": 1, "gate_norm_modulate": 4, "qk_norm_rope_store": 1}
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.02), ("fp8", 0.05)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.02), ("fp8", 0.05), ("fp8-attention", 0.06)])
 @torch.no_grad()
 def test_a_step(kind: str, tolerance: float) -> None:
     """Kernels against references, relative to the move of the latent: the third block, its place read from memory."""
     torch.manual_seed(6)
     dit = DiT(CFG).eval().requires_grad_(False)
     dit.to(torch.float32 if kind == "float32" else torch.bfloat16).fuse()
-    if kind == "fp8":
-        quantise_rows_of(dit)
+    quantise_for(dit, kind)
     text_kv = dit.text_kv(dit.embed_text(torch.randn(20, 8)))
     heard, rope = dit.hear(torch.randn(3, 5, 128), torch.randn(3, 128)), dit.rope((2, 2))
     caches, x = [dit.new_cache(4, 4) for _ in range(2)], torch.randn(16, 3, 4, 4).to(dit.dtype)
-    for part in (torch.randn_like(t) for t in vars(caches[0]).values()):
+    for name, kept in vars(caches[0]).items():
+        part = torch.randn(kept.shape) * (8 if kind == "fp8-attention" else 1)  # codes of what is typical
         for cache in caches:
-            next(t for t in vars(cache).values() if t.shape == part.shape and not t.any()).copy_(part)
+            getattr(cache, name).copy_(part)
     mod, reading = dit.modulations(dit.time(857.7)), dit.reading(text_kv)
     where = dit.place(12, 2, 9)
     tensors = Place(*(torch.tensor(n) for n in where[:3]), used=where.used)
@@ -101,4 +107,7 @@ def test_a_step(kind: str, tolerance: float) -> None:
     for a, b in zip(vars(caches[0]).values(), vars(caches[1]).values(), strict=True):
         assert (a.float() - b.float()).square().mean().sqrt() <= tolerance * a.float().square().mean().sqrt()
     assert ran["gate_norm_modulate"].call_count == 3 * 2 + 1 + 1 and ran["flow_step"].call_count == 1
-    assert ran["fp8_linear"].call_count == (2 if kind == "fp8" else 0)
+    coded = 2 if kind.startswith("fp8") else 0
+    assert ran["fp8_linear"].call_count == ran["cross_coded_op"].call_count == coded and ran["cross"].call_count == 3 - coded
+    attended = [ran[name].call_count for name in ("block_causal", "qk_norm_rope_store", "block_causal_fp8", "qk_norm_rope_code")]
+    assert attended == ([0, 0, 2, 2] if kind == "fp8-attention" else [2, 2, 0, 0])

@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from everface.core.config import DiTConfig
 from everface.kernels.linear.fp8_linear import TILES
 from everface.model.dit import DiT, Place
+from everface.model.layers import Reading
 from everface.model.rope import Rope
 from everface.runtime.graph import Shelf, Step
-from everface.weights.quantize import quantise_rows_of
+from everface.weights.quantize import quantise_for
 
 FREE = {
     "view", "_unsafe_view", "reshape", "slice", "select", "expand", "permute", "transpose", "t", "unsqueeze", "squeeze", "split", "chunk",
@@ -56,12 +57,14 @@ def as_on_a_gpu() -> Iterator[None]:
     sites = {
         "fused.gate_norm_modulate": ("runs_triton", "encodes"),
         "fused.qk_norm_rope_store": ("runs_triton",),
+        "fused.qk_norm_rope_code": ("runs_triton",),
         "fused.audio_inject": ("runs_triton",),
         "fused.flow_step": ("runs_triton",),
         "linear.quantise_rows": ("runs_triton", "encodes"),
         "linear.fp8_linear": ("runs_triton", "_multiplies"),
-        "attention.cross": ("runs_attention",),
+        "attention.cross": ("runs_attention", "encodes"),
         "attention.block_causal": ("runs_attention",),
+        "attention.block_causal_fp8": ("runs_fp8_attention",),
     }
     with contextlib.ExitStack() as stack:
         for module, names in sites.items():
@@ -73,14 +76,14 @@ def as_on_a_gpu() -> Iterator[None]:
         yield
 
 
-def predicted(cfg: DiTConfig, h: int, w: int, *, fp8: bool = False) -> Counter[str]:
-    """Launches by name of one captured step of a model of this size on a GPU, in bfloat16."""
+def predicted(cfg: DiTConfig, h: int, w: int, dtype: str = "bfloat16") -> Counter[str]:
+    """Launches by name of one captured step of a model of this size on a GPU, in a deployment's dtype."""
     with as_on_a_gpu(), torch.device("meta"), torch.no_grad():  # not inference_mode, which would hide what composite ops are made of
         dit = DiT(cfg).bfloat16().requires_grad_(False).fuse()
-        if fp8:
-            quantise_rows_of(dit)
+        quantise_for(dit, dtype)
         mod = dit.modulations(dit.time(1000.0))
         kv = torch.empty(1, cfg.text_len, cfg.num_heads, cfg.head_dim, dtype=torch.bfloat16)
+        reading = [Reading(kv, kv, torch.empty(1))] * cfg.num_layers
         local = torch.empty(cfg.block_frames, cfg.num_audio_token + 1, cfg.dim)
         heard, cache = dit.hear(local, local[:, 0]), dit.new_cache(h, w, device="meta")
         rope: Rope = dit.rope((h // cfg.patch_size[1], w // cfg.patch_size[2]))
@@ -90,7 +93,7 @@ def predicted(cfg: DiTConfig, h: int, w: int, *, fp8: bool = False) -> Counter[s
 
         def step(used: int, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             place = Place(first, sink, start, used)
-            return (dit.step(x, 1.0, 0.86, mod, [(kv, kv)] * cfg.num_layers, heard, cache, rope, place),)
+            return (dit.step(x, 1.0, 0.86, mod, reading, heard, cache, rope, place),)
 
         counted = Counted()
         with counted:

@@ -31,7 +31,26 @@ def test_steps_share_sink_and_text_but_no_ring() -> None:
     assert a.sink_k_LCHd is b.sink_k_LCHd and a.sink_v_LCHd is b.sink_v_LCHd and len(one) == 1
     assert len({t.data_ptr() for t in (a.k_LSHd, a.v_LSHd, b.k_LSHd, b.v_LSHd, a.sink_k_LCHd, a.sink_v_LCHd)}) == 6
     assert all(t.dtype == torch.bfloat16 and not t.any() for t in (a.k_LSHd, b.v_LSHd, a.sink_v_LCHd))
-    assert sum(t.nbytes for t in (a.k_LSHd, a.v_LSHd)) == SHAPE.bytes(SHAPE.ring, torch.bfloat16)
+
+
+def test_rings_of_codes_take_half_and_hold_values_by_channel() -> None:
+    """Whoever uses them sees [layers, slots, heads, width] either way."""
+    shape = replace(SHAPE, ring=20, codes=torch.float8_e4m3fn)
+    slot = pool(1).open(1, 0, shape)
+    cache = slot.cache(0)
+    assert [t.dtype.itemsize for t in (*slot.rings[0], *slot.sink, *slot.text)] == [1, 1, 2, 1, 2, 2]
+    assert cache.v_LSHd.shape == cache.k_LSHd.shape == (2, 20, 3, 8) and cache.sink_v_LCHd.shape == (2, 5, 3, 8)
+    assert cache.k_LSHd.is_contiguous()
+    for values, pitch in ((cache.v_LSHd, 32), (cache.sink_v_LCHd, 16)):
+        assert values.stride() == (3 * 8 * pitch, 1, 8 * pitch, pitch)
+    for ring in slot.rings[0]:
+        ring.fill_(float("nan"))
+    assert not any(t.float().any() for t in pool(1).open(2, 0, shape).rings[0])
+    one = pool(1)
+    for kept in one.open(3, 0, shape).rings[0]:
+        kept.fill_(float("nan"))
+    one.close(3)
+    assert all((t.float() == 0).all() for t in one.open(4, 0, shape).rings[0])
 
 
 def test_the_next_session_takes_over_what_was_given_back() -> None:
@@ -64,7 +83,7 @@ def test_memory_short_leaks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Unavailable, match="do not fit"):
         one.open(1, 0, HUGE)  # the sink fits, the ring does not
     assert len(one) == 0 and not one._waiting
-    left = SHAPE.bytes(SHAPE.ring, torch.bfloat16)
+    left = 2 * 2 * 24 * 3 * 8 * 2
     monkeypatch.setattr(one, "_free_bytes", lambda: 0 if one._waiting else left)
     one._waiting.append(pool(1).open(9, 0, TALL))
     one.open(2, 0, SHAPE)  # only the waiting slot stood in the way

@@ -16,7 +16,7 @@ from everface.model.features import FrontEnd, LogMel
 from everface.model.text import NoText, Prompter, TextEncoder, UMT5Encoder, load_tokenizer
 from everface.model.vae import VAE
 from everface.weights.load import Checkpoint, load_into, open_checkpoint
-from everface.weights.quantize import quantise_rows_of
+from everface.weights.quantize import ATTENTION_CODED, CODED, quantise_for
 
 DEFAULT_WEIGHTS = Path(__file__).parent.parent / "default"
 AUDIO_ENCODER = "casual_audio_encoder."
@@ -24,8 +24,9 @@ WAV2VEC_LOOKBACK_S, WAV2VEC_LOOKAHEAD_S = 4.0, 1.0  # offline; docs/numerics.md 
 
 
 def dtype_of(deployment: Deployment) -> torch.dtype:
-    """The torch dtype of activations that a deployment names; "fp8" is bfloat16 around products of 8-bit codes."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.bfloat16}
+    """The torch dtype of activations that a deployment names; "fp8" is bfloat16 around products of 8-bit codes, "fp8-attention" around
+    attention of codes too."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, **dict.fromkeys(CODED, torch.bfloat16)}
     if deployment.dtype not in known:
         raise BadInput(f"unknown dtype {deployment.dtype!r}: choose one of {', '.join(known)}")
     return known[deployment.dtype]
@@ -39,15 +40,15 @@ def decoder_dtype(deployment: Deployment) -> torch.dtype:
 def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple[ModelConfig, DiT]:
     """The whole transformer on its device, ready for inference."""
     on = torch.device(deployment.device)
-    if deployment.dtype == "fp8" and on.type == "cuda" and torch.cuda.get_device_capability(on) < (8, 9):
-        raise BadInput(f"{torch.cuda.get_device_name(on)} does not multiply 8-bit floats: choose bfloat16")
+    least = {"fp8": (8, 9), ATTENTION_CODED: (9, 0)}.get(deployment.dtype, (0, 0))
+    if on.type == "cuda" and torch.cuda.get_device_capability(on) < least:
+        raise BadInput(f"{torch.cuda.get_device_name(on)} does not compute in {deployment.dtype}: choose bfloat16")
     checkpoint = open_checkpoint(weights, lora)
     with torch.device("meta"):
         dit = DiT(checkpoint.config.dit)
     load_into(dit, checkpoint.dit(), dtype=dtype_of(deployment), device=deployment.device)
     dit.eval().requires_grad_(False).fuse()
-    if deployment.dtype == "fp8":
-        quantise_rows_of(dit)
+    quantise_for(dit, deployment.dtype)
     return checkpoint.config, dit
 
 

@@ -15,7 +15,7 @@ from everface.core.errors import Unavailable
 from everface.core.memory import keep_freed_memory
 from everface.kernels.video.to_rgb import to_rgb
 from everface.model.dit import DiT, Place, cache_shape
-from everface.model.layers import KV, Heard
+from everface.model.layers import Heard, Reading
 from everface.model.rope import Rope
 from everface.model.schedule import Schedule, sink_distance
 from everface.model.vae import VAE, VAEStream
@@ -33,7 +33,7 @@ class Seat:
     Nothing in here leads back to the slot or to the seat, so an evicted slot's memory is free at once."""
 
     rope: Rope
-    reading: list[KV]  # of the text, a layer each: views of the slot's
+    reading: list[Reading]  # of the text, a layer each: views of the slot's, and scales that `prime` fills
     heard: list[Heard]  # of the block that is being denoised
     hear: Step
     steps: dict[tuple[float, ...], Step] = field(default_factory=dict)  # by noise level before and after
@@ -87,7 +87,7 @@ class Denoiser:
     def shape(self, latent: tuple[int, ...], fp16: bool) -> KVShape:
         cfg = self.dit.cfg
         (layers, ring, heads, width), (_, sink, _, _) = cache_shape(cfg, *latent)
-        return KVShape(layers, ring, sink, cfg.text_len, heads, width, kind=(latent, fp16))
+        return KVShape(layers, ring, sink, cfg.text_len, heads, width, self.dit.codes, kind=(latent, fp16))
 
     def seat(self, slot: Slot, latent: tuple[int, ...], fp16: bool) -> Seat:
         """That of the slot, made when the slot is new."""
@@ -104,7 +104,7 @@ class Denoiser:
                     place.copy_(new)
                 return ()
 
-            reading = [(k[None], v[None]) for k, v in zip(*slot.text, strict=True)]
+            reading = [Reading(k[None], v[None], torch.ones(1, device=self.device)) for k, v in zip(*slot.text, strict=True)]
             slot.kept["seat"] = Seat(dit.rope((rows, cols), fp16=fp16), reading, heard, Step(hear, sound, self.shelf))
         seat = slot.kept["seat"]
         assert isinstance(seat, Seat)
@@ -116,8 +116,9 @@ class Denoiser:
         known, slot, fp16 = viewer.opened, viewer.slot, viewer.seat.rope.fp16
         text_kv = self.dit.text_kv(self.dit.embed_text(known["text"]))
         sink = self.dit.prefill_sink(known["reference"], known["motion"], text_kv, rope_fp16=fp16)
-        for kept, new in zip((*slot.text, *slot.sink), (*zip(*self.dit.reading(text_kv), strict=True), *sink), strict=True):
-            kept.copy_(new if isinstance(new, torch.Tensor) else torch.cat(new))
+        for kept, new in zip((slot.sink, *viewer.seat.reading), (sink, *self.dit.reading(text_kv)), strict=True):
+            for place, tensor in zip(kept, new, strict=True):
+                place.copy_(tensor)
 
     def follow(self, viewer: Viewer, block: Block) -> None:
         """Bring the viewer's sink, text and sound to this block, once for all the steps of this device."""

@@ -39,6 +39,21 @@ class Closing:
     session: int
 
 
+PITCH = 16  # bytes: what a row of coded values is padded to
+
+
+def kv_pair(size_LSHd: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device | str, codes: torch.dtype | None = None,
+            *, turned: bool = True) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Empty keys and values [layers, slots, heads, width]. With a dtype of one byte for `codes` the values are such and lie with the
+    slots of a channel side by side, as 8-bit tensor cores read them; so are the keys, but where they are yet to be `turned`."""
+    keys = torch.zeros(size_LSHd, dtype=codes if codes and turned else dtype, device=device)
+    if codes is None:
+        return keys, torch.zeros(size_LSHd, dtype=dtype, device=device)
+    layers, slots, heads, width = size_LSHd
+    values_LHdS = torch.zeros((layers, heads, width, -(-slots // PITCH) * PITCH), dtype=codes, device=device)
+    return keys, values_LHdS[..., :slots].permute(0, 3, 1, 2)
+
+
 @dataclass
 class KVCache:
     """Keys and values of one denoising step of one session. Layers, slots, heads, head width."""

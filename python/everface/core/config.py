@@ -177,7 +177,7 @@ class Deployment:
 
     placement: str = "inline"
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: str = "float32"  # or bfloat16, fp8 (products), fp8-attention (products and attention): docs/numerics.md
     threads: int | None = None  # per process
     timeout_s: float = 120.0  # the longest a stage may stay silent while work is in flight
     sessions: int = 4  # most viewers at once

@@ -12,15 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from everface.core.block import KVCache
+from everface.core.block import KVCache, kv_pair
 from everface.core.config import DiTConfig
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.flow_step import flow_step_tokens, unpatchify
 from everface.kernels.fused.gate_norm_modulate import Pair
+from everface.kernels.fused.qk_norm_rope_code import codes_of
 from everface.kernels.fused.qk_norm_rope_store import Start, rotate
 from everface.model.audio import CausalAudioEncoder
+from everface.model.coding import E4M3, Coding
 from everface.model.framepack import MOTION_GROUPS, FramePack, motion_tokens
-from everface.model.layers import KV, AudioInjector, Block, BlockMod, Head, Heard, Patchify, Ring
+from everface.model.layers import KV, AudioInjector, Block, BlockMod, Head, Heard, Patchify, Reading, Ring
 from everface.model.linear import Residual, linear_f32
 from everface.model.rope import SINK_TIME, Rope, Time, frames_table, motion_table, sink_time
 
@@ -138,9 +140,18 @@ class DiT(nn.Module):
     def prefill_sink(
         self, ref_16_1hw: torch.Tensor, motion_16_Thw: torch.Tensor, text_kv: list[KV], *, rope_fp16: bool = False
     ) -> KV:
-        """(sink_k_LCHd, sink_v_LCHd) of one session, un-rotated, the same for every denoising step."""
+        """(sink_k_LCHd, sink_v_LCHd) of one session, un-rotated, the same for every denoising step; as a cache holds them: where the
+        attention reads codes, keys over the scale of theirs, and codes of values."""
         sink = self.prefill(ref_16_1hw[None], motion_16_Thw[None], text_kv, rope_fp16=rope_fp16)
-        return torch.cat([k for k, _ in sink]), torch.cat([v for _, v in sink])
+        k_LCHd, v_LCHd = torch.cat([k for k, _ in sink]), torch.cat([v for _, v in sink])
+        codings = self._codings()
+        if not codings:
+            return k_LCHd, v_LCHd
+        layers, slots, heads, width = k_LCHd.shape
+        kept_k_LCHd, kept_v_LCHd = kv_pair((layers, slots, heads, width), k_LCHd.dtype, k_LCHd.device, self.codes, turned=False)
+        kept_k_LCHd.copy_(k_LCHd / torch.stack([c.k_scale_H for c in codings])[:, None, :, None])
+        kept_v_LCHd.copy_(codes_of(v_LCHd * torch.stack([c.v_factor_H for c in codings])[:, None, :, None]))
+        return kept_k_LCHd, kept_v_LCHd
 
     # Training
 
@@ -158,7 +169,7 @@ class DiT(nn.Module):
             [block.modulations(time.e0_6D[None, None]) for block in self._blocks()], self.head.modulations(time.e_D[None, None])
         )
 
-    def reading(self, text_kv: list[KV]) -> list[KV]:
+    def reading(self, text_kv: list[KV]) -> list[Reading]:
         """Of one session, from `text_kv`: what `tokens` wants of it."""
         return [block.cross_attn.reading(kv) for block, kv in zip(self._blocks(), text_kv, strict=True)]
 
@@ -173,7 +184,7 @@ class DiT(nn.Module):
         return Rope(cfg.block_frames, grid, cfg.head_dim, MOTION_GROUPS, fp16=fp16, device=self.head.modulation.device)
 
     def tokens(
-        self, x_16Fhw: torch.Tensor, mod: StepMod, reading: list[KV], heard: list[Heard], cache: KVCache, rope: Rope, place: Place,
+        self, x_16Fhw: torch.Tensor, mod: StepMod, reading: list[Reading], heard: list[Heard], cache: KVCache, rope: Rope, place: Place,
         pose_16Fhw: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Velocity of one block at one noise level, as tokens [1, F, P, E]; writes the block's keys and values into that level's ring.
@@ -181,7 +192,7 @@ class DiT(nn.Module):
         Every argument but `place.used` may lie on a GPU and is not looked at from here: the whole may be captured.
         """
         table = rope.block(place.first)
-        sink_k_LCHd = rotate(cache.sink_k_LCHd, rope.sink(place.sink))  # all layers at once
+        sink_k_LCHd = rotate(cache.sink_k_LCHd, rope.sink(place.sink), coded=self.codes is not None)  # all layers at once
         r = Residual(self.embed_patches(x_16Fhw[None], None if pose_16Fhw is None else pose_16Fhw[None]))
         injected = {layer: i for i, layer in enumerate(self.cfg.audio_inject_layers)}
         for layer, block in enumerate(self._blocks()):
@@ -193,7 +204,7 @@ class DiT(nn.Module):
         return self.head.tokens(r, mod.head)
 
     def step(
-        self, x_16Fhw: torch.Tensor, sigma: float, sigma_next: float, mod: StepMod, reading: list[KV], heard: list[Heard],
+        self, x_16Fhw: torch.Tensor, sigma: float, sigma_next: float, mod: StepMod, reading: list[Reading], heard: list[Heard],
         cache: KVCache, rope: Rope, place: Place,
     ) -> torch.Tensor:  # fmt: skip
         """The block at the next noise level: `tokens` and the Euler step along it."""
@@ -259,7 +270,15 @@ class DiT(nn.Module):
         """An empty ring and sink for one denoising step of one session at latent size h x w; like the weights by default."""
         ring, sink = cache_shape(self.cfg, h, w)
         dtype, device = dtype or self.dtype, device or self.head.modulation.device
-        return KVCache(*(torch.zeros(size, dtype=dtype, device=device) for size in (ring, ring, sink, sink)))
+        return KVCache(*kv_pair(ring, dtype, device, self.codes), *kv_pair(sink, dtype, device, self.codes, turned=False))
+
+    @property
+    def codes(self) -> torch.dtype | None:
+        """That of what the attention of the blocks reads, where it attends in 8 bits."""
+        return E4M3 if self._codings() else None
+
+    def _codings(self) -> list[Coding]:
+        return [block.self_attn.coding for block in self._blocks() if block.self_attn.coding is not None]
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]

@@ -17,19 +17,31 @@ from torch import nn
 
 from everface.core.config import DiTConfig
 from everface.kernels.attention.block_causal import block_causal
-from everface.kernels.attention.cross import cross
+from everface.kernels.attention.block_causal_fp8 import block_causal_fp8
+from everface.kernels.attention.cross import cross, cross_coded
 from everface.kernels.fused.audio_inject import EPS as AUDIO_EPS
 from everface.kernels.fused.audio_inject import audio_inject
 from everface.kernels.fused.flow_step import unpatchify
 from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, gate_residual
+from everface.kernels.fused.qk_norm_rope_code import qk_norm_rope_code
 from everface.kernels.fused.qk_norm_rope_store import Start, qk_norm_rope_store, rms_norm
-from everface.model.linear import Activation, Residual, RowLinear, feed, linear_f32, stacked
+from everface.model.coding import Coding
+from everface.model.linear import Activation, Coded, Residual, RowLinear, code_scale, feed, linear_f32, stacked
 
 KV = tuple[torch.Tensor, torch.Tensor]
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """(q_BTHd, k_BTHd, v_BTHd) -> o_BTHd. q and k come normalised, split into heads and un-rotated."""
 BlockMod = tuple[torch.Tensor, ...]
 """shift, scale, gate of the self-attention, then of the FFN: six of [B, F, 1, D] float32, B and F may be 1."""
+
+
+class Reading(NamedTuple):
+    """What one layer reads of a text, the same for every block of a session: keys and values, and the scale of the codes in which
+    answers reach a product in 8 bits. Where there is one key, the answer stands in the place of its value."""
+
+    k_1KHd: torch.Tensor
+    v_1KHd: torch.Tensor
+    scale_1: torch.Tensor  # float32
 
 
 class Heard(NamedTuple):
@@ -43,7 +55,7 @@ class Heard(NamedTuple):
 
 @dataclass(frozen=True)
 class Ring:
-    """Where one layer of a streaming forward writes its keys and values, and what it attends to. Batch 1."""
+    """Where one layer of a streaming forward writes its keys and values, and what it attends to: numbers or codes. Batch 1."""
 
     k_SHd: torch.Tensor
     v_SHd: torch.Tensor
@@ -110,11 +122,13 @@ class SelfAttention(Attention):
     """x_BTD -> y_BTD. Streaming passes a Ring; training and the sink pass an Attend of their own.
 
     `fuse` makes q, k and v one layer `qkv`, for inference: three quarters of a launch and of a read of x are saved.
+    With a `coding` streaming attends in 8 bits, over a Ring of codes.
     """
 
     def __init__(self, cfg: DiTConfig) -> None:
         super().__init__(cfg)
         self.qkv: nn.Linear | RowLinear | None = None
+        self.coding: Coding | None = None
 
     def fuse(self) -> None:
         if self.qkv is None:
@@ -136,12 +150,21 @@ class SelfAttention(Attention):
     def stream(self, u_BFPD: Activation, ring: Ring) -> torch.Tensor:
         """One block of one session: writes its keys and values into the ring. u [1, F, P, D] -> y of that shape."""
         q, k, v = self.project(u_BFPD)
-        q_THd = qk_norm_rope_store(
-            q.flatten(0, 2), k.flatten(0, 2), v.flatten(0, 2), self.norm_q.weight, self.norm_k.weight, self.norm_q.eps,
-            ring.table_TP2, ring.k_SHd, ring.v_SHd, ring.start,
-        )  # fmt: skip
-        o_THd = block_causal(q_THd, ring.k_SHd, ring.v_SHd, ring.used, ring.sink_k_CHd, ring.sink_v_CHd)
-        return self.o(o_THd.reshape(q.shape))
+        size, eps, coding = q.shape, self.norm_q.eps, self.coding
+        q, k, v = q.flatten(0, 2), k.flatten(0, 2), v.flatten(0, 2)
+        if coding is None:
+            weights = self.norm_q.weight, self.norm_k.weight
+            q_THd = qk_norm_rope_store(q, k, v, *weights, eps, ring.table_TP2, ring.k_SHd, ring.v_SHd, ring.start)
+            o_THd = block_causal(q_THd, ring.k_SHd, ring.v_SHd, ring.used, ring.sink_k_CHd, ring.sink_v_CHd)
+        else:
+            ring_vT_HdS, sink_vT_HdC = ring.v_SHd.permute(1, 2, 0), ring.sink_v_CHd.permute(1, 2, 0)
+            q_THd = qk_norm_rope_code(
+                q, k, v, coding.weight_q_D, coding.weight_k_D, eps, ring.table_TP2, ring.k_SHd, ring_vT_HdS, coding.v_factor_H, ring.start
+            )
+            o_THd = block_causal_fp8(
+                q_THd, ring.k_SHd, ring_vT_HdS, ring.used, ring.sink_k_CHd, sink_vT_HdC, coding.qk_scale_H, coding.v_scale_H
+            )
+        return self.o(o_THd.reshape(size))
 
 
 class CrossAttention(Attention):
@@ -150,19 +173,24 @@ class CrossAttention(Attention):
     def forward(self, x_BTD: torch.Tensor, kv: KV) -> torch.Tensor:
         return self.o(cross(self.queries(x_BTD), *kv).flatten(-2))
 
-    def stream(self, u_BFPD: Activation, kv: KV) -> torch.Tensor:
-        """The same over coded activations too, [1, F, P, D]; kv of batch 1 are one text, of batch F each frame's own sound."""
+    def stream(self, u_BFPD: Activation, kv: KV, scale_1: torch.Tensor | None = None) -> torch.Tensor:
+        """The same over coded activations too, [1, F, P, D]; kv of batch 1 are one text, of batch F each frame's own sound.
+        With the scale of its codes the answer reaches an o in 8 bits in codes."""
         q = self.norm_q(self.q(u_BFPD))
         q_BTHd = (q[0] if len(kv[0]) > 1 else q.flatten(1, 2)).unflatten(-1, self.heads)
-        return self.o(cross(q_BTHd, *kv).reshape(q.shape))
+        if scale_1 is None or not isinstance(self.o, RowLinear):
+            return self.o(cross(q_BTHd, *kv).reshape(q.shape))
+        codes, scale = cross_coded(q_BTHd, *kv, scale_1)
+        return self.o(Coded(codes.reshape(q.shape), scale.reshape(*q.shape[:-1], 1)))
 
     def single(self, kv: KV) -> torch.Tensor:
         """The answer [B, 1, D] to every query when there is one key: its softmax weight is 1 whatever the query is."""
         return self.o(kv[1].flatten(-2))
 
-    def reading(self, kv: KV) -> KV:
-        """What `Block.stream` wants of a text: its keys and values, or, where there is one key, the answer in the place of its value."""
-        return kv if kv[0].shape[1] > 1 else (kv[0], self.single(kv).unflatten(-1, self.heads))
+    def reading(self, kv: KV) -> Reading:
+        """What `Block.stream` wants of a text."""
+        k, v = kv if kv[0].shape[1] > 1 else (kv[0], self.single(kv).unflatten(-1, self.heads))
+        return Reading(k, v, code_scale(v))
 
 
 class Block(nn.Module):
@@ -200,21 +228,20 @@ class Block(nn.Module):
         x, u = gate_norm_modulate(x, y, modulation=(shift2, scale2), eps=self.eps, norm_dtype=torch.float32, dtype=dtype)
         return gate_residual(x, self.ffn(u), gate2).to(dtype)
 
-    def stream(self, r: Residual, m: BlockMod, text_kv: KV, ring: Ring) -> Residual:
-        """The same numbers for one block of one session, in the fewest launches: what the block adds last is left to whoever reads.
-        text_kv is a `reading`."""
+    def stream(self, r: Residual, m: BlockMod, reading: Reading, ring: Ring) -> Residual:
+        """The same numbers for one block of one session, in the fewest launches: what the block adds last is left to whoever reads."""
         dtype, (shift1, scale1, gate1, shift2, scale2, gate2) = r.dtype, m
         attn, text = self.self_attn, self.cross_attn
         first = attn.q if attn.qkv is None else attn.qkv
         x, u = feed(first, r, modulation=(shift1, scale1), eps=self.eps, norm_dtype=dtype, residual_dtype=dtype)
         y = attn.stream(u, ring)
-        if text_kv[0].shape[1] == 1:
+        if reading.k_1KHd.shape[1] == 1:
             x = gate_residual(x, y, gate1)
-            y = text_kv[1].flatten(-2)[:, None]
+            y = reading.v_1KHd.flatten(-2)[:, None]
         else:
             affine = (self.norm3.weight, self.norm3.bias)
             x, u = feed(text.q, Residual(x, y, gate1), affine=affine, eps=self.eps, norm_dtype=dtype)
-            y = text.stream(u, text_kv)
+            y = text.stream(u, (reading.k_1KHd, reading.v_1KHd), reading.scale_1)
         x, u = feed(self.ffn[0], Residual(x, y), modulation=(shift2, scale2), eps=self.eps, norm_dtype=torch.float32)
         return Residual(x, self._ffn(u), gate2)
 

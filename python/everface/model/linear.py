@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, gate_norm_modulate_fp8, gate_residual
+from everface.kernels.fused.row import E4M3_MAX, NO_AMAX
 from everface.kernels.linear.fp8_linear import fp8_linear_rows
 from everface.kernels.linear.quantise_rows import quantise_rows
 
@@ -63,6 +64,11 @@ class RowLinear(nn.Module):
         """[..., in] -> [..., out]; with gelu its tanh form follows."""
         codes, scale = x if isinstance(x, Coded) else quantise_rows(x)
         return fp8_linear_rows(codes, scale, self.weight, self.scale, self.bias, gelu=gelu, dtype=self.dtype)
+
+
+def code_scale(x: torch.Tensor) -> torch.Tensor:
+    """The scale [1] float32 that lets e4m3 hold every element of x, and every mean of them."""
+    return x.abs().amax().float().clamp(min=NO_AMAX).reshape(1) / E4M3_MAX
 
 
 Layer = nn.Linear | RowLinear

@@ -21,7 +21,7 @@ from everface.avatar.conditions import Noise
 from everface.core.block import KVCache
 from everface.kernels.fused.flow_step import flow_step
 from everface.model.dit import DiT, Place, StepMod
-from everface.model.layers import KV, Heard
+from everface.model.layers import KV, Heard, Reading
 from everface.model.rope import SINK_TIME
 from everface.model.schedule import Schedule, sigmas, sink_distance
 from everface.train.plans import Stage2
@@ -164,7 +164,7 @@ class Rollout:
         ring, slot = self._cache(self.course.exit_step), self._slots(b)
         return ring.k_LSHd[:, slot].clone(), ring.v_LSHd[:, slot].clone()
 
-    def _keep_history(self, b: int, x0: torch.Tensor, reading: list[KV], heard: list[Heard]) -> None:
+    def _keep_history(self, b: int, x0: torch.Tensor, reading: list[Reading], heard: list[Heard]) -> None:
         """Ablation: the block's slot of the one ring from a pass of its own, clean or at a fixed level, as other methods have it."""
         dit, sigma = self.dit, self.plan.history_sigma if self.plan.history == "fixed" else 0.0
         g = torch.Generator().manual_seed(self.scene.seed + 1_000_003 * (self.course.first_block + b))

@@ -9,6 +9,8 @@ stays as it is, for these reasons:
     audio_injector.*                3 % of the products of a step, and the only way of the sound to the lips
     patch_embedding, cond_encoder, frame_packer     once a forward or once a session; K of 64 saves nothing
     head, time, text, sound encoder                 float32 by the official rules, or made once
+
+Attention in 8 bits besides (`quantise_attention_of`): the scales of model/coding.py, and rings of codes.
 """
 
 from __future__ import annotations
@@ -19,10 +21,14 @@ import torch
 from torch import nn
 
 from everface.kernels.linear.fp8_linear import fp8_linear, quantise_tensor
+from everface.model.coding import TIMES, Coding, value_bound
 from everface.model.dit import DiT
 from everface.model.linear import RowLinear
 
 EXCLUDED = ("text_embedding", "time_embedding", "time_projection", "head.head", "casual_audio_encoder.encoder.final_linear")
+
+ATTENTION_CODED = "fp8-attention"
+CODED = ("fp8", ATTENTION_CODED)  # of a deployment's dtypes
 
 ROWS = ("self_attn.qkv", "self_attn.o", "cross_attn.q", "cross_attn.o", "ffn.0", "ffn.2")
 """Of every block: 75.7 of the 79.7 TFLOP of products in a step of the 14B model at 704x384."""
@@ -66,6 +72,25 @@ def quantise_rows_of(dit: DiT) -> None:
     for i in range(dit.cfg.num_layers):
         for name in ROWS:
             _replace(dit, f"blocks.{i}.{name}", RowLinear)
+
+
+@torch.no_grad()
+def quantise_attention_of(dit: DiT) -> None:
+    """Let every block of a fused model attend over codes. Caches made before no longer fit."""
+    e0_T6D = dit.time(torch.tensor(TIMES, dtype=torch.float64)).e0_6D
+    for block in dit._blocks():
+        attn, (shift, scale, *_) = block.self_attn, block.modulations(e0_T6D[None])
+        assert attn.qkv is not None
+        bound_D = value_bound(attn.qkv, shift.flatten(0, 2), scale.flatten(0, 2))
+        attn.coding = Coding(attn.norm_q.weight, attn.norm_k.weight, bound_D, dit.cfg.num_heads)
+
+
+def quantise_for(dit: DiT, dtype: str) -> None:
+    """What a deployment's dtype asks for, of a fused model in bfloat16: "fp8", "fp8-attention", or nothing."""
+    if dtype in CODED:
+        quantise_rows_of(dit)
+    if dtype == ATTENTION_CODED:
+        quantise_attention_of(dit)
 
 
 def _replace(dit: nn.Module, name: str, by: Callable[[nn.Linear], nn.Module]) -> None:

@@ -1,0 +1,75 @@
+"""Scales that let a layer's queries, keys and values be e4m3 codes without looking at one of them: bounds from the weights.
+
+e4m3 is a float: 4 significant bits anywhere from 2^-6 to 448. A scale that is too generous costs nothing until what is typical nears
+2^-6, so a bound that can never be exceeded will do, and nothing has to be measured, calibrated or kept for a session.
+
+    q, k    = w * RMSnorm(x), turned in pairs. The norm makes every row of D numbers sqrt(D) long, so no element exceeds sqrt(D) max |w|
+              over its head, and no turned pair either (Cauchy-Schwarz). D = 5120: the bound is 72 times what is typical, which is
+              coded as 3 to 6 and keeps all its bits down to a 200th of that.
+    v       = W (n (1 + scale) + shift) + b with n a layer norm, hence sqrt(D) long at most: |v_c| <= sqrt(D) ||W_c (1 + scale)|| +
+              |W_c shift + b_c|. Shift and scale belong to the noise level; the largest bound of TIMES serves them all, the sink (0)
+              too. What rounding adds to a row along W_c saturates, should one ever come so near.
+
+One scale a head (the largest bound of its channels), rounded up to a power of two, which moves through roundings unchanged: norm
+weights are divided by it beforehand, and the kernel that norms and rotates writes codes with no product more.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from everface.kernels.fused.row import E4M3_MAX
+from everface.model.linear import RowLinear
+
+E4M3 = torch.float8_e4m3fn
+TIMES = tuple(float(t) for t in range(0, 1001, 50))  # timesteps whose modulation is looked at
+
+
+class Coding(nn.Module):
+    """Of one layer. Codes times scale are the numbers; `weight_*_D` are the norms' weights over the scale of their head."""
+
+    weight_q_D: torch.Tensor
+    weight_k_D: torch.Tensor
+    k_scale_H: torch.Tensor
+    qk_scale_H: torch.Tensor
+    v_scale_H: torch.Tensor
+    v_factor_H: torch.Tensor  # 1 / v_scale
+
+    def __init__(self, weight_q_D: torch.Tensor, weight_k_D: torch.Tensor, v_bound_D: torch.Tensor, heads: int) -> None:
+        super().__init__()
+        root = len(weight_q_D) ** 0.5
+        q_scale_H, k_scale_H = (power_of_two(root * by_head(w.float().abs(), heads)) for w in (weight_q_D, weight_k_D))
+        v_scale_H = power_of_two(by_head(v_bound_D, heads))
+        width = len(weight_q_D) // heads
+        for name, tensor in (
+            ("weight_q_D", weight_q_D / q_scale_H.repeat_interleave(width).to(weight_q_D.dtype)),
+            ("weight_k_D", weight_k_D / k_scale_H.repeat_interleave(width).to(weight_k_D.dtype)),
+            ("k_scale_H", k_scale_H),
+            ("qk_scale_H", q_scale_H * k_scale_H),
+            ("v_scale_H", v_scale_H),
+            ("v_factor_H", v_scale_H.reciprocal()),
+        ):
+            self.register_buffer(name, tensor.detach())
+
+
+def by_head(bound_D: torch.Tensor, heads: int) -> torch.Tensor:
+    """The largest of every head's channels [H]."""
+    return bound_D.unflatten(0, (heads, -1)).amax(1)
+
+
+def power_of_two(bound: torch.Tensor) -> torch.Tensor:
+    """The scale for codes of numbers up to `bound` float32: the power of two above bound / 448, exactly; 1 for no bound at all."""
+    exponent = torch.frexp(bound / E4M3_MAX).exponent.int()
+    return ((exponent.clamp(-126, 127) + 127) << 23).view(torch.float32)
+
+
+def value_bound(qkv: nn.Linear | RowLinear, shift_TD: torch.Tensor, scale_TD: torch.Tensor) -> torch.Tensor:
+    """What no value's channel exceeds [D] float32, of a fused layer that reads a norm modulated in one of T ways."""
+    weight_ND = qkv.weight.float()
+    if isinstance(qkv, RowLinear):
+        weight_ND = weight_ND * qkv.scale[:, None]
+    width = weight_ND.shape[1]
+    weight_DD, bias_D = weight_ND[2 * width :], qkv.bias[2 * width :].float()
+    spread_DT = (width * weight_DD.square() @ (1 + scale_TD).square().T).sqrt()
+    return (spread_DT + (weight_DD @ shift_TD.T + bias_D[:, None]).abs()).amax(1)
