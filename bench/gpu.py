@@ -38,7 +38,7 @@ PARTS: dict[str, tuple[list[str], float]] = {
     "step": (["bench/step/bench_step.py", "-k", "step_bf16 or step_fp8 or one_layer"], 200),
     "vae": (["bench/step/bench_vae.py"], 90),
     "session-official": ([SESSION, "-k", "official-fp8"], 240),
-    "attention": ([f"{KERNELS}attention.py"], 90),
+    "attention": ([f"{KERNELS}attention.py"], 240),  # 120 of them at most for the tests of the kernel for sm_90
     "linear": ([f"{KERNELS}linear.py"], 90),
     "session-skip-null": ([SESSION, "-k", "skip-null-fp8"], 240),
     "fused": ([f"{KERNELS}fused.py"], 90),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from everface.kernels.attention import block_causal_hopper as hopper
 from everface.kernels.attention.block_causal import block_causal_reference
 from everface.kernels.launch import tile
 
+ROOT = Path(__file__).parents[2]
 Sizes = tuple[int, int, int, int, int]
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 needs_hopper = pytest.mark.skipif(not HOPPER or bool(hopper.WHY_NOT), reason="needs a chip of sm_90 and Triton 3.6")
@@ -120,8 +124,22 @@ def test_wrong_arguments_are_refused() -> None:
         hopper.launch_hopper(q[..., :64], ring_k, ring_v, 4, sink_k, sink_v)
 
 
+@pytest.fixture(scope="module")
+def ends() -> None:
+    """A mistake in the barriers would wait for ever, so a process that can be killed goes first."""
+    code = (
+        "import torch\n"
+        "from tests.kernels.test_block_causal_hopper import coded, draw, hopper\n"
+        "case = draw(300, 1200, 900, 200, 5, 128, torch.bfloat16)\n"
+        "hopper.launch_hopper(*case), hopper.launch_hopper_fp8(*coded(case)[0]), torch.cuda.synchronize()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
 @pytest.mark.gpu
 @needs_hopper
+@pytest.mark.usefixtures("ends")
 @pytest.mark.parametrize("blocks", [1, 2, 3, 4])
 @pytest.mark.parametrize("sizes", [(3168, 3168, 2640), (173, 173, 61), (64, 64, 0), (5, 5, 1)], ids=str)
 @pytest.mark.parametrize("heads", [1, 2, 5])
@@ -134,6 +152,7 @@ def test_kernel_equals_reference(blocks: int, sizes: tuple[int, int, int], heads
 
 @pytest.mark.gpu
 @needs_hopper
+@pytest.mark.usefixtures("ends")
 @pytest.mark.parametrize("blocks", [1, 2, 3, 4])
 @pytest.mark.parametrize("sizes", [(3168, 3168, 2640), (173, 176, 61), (64, 64, 0), (5, 16, 1)], ids=str)
 @pytest.mark.parametrize("heads", [1, 5])
@@ -145,6 +164,7 @@ def test_kernel_in_8_bits_equals_reference(blocks: int, sizes: tuple[int, int, i
 
 @pytest.mark.gpu
 @needs_hopper
+@pytest.mark.usefixtures("ends")
 def test_kernel_is_captured_and_replayed() -> None:
     case = draw(300, 1200, 900, 200, 2, 128, torch.bfloat16)
     hopper.launch_hopper(*case)  # compiles
