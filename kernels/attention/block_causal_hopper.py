@@ -9,7 +9,7 @@ Contract
 Schedule
     A program is three parts: one warp loads, two warpgroups each attend with 64 of the tile's 128 queries.
         load    for every tile of keys: wait until its slot is free, TMA into it
-        attend  S(j) = Q K(j)^T issued; O += P(j-1) V(j-1) issued; wait for S(j); softmax; wait for O; O *= shrink; P(j) = p
+        attend  S(j) = Q K(j)^T issued; O += P(j-1) V(j-1) issued; wait for S(j); softmax; wait for O; O *= shrink, P(j) coded
     A slot has a `full` barrier (one arrival and the bytes of its copy) and an `empty` one (an arrival of each warpgroup). The i-th use of
     slot i % STAGES waits for the parity of i // STAGES; whoever waits for `empty` takes the other parity, so the first use does not wait.
     Programs are persistent and counts run on over tiles: the next tile's keys arrive while this one's output is written.
@@ -134,14 +134,20 @@ def attend(half: gl.constexpr, o, qk_scale, v_scale, scale, slots, full, empty, 
         s = warpgroup_mma(q, k_slots.index(stage).permute((1, 0)), blank, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.arrive(k_empty.index(stage))
-        p, l, m, shrink = weigh(s, l, m, used, weight, BN, LIFT, s_layout)
-        p = gl.convert_layout(p.to(q_slots.dtype), p_layout)
+        wide, l, m, shrink = weigh(s, l, m, used, weight, BN, LIFT, s_layout)
+        # Codes carried round the loop would take a register each, so they are made at their use, under Q K^T; in bfloat16, whose two
+        # fit one, that spills and is done at once.
+        if not FP8:
+            p = gl.convert_layout(wide.to(q_slots.dtype), p_layout)
         mbarrier.wait(k_full.index((i + 1) % STAGES), (i + 1) // STAGES & 1, pred=n > 1)
         for j in range(1, n):
             before, before_phase = stage, phase
             i += 1
             stage, phase = i % STAGES, i // STAGES & 1
             s = warpgroup_mma(q, k_slots.index(stage).permute((1, 0)), blank, use_acc=False, is_async=True)
+            if FP8:
+                acc = acc * gl.convert_layout(shrink, o_row)[:, None]
+                p = gl.convert_layout(wide.to(q_slots.dtype), p_layout)
             mbarrier.wait(v_full.index(before), before_phase)
             acc = warpgroup_mma(p, v_slots.index(before).permute(V_ORDER), acc, is_async=True)
             s = warpgroup_mma_wait(1, deps=[s])
@@ -153,9 +159,13 @@ def attend(half: gl.constexpr, o, qk_scale, v_scale, scale, slots, full, empty, 
             mbarrier.wait(k_full.index((i + 1) % STAGES), (i + 1) // STAGES & 1, pred=j + 1 < n)
             acc, wide = warpgroup_mma_wait(0, deps=[acc, wide])
             mbarrier.arrive(v_empty.index(before))
+            if not FP8:
+                acc = acc * gl.convert_layout(shrink, o_row)[:, None]
+                p = gl.convert_layout(wide.to(q_slots.dtype), p_layout)
+        mbarrier.arrive(q_empty.index(half))
+        if FP8:
             acc = acc * gl.convert_layout(shrink, o_row)[:, None]
             p = gl.convert_layout(wide.to(q_slots.dtype), p_layout)
-        mbarrier.arrive(q_empty.index(half))
         mbarrier.wait(v_full.index(stage), phase)
         acc = warpgroup_mma(p, v_slots.index(stage).permute(V_ORDER), acc, is_async=True)
         acc = warpgroup_mma_wait(0, deps=[acc])
