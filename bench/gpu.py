@@ -40,7 +40,7 @@ PARTS: dict[str, tuple[list[str], float]] = {
     "vae": (["bench/step/bench_vae.py"], 90),
     "session-official": ([SESSION, "-k", "official-fp8"], 240),
     "step-fp8-attention": (["bench/step/bench_step.py", "-k", "step_fp8_attention"], 120),
-    "attention": ([f"{KERNELS}attention.py"], 90),
+    "attention": ([f"{KERNELS}attention.py"], 240),  # 120 of them at most for the tests of the kernel for sm_90
     "linear": ([f"{KERNELS}linear.py"], 90),
     "session-skip-null": ([SESSION, "-k", "skip-null-fp8"], 240),
     "fused": ([f"{KERNELS}fused.py"], 90),

@@ -7,6 +7,7 @@ import torch
 
 from everface import cli, doctor
 from everface.core.config import ModelConfig
+from everface.kernels.attention import backend
 from everface.model.sizes import ring_values
 
 
@@ -59,3 +60,13 @@ def test_every_optional_package_is_listed_once_with_its_use(capsys: pytest.Captu
         [line] = [line for line in lines if line.startswith(name + " ")]
         assert len(line.split(maxsplit=2)[2]) > 15
     assert doctor.native_line() in next(line for line in lines if line.startswith("everface._native"))
+
+
+def test_it_says_which_attention_each_device_gets_and_why_not_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.cuda.is_available():
+        assert doctor.attention() == ["the reference, on a CPU"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(backend, "choose", lambda *_: backend.Choice("triton", "asked for"))
+    monkeypatch.setattr(backend, "why_not", lambda name, *_: "it is not installed" if name == "xformers" else "")
+    assert doctor.attention() == ["cuda:0 triton (asked for)", "cuda:0 not xformers: it is not installed"]

@@ -1,87 +1,118 @@
-"""Attention of the 14B model beside its peers: torch's own backends, FlashAttention and xformers where they can be imported.
+"""Attention of the 14B model by every backend, beside the same libraries over keys that somebody else has joined, and torch.compile.
 
     python -m pytest bench/kernels/bench_attention.py --benchmark-json FILE
 
-The sizes of 704x384 on a GPU; tiny ones on a CPU, where the op is the reference. Peers read one range of keys, so ring and sink are
-laid end to end for them beforehand: their time leaves that copy out.
+The sizes of 704x384 on a GPU; tiny ones on a CPU, where the op is the reference. A backend that cannot serve is skipped with its reason.
+gluon is timed only after its tests have passed in a process that can be killed: a mistake in its barriers would wait for ever.
 """
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from bench.peaks import device
-from bench.stopwatch import SETS, measure
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from bench.stopwatch import SETS, compiled, measure
 
+from everface.kernels.attention import backend, cross, peers
 from everface.kernels.attention import block_causal as block
-from everface.kernels.attention import cross
+from everface.kernels.attention.block_causal_hopper import launch_hopper_fp8
 
 ON_GPU = torch.cuda.is_available()
 FRAMES, FRAME, HEADS, D, RING, SINK, TEXT, AUDIO = (3, 1056, 40, 128, 12672, 2640, 512, 5) if ON_GPU else (3, 8, 2, 64, 96, 20, 16, 5)
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], object]  # q_BTHd, k_BSHd, v_BSHd
+TOKENS, LAUNCHES = FRAMES * FRAME, 8
+BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
+JOINED = " joined before"  # the peer alone, without its copies: what it would be if ring and sink were one range
+ROOT = Path(__file__).parents[2]
 
 
 def made(*size: int) -> torch.Tensor:
-    return torch.randn(size, device=device(), dtype=torch.bfloat16)
+    return torch.randn(size, device=device(), dtype=BF16)
 
 
-def sdpa(backend: SDPBackend) -> Attend:
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> object:
-        with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-
-    return attend
-
-
-def package(module: str, function: str) -> Attend | None:
-    return getattr(import_module(module), function) if ON_GPU and find_spec(module.split(".")[0]) else None
-
-
-PEERS: dict[str, Attend | None] = {
-    "sdpa cudnn": sdpa(SDPBackend.CUDNN_ATTENTION) if ON_GPU else None,
-    "sdpa flash": sdpa(SDPBackend.FLASH_ATTENTION),
-    "sdpa efficient": sdpa(SDPBackend.EFFICIENT_ATTENTION) if ON_GPU else None,
-    "flash_attn 2": package("flash_attn", "flash_attn_func"),
-    "flash_attn 3": package("flash_attn_interface", "flash_attn_func"),
-    "xformers": package("xformers.ops", "memory_efficient_attention"),
-}
+@cache
+def unproven() -> str:
+    """What the tests of the kernel for sm_90 say against it here, "" if they pass."""
+    words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "gpu", "tests/kernels/test_block_causal_hopper.py"]
+    try:
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        return "its tests did not end"
+    return "" if done.returncode == 0 and " passed" in done.stdout else f"its tests: {done.stdout.strip()[-200:]}"
 
 
-def peer(by: str) -> Attend:
-    found = PEERS[by]
-    if found is None:
-        pytest.skip(f"{by} is not here")
-    return found
+def serving(name: str, dtype: torch.dtype = BF16) -> str:
+    """The name, if it can serve here; skips with the reason otherwise."""
+    if name in ("triton", "gluon") and not ON_GPU:
+        pytest.skip("the kernel runs on a GPU, or under the interpreter in the tests")
+    trouble = backend.why_not(name, device(), dtype, D) or (unproven() if name == "gluon" else "")
+    if trouble:
+        pytest.skip(f"{name}: {trouble}")
+    return name
 
 
-@pytest.mark.parametrize("by", ["op", *PEERS])
+@cache
+def reference() -> Callable[..., Any]:
+    return compiled(block.block_causal_reference)
+
+
+@pytest.mark.parametrize("by", ["op", "triton", "gluon", *peers.PEERS, *(p + JOINED for p in peers.PEERS), "torch.compile"])
 @pytest.mark.parametrize("used", [RING, RING // 4])
 def test_block_causal(benchmark: Any, used: int, by: str) -> None:
-    calls, tokens = [], FRAMES * FRAME
-    attend = peer(by) if by != "op" else None
+    name = serving(by.removesuffix(JOINED)) if by not in ("op", "torch.compile") else by
+    calls: list[Callable[[], object]] = []
     for _ in range(SETS):
-        q, ring_k, ring_v, sink_k, sink_v = (made(n, HEADS, D) for n in (tokens, RING, RING, SINK, SINK))
-        if attend is None:
-            calls.append(lambda a=(q, ring_k, ring_v, used, sink_k, sink_v): block.block_causal(*a))
-        else:
+        q, ring_k, ring_v, sink_k, sink_v = given = [made(n, HEADS, D) for n in (TOKENS, RING, RING, SINK, SINK)]
+        case: Any = (*given[:3], used, *given[3:])
+        if by.endswith(JOINED):
             k, v = torch.cat((ring_k[:used], sink_k)), torch.cat((ring_v[:used], sink_v))
-            calls.append(lambda a=(q[None], k[None], v[None]): attend(*a))
-    work = block.work(tokens, used + SINK, HEADS, D, 2)
-    measure(benchmark, calls, work, shape=f"{tokens}x{used}+{SINK}x{HEADS}x{D}", dtype="bf16", by=by)
+            calls.append(lambda a=(q[None], k[None], v[None]): peers.over_keys(name)(*a))
+        elif by == "torch.compile":
+            calls.append(lambda a=case: reference()(*a))
+        elif by == "op":
+            calls.append(lambda a=case: block.block_causal(*a))
+        else:
+            calls.append(lambda a=case: backend.attend(*a, by=name))
+    work = block.work(TOKENS, used + SINK, HEADS, D, 2)
+    measure(benchmark, calls, work, launches=LAUNCHES, shape=f"{TOKENS}x{used}+{SINK}x{HEADS}x{D}", dtype="bf16", by=by)
 
 
-@pytest.mark.parametrize("by", ["op", *PEERS])
+@pytest.mark.parametrize("by", ["triton", "gluon"])
+@pytest.mark.parametrize("used", [RING, RING // 4])
+def test_block_causal_fp8(benchmark: Any, used: int, by: str) -> None:
+    """Keys and values coded already; values lie across, as their cache has them."""
+    serving(by, FP8)
+    try:
+        portable = import_module("everface.kernels.attention.block_causal_fp8")
+    except ImportError as error:
+        portable = None
+        if by == "triton":
+            pytest.skip(str(error))
+    launch = launch_hopper_fp8 if by == "gluon" else getattr(portable, "launch_block_causal_fp8", None)
+    if launch is None:
+        pytest.skip("block_causal_fp8 has no launcher of its own kernel")
+    calls: list[Callable[[], object]] = []
+    scales = torch.full((2, HEADS), 0.7, device=device())
+    for _ in range(SETS):
+        q, ring_k, ring_v, sink_k, sink_v = (made(n, HEADS, D).to(FP8) for n in (TOKENS, RING, RING, SINK, SINK))
+        ring_vT, sink_vT = (v.view(torch.uint8).permute(1, 2, 0).contiguous().view(FP8) for v in (ring_v, sink_v))
+        calls.append(lambda a=(q, ring_k, ring_vT, used, sink_k, sink_vT, *scales): launch(*a))
+    work = block.work(TOKENS, used + SINK, HEADS, D, 1)
+    measure(benchmark, calls, work, "fp8", LAUNCHES, shape=f"{TOKENS}x{used}+{SINK}x{HEADS}x{D}", dtype="e4m3", by=by)
+
+
+@pytest.mark.parametrize("by", ["op", *peers.PEERS])
 @pytest.mark.parametrize("keys", [TEXT, AUDIO])
 def test_cross(benchmark: Any, keys: int, by: str) -> None:
-    attend = cross.cross if by == "op" else peer(by)
-    batch, tokens = (FRAMES, FRAME) if keys == AUDIO else (1, FRAMES * FRAME)
+    attend = cross.cross if by == "op" else peers.over_keys(serving(by))
+    batch, tokens = (FRAMES, FRAME) if keys == AUDIO else (1, TOKENS)
     sets = [(made(batch, tokens, HEADS, D), made(batch, keys, HEADS, D), made(batch, keys, HEADS, D)) for _ in range(SETS)]
     work = cross.work(batch, tokens, keys, HEADS, D, batch, 2)
     measure(benchmark, [lambda a=a: attend(*a) for a in sets], work, shape=f"{batch}x{tokens}x{keys}x{HEADS}x{D}", dtype="bf16", by=by)

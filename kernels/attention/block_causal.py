@@ -147,7 +147,9 @@ def block_causal_op(
     sink_k_CHd: torch.Tensor,
     sink_v_CHd: torch.Tensor,
 ) -> torch.Tensor:
-    return launch_block_causal(q_THd, ring_k_SHd, ring_v_SHd, used, sink_k_CHd, sink_v_CHd)
+    from everface.kernels.attention.backend import attend  # which knows this file's kernel among others
+
+    return attend(q_THd, ring_k_SHd, ring_v_SHd, used, sink_k_CHd, sink_v_CHd)
 
 
 @block_causal_op.register_fake

@@ -27,8 +27,8 @@ OPTIONAL = (
     ("nvidia.nccl", "nvidia-nccl-cu12", "the same with a torch for CUDA 12"),
     ("pybind11", "pybind11", "building everface._native, which calls NCCL (make native)"),
     ("pytest_benchmark", "pytest-benchmark", "timing kernels and hops (bench/)"),
-    ("flash_attn", "flash-attn", "not used; a peer to measure attention against"),
-    ("xformers", "xformers", "not used; a peer to measure attention against"),
+    ("flash_attn", "flash-attn", "attention, where a deployment asks for it"),
+    ("xformers", "xformers", "attention, where a deployment asks for it"),
     ("flashinfer", "flashinfer-python", "not used; a peer to measure attention against"),
     ("sageattention", "sageattention", "not used; a peer to measure attention against"),
     ("cupy", "cupy-cuda13x", "not used; CUDA 13 from Python without a compiler"),
@@ -51,6 +51,8 @@ def doctor(everface: str) -> int:
         say("device", line)
     for module, distribution, purpose in OPTIONAL:
         say_package(distribution, purpose, present=module not in ONE_OF and _found(module))
+    for line in attention():
+        say("attention", line)
     say("everface._native", native_line())
     trouble = cache_trouble(env.cache_dir())
     say("cache", f"{env.cache_dir()}: {trouble or 'writable, ' + free_space(env.cache_dir())}")
@@ -175,6 +177,26 @@ def devices() -> list[str]:
     for i in range(torch.cuda.device_count()):
         p = torch.cuda.get_device_properties(i)
         lines.append(f"cuda:{i} {p.name}, sm_{p.major}{p.minor}, {p.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}")
+    return lines
+
+
+def attention() -> list[str]:
+    """The backend that bfloat16 at the official model's width would get, one line a device, and what the others lack there."""
+    if _version("torch") is None:
+        return ["unknown without torch"]
+    import torch
+
+    if not torch.cuda.is_available():
+        return ["the reference, on a CPU"]
+    from everface.core.config import ATTENTIONS
+    from everface.kernels.attention import backend
+
+    lines = []
+    for on in (torch.device("cuda", i) for i in range(torch.cuda.device_count())):
+        chosen = backend.choose(on, torch.bfloat16, 128)
+        lines.append(f"{on} {chosen.name} ({chosen.why})")
+        lacking = {name: backend.why_not(name, on, torch.bfloat16, 128) for name in ATTENTIONS[1:]}
+        lines += [f"{on} not {name}: {trouble}" for name, trouble in lacking.items() if trouble]
     return lines
 
 

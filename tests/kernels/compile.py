@@ -21,11 +21,13 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 import everface.kernels
 from everface.kernels.launch import Build
 
 BUDGET = Path(__file__).with_name("budget.json")
+EXPONENTIAL, ONE_LEFT, NONE_LEFT = "MUFU.EX2", "WARPGROUP.DEPBAR.LE gsb0, 0x1", "WARPGROUP.DEPBAR.LE gsb0, 0x0"
 RES_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
 
@@ -45,8 +47,16 @@ def builds() -> dict[str, tuple[Build, int]]:
     return found
 
 
-def cost(build: Build, arch: int, cuobjdump: Path) -> dict[str, int | bool]:
-    """Registers a thread, stack bytes a thread, shared bytes a program, wgmma instructions, warps of one build, and what it promises."""
+def overlap(sass: str) -> int:
+    """The fewest exponentials that stand between the wait for all products but one and the wait for that one. PTX does not tell: ptxas
+    may move the second wait up to the first, and then the softmax overlaps nothing."""
+    parts = sass.split(ONE_LEFT)[1:]
+    return min((part.split(NONE_LEFT)[0].count(EXPONENTIAL) for part in parts), default=0)
+
+
+def cost(build: Build, arch: int, tools: Path) -> dict[str, int | bool]:
+    """Registers a thread, stack bytes a thread, shared bytes a program, wgmma instructions, warps of one build, and what it promises.
+    Of one in Gluon also the exponentials that its products overlap."""
     names = build.kernel.arg_names
     signature = {name: build.signature.get(name, "constexpr") for name in names}
     missing = [n for n in names if n not in build.signature and n not in build.constexprs]
@@ -54,7 +64,8 @@ def cost(build: Build, arch: int, cuobjdump: Path) -> dict[str, int | bool]:
     if missing or unknown:
         raise ValueError(f"{build.name}: arguments without a value {missing}, values without an argument {unknown}")
     aligned = [n for n, kind in build.signature.items() if (kind.startswith("*") or kind[0] in "iu") and n not in build.loose]
-    source = ASTSource(
+    by_hand = isinstance(build.kernel, GluonJITFunction)
+    source = (GluonASTSource if by_hand else ASTSource)(
         build.kernel,
         signature,
         constexprs={(names.index(n),): v for n, v in build.constexprs.items()},
@@ -65,23 +76,25 @@ def cost(build: Build, arch: int, cuobjdump: Path) -> dict[str, int | bool]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
-        report = subprocess.run([cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        report = subprocess.run([tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+        sass = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout if by_hand else ""
     match = RES_USAGE.search(report)
     if match is None:
         raise ValueError(f"{build.name}: cuobjdump said {report!r}")
     regs, stack, _ = map(int, match.groups())
     wgmma = made.asm["ptx"].count("wgmma.mma_async")
     used = {"regs": regs, "stack": stack, "shared": made.metadata.shared, "wgmma": wgmma, "warps": made.metadata.num_warps}
+    used |= {"overlap": overlap(sass)} if by_hand else {}
     return used | {"hot": build.hot, "matrix": build.matrix}
 
 
 def main(words: list[str]) -> None:
-    cuobjdump = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
     wanted = {k: b for k, b in builds().items() if all(w in k for w in words if w != "--write")}
     report = {"triton": triton.__version__, "builds": {}}
     for name, (build, arch) in wanted.items():
         try:
-            report["builds"][name] = cost(build, arch, cuobjdump)
+            report["builds"][name] = cost(build, arch, tools)
         except Exception as error:  # one that fails to compile must not hide the others
             report["builds"][name] = {"error": f"{type(error).__name__}: {str(error)[-400:]}"}
     lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(report["builds"].items()))

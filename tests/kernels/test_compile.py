@@ -37,6 +37,7 @@ def over(key: str, cost: dict[str, Any], allowed: dict[str, Any] | None, exact: 
     wrong = [f"{key}: {cost['shared']} bytes of shared memory, the chip has {LIMIT[arch]}"] * (cost["shared"] > LIMIT[arch])
     wrong += [f"{key}: spills {cost['stack']} bytes"] * (cost["hot"] and cost["stack"] > 0)
     wrong += [f"{key}: no wgmma"] * (cost["matrix"] and arch == 90 and cost["wgmma"] == 0)
+    wrong += [f"{key}: its softmax overlaps no product"] * (cost.get("overlap") == 0)
     if exact and allowed is not None:
         wrong += [f"{key}: {cost[n]} {n}, {allowed[n]} allowed" for n in ("regs", "stack", "shared") if cost[n] > allowed[n]]
     return wrong
@@ -54,7 +55,7 @@ def test_every_build_is_within_the_budget(made: dict[str, Any]) -> None:
 def test_a_build_over_its_budget_is_seen() -> None:
     good = {"regs": 100, "stack": 0, "shared": 1024, "wgmma": 4, "warps": 4, "hot": True, "matrix": True}
     assert over("x sm_90", good, good, True) == []
-    for worse in ({"regs": 101}, {"stack": 8}, {"shared": 1025}, {"shared": 228 * 1024}, {"wgmma": 0}, {"error": "no"}):
+    for worse in ({"regs": 101}, {"stack": 8}, {"shared": 1025}, {"shared": 228 * 1024}, {"wgmma": 0}, {"overlap": 0}, {"error": "no"}):
         assert over("x sm_90", good | worse, good, True) != [], worse
     assert over("x sm_90", good | {"regs": 101}, good, False) == []
     assert over("x sm_90", good, None, True) != []

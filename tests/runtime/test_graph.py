@@ -12,6 +12,7 @@ from torch import nn
 
 from everface.core.block import KVCache
 from everface.core.config import DiTConfig
+from everface.kernels.attention import backend
 from everface.model.dit import DiT, Place
 from everface.model.layers import Heard
 from everface.runtime.graph import Shelf, Step
@@ -175,9 +176,10 @@ def test_a_steady_stream_allocates_nothing_more() -> None:
 
 @pytest.mark.gpu
 @torch.inference_mode()
-def test_a_forward_launches_what_was_predicted() -> None:
+def test_a_forward_launches_what_was_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.profiler import ProfilerActivity, profile
 
+    monkeypatch.setattr(backend, "choose", lambda *_: backend.Choice("triton", "a peer also joins ring and sink: two copies a layer"))
     cfg = DiTConfig(num_layers=40, dim=512, num_heads=4, ffn_dim=1024, text_dim=64)
     r = rig(cfg, 16, 16, torch.bfloat16)
     given = {k: torch.tensor(v, device=DEVICE) if isinstance(v, int) and k != "key" else v for k, v in inputs(r, 5).items()}

@@ -10,6 +10,7 @@ import torch
 from everface.avatar.conditions import Conditioner
 from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import BadInput
+from everface.kernels.attention import backend
 from everface.model.audio import CausalAudioEncoder
 from everface.model.dit import DiT
 from everface.model.features import FrontEnd, LogMel
@@ -44,6 +45,9 @@ def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple
     if on.type == "cuda" and torch.cuda.get_device_capability(on) < least:
         raise BadInput(f"{torch.cuda.get_device_name(on)} does not compute in {deployment.dtype}: choose bfloat16")
     checkpoint = open_checkpoint(weights, lora)
+    backend.ask(deployment.attention)
+    if on.type == "cuda" and dtype_of(deployment) != torch.float32:
+        backend.choose(on, dtype_of(deployment), checkpoint.config.dit.head_dim)
     with torch.device("meta"):
         dit = DiT(checkpoint.config.dit)
     load_into(dit, checkpoint.dit(), dtype=dtype_of(deployment), device=deployment.device)

@@ -143,6 +143,7 @@ class ModelConfig:
 
 SAMPLERS = ("official", "skip-null")
 COMPATS = ("everface", "official")
+ATTENTIONS = ("auto", "triton", "gluon", "cudnn", "flash", "flash-attn", "xformers")  # kernels/attention/backend.py says what each is
 
 
 @dataclass(frozen=True)
@@ -181,3 +182,8 @@ class Deployment:
     threads: int | None = None  # per process
     timeout_s: float = 120.0  # the longest a stage may stay silent while work is in flight
     sessions: int = 4  # most viewers at once
+    attention: str = "auto"  # the self-attention's backend on a GPU; auto: what was measured fastest there, else a rule
+
+    def __post_init__(self) -> None:
+        if self.attention not in ATTENTIONS:
+            raise BadInput(f"unknown attention {self.attention!r}: choose one of {', '.join(ATTENTIONS)}")

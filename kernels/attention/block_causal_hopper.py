@@ -1,0 +1,331 @@
+"""block_causal on sm_90, scheduled by hand in Gluon: products overlap the softmax, which `tl.dot` cannot say.
+
+Contract
+    launch_hopper, bfloat16: arguments and result of block_causal.launch_block_causal.
+    launch_hopper_fp8: o_THd (bfloat16) = v_scale_H * softmax(qk_scale_H * q . [ring_k, sink_k]^T / sqrt(d)) [ring_v, sink_v]
+    q_THd, ring_k_SHd, sink_k_CHd in e4m3; ring_vT_HdS, sink_vT_HdC in e4m3 with keys side by side, rows (pitch) at multiples of 16 keys;
+    qk_scale_H, v_scale_H float32 and positive. Probabilities are coded as 256 p, sums are float32.
+    d is 128. Nothing beyond `used` is read, so it may hold anything, NaN included.
+Schedule
+    A program is three parts: one warp loads, two warpgroups each attend with 64 of the tile's 128 queries.
+        load    for every tile of keys: wait until its slot is free, TMA into it
+        attend  S(j) = Q K(j)^T issued; O += P(j-1) V(j-1) issued; wait for S(j); softmax; wait for O; O *= shrink, P(j) coded
+    A slot has a `full` barrier (one arrival and the bytes of its copy) and an `empty` one (an arrival of each warpgroup). The i-th use of
+    slot i % STAGES waits for the parity of i // STAGES; whoever waits for `empty` takes the other parity, so the first use does not wait.
+    Programs are persistent and counts run on over tiles: the next tile's keys arrive while this one's output is written.
+Cost
+    That of block_causal; registers, shared memory and what to expect stand in docs/tuning.md.
+"""
+
+# Constants of a kernel are plain values to its compiler only.
+# pyright: reportAssignmentType=false, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from everface.kernels.attention.block_causal import work
+from everface.kernels.attention.cross import softmax_scale
+from everface.kernels.attention.gluon import (
+    WHY_NOT,
+    fence_async_shared,
+    gl,
+    jit,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from everface.kernels.launch import Build, Tiles, Work, metadata, pick, processors, tile
+
+D = 128  # the only width of a head
+
+# --- kernel
+
+
+@jit()
+def fetch(ring, sink, j, ring_tiles, column, slots, full, empty, i, ACROSS: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr):
+    """Tile j of the ring and, after it, the sink into its slot, as the i-th of all. ACROSS: keys lie along the second axis."""
+    stage, phase = i % STAGES, i // STAGES & 1
+    mbarrier.wait(empty.index(stage), phase ^ 1)
+    mbarrier.expect(full.index(stage), ring.block_type.nbytes)
+    if j < ring_tiles:
+        at = [column, j * BN] if ACROSS else [j * BN, column]
+        tma.async_copy_global_to_shared(ring, at, full.index(stage), slots.index(stage))
+    else:
+        at = [column, (j - ring_tiles) * BN] if ACROSS else [(j - ring_tiles) * BN, column]
+        tma.async_copy_global_to_shared(sink, at, full.index(stage), slots.index(stage))
+
+
+@jit()
+def load(q, ring_k, ring_v, sink_k, sink_v, slots, full, empty, extents, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
+         STAGES: gl.constexpr, FP8: gl.constexpr):  # fmt: skip
+    """The part of one warp."""
+    q_slots, k_slots, v_slots = slots
+    q_full, k_full, v_full = full
+    q_empty, k_empty, v_empty = empty
+    tokens, used, sink, heads = extents
+    tiles, ring_tiles = gl.cdiv(tokens, BM), gl.cdiv(used, BN)
+    n = ring_tiles + gl.cdiv(sink, BN)
+    i = 0  # tiles of keys so far
+    turn = 0  # tiles of queries so far
+    for tile_id in range(gl.program_id(0), tiles * heads, gl.num_programs(0)):
+        first, column = tile_id % tiles * BM, tile_id // tiles * D
+        for half in gl.static_range(2):
+            mbarrier.wait(q_empty.index(half), turn & 1 ^ 1)
+            mbarrier.expect(q_full.index(half), q.block_type.nbytes)
+            tma.async_copy_global_to_shared(q, [first + half * (BM // 2), column], q_full.index(half), q_slots.index(half))
+        turn += 1  # noqa: SIM113  Triton has no enumerate
+        for j in range(n):
+            fetch(ring_k, sink_k, j, ring_tiles, column, k_slots, k_full, k_empty, i, False, BN, STAGES)
+            fetch(ring_v, sink_v, j, ring_tiles, column, v_slots, v_full, v_empty, i, FP8, BN, STAGES)
+            i += 1
+
+
+@jit()
+def weigh(s, l, m, left, scale, BN: gl.constexpr, LIFT: gl.constexpr, layout: gl.constexpr):
+    """The softmax's step over scores s of which the first `left` columns count: p = 2^(s scale - m' + LIFT), l', m', 2^(m - m').
+    The mask goes through shared memory: as registers it would be 32 numbers of columns, held through the loop, and spill."""
+    if left < BN:
+        seen = gl.arange(0, BN, gl.BlockedLayout([1], [32], [4], [0])) < left
+        s += gl.convert_layout(gl.where(seen, 0.0, float("-inf")), gl.SliceLayout(0, layout))[None, :]
+    top = gl.maximum(m, gl.max(s, 1) * scale)
+    p = gl.exp2(s * scale - (top - LIFT)[:, None])
+    shrink = gl.exp2(m - top)
+    return p, l * shrink + gl.sum(p, 1), top, shrink
+
+
+@jit()
+def attend(half: gl.constexpr, o, qk_scale, v_scale, scale, slots, full, empty, extents, D: gl.constexpr, BM: gl.constexpr,
+           BN: gl.constexpr, STAGES: gl.constexpr, FP8: gl.constexpr):  # fmt: skip
+    """The part of one warpgroup: queries half * BM / 2 .. of every tile."""
+    q_slots, k_slots, v_slots = slots
+    q_full, k_full, v_full = full
+    q_empty, k_empty, v_empty = empty
+    tokens, used, sink, heads = extents
+    ROWS: gl.constexpr = BM // 2
+    DEPTH: gl.constexpr = 32 if FP8 else 16  # of one wgmma, 32 bytes
+    LIFT: gl.constexpr = 8.0 if FP8 else 0.0  # e4m3 holds p as 256 p: fewer fall among its subnormals, 256 is below its 448
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BN, DEPTH])
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, DEPTH])
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 4 if FP8 else 2)
+    s_row: gl.constexpr = gl.SliceLayout(1, s_layout)
+    o_row: gl.constexpr = gl.SliceLayout(1, o_layout)
+    V_ORDER: gl.constexpr = (1, 0) if FP8 else (0, 1)
+    tiles, ring_tiles = gl.cdiv(tokens, BM), gl.cdiv(used, BN)
+    n = ring_tiles + gl.cdiv(sink, BN)
+    blank = gl.zeros([ROWS, BN], gl.float32, s_layout)
+    i = 0
+    turn = 0
+    for tile_id in range(gl.program_id(0), tiles * heads, gl.num_programs(0)):
+        first, head = tile_id % tiles * BM + half * ROWS, tile_id // tiles
+        weight = scale
+        if FP8:
+            weight = scale * gl.load(qk_scale + head)
+        acc = gl.zeros([ROWS, D], gl.float32, o_layout)
+        l = gl.zeros([ROWS], gl.float32, s_row)
+        m = gl.full([ROWS], float("-inf"), gl.float32, s_row)
+        mbarrier.wait(q_full.index(half), turn & 1)
+        q = q_slots.index(half)
+        stage, phase = i % STAGES, i // STAGES & 1
+        mbarrier.wait(k_full.index(stage), phase)
+        s = warpgroup_mma(q, k_slots.index(stage).permute((1, 0)), blank, use_acc=False, is_async=True)
+        s = warpgroup_mma_wait(0, deps=[s])
+        mbarrier.arrive(k_empty.index(stage))
+        wide, l, m, shrink = weigh(s, l, m, used, weight, BN, LIFT, s_layout)
+        # Codes carried round the loop would take a register each, so they are made at their use, under Q K^T; in bfloat16, whose two
+        # fit one, that spills and is done at once.
+        if not FP8:
+            p = gl.convert_layout(wide.to(q_slots.dtype), p_layout)
+        mbarrier.wait(k_full.index((i + 1) % STAGES), (i + 1) // STAGES & 1, pred=n > 1)
+        for j in range(1, n):
+            before, before_phase = stage, phase
+            i += 1
+            stage, phase = i % STAGES, i // STAGES & 1
+            s = warpgroup_mma(q, k_slots.index(stage).permute((1, 0)), blank, use_acc=False, is_async=True)
+            if FP8:
+                acc = acc * gl.convert_layout(shrink, o_row)[:, None]
+                p = gl.convert_layout(wide.to(q_slots.dtype), p_layout)
+            mbarrier.wait(v_full.index(before), before_phase)
+            acc = warpgroup_mma(p, v_slots.index(before).permute(V_ORDER), acc, is_async=True)
+            s = warpgroup_mma_wait(1, deps=[s])
+            mbarrier.arrive(k_empty.index(stage))
+            left = gl.where(j < ring_tiles, used - j * BN, sink - (j - ring_tiles) * BN)
+            wide, l, m, shrink = weigh(s, l, m, left, weight, BN, LIFT, s_layout)
+            # The next keys are awaited here, not where they are needed: without a branch between, ptxas moves the wait for O to before
+            # the exponentials, and they overlap nothing. `wide` goes through that wait so that p keeps its registers until then.
+            mbarrier.wait(k_full.index((i + 1) % STAGES), (i + 1) // STAGES & 1, pred=j + 1 < n)
+            acc, wide = warpgroup_mma_wait(0, deps=[acc, wide])
+            mbarrier.arrive(v_empty.index(before))
+            if not FP8:
+                acc = acc * gl.convert_layout(shrink, o_row)[:, None]
+                p = gl.convert_layout(wide.to(q_slots.dtype), p_layout)
+        mbarrier.arrive(q_empty.index(half))
+        if FP8:
+            acc = acc * gl.convert_layout(shrink, o_row)[:, None]
+            p = gl.convert_layout(wide.to(q_slots.dtype), p_layout)
+        mbarrier.wait(v_full.index(stage), phase)
+        acc = warpgroup_mma(p, v_slots.index(stage).permute(V_ORDER), acc, is_async=True)
+        acc = warpgroup_mma_wait(0, deps=[acc])
+        mbarrier.arrive(v_empty.index(stage))
+        i += 1
+        turn += 1  # noqa: SIM113
+        share = 1.0 / l
+        if FP8:
+            share = share * gl.load(v_scale + head)
+        acc = acc * gl.convert_layout(share, o_row)[:, None]
+        t = first + gl.arange(0, ROWS, o_row)
+        at = (t.to(gl.int64) * heads + head)[:, None] * D + gl.arange(0, D, gl.SliceLayout(0, o_layout))[None, :]
+        gl.store(o + at, acc.to(gl.bfloat16), mask=(t < tokens)[:, None])
+
+
+def _work(a: dict[str, Any]) -> Work:
+    return work(a["tokens"], a["used"] + a["sink"], a["heads"], D, 1 if a["FP8"] else 2)
+
+
+@jit(launch_metadata=metadata("block_causal_hopper", _work), do_not_specialize=("tokens", "used", "sink", "heads"))
+def block_causal_hopper_kernel(q, ring_k, ring_v, sink_k, sink_v, qk_scale, v_scale, o, tokens, used, sink, heads, scale,
+                               D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr, FP8: gl.constexpr):  # fmt: skip
+    """q .. sink_v are descriptors with the layouts of their slots; qk_scale and v_scale are None unless FP8."""
+    bar: gl.constexpr = mbarrier.MBarrierLayout()
+    q_slots = gl.allocate_shared_memory(q.dtype, [2, BM // 2, D], q.layout)
+    k_slots = gl.allocate_shared_memory(q.dtype, [STAGES, BN, D], ring_k.layout)
+    v_slots = gl.allocate_shared_memory(q.dtype, [STAGES, D, BN] if FP8 else [STAGES, BN, D], ring_v.layout)
+    q_full, q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], bar), gl.allocate_shared_memory(gl.int64, [2, 1], bar)
+    k_full, k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar), gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
+    v_full, v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar), gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
+    for half in gl.static_range(2):  # a warpgroup's queries are its own
+        mbarrier.init(q_full.index(half), count=1)
+        mbarrier.init(q_empty.index(half), count=1)
+    for stage in gl.static_range(STAGES):  # keys and values are read by both
+        mbarrier.init(k_full.index(stage), count=1)
+        mbarrier.init(v_full.index(stage), count=1)
+        mbarrier.init(k_empty.index(stage), count=2)
+        mbarrier.init(v_empty.index(stage), count=2)
+    fence_async_shared()  # the copies' engine must see the barriers
+    slots, full, empty = (q_slots, k_slots, v_slots), (q_full, k_full, v_full), (q_empty, k_empty, v_empty)
+    extents = (tokens, used, sink, heads)
+    gl.warp_specialize(
+        [
+            (attend, (0, o, qk_scale, v_scale, scale, slots, full, empty, extents, D, BM, BN, STAGES, FP8)),
+            (attend, (1, o, qk_scale, v_scale, scale, slots, full, empty, extents, D, BM, BN, STAGES, FP8)),
+            (load, (q, ring_k, ring_v, sink_k, sink_v, slots, full, empty, extents, D, BM, BN, STAGES, FP8)),
+        ],
+        [4, 1],
+        [240, 24],
+    )
+
+
+# --- tiles: bytes an element. Argued on paper and from the compile report, not measured: no GPU was at hand (docs/tuning.md).
+# 4 warps are the first warpgroup; the second and the loader join them. Shared memory: 32 + 3 x 64 KiB in bfloat16, 16 + 4 x 32 in e4m3.
+# num_stages is Triton's own pipeline, of which this kernel has none.
+
+TILES: Tiles = {90: {2: tile(4, 1, BM=128, BN=128, STAGES=3), 1: tile(4, 1, BM=128, BN=128, STAGES=4)}}
+
+# --- launch
+
+
+def _layout(itemsize: int) -> Any:
+    """Of a tile in shared memory: rows of 128 bytes, swizzled, as wgmma reads them and TMA writes them."""
+    return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8 * itemsize, rank=2)
+
+
+def _descriptor(x: torch.Tensor, shape: tuple[int, int], pitch: int, block: tuple[int, int]) -> Any:
+    """x as rows of `pitch` elements of which shape[1] are there, read in blocks; what lies outside reads as zero."""
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    if x.data_ptr() % 16 or pitch * x.element_size() % 16:
+        raise ValueError(f"rows must begin at multiples of 16 bytes: a pitch of {pitch}, {x.element_size()} bytes each")
+    return TensorDescriptor(x, list(shape), [pitch, 1], list(block), _layout(x.element_size()))
+
+
+def _by_rows(x_NHd: torch.Tensor, rows: int, BN: int) -> Any:
+    """The first `rows` of [N, heads, d] as [rows, heads * d]."""
+    heads, d = x_NHd.shape[1:]
+    if x_NHd.stride(-1) != 1 or (heads > 1 and x_NHd.stride(1) != d):
+        raise ValueError(f"heads and their width must lie side by side, strides are {x_NHd.stride()}")
+    return _descriptor(x_NHd, (rows, heads * d), x_NHd.stride(0), (BN, d))
+
+
+def _by_columns(x_HdN: torch.Tensor, keys: int, BN: int) -> Any:
+    """The first `keys` of [heads, d, N] as [heads * d, keys]."""
+    heads, d = x_HdN.shape[:2]
+    if x_HdN.stride(-1) != 1 or (heads > 1 and x_HdN.stride(0) != d * x_HdN.stride(1)):
+        raise ValueError(f"keys must lie side by side and heads end to end, strides are {x_HdN.stride()}")
+    return _descriptor(x_HdN, (heads * d, keys), x_HdN.stride(1), (d, BN))
+
+
+def _launch(q_THd: torch.Tensor, k: list[torch.Tensor], v: list[torch.Tensor], used: int, scales: tuple[Any, Any]) -> torch.Tensor:
+    """k and v: of ring and sink."""
+    tokens, heads, d = q_THd.shape
+    if d != D:
+        raise ValueError(f"heads of {d}: this kernel is for {D}")
+    if not 0 < used <= len(k[0]):
+        raise ValueError(f"{used} slots used of a ring of {len(k[0])}")
+    o_THd = torch.empty((tokens, heads, d), dtype=torch.bfloat16, device=q_THd.device)
+    options = pick("block_causal_hopper", TILES, q_THd.device, q_THd.element_size()).options()
+    BM, BN, fp8, sink = options["BM"], options["BN"], q_THd.element_size() == 1, len(k[1])
+    by_keys = _by_columns if fp8 else _by_rows
+    ring_k, ring_v = _by_rows(k[0], used, BN), by_keys(v[0], used, BN)
+    sink_k, sink_v = (_by_rows(k[1], sink, BN), by_keys(v[1], sink, BN)) if sink else (ring_k, ring_v)  # never read
+    tiles = -(-tokens // BM) * heads
+    block_causal_hopper_kernel[(min(tiles, processors(q_THd.device)),)](
+        _by_rows(q_THd, tokens, BM // 2), ring_k, ring_v, sink_k, sink_v, *scales, o_THd,
+        tokens, used, sink, heads, softmax_scale(d), D=D, FP8=fp8, **options,
+    )  # fmt: skip
+    return o_THd
+
+
+def launch_hopper(
+    q_THd: torch.Tensor,
+    ring_k_SHd: torch.Tensor,
+    ring_v_SHd: torch.Tensor,
+    used: int,
+    sink_k_CHd: torch.Tensor,
+    sink_v_CHd: torch.Tensor,
+) -> torch.Tensor:
+    """In bfloat16, on a GPU of sm_90. Returns o_THd."""
+    if q_THd.dtype != torch.bfloat16:
+        raise ValueError(f"{q_THd.dtype}: this kernel is for torch.bfloat16")
+    return _launch(q_THd, [ring_k_SHd, sink_k_CHd], [ring_v_SHd, sink_v_CHd], used, (None, None))
+
+
+def launch_hopper_fp8(
+    q_THd: torch.Tensor,
+    ring_k_SHd: torch.Tensor,
+    ring_vT_HdS: torch.Tensor,
+    used: int,
+    sink_k_CHd: torch.Tensor,
+    sink_vT_HdC: torch.Tensor,
+    qk_scale_H: torch.Tensor,
+    v_scale_H: torch.Tensor,
+) -> torch.Tensor:
+    """In e4m3, on a GPU of sm_90. Returns o_THd in bfloat16. The sink has as many keys as sink_k_CHd has rows."""
+    if q_THd.dtype != torch.float8_e4m3fn:
+        raise ValueError(f"{q_THd.dtype}: this kernel is for torch.float8_e4m3fn")
+    return _launch(q_THd, [ring_k_SHd, sink_k_CHd], [ring_vT_HdS, sink_vT_HdC], used, (qk_scale_H, v_scale_H))
+
+
+# --- what CI compiles
+
+
+def _build(itemsize: int) -> Build:
+    chosen = TILES[90][itemsize]
+    size, fp8 = dict(chosen.sizes), itemsize == 1
+
+    def described(rows: int, columns: int) -> str:
+        return f"tensordesc<{'fp8e4nv' if fp8 else 'bf16'}[{rows}, {columns}],{_layout(itemsize)!r}>"
+
+    keys, values = described(size["BN"], D), described(D, size["BN"]) if fp8 else described(size["BN"], D)
+    signature = {"q": described(size["BM"] // 2, D), "ring_k": keys, "ring_v": values, "sink_k": keys, "sink_v": values}
+    signature |= {"o": "*bf16", "scale": "fp32"} | dict.fromkeys(("tokens", "used", "sink", "heads"), "i32")
+    scales = ("qk_scale", "v_scale")
+    signature |= dict.fromkeys(scales, "*fp32") if fp8 else {}
+    sizes = size | {"D": D, "FP8": fp8} | ({} if fp8 else dict.fromkeys(scales))
+    return Build(f"block_causal_hopper {'e4m3' if fp8 else 'bf16'}", block_causal_hopper_kernel, signature, sizes, chosen.num_warps,
+                 chosen.num_stages, (90,), loose=("tokens", "used", "sink", "heads"), matrix=True)  # fmt: skip
+
+
+COMPILE = [] if WHY_NOT else [_build(2), _build(1)]

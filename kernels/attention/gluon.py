@@ -1,0 +1,40 @@
+"""Gluon, the part of Triton in which a kernel lays out its own registers and schedules its own copies, or why it is not here.
+
+Gluon is experimental and changes with each release of Triton: what is written in it here is for one release, and refused beside another.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+RELEASE = "3.6"
+
+try:
+    import triton
+    from triton.experimental import gluon
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.language.nvidia.hopper import (
+        fence_async_shared,
+        mbarrier,
+        tma,
+        warpgroup_mma,
+        warpgroup_mma_wait,
+    )
+
+    WHY_NOT = "" if triton.__version__.startswith(RELEASE + ".") else f"needs Triton {RELEASE}, this is {triton.__version__}"
+except ImportError as error:
+    gluon: Any = None
+    gl: Any = None
+    fence_async_shared: Any = None
+    mbarrier: Any = None
+    tma: Any = None
+    warpgroup_mma: Any = None
+    warpgroup_mma_wait: Any = None
+    WHY_NOT = f"needs Gluon, which comes with Triton {RELEASE}: {error}"
+
+__all__ = ["WHY_NOT", "fence_async_shared", "gl", "jit", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait"]
+
+
+def jit(**options: Any) -> Any:
+    """gluon.jit(...). Without Gluon the kernel is defined all the same, and never launched."""
+    return gluon.jit(**options) if gluon is not None else lambda f: f

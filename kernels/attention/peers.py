@@ -1,0 +1,95 @@
+"""Attention by libraries: torch's cuDNN and FlashAttention, and the packages flash-attn and xformers where they are installed.
+
+A peer reads one range of keys, so ring and sink are laid end to end for it first: at 704x384 two copies of 157 MB a layer, about 0.16 ms.
+Contract: arguments and result of block_causal, in float16 or bfloat16. A peer may need to run once, outside of a capture, for each shape:
+cuDNN builds a plan for it then (tens of milliseconds), which a capture cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int, torch.Tensor, torch.Tensor], torch.Tensor]
+OverKeys = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # q_BTHd, k_BSHd, v_BSHd -> o_BTHd
+
+PACKAGES = {  # peer -> (module, function), the first that is installed serves
+    "flash-attn": (("flash_attn_interface", "flash_attn_func"), ("flash_attn", "flash_attn_func")),
+    "xformers": (("xformers.ops", "memory_efficient_attention"),),
+}
+TORCH = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+
+
+def over_joined(attend: OverKeys) -> Attend:
+    """A function over one range of keys, as one over ring and sink."""
+
+    def joined(
+        q_THd: torch.Tensor,
+        ring_k_SHd: torch.Tensor,
+        ring_v_SHd: torch.Tensor,
+        used: int,
+        sink_k_CHd: torch.Tensor,
+        sink_v_CHd: torch.Tensor,
+    ) -> torch.Tensor:
+        k, v = torch.cat((ring_k_SHd[:used], sink_k_CHd)), torch.cat((ring_v_SHd[:used], sink_v_CHd))
+        return attend(q_THd[None], k[None], v[None])[0].contiguous()
+
+    return joined
+
+
+@cache
+def over_keys(name: str) -> OverKeys:
+    """The peer's own function. ImportError, or whatever its import raises, where it is not installed or broken."""
+    if name in TORCH:
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+            with sdpa_kernel(TORCH[name]):
+                return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+
+        return attend
+    installed = [(module, function) for module, function in PACKAGES[name] if find_spec(module.split(".")[0])]
+    if not installed:
+        raise ImportError(f"{name} is not installed")
+    module, function = installed[0]
+    called: Any = getattr(import_module(module), function)
+
+    def attend_by_package(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        o = called(q, k, v)
+        return o[0] if isinstance(o, tuple) else o  # some releases add the log of the sums
+
+    return attend_by_package
+
+
+@cache
+def peer(name: str) -> Attend:
+    """cudnn, flash, flash-attn or xformers over ring and sink. Raises as over_keys."""
+    return over_joined(over_keys(name))
+
+
+PEERS = (*TORCH, *PACKAGES)
+
+
+@cache
+def trouble(name: str, device: torch.device, dtype: torch.dtype, d: int) -> str:
+    """Why the peer cannot serve, "" if it can: it is imported, run on a few ragged tokens and compared with the reference in float32.
+    A broken installation says so here, in whatever it raises, and not in the first step."""
+    from everface.kernels.attention.block_causal import block_causal_reference
+
+    random = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(n, 2, d, generator=random).to(device) for n in (33, 70, 70))
+    try:
+        o = peer(name)(q.to(dtype), k.to(dtype), v.to(dtype), 41, k[50:].to(dtype), v[50:].to(dtype)).float()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    except Exception as error:  # of a foreign package: anything
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    exact = block_causal_reference(q, k, v, 41, k[50:], v[50:])
+    off = float((o - exact).abs().max() / exact.abs().max())
+    return "" if off <= 3e-2 else f"its answer is off by {off:.2g} of the largest"

@@ -1,0 +1,177 @@
+"""Attention for sm_90: its own Python under an emulator of barriers, copies and products; its machine code; on a Hopper chip, itself."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton.experimental.gluon")
+from tests.kernels import gluon
+from tests.kernels.test_block_causal import DEVICE, Case, draw, error
+
+from everface.kernels.attention import block_causal_hopper as hopper
+from everface.kernels.attention.block_causal import block_causal_reference
+from everface.kernels.launch import tile
+
+ROOT = Path(__file__).parents[2]
+Sizes = tuple[int, int, int, int, int]
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+needs_hopper = pytest.mark.skipif(not HOPPER or bool(hopper.WHY_NOT), reason="needs a chip of sm_90 and Triton 3.6")
+TOLERANCE = {torch.bfloat16: 1e-2, torch.float8_e4m3fn: 4e-2}
+
+CASES = [  # tokens, capacity, used, sink, heads
+    (67, 160, 160, 70, 1),  # every range ragged, half of the second warpgroup's queries beyond the end
+    (33, 96, 40, 16, 2),  # the ring not yet full; the second warpgroup has no query at all
+    (128, 64, 64, 32, 3),  # nothing ragged; more tiles than programs
+    (5, 40, 5, 1, 1),  # one tile each
+    (65, 64, 33, 0, 1),  # no sink
+    (40, 32, 7, 0, 5),  # a single tile: no loop over keys
+]
+
+
+def coded(case: Case) -> tuple[tuple[object, ...], Case]:
+    """Arguments in e4m3, and the case that they stand for, to compare with. Values of the ring beyond `used` stay NaN."""
+    q, ring_k, ring_v, used, sink_k, sink_v = case
+    random = torch.Generator().manual_seed(used)
+    heads = q.shape[1]
+    qk_scale, v_scale = (torch.rand(heads, generator=random).to(q.device) + 0.5 for _ in range(2))
+
+    def across(x_NHd: torch.Tensor) -> torch.Tensor:
+        room = torch.full((*x_NHd.shape[1:], -(-len(x_NHd) // 16) * 16), float("nan"), device=x_NHd.device)
+        room[..., : len(x_NHd)] = x_NHd.permute(1, 2, 0)
+        return room.to(torch.float8_e4m3fn)
+
+    q8, ring_k8, sink_k8 = (x.float().to(torch.float8_e4m3fn) for x in (q, ring_k, sink_k))
+    codes = q8, ring_k8, across(ring_v.float()), used, sink_k8, across(sink_v.float()), qk_scale, v_scale
+    ring_v, sink_v = (x.float().to(torch.float8_e4m3fn).double() * v_scale[:, None] for x in (ring_v, sink_v))
+    return codes, (q8.double() * qk_scale[:, None], ring_k8.double(), ring_v, used, sink_k8.double(), sink_v)
+
+
+def emulated(patch: pytest.MonkeyPatch, seed: int, mutant: tuple[str, str] = ("", "")) -> None:
+    """Tiles small enough that every loop turns and every slot is used again; three programs."""
+    small = tile(4, 1, BM=random.Random(seed).choice((32, 128)), BN=16, STAGES=random.Random(seed).choice((2, 3)))
+    patch.setattr(hopper, "pick", lambda *_: small)
+    gluon.emulate(patch, hopper, "block_causal_hopper_kernel", seed, mutant)
+
+
+on_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="the emulator takes the CPU's tensors")
+
+
+@on_cpu
+@pytest.mark.parametrize("sizes", CASES, ids=str)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_schedule_equals_reference(sizes: Sizes, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulated(monkeypatch, seed)
+    case = draw(*sizes, 128, torch.bfloat16)
+    assert error(hopper.launch_hopper(*case), case) <= TOLERANCE[torch.bfloat16]
+
+
+@on_cpu
+@pytest.mark.parametrize("sizes", CASES, ids=str)
+def test_schedule_in_8_bits_equals_reference(sizes: Sizes, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulated(monkeypatch, 0)
+    codes, case = coded(draw(*sizes, 128, torch.bfloat16))
+    assert error(hopper.launch_hopper_fp8(*codes), case) <= TOLERANCE[torch.float8_e4m3fn]  # type: ignore[arg-type]
+
+
+MISTAKES = {
+    "keys read before they are there": ("mbarrier.wait(k_full.index((i + 1) % STAGES), (i + 1) // STAGES & 1, pred=j + 1 < n)", "pass"),
+    "values read before they are there": ("mbarrier.wait(v_full.index(before), before_phase)", "pass"),
+    "queries read before they are there": ("mbarrier.wait(q_full.index(half), turn & 1)", "pass"),
+    "queries given back under a product": ("mbarrier.arrive(q_empty.index(half))\n", "pass\n"),
+    "a slot filled while it is read": ("mbarrier.wait(empty.index(stage), phase ^ 1)", "pass"),
+    "the loader waits for the wrong phase": ("mbarrier.wait(empty.index(stage), phase ^ 1)", "mbarrier.wait(empty.index(stage), phase)"),
+    "the other parity": ("stage, phase = i % STAGES, i // STAGES & 1\n            s", "stage, phase = i % STAGES, i // STAGES & 1 ^ 1\n            s"),
+    "values given back before they are used": ("s = warpgroup_mma_wait(1, deps=[s])", "s = warpgroup_mma_wait(1, deps=[s]); mbarrier.arrive(v_empty.index(before))"),
+    "values never given back": ("mbarrier.arrive(v_empty.index(before))", "pass"),
+    "scores used before their product": ("warpgroup_mma_wait(1, deps=[s])", "warpgroup_mma_wait(2, deps=[s])"),
+    "one warpgroup's release is enough": ("mbarrier.init(k_empty.index(stage), count=2)", "mbarrier.init(k_empty.index(stage), count=1)"),
+    "output not rescaled": ("acc = acc * gl.convert_layout(shrink, o_row)[:, None]", "pass"),
+    "the tail not masked": ("if left < BN:", "if False:"),
+    "the sink at the ring's place": ("(j - ring_tiles) * BN, column", "j * BN, column"),
+    "counts not carried to the next tile": ("acc = warpgroup_mma_wait(0, deps=[acc])", "acc = warpgroup_mma_wait(0, deps=[acc]); i -= 1"),
+}  # fmt: skip
+
+
+@on_cpu
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_the_emulator_finds(mistake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = draw(67, 160, 160, 70, 2, 128, torch.bfloat16)
+    for seed in range(4):  # a race may go well once
+        with monkeypatch.context() as patch:
+            emulated(patch, seed, MISTAKES[mistake])
+            try:
+                wrong = error(hopper.launch_hopper(*case), case)
+            except gluon.Wrong:
+                return
+            if not wrong <= TOLERANCE[torch.bfloat16]:
+                return
+    pytest.fail("not found")
+
+
+def test_wrong_arguments_are_refused() -> None:
+    q, ring_k, ring_v, _, sink_k, sink_v = draw(4, 8, 8, 4, 2, 128, torch.bfloat16)
+    with pytest.raises(ValueError, match=r"torch.float32: this kernel is for torch.bfloat16"):
+        hopper.launch_hopper(q.float(), ring_k, ring_v, 4, sink_k, sink_v)
+    with pytest.raises(ValueError, match="9 slots used of a ring of 8"):
+        hopper.launch_hopper(q, ring_k, ring_v, 9, sink_k, sink_v)
+    with pytest.raises(ValueError, match="heads of 64"):
+        hopper.launch_hopper(q[..., :64], ring_k, ring_v, 4, sink_k, sink_v)
+
+
+@pytest.fixture(scope="module")
+def ends() -> None:
+    """A mistake in the barriers would wait for ever, so a process that can be killed goes first."""
+    code = (
+        "import torch\n"
+        "from tests.kernels.test_block_causal_hopper import coded, draw, hopper\n"
+        "case = draw(300, 1200, 900, 200, 5, 128, torch.bfloat16)\n"
+        "hopper.launch_hopper(*case), hopper.launch_hopper_fp8(*coded(case)[0]), torch.cuda.synchronize()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.gpu
+@needs_hopper
+@pytest.mark.usefixtures("ends")
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
+@pytest.mark.parametrize("sizes", [(3168, 3168, 2640), (173, 173, 61), (64, 64, 0), (5, 5, 1)], ids=str)
+@pytest.mark.parametrize("heads", [1, 2, 5])
+def test_kernel_equals_reference(blocks: int, sizes: tuple[int, int, int], heads: int) -> None:
+    tokens, block, sink = sizes
+    case = draw(tokens, 4 * block, blocks * block, sink, heads, 128, torch.bfloat16)
+    for _ in range(3):  # a race may go well once
+        assert error(hopper.launch_hopper(*case), case) <= TOLERANCE[torch.bfloat16]
+
+
+@pytest.mark.gpu
+@needs_hopper
+@pytest.mark.usefixtures("ends")
+@pytest.mark.parametrize("blocks", [1, 2, 3, 4])
+@pytest.mark.parametrize("sizes", [(3168, 3168, 2640), (173, 176, 61), (64, 64, 0), (5, 16, 1)], ids=str)
+@pytest.mark.parametrize("heads", [1, 5])
+def test_kernel_in_8_bits_equals_reference(blocks: int, sizes: tuple[int, int, int], heads: int) -> None:
+    tokens, block, sink = sizes
+    codes, case = coded(draw(tokens, 4 * block, blocks * block - 3, sink, heads, 128, torch.bfloat16))
+    assert error(hopper.launch_hopper_fp8(*codes), case) <= TOLERANCE[torch.float8_e4m3fn]  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+@needs_hopper
+@pytest.mark.usefixtures("ends")
+def test_kernel_is_captured_and_replayed() -> None:
+    case = draw(300, 1200, 900, 200, 2, 128, torch.bfloat16)
+    hopper.launch_hopper(*case)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        o = hopper.launch_hopper(*case)
+    case[0].copy_(torch.randn_like(case[0]))
+    graph.replay()
+    want = block_causal_reference(*(x.double() if isinstance(x, torch.Tensor) else x for x in case))  # type: ignore[arg-type]
+    assert float((o.double() - want).abs().max() / want.abs().max()) <= TOLERANCE[torch.bfloat16]
