@@ -88,12 +88,32 @@ def add_train(
     """Everything below `train`. `add` makes a verb's parser; the others are the command line's own ways with its flags."""
 
     def evaluate(args: argparse.Namespace) -> int:
-        from everface.train.evaluate import table
-        from everface.train.judge import judge
+        if args.horizon:
+            from everface.train.horizon import table
+            from everface.train.judge import judge_horizon
 
-        report = judge(args.weights, args.out, args.speech, args.characters, args.seconds, deployment(args))
+            report = judge_horizon(args.weights, args.out, args.speech, args.horizon, deployment(args))
+        else:
+            from everface.train.evaluate import table
+            from everface.train.judge import judge
+
+            report = judge(args.weights, args.out, args.speech, args.characters, args.seconds, deployment(args))
         print(table(report))
         return 0 if report["pass"] else 1
+
+    def ablate(args: argparse.Namespace) -> None:
+        from everface.train.ablate import table
+        from everface.train.judge import judge_parts
+
+        print(table(judge_parts(args.weights, args.student, args.out, args.speech, args.characters, args.seconds, deployment(args))))
+
+    def judging(p: argparse.ArgumentParser, out: str, characters: int, seconds: int) -> None:
+        p.add_argument("-o", "--out", type=Path, default=Path(out), metavar="DIR", help="for the report (%(default)s)")
+        p.add_argument("--weights", type=Path, metavar="DIR", help="folder of the model (the bundled one)")
+        p.add_argument("--speech", type=Path, metavar="DIR", help="folder of speech to take voices from (made anew, needs espeak-ng)")
+        p.add_argument("--characters", type=count, default=characters, metavar="N", help="how many (%(default)s)")
+        p.add_argument("--seconds", type=count, default=seconds, metavar="S", help="of speech each (%(default)s)")
+        add_deployment_flags(p)
 
     def timed(p: argparse.ArgumentParser, minutes: int, device: bool = True) -> None:
         p.add_argument("--minutes", type=count, default=minutes, metavar="N", help="how long (%(default)s)")
@@ -152,9 +172,12 @@ def add_train(
     p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the model folder to write")
 
     p = add("evaluate", evaluate, "judge a model on characters and voices it never saw", "evaluate -o out/evaluate")
-    p.add_argument("-o", "--out", type=Path, default=Path("out/evaluate"), metavar="DIR", help="for the report (%(default)s)")
-    p.add_argument("--weights", type=Path, metavar="DIR", help="folder of the model (the bundled one)")
-    p.add_argument("--speech", type=Path, metavar="DIR", help="folder of speech to take voices from (made anew, needs espeak-ng)")
-    p.add_argument("--characters", type=count, default=16, metavar="N", help="how many (%(default)s)")
-    p.add_argument("--seconds", type=count, default=10, metavar="S", help="of speech each (%(default)s)")
-    add_deployment_flags(p)
+    judging(p, "out/evaluate", characters=16, seconds=20)
+    p.add_argument("--horizon", type=count, metavar="SECONDS", help="instead: one stream so long, all in this process, looked at now and then")
+
+    example = "ablate -o out/ablate --student 'clean cache=models/clean'"
+    p = add("ablate", ablate, "judge streams without the parts of the method, one by one", example)
+    judging(p, "out/ablate", characters=4, seconds=100)
+    p.add_argument(
+        "--student", action="append", default=[], metavar="NAME=DIR", help="a model folder trained for the row NAME; may be repeated"
+    )
