@@ -94,7 +94,7 @@ def test_fit_explains_the_person_and_not_another():
 
 @pytest.mark.parametrize("fault", ["one shut", "smeared"])
 def test_a_broken_eye_costs_the_eyes_what_it_hardly_costs_the_face(fault):
-    """What the bar of 4 dB must see: with the other eye as it should be, no pose explains this one."""
+    """What the bar of 5 dB must see: with the other eye as it should be, no pose explains this one."""
     id_NP = characters.sample_identity(1, torch.Generator().manual_seed(7))
     anim_NA = characters.neutral(2)
     whole = characters.render(id_NP, anim_NA, SIZE)

@@ -58,7 +58,8 @@ NO = math.inf
 # Poisson, their ratio would vary by sqrt(2 / 80) = 0.16 (the truth's intervals are more even than that), and half the truth or half as much
 # again is three times that: a faithful model misses once in hundreds of runs, one that never blinks or blinks twice as often always does.
 # Fewer or shorter clips have fewer blinks, and the bar is then a matter of luck.
-# Eyes: no pose of the drawn face explains what is broken, so their PSNR falls where the codec's own, fitted alike, does not.
+# Eyes: no pose of the drawn face explains what is broken. The worse eye of the first bundled model, whose eyes are whole, lies 4.4 dB below
+# the codec's, fitted alike; one that is smeared or shut beside an open one costs 6 and more (tests/train/test_metrics.py).
 BARS = (
     Bar("reader gate on truth", "min", "gate", GATE, NO, "every character is readable"),
     Bar("opening correlation, mean", "mean", "open_corr", 0.95, NO, "the mouth follows the sound"),
@@ -70,7 +71,7 @@ BARS = (
     Bar("VAE PSNR, dB", "mean", "vae_psnr", 33.0, NO, "the codec keeps the picture"),
     Bar("VAE mouth PSNR, dB", "mean", "vae_mouth_psnr", 31.0, NO, "and the mouth in it"),
     Bar("identity fit-PSNR, dB", "mean", "fit_psnr", 28.0, NO, "it stays the same person"),
-    Bar("eyes below the codec's, dB", "mean", "eyes_gap", -NO, 4.0, "both eyes are whole"),
+    Bar("eyes below the codec's, dB", "mean", "eyes_gap", -NO, 5.0, "both eyes are whole"),
     Bar("blinks against truth", "pooled", "blinks", 0.5, 1.5, "it blinks as people do"),
     Bar("motion energy against truth", "mean", "motion", 0.8, 1.2, "it moves as people do"),
     Bar("sharpness against truth", "mean", "sharpness", 0.8, NO, "it is not a blur"),

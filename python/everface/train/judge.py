@@ -16,6 +16,7 @@ from everface.core.config import SAMPLE_RATE, Deployment
 from everface.core.errors import BadInput
 from everface.model.vae import VAE
 from everface.train.ablate import ablate
+from everface.train.compare import CLIP_S, compare
 from everface.train.evaluate import evaluate
 from everface.train.horizon import LOOP_S, horizon
 from everface.train.reader import train_reader
@@ -58,6 +59,15 @@ def judge_horizon(weights: Path | None, out: Path, speech: Path | None, seconds:
     with spoken(speech) as folder:
         sound_S = held_out_sounds(folder, 1, LOOP_S)[0]
     return horizon(Studio(weights, deployment), train_reader(), sound_S, seconds, out)
+
+
+def judge_teacher(
+    weights: Path | None, teacher: Path, out: Path, speech: Path | None, characters: int, deployment: Deployment
+) -> dict[str, Any]:
+    """The student beside forty steps of the teacher (compare.py), over short clips. Writes teacher.json and .md to `out`."""
+    with spoken(speech) as folder:
+        sounds = held_out_sounds(folder, characters, CLIP_S)
+    return compare(Studio(weights, deployment), teacher, train_reader(), sounds, out)
 
 
 def judge_parts(

@@ -132,8 +132,8 @@ class Stream:
         self.opening = Opening(1, tensors, {"seed": config.seed, "rope_fp16": False})
         for role in self.roles:
             role.open(self.opening)
-        latent = (dit.in_dim, *tensors["reference"].shape[-2:])
-        self.noise = Noise(config.seed, latent, dit.block_frames, dit.window_blocks, studio.config.noise_correlation)
+        _, _, h, w = tensors["reference"].shape
+        self.noise = Noise(config.seed, (dit.in_dim, h, w), dit.block_frames, dit.window_blocks, studio.config.noise_correlation)
         self.refresh_at = dit.window_blocks if ways.refresh and config.refresh_sink else None
 
     def __enter__(self) -> Self:

@@ -88,6 +88,8 @@ def add_train(
     """Everything below `train`. `add` makes a verb's parser; the others are the command line's own ways with its flags."""
 
     def evaluate(args: argparse.Namespace) -> int:
+        if args.teacher:
+            return rival(args)
         if args.horizon:
             from everface.train.horizon import table
             from everface.train.judge import judge_horizon
@@ -100,6 +102,13 @@ def add_train(
             report = judge(args.weights, args.out, args.speech, args.characters, args.seconds, deployment(args))
         print(table(report))
         return 0 if report["pass"] else 1
+
+    def rival(args: argparse.Namespace) -> int:
+        from everface.train.compare import table
+        from everface.train.judge import judge_teacher
+
+        print(table(judge_teacher(args.weights, args.teacher, args.out, args.speech, args.characters, deployment(args))))
+        return 0
 
     def ablate(args: argparse.Namespace) -> None:
         from everface.train.ablate import table
@@ -174,6 +183,7 @@ def add_train(
     p = add("evaluate", evaluate, "judge a model on characters and voices it never saw", "evaluate -o out/evaluate")
     judging(p, "out/evaluate", characters=16, seconds=20)
     p.add_argument("--horizon", type=count, metavar="SECONDS", help="instead: one stream so long, all in this process, looked at now and then")
+    p.add_argument("--teacher", type=Path, metavar="FILE", help="instead: beside forty steps of these weights of a finished `train teacher`")
 
     example = "ablate -o out/ablate --student 'clean cache=models/clean'"
     p = add("ablate", ablate, "judge streams without the parts of the method, one by one", example)
