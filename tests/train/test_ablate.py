@@ -14,7 +14,7 @@ from tests.avatar.conftest import SMALL, small_model  # noqa: F401
 from everface.core.config import Deployment
 from everface.core.errors import BadInput
 from everface.model.dit import DiT
-from everface.train import ablate
+from everface.train import ablate, evaluate
 from everface.train.reader import Reader
 
 NUMBERS = [*ablate.COLUMNS, *(f"drift_{key}" for key in ablate.DRIFTS)]
@@ -46,6 +46,7 @@ def test_every_row_is_judged_or_says_why_not(
     small_model: Path, tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
     monkeypatch.setattr(ablate, "VARIANTS", [v for v in ablate.VARIANTS if v.name not in ("no rolling RoPE", "3 steps", "fixed-noise cache", "block 4")])
+    monkeypatch.setattr(evaluate, "FIT_FRAMES", 1)
     students = {"block 1": student(tmp_path / "one", small_model, 1), "clean cache": student(tmp_path / "clean", small_model, 3, history="clean")}
     report = ablate.ablate(small_model, students, reader, sounds(), tmp_path / "out", Deployment(), window_s=1.44)
     rows = {row["name"]: row for row in report["rows"]}

@@ -12,8 +12,7 @@ from tests.avatar.conftest import small_model  # noqa: F401
 
 from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
-from everface.train import compare
-from everface.train.evaluate import measure
+from everface.train import compare, evaluate
 from everface.train.forcing import WindowModel
 from everface.train.loop import new_dit
 from everface.train.reader import Reader
@@ -29,8 +28,9 @@ def test_student_and_teacher_are_measured_alike(small_model: Path, tmp_path: Pat
     torch.manual_seed(0)
     reader, studio = Reader().eval(), Studio(small_model, Deployment())
     monkeypatch.setattr(compare, "TEACHER_STEPS", 3)
+    monkeypatch.setattr(evaluate, "FIT_FRAMES", 1)
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(compare, "measure", lambda *args: seen.append(args[2]) or measure(*args))
+    monkeypatch.setattr(compare, "measure", lambda *args: seen.append(args[2]) or evaluate.measure(*args))
     report = compare.compare(studio, small_model / "dit.safetensors", reader, sounds(), tmp_path)
     assert json.loads((tmp_path / "teacher.json").read_text()) == report
     assert [tuple(rgb.shape) for rgb in seen] == [(60, 3, 64, 64)] * 2 and not torch.equal(*seen)

@@ -32,6 +32,11 @@ def train_decoder(args: argparse.Namespace) -> None:
 
 
 def train_data(args: argparse.Namespace) -> None:
+    if args.manifest:
+        from everface.train.footage import encode_manifest
+
+        print(encode_manifest(args.manifest, args.dir, args.vae, args.clips, args.minutes))
+        return
     from everface.train.data import make_data
 
     print(make_data(args.dir, args.vae, args.clips, args.seed, args.minutes))
@@ -147,6 +152,7 @@ def add_train(
     p.add_argument("dir", type=Path, metavar="DIR", help="folder to fill: speech, clips")
     p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`")
     p.add_argument("--clips", type=count, default=4000, metavar="N", help="how many (%(default)s)")
+    p.add_argument("--manifest", type=Path, metavar="FILE", help="films to cut clips from, instead of drawing: see train/footage.py")
     timed(p, minutes=60, device=False)
 
     p = add("decoder", train_decoder, "teach the codec's decoder long streams", "decoder runs/decoder --vae runs/vae --data runs/data")
@@ -185,9 +191,8 @@ def add_train(
     p.add_argument("--horizon", type=count, metavar="SECONDS", help="instead: one stream so long, all in this process, looked at now and then")
     p.add_argument("--teacher", type=Path, metavar="FILE", help="instead: beside forty steps of these weights of a finished `train teacher`")
 
-    example = "ablate -o out/ablate --student 'clean cache=models/clean'"
-    p = add("ablate", ablate, "judge streams without the parts of the method, one by one", example)
+    p = add("ablate", ablate, "judge streams without the parts of the method, one by one", "ablate -o out/ablate --characters 8")
     judging(p, "out/ablate", characters=4, seconds=100)
     p.add_argument(
-        "--student", action="append", default=[], metavar="NAME=DIR", help="a model folder trained for the row NAME; may be repeated"
+        "--student", action="append", default=[], metavar="NAME=DIR", help="a model folder trained for the row NAME, as 'clean cache=DIR'"
     )
