@@ -120,14 +120,17 @@ def evaluate(
     return report
 
 
-def measure(reader: Reader, one: Unseen, made_T3HW: Tensor, block_frames: int = metrics.BLOCK_FRAMES) -> tuple[Row, Tensor]:
+def measure(
+    reader: Reader, one: Unseen, made_T3HW: Tensor, block_frames: int = metrics.BLOCK_FRAMES, fit_frames: int | None = None
+) -> tuple[Row, Tensor]:
     """What a clip of this character is worth, the codec apart, and the mouth opening that was read. What comes longer than the other
-    is cut."""
+    is cut. The pose is fitted to `fit_frames` of it, FIT_FRAMES by default."""
+    fit_frames = fit_frames or FIT_FRAMES
     T = min(len(made_T3HW), len(one.truth_T3HW), len(one.open_T))
     made, truth, open_T, wide_T = (x[:T] for x in (made_T3HW, one.truth_T3HW, one.open_T, one.wide_T))
     read = reader.read(made)
-    at = torch.linspace(T * 0.3, T - 1, FIT_FRAMES).long()
-    start_NA = characters.neutral(FIT_FRAMES)
+    at = torch.linspace(T * 0.3, T - 1, fit_frames).long()
+    start_NA = characters.neutral(fit_frames)
     start_NA[:, :3] = torch.stack(read, 1)[at].clamp(0, 1)
     fit, eyes = metrics.fit_psnr(one.id_P, made[at], start_NA)
     block, latent = metrics.edge_flicker(made, block_frames)

@@ -45,13 +45,16 @@ class Held(NamedTuple):
 
 
 # Colours and latents' mean lie about 0, so 2 % of their range and of the latents' deviation of 1 are meant. What is not here is shown only:
-# 20 s hold about five blinks and a few sways of the head, whose number and size are luck from one window to the next.
+# 20 s hold about five blinks and a few sways of the head, whose number and size are luck from one window to the next. On the first
+# bundled model four neighbouring windows, where nothing can have drifted, had flickers of 1.88 to 2.04 and motions of 0.69 to 0.72, and
+# four frames of each identities of 26.7 to 28.8 dB: hence the many frames, which bring their mean to 2 %.
 HELD = {
-    "open_corr": Held(within=0.03), "lag": Held(within=0.0), "fit_psnr": Held(0.02), "eyes_psnr": Held(0.02), "sharpness": Held(0.02),
+    "open_corr": Held(within=0.03), "lag": Held(within=0.0), "fit_psnr": Held(0.02), "sharpness": Held(0.02),
     "red": Held(within=0.04), "green": Held(within=0.04), "blue": Held(within=0.04), "latent_mean": Held(within=0.02),
     "latent_std": Held(0.02),
 }  # fmt: skip
-SHOWN = (*HELD, "wide_corr", "open_amplitude", "motion", "blinks", "block_flicker")
+SHOWN = (*HELD, "wide_corr", "open_amplitude", "eyes_psnr", "motion", "blinks", "block_flicker")
+MANY_FRAMES = 64  # of a window that the pose is fitted to
 
 
 def begin_blocks(seconds: float, loop: int, block_s: float) -> list[int]:
@@ -94,10 +97,10 @@ def windows(stream: Stream, sound: Iterator[Tensor], begins: list[int], length: 
             log.info("block %d of %d: %.0f s of the stream", block.index, begins[-1] + length, block.pts / voices.RATE)
 
 
-def look(reader: Reader, one: Unseen, window: Window, block_frames: int) -> Row:
+def look(reader: Reader, one: Unseen, window: Window, block_frames: int, fit_frames: int | None = None) -> Row:
     """All figures of one window; `one` says what its mouth should do from the window's first frame on."""
     made = metrics.as_rgb(window.frames_THW3)
-    row, _ = measure(reader, one, made, block_frames)
+    row, _ = measure(reader, one, made, block_frames, fit_frames)
     row |= dict(zip(("red", "green", "blue"), made.mean((0, 2, 3)).tolist(), strict=True))
     z = window.latents_16Fhw
     return row | {"latent_mean": z.mean().item(), "latent_std": z.std().item()}
@@ -134,7 +137,7 @@ def horizon(
         begins = begin_blocks(seconds, loop_frames // studio.block_frames, block_s)
         for seen in windows(stream, chain.from_iterable(repeat(sound_S.split(voices.RATE // 2))), begins, window):
             due, at_s = later if seen.first else first, seen.first * block_s
-            rows.append({"seconds": at_s} | look(reader, due, seen, studio.block_frames))
+            rows.append({"seconds": at_s} | look(reader, due, seen, studio.block_frames, MANY_FRAMES))
             log.info("%.0f s: %s", at_s, " ".join(f"{k} {rows[-1][k]:.3f}" for k in SHOWN))
             report = {"seconds": seconds, "windows": rows, "complete": len(rows) == len(begins), "took_s": time.monotonic() - began}
             report["drift"] = drift(rows)

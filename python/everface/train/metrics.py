@@ -15,6 +15,7 @@ from everface.train import characters
 
 BLOCK_FRAMES, LATENT_FRAMES = 12, 4
 REACH = 5  # frames of lag that are searched, each way
+FIT_AT_ONCE = 8  # frames whose graph through the renderer is held together
 
 
 def as_rgb(frames_THW3: Tensor) -> Tensor:
@@ -138,7 +139,8 @@ def fit_pose(
 def fit_psnr(id_P: Tensor, rgb_N3HW: Tensor, start_NA: Tensor) -> tuple[float, float]:
     """Is it still the same person? PSNR in dB against that person drawn in the pose that fits best, mean over frames: of the whole
     frame, and of the worse eye. One pose has one pair of eyes: none explains one that is smeared, or open beside a shut one."""
-    anim_NA = fit_pose(id_P, rgb_N3HW, start_NA)
+    parts = zip(rgb_N3HW.split(FIT_AT_ONCE), start_NA.split(FIT_AT_ONCE), strict=True)
+    anim_NA = torch.cat([fit_pose(id_P, *part) for part in parts])
     with torch.no_grad():
         drawn_N3HW = characters.render(id_P[None], anim_NA, rgb_N3HW.shape[-1])
     top, bottom, left, right = characters.eyes_box(rgb_N3HW.shape[-1])
