@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests.avatar.conftest import SMALL, small_model  # noqa: F401
+from tests.train.test_data import vae_run  # noqa: F401
 
-from everface.core.config import Deployment
+from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import BadInput
 from everface.model.dit import DiT
 from everface.train import ablate, evaluate
+from everface.train.bundle import bundle
 from everface.train.reader import Reader
 
 NUMBERS = [*ablate.COLUMNS, *(f"drift_{key}" for key in ablate.DRIFTS)]
@@ -26,7 +28,7 @@ def reader() -> Reader:
     return Reader().eval()
 
 
-def sounds(seconds: float = 3.5) -> list[torch.Tensor]:
+def sounds(seconds: float = 2.9) -> list[torch.Tensor]:
     return [0.2 * torch.randn(int(seconds * 16_000), generator=torch.Generator().manual_seed(n)) for n in range(1)]
 
 
@@ -42,13 +44,14 @@ def student(folder: Path, like: Path, block_frames: int, **plan: object) -> Path
     return folder
 
 
+@pytest.mark.slow
 def test_every_row_is_judged_or_says_why_not(
     small_model: Path, tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
     monkeypatch.setattr(ablate, "VARIANTS", [v for v in ablate.VARIANTS if v.name not in ("no rolling RoPE", "3 steps", "fixed-noise cache", "block 4")])
     monkeypatch.setattr(evaluate, "FIT_FRAMES", 1)
     students = {"block 1": student(tmp_path / "one", small_model, 1), "clean cache": student(tmp_path / "clean", small_model, 3, history="clean")}
-    report = ablate.ablate(small_model, students, reader, sounds(), tmp_path / "out", Deployment(), window_s=1.44)
+    report = ablate.ablate(small_model, students, reader, sounds(), tmp_path / "out", Deployment(), window_s=0.96)
     rows = {row["name"]: row for row in report["rows"]}
     assert list(rows) == [v.name for v in ablate.VARIANTS]
     assert {name for name, row in rows.items() if "open_corr" not in row} == {"block 2"} and rows["block 2"]["note"] == "not trained"
@@ -63,6 +66,16 @@ def test_every_row_is_judged_or_says_why_not(
     assert {row["name"]: row["fit_psnr"] for row in written if "fit_psnr" in row} == apart
     lines = (tmp_path / "out" / "ablate.md").read_text().splitlines()
     assert len([line for line in lines if line.count("|") == len(NUMBERS) + 3]) == len(rows) + 2
+
+
+def test_a_bundle_carries_its_plan(vae_run: Path, tmp_path: Path) -> None:  # noqa: F811
+    run = tmp_path / "run"
+    run.mkdir()
+    save_file({"head.modulation": torch.zeros(3)}, run / "dit.safetensors")
+    (run / "plan.json").write_text(json.dumps({"history": "clean", "block_frames": 2, "noise_correlation": 0.8}))
+    out = bundle(vae_run, run, tmp_path / "model")
+    config = ModelConfig.read(out / "config.json")
+    assert (config.dit.block_frames, config.noise_correlation) == (2, 0.8) and ablate.trained_with(out)["history"] == "clean"
 
 
 def test_a_clean_cache_that_nobody_trained_for_says_so(small_model: Path) -> None:  # noqa: F811

@@ -96,5 +96,6 @@ def test_stage1_falls_resumes_and_leaves_a_model(tmp_path: Path) -> None:
     path = train_stage1(tmp_path / "run", tmp_path / "clips", replace(plan, minutes=0.2), SMALL)
     assert json.loads((tmp_path / "run" / "progress.json").read_text())["step"] > steps >= 5
     DiT(SMALL).load_state_dict(load_file(path), strict=True)
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["block_frames"] == SMALL.block_frames
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert len(rows) < 2 or rows[-1]["loss"] < rows[0]["loss"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from fractions import Fraction
 from pathlib import Path
 
@@ -84,7 +83,7 @@ def test_any_rate_becomes_25_frames_a_second(tmp_path: Path, fps: int) -> None:
 
 
 def test_a_manifest_becomes_shards_and_what_is_bad_is_named(
-    vae_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
     film(tmp_path / "a.mp4", 70)
     film(tmp_path / "b.mp4", 135)
@@ -93,10 +92,10 @@ def test_a_manifest_becomes_shards_and_what_is_bad_is_named(
     (tmp_path / "a.txt").write_text("A person talks.\n")
     good = [{"video": "a.mp4", "caption": "a.txt"}, {"video": "b.mp4"}]
     lines = [good[0], "{not json", {"video": "broken.mp4"}, {"sound": "a.wav"}, {"video": "none.mp4"}, {"video": "short.mp4"}, good[1]]
-    with caplog.at_level(logging.WARNING, logger="everface"):
-        clips = footage.encode_manifest(manifest(tmp_path, *lines), tmp_path / "data", vae_run, count=9, minutes=5)
-    said = [record.getMessage() for record in caplog.records]
-    assert [s.split(" is left out")[0] for s in said[:-1]] == [f"line {n} of manifest.jsonl" for n in (2, 3, 4, 5, 6)], said
+    said: list[str] = []
+    clips = footage.encode_manifest(manifest(tmp_path, *lines), tmp_path / "data", vae_run, count=9, minutes=5, tell=said.append)
+    assert [s.split(": ")[0] for s in said[1:6]] == [f"line {n} of 7 is left out" for n in (2, 3, 4, 5, 6)], said
+    assert said[0] == "line 1 of 7: a.mp4, 1 clips, 1 in all" and all(s.count("\n") == 0 for s in said)
     assert "3 clips of 2 films" in said[-1] and "5 lines left out" in said[-1]
     first = read_clips(clips)
     assert first.latents_N16Thw.shape == (3, 16, 2 + MOVING_LATENTS, 16, 16) and first.features_NLCF.shape == (3, 1, 160, 69)

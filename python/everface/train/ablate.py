@@ -20,7 +20,7 @@ from everface.core.config import FPS, SAMPLE_RATE, Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.train.evaluate import STATISTICS, Row
-from everface.train.horizon import look, windows
+from everface.train.horizon import Tell, look, windows
 from everface.train.reader import Reader
 from everface.train.stream import Studio, Ways
 from everface.train.unseen import draw_unseen
@@ -59,7 +59,7 @@ DRIFTS = ("open_corr", "fit_psnr", "sharpness", "latent_std")  # last window les
 
 def ablate(
     weights: Path | None, students: dict[str, Path], reader: Reader, sounds_S: Sequence[Tensor], out: Path, deployment: Deployment,
-    window_s: float = WINDOW_S,
+    window_s: float = WINDOW_S, tell: Tell = log.info,
 ) -> dict[str, Any]:  # fmt: skip
     """A row a variant: its own student's where `students` (row -> model folder) has one, else `weights` bent. Writes ablate.json and
     ablate.md to `out` after every row. Raises BadInput for a student whose row is not known or whose blocks are of another size."""
@@ -78,7 +78,7 @@ def ablate(
         elif variant.name in students:
             raise BadInput(f"{studio.weights} makes blocks of {studio.config.dit.block_frames} latents, where {variant.name!r} wants {wanted}")
         report["rows"].append(row)
-        log.info("%s: %s", variant.name, {k: round(v, 3) for k, v in row.items() if isinstance(v, float)} or row["note"])
+        tell(f"{variant.name}: " + (" ".join(f"{k} {v:.3f}" for k, v in row.items() if isinstance(v, float)) or row["note"]))
         (out / "ablate.json").write_text(json.dumps(report, indent=1))
         (out / "ablate.md").write_text(table(report))
     return report

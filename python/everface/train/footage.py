@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -58,8 +58,9 @@ class Film:
     key: str
 
 
-def encode_manifest(manifest: Path, folder: Path, vae_run: Path, count: int, minutes: float) -> Path:
-    """Fill folder/clips with shards, until there are `count` clips or the time is up; resumable. Returns folder/clips.
+def encode_manifest(manifest: Path, folder: Path, vae_run: Path, count: int, minutes: float, tell: Callable[[str], object] = log.info) -> Path:
+    """Fill folder/clips with shards, until there are `count` clips or the time is up; resumable. Returns folder/clips. `tell` hears of each
+    line and of the whole.
 
     Raises BadInput for a manifest that cannot be read or of which no line can be used.
     """
@@ -83,11 +84,11 @@ def encode_manifest(manifest: Path, folder: Path, vae_run: Path, count: int, min
                     with open(ledger, "a") as file:
                         file.write(json.dumps({"key": film.key, "video": str(film.video), "clips": done[film.key]}) + "\n")
             made, films = made + done[film.key], films + 1
-            log.info("%s: %d clips, %d in all, line %d of %d", film.video.name, done[film.key], made, number, lines[-1][0])
+            tell(f"line {number} of {lines[-1][0]}: {film.video.name}, {done[film.key]} clips, {made} in all")
         except BadInput as error:
             skipped += 1
-            log.warning("line %d of %s is left out: %s", number, manifest.name, error)
-    log.warning("%d clips of %d films in %s, %d lines left out", made, films, clips, skipped)
+            tell(f"line {number} of {lines[-1][0]} is left out: {error}")
+    tell(f"{made} clips of {films} films in {clips}, {skipped} lines left out")
     if not made:
         raise BadInput(f"no line of {manifest} gave a clip: see what was said of each")
     return clips

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -32,6 +32,7 @@ from everface.train.unseen import Unseen, draw_unseen
 
 WINDOW_BLOCKS, LOOP_S = 42, 100.8  # of 20.16 s; a loop is five of them
 SAY_EVERY_S = 30
+Tell = Callable[[str], object]
 
 
 class Held(NamedTuple):
@@ -73,12 +74,12 @@ class Window:
     latents_16Fhw: Tensor
 
 
-def windows(stream: Stream, sound: Iterator[Tensor], begins: list[int], length: int) -> Iterator[Window]:
+def windows(stream: Stream, sound: Iterable[Tensor], begins: list[int], length: int, tell: Tell = log.info) -> Iterator[Window]:
     """Run the stream and look at it where windows of `length` blocks begin; memory does not grow between them."""
     memory: deque[Block] = deque(maxlen=stream.studio.memory_blocks)
     frames: list[Tensor] = []
     latents: list[Tensor] = []
-    begins, told = list(begins), time.monotonic()
+    begins, began, told = list(begins), time.monotonic(), time.monotonic()
     for block in stream.blocks(sound):
         if block.index == begins[0]:
             stream.tune_in(memory)
@@ -93,8 +94,8 @@ def windows(stream: Stream, sound: Iterator[Tensor], begins: list[int], length: 
             if not begins:
                 return
         if time.monotonic() - told > SAY_EVERY_S:
-            told = time.monotonic()
-            log.info("block %d of %d: %.0f s of the stream", block.index, begins[-1] + length, block.pts / voices.RATE)
+            told, done = time.monotonic(), (block.index + 1) / (begins[-1] + length)
+            tell(f"{block.pts / voices.RATE:.0f} s of the stream, {done:.1%}, {(told - began) * (1 / done - 1) / 60:.0f} minutes left")
 
 
 def look(reader: Reader, one: Unseen, window: Window, block_frames: int, fit_frames: int | None = None) -> Row:
@@ -119,7 +120,7 @@ def drift(rows: list[Row]) -> dict[str, dict[str, Any]]:
 
 def horizon(
     studio: Studio, reader: Reader, sound_S: Tensor, seconds: float, out: Path, ways: Ways | None = None, seed: int = 0,
-    window: int = WINDOW_BLOCKS,
+    window: int = WINDOW_BLOCKS, tell: Tell = log.info,
 ) -> dict[str, Any]:  # fmt: skip
     """One stream of `seconds` and a window more, over and over the sound, which must be whole blocks long and longer than a window.
     Writes horizon.json, horizon.md and horizon.png after every window and returns the report."""
@@ -135,10 +136,10 @@ def horizon(
     began = time.monotonic()
     with studio.stream(first.picture_3HW, StreamConfig(), ways) as stream:
         begins = begin_blocks(seconds, loop_frames // studio.block_frames, block_s)
-        for seen in windows(stream, chain.from_iterable(repeat(sound_S.split(voices.RATE // 2))), begins, window):
+        for seen in windows(stream, chain.from_iterable(repeat(sound_S.split(voices.RATE // 2))), begins, window, tell):
             due, at_s = later if seen.first else first, seen.first * block_s
             rows.append({"seconds": at_s} | look(reader, due, seen, studio.block_frames, MANY_FRAMES))
-            log.info("%.0f s: %s", at_s, " ".join(f"{k} {rows[-1][k]:.3f}" for k in SHOWN))
+            tell(f"{at_s:.0f} s: " + " ".join(f"{k} {rows[-1][k]:.3f}" for k in SHOWN))
             report = {"seconds": seconds, "windows": rows, "complete": len(rows) == len(begins), "took_s": time.monotonic() - began}
             report["drift"] = drift(rows)
             report["pass"] = report["complete"] and all(d.get("pass", True) for d in report["drift"].values())

@@ -18,7 +18,7 @@ from everface.model.vae import VAE
 from everface.train.ablate import ablate
 from everface.train.compare import CLIP_S, compare
 from everface.train.evaluate import evaluate
-from everface.train.horizon import LOOP_S, horizon
+from everface.train.horizon import LOOP_S, Tell, horizon
 from everface.train.reader import train_reader
 from everface.train.stream import Studio
 from everface.train.unseen import held_out_sounds
@@ -54,11 +54,13 @@ def judge(weights: Path | None, out: Path, speech: Path | None, characters: int,
         return evaluate(generate, lambda rgb_T3HW: _through(vae, rgb_T3HW), train_reader(), sounds, out)
 
 
-def judge_horizon(weights: Path | None, out: Path, speech: Path | None, seconds: int, deployment: Deployment) -> dict[str, Any]:
+def judge_horizon(
+    weights: Path | None, out: Path, speech: Path | None, seconds: int, deployment: Deployment, tell: Tell
+) -> dict[str, Any]:
     """One stream of `seconds` and windows of it (horizon.py), all in this process. Writes horizon.json, .md and .png to `out`."""
     with spoken(speech) as folder:
         sound_S = held_out_sounds(folder, 1, LOOP_S)[0]
-    return horizon(Studio(weights, deployment), train_reader(), sound_S, seconds, out)
+    return horizon(Studio(weights, deployment), train_reader(), sound_S, seconds, out, tell=tell)
 
 
 def judge_teacher(
@@ -71,7 +73,7 @@ def judge_teacher(
 
 
 def judge_parts(
-    weights: Path | None, students: list[str], out: Path, speech: Path | None, characters: int, seconds: int, deployment: Deployment
+    weights: Path | None, students: list[str], out: Path, speech: Path | None, characters: int, seconds: int, deployment: Deployment, tell: Tell
 ) -> dict[str, Any]:
     """The table of ablate.py, over `characters` streams of `seconds` each. `students` are NAME=DIR: a row, and a model trained for it."""
     folders = dict[str, Path]()
@@ -82,7 +84,7 @@ def judge_parts(
         folders[name] = Path(folder)
     with spoken(speech) as folder:
         sounds = held_out_sounds(folder, characters, seconds)
-    return ablate(weights, folders, train_reader(), sounds, out, deployment)
+    return ablate(weights, folders, train_reader(), sounds, out, deployment, tell=tell)
 
 
 @contextmanager

@@ -82,7 +82,7 @@ def train_vae(
             progress.step, progress.seconds = progress.step + 1, time.monotonic() - began
             journal.add(loss=loss.item())
             if progress.step % 25 == 0:
-                row = {"step": progress.step, "seconds": round(progress.seconds)}
+                row: dict[str, float] = {"step": progress.step, "seconds": round(progress.seconds)}
                 if progress.step % 200 == 0:
                     with ema.swapped(vae):
                         row |= measure(vae, unseen)

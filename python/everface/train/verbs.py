@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ def train_data(args: argparse.Namespace) -> None:
     if args.manifest:
         from everface.train.footage import encode_manifest
 
-        print(encode_manifest(args.manifest, args.dir, args.vae, args.clips, args.minutes))
+        print(encode_manifest(args.manifest, args.dir, args.vae, args.clips, args.minutes, _tell))
         return
     from everface.train.data import make_data
 
@@ -77,6 +78,11 @@ def train_bundle(args: argparse.Namespace) -> None:
     print(bundle(args.vae, args.run, args.out))
 
 
+def _tell(line: str) -> None:
+    """How far a long run has come."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def _plan(args: argparse.Namespace, phase: str) -> Plan:
     from everface.train.plans import PLANS, changed
 
@@ -99,7 +105,7 @@ def add_train(
             from everface.train.horizon import table
             from everface.train.judge import judge_horizon
 
-            report = judge_horizon(args.weights, args.out, args.speech, args.horizon, deployment(args))
+            report = judge_horizon(args.weights, args.out, args.speech, args.horizon, deployment(args), _tell)
         else:
             from everface.train.evaluate import table
             from everface.train.judge import judge
@@ -119,7 +125,8 @@ def add_train(
         from everface.train.ablate import table
         from everface.train.judge import judge_parts
 
-        print(table(judge_parts(args.weights, args.student, args.out, args.speech, args.characters, args.seconds, deployment(args))))
+        given = (args.weights, args.student, args.out, args.speech, args.characters, args.seconds)
+        print(table(judge_parts(*given, deployment(args), _tell)))
 
     def judging(p: argparse.ArgumentParser, out: str, characters: int, seconds: int) -> None:
         p.add_argument("-o", "--out", type=Path, default=Path(out), metavar="DIR", help="for the report (%(default)s)")
