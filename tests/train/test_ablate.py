@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from tests.train.test_data import vae_run  # noqa: F401
 from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import BadInput
 from everface.model.dit import DiT
-from everface.train import ablate, evaluate
+from everface.train import ablate, metrics
 from everface.train.bundle import bundle
 from everface.train.reader import Reader
 
@@ -49,7 +50,7 @@ def test_every_row_is_judged_or_says_why_not(
     small_model: Path, tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
     monkeypatch.setattr(ablate, "VARIANTS", [v for v in ablate.VARIANTS if v.name not in ("no rolling RoPE", "3 steps", "fixed-noise cache", "block 4")])
-    monkeypatch.setattr(evaluate, "FIT_FRAMES", 1)
+    monkeypatch.setattr(metrics, "fit_pose", partial(metrics.fit_pose, rounds=((32, 3),)))
     students = {"block 1": student(tmp_path / "one", small_model, 1), "clean cache": student(tmp_path / "clean", small_model, 3, history="clean")}
     report = ablate.ablate(small_model, students, reader, sounds(), tmp_path / "out", Deployment(), window_s=0.96)
     rows = {row["name"]: row for row in report["rows"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.avatar.conftest import small_model  # noqa: F401
 
 from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
-from everface.train import compare, evaluate
+from everface.train import compare, evaluate, metrics
 from everface.train.forcing import WindowModel
 from everface.train.loop import new_dit
 from everface.train.reader import Reader
@@ -28,7 +29,7 @@ def test_student_and_teacher_are_measured_alike(small_model: Path, tmp_path: Pat
     torch.manual_seed(0)
     reader, studio = Reader().eval(), Studio(small_model, Deployment())
     monkeypatch.setattr(compare, "TEACHER_STEPS", 3)
-    monkeypatch.setattr(evaluate, "FIT_FRAMES", 1)
+    monkeypatch.setattr(metrics, "fit_pose", partial(metrics.fit_pose, rounds=((32, 3),)))
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(compare, "measure", lambda *args: seen.append(args[2]) or evaluate.measure(*args))
     report = compare.compare(studio, small_model / "dit.safetensors", reader, sounds(), tmp_path)

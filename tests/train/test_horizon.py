@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tests.avatar.conftest import small_model  # noqa: F401
 
 from everface.avatar.avatar import Avatar
 from everface.core.config import Deployment, StreamConfig
-from everface.train import horizon
+from everface.train import horizon, metrics
 from everface.train.chart import draw_panels
 from everface.train.horizon import HELD, SHOWN, begin_blocks, drift, windows
 from everface.train.reader import Reader
@@ -32,9 +33,10 @@ def sound() -> torch.Tensor:
 
 
 def test_windows_stand_at_powers_of_ten() -> None:
-    assert begin_blocks(10_000, 210, 0.48) == [0, 210, 2100, 21_000]
-    assert begin_blocks(5_000, 210, 0.48) == [0, 210, 2100, 50 * 210]
-    assert begin_blocks(1, 210, 0.48) == [0, 210]
+    near = [0, 42, 84, 126, 168]
+    assert begin_blocks(10_000, 210, 42, 0.48) == [*near, 210, 2100, 21_000]
+    assert begin_blocks(5_000, 210, 42, 0.48) == [*near, 210, 2100, 50 * 210]
+    assert begin_blocks(1, 210, 42, 0.48) == [*near, 210] and begin_blocks(1, 210, 200, 0.48) == [0, 210]
 
 
 def test_windows_are_the_frames_of_a_plain_session(studio: Studio, small_model: Path) -> None:  # noqa: F811
@@ -56,7 +58,7 @@ def test_windows_are_the_frames_of_a_plain_session(studio: Studio, small_model: 
 def test_a_run_that_is_stopped_leaves_the_windows_it_came_to(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     reader = Reader().eval()
-    monkeypatch.setattr(horizon, "MANY_FRAMES", 2)
+    monkeypatch.setattr(metrics, "fit_pose", partial(metrics.fit_pose, rounds=((32, 3),)))
     report = horizon.horizon(studio, reader, sound(), 0.1, tmp_path / "whole", window=WINDOW)
     assert report["complete"] and len(report["windows"]) == 2 and set(report["drift"]) == set(SHOWN)
     assert json.loads((tmp_path / "whole" / "horizon.json").read_text())["windows"] == report["windows"]
@@ -82,7 +84,8 @@ def test_the_verdict_sees_each_way_to_drift() -> None:
         assert [k for k, d in drift([row, row, far]).items() if not d.get("pass", True)] == [key]
         near = row | {key: row[key] - 0.9 * held.room(row[key])}
         assert all(d.get("pass", True) for d in drift([row, far, near]).values())
-    assert "pass" not in drift([row, row | {"blinks": 5.0}])["blinks"]
+    shown = drift([row, row | {"blinks": 3.9}, row], near=2)["blinks"]
+    assert "pass" not in shown and shown["luck"] == pytest.approx(3 / 2**0.5)
 
 
 def test_a_chart_draws_what_it_is_given(tmp_path: Path) -> None:
