@@ -34,6 +34,7 @@ GPU_TESTS = "GPU_TESTS"  # stands for the files that hold tests marked gpu
 # name: (arguments of pytest, most seconds)
 PARTS: dict[str, tuple[list[str], float]] = {
     "peaks": ([], 60),
+    "kernel-tests": (["-n", "8", "--ignore", "tests/kernels/test_compile.py", "--benchmark-disable", "tests/kernels"], 150),
     "tests": (["-m", "gpu", "--continue-on-collection-errors", "--benchmark-disable", GPU_TESTS], 150),
     "step": (["bench/step/bench_step.py", "-k", "step_bf16 or step_fp8 or one_layer"], 200),
     "vae": (["bench/step/bench_vae.py"], 90),
@@ -54,7 +55,7 @@ def command(part: str, soak_s: float, into: Path) -> list[str]:
     given = PARTS[part][0]
     files = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu\n" in p.read_text())
     given = [one for arg in given for one in (files if arg == GPU_TESTS else [arg])]
-    options = ["--benchmark-json", str(into)] if part != "tests" else [f"--junitxml={into.with_suffix('.xml')}"]
+    options = [f"--junitxml={into.with_suffix('.xml')}"] if part.endswith("tests") else ["--benchmark-json", str(into)]
     soak = ["--soak", str(soak_s)] if SESSION in given else []
     return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *given, *soak, *options]
 

@@ -12,8 +12,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import peers
 import pytest
+
+pytest.importorskip("msgspec")
+import peers
 import torch
 
 from everface.core import native

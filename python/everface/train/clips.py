@@ -17,6 +17,7 @@ from everface.core.config import SAMPLES_PER_FRAME
 from everface.model.audio import PAST_FRAMES
 from everface.model.features import LogMel
 from everface.model.vae import VAE
+from everface.train.beds import mix
 from everface.train.characters import neutral, render, sample_identity, sample_motion
 from everface.train.descent import autocast
 from everface.train.voices import held_out as is_held_out
@@ -24,6 +25,7 @@ from everface.train.voices import mouth_targets, read_wav
 
 STILL_FRAMES = 5
 MOVING_LATENTS = 16
+WITH_BED, SPEECHLESS = 0.5, 0.06  # share of clips with music or noise under them, and of those in which nobody speaks
 
 
 @dataclass
@@ -42,25 +44,33 @@ def read_speech(folder: Path, held_out: bool) -> list[torch.Tensor]:
     return [read_wav(path) for path in sorted(folder.glob("*.wav")) if is_held_out(path) == held_out]
 
 
+def draw_sound(speech: list[torch.Tensor], samples: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """A stretch of speech, or of silence: (dry_S, heard_S). The mouth follows dry_S; heard_S may have a bed under it."""
+    pcm = speech[int(torch.randint(len(speech), (1,), generator=generator))]
+    if len(pcm) < samples:
+        pcm = torch.nn.functional.pad(pcm, (0, samples - len(pcm)))
+    start = int(torch.randint(len(pcm) - samples + 1, (1,), generator=generator))
+    gain = 10 ** (torch.empty(1).uniform_(-4, 4, generator=generator) / 20)  # loudness is not always the same
+    quiet, bedded = torch.rand(2, generator=generator).tolist()
+    bed_seed = int(torch.randint(1 << 31, (1,), generator=generator))  # so that a bed changes nothing else of the clip
+    dry_S = pcm[start : start + samples] * (quiet >= SPEECHLESS)
+    heard_S = mix(dry_S, torch.Generator().manual_seed(bed_seed)) if bedded < WITH_BED else dry_S
+    return dry_S * gain, heard_S * gain
+
+
 def make_clip(speech: list[torch.Tensor], front: LogMel, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """One clip: rgb [3, 5 + 64, H, W] float32 and features [L, C, 5 + 64]."""
+    """One clip: rgb [3, 5 + 64, H, W] float32 and features [L, C, 5 + 64]. The picture is of the voice, the features of all."""
     frames = 4 * MOVING_LATENTS
     before = front.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
-    need = before + frames * SAMPLES_PER_FRAME
-    pcm = speech[int(torch.randint(len(speech), (1,), generator=generator))]
-    if len(pcm) < need:
-        pcm = torch.nn.functional.pad(pcm, (0, need - len(pcm)))
-    start = int(torch.randint(len(pcm) - need + 1, (1,), generator=generator))
-    gain = 10 ** (torch.empty(1).uniform_(-4, 4, generator=generator) / 20)  # loudness is not always the same
-    window = pcm[start : start + need] * gain
+    dry_S, heard_S = draw_sound(speech, before + frames * SAMPLES_PER_FRAME, generator)
     # The mouth's own filter needs a running start, so its truth is computed over the past too and cut.
-    open_T, wide_T = mouth_targets(window[front.lookback_samples :])
+    open_T, wide_T = mouth_targets(dry_S[front.lookback_samples :])
     anim = sample_motion(open_T[PAST_FRAMES:], wide_T[PAST_FRAMES:], generator)
     identity = sample_identity(1, generator)
     still = render(identity, neutral(1)).expand(STILL_FRAMES, -1, -1, -1)
     moving = [render(identity.expand(len(a), -1), a) for a in anim.split(12)]
     rgb = torch.cat([still, *moving]).permute(1, 0, 2, 3)
-    return rgb, front.features(window, PAST_FRAMES + frames)
+    return rgb, front.features(heard_S, PAST_FRAMES + frames)
 
 
 def make_clips(

@@ -22,7 +22,7 @@ def train_vae(args: argparse.Namespace) -> None:
 
     plan = VAEPlan(minutes=args.minutes, clips=args.clips, seed=args.seed)
     if args.init:
-        plan = replace(plan, singles=0.0)  # space is known
+        plan = replace(plan, singles=0.0, lr=1e-3)  # space is known, and a rate of 3e-3 would unlearn much of it
     print(train_vae(args.run, plan, device=args.device, init=args.init))
 
 

@@ -1,6 +1,7 @@
-"""Speech for the default model: espeak-ng says short texts in twelve voices; a causal rule says how the mouth should move.
+"""Speech for the default model: espeak-ng says short texts in many voices; a causal rule says how the mouth should move.
 
 Sound is mono float32 at 16 kHz, 640 samples per video frame (25 per second). All Spanish and Italian voices are held out.
+Files hold the voice alone, so that the rule hears nothing else; music and noise are laid under it later (`beds`).
 """
 
 from __future__ import annotations
@@ -19,124 +20,42 @@ from torch import Tensor
 
 from everface.core.errors import BadInput, Unavailable
 from everface.train.characters import NEUTRAL_WIDE
+from everface.train.sentences import TEXTS
 
 RATE = 16000
 HOP = 640  # samples per video frame
-VOICES = ("en-us", "en-us+m3", "en-us+f2", "en-gb", "en-gb+f4", "en-gb+m7", "de", "fr", "es", "es+f2", "it", "it+f3")
+VOICES = (
+    "en-us", "en-us+m3", "en-us+f2", "en-gb", "en-gb+f4", "en-gb+m7", "en-gb-scotland+m1", "en-029+f1",
+    "de", "de+f3", "fr", "fr+m4", "pt", "pt-br+f2", "nl", "nl+f4", "pl", "pl+f1", "sv", "sv+f5", "tr+f2", "fi+m2",
+    "es", "es+f2", "it", "it+f3",
+)  # fmt: skip
+SPEECH_DB = -21.0  # rms of every voice while it speaks
+LONGEST_PAUSE_S = 2.5
 RATIO_MEAN_DB, RATIO_SCALE_DB, WIDE_GAIN = -10.7, 3.0, 1.45  # the width rule's centre, steepness and gain: speech fills 0..1
 HELD_OUT = ("es", "it")
-TEXTS = {
-    "en": """The morning train was late again, so we walked along the river.
-Could you please open the window? It is far too warm in here.
-My grandmother keeps seven blue bowls on the kitchen shelf.
-Yes, I think so. No, wait, perhaps not.
-We were away a year ago, and nothing has changed since.
-She sells sea shells, and he peels sweet green peas.
-Oh! What a wonderful idea, tell me more about it.
-The quick brown fox jumps over the lazy dog.
-One, two, three, four, five, six, seven, eight, nine, ten.
-Please leave your message after the tone, and we will call you back.
-A small boat moved slowly out of the foggy harbour.
-How many apples would you like to buy today?
-I have never seen such a bright moon above the mountains.
-Pack my box with five dozen liquor jugs.
-When the sunlight strikes raindrops in the air, they act as a prism.
-Nobody knew where the music came from, but everybody danced.
-Put the butter, the bread and the milk on the table.
-Really? You must be joking! That is impossible.
-The old clock in the hall struck twelve and stopped.
-Hello and welcome, my name is Robin and I will be your guide.
-Few people know who owns the house at the end of the road.
-Each spring the farmers plant beans, beets and peas in neat rows.
-Mama made some more marmalade on Monday morning.
-Go straight ahead, turn left at the church, and then ask again.
-The weather tomorrow will be cloudy, with a little rain in the evening.
-Why do you always whisper when you talk about money?
-Bob bought a big box of purple paper balloons.
-This machine learns from examples, not from rules.
-Thank you very much indeed, it was a great pleasure to meet you.
-The children laughed, shouted, and ran into the cold water.
-An ounce of prevention is worth a pound of cure.
-Sixty-six slippery snakes slid silently down the slope.
-Let us begin with something simple, and see how far we get.
-I owe you an answer: the answer is always more questions.
-Our plane leaves at a quarter to nine from gate forty-two.
-Who would have thought that a teapot could cause so much trouble?
-Wait a moment. I am coming. Do not go without me!
-The voice was calm, warm and clear, like a cello in an empty room.
-Every picture in this book was drawn by hand.
-Good night, sleep well, and see you in the morning.""",
-    "de": """Guten Morgen, wie geht es Ihnen heute?
-Der alte Mann ging langsam über die Brücke nach Hause.
-Wir haben gestern Abend viel zu lange geredet.
-Bitte öffnen Sie das Fenster, es ist sehr warm hier.
-Fünf kleine Vögel sitzen auf dem Dach und singen.
-Ich weiß nicht, ob er morgen kommen kann.
-Ach so! Das habe ich mir schon gedacht.
-Die Blumen im Garten blühen rot, gelb und blau.
-Eins, zwei, drei, vier, fünf, sechs, sieben, acht.
-Am Wochenende fahren wir mit dem Zug ans Meer.
-Möchten Sie lieber Kaffee oder Tee trinken?
-Es war einmal ein König, der hatte drei schöne Töchter.""",
-    "fr": """Bonjour, je suis très heureux de vous rencontrer.
-Le petit chat dort sur le vieux fauteuil rouge.
-Où avez-vous trouvé cette belle photo de la mer?
-Nous avons marché toute la nuit sous la pluie.
-Un, deux, trois, quatre, cinq, six, sept, huit.
-Il fait beau aujourd'hui, allons nous promener au parc.
-Je voudrais une baguette et deux croissants, s'il vous plaît.
-Ah bon? Je ne le savais pas du tout!
-Les oiseaux chantent tôt le matin au printemps.
-Elle a ouvert la porte, puis elle a souri.
-Mon frère habite une maison bleue près du pont.
-Merci beaucoup, et à bientôt j'espère.""",
-    "es": """Buenos días, me alegro mucho de verte otra vez.
-El perro duerme debajo de la mesa de la cocina.
-Mañana vamos a la playa con toda la familia.
-¿Cuánto cuesta este libro de color amarillo?
-Uno, dos, tres, cuatro, cinco, seis, siete, ocho.
-No sé por qué la puerta está siempre abierta.
-Mi abuela cuenta historias muy largas y muy bonitas.
-¡Qué sorpresa! Nadie me lo había dicho.
-El tren de las nueve llega hoy con mucho retraso.
-Quisiera un café con leche y un vaso de agua.
-Las montañas se ven azules al caer la tarde.
-Gracias por todo, nos vemos muy pronto.""",
-    "it": """Buongiorno a tutti e benvenuti nella nostra città.
-La luna piena illumina il mare e le barche.
-Vorrei un gelato al limone e una bottiglia d'acqua.
-Ieri sera abbiamo mangiato una pizza molto buona.
-Uno, due, tre, quattro, cinque, sei, sette, otto.
-Dove hai messo le chiavi della macchina?
-Mio nonno suona il violino ogni domenica mattina.
-Non è vero! Io non ho mai detto questo.
-I bambini giocano nel cortile fino al tramonto.
-Il cielo è grigio, forse più tardi pioverà.
-Che bella idea, andiamo subito a vedere.
-Grazie mille e arrivederci alla prossima volta.""",
-}
 
 
-def make_speech(folder: Path, seed: int = 0, clips_per_voice: int = 6) -> list[Path]:
-    """Write clips of about 24 s for each of `VOICES` as 16-bit 16 kHz WAV; 6 per voice make 29 minutes. Returns the paths.
+def make_speech(folder: Path, seed: int = 0, clips_per_voice: int = 5, voices: tuple[str, ...] = VOICES) -> list[Path]:
+    """Write clips of about 25 s for each voice as 16-bit 16 kHz WAV; 5 for each of `VOICES` make 54 minutes. Returns the paths.
 
-    Each clip is six sentences at one speed (125-210 words per minute) and pitch (25-80), with pauses of 0.1-0.9 s; half the clips
-    begin and end in up to 1.5 s of silence, half carry a noise floor of -70 to -52 dB. Speech is brought to -21 dB rms.
-    Raises Unavailable without espeak-ng.
+    Each clip is six sentences at one speed (125-210 words per minute) and pitch (25-80), with pauses of 0.1-0.9 s, every sixth
+    up to `LONGEST_PAUSE_S`; half the clips begin and end in up to 2.5 s of silence, half carry a noise floor of -70 to -52 dB.
+    Speech is brought to `SPEECH_DB` rms. Raises Unavailable without espeak-ng.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     chance, paths = random.Random(seed), []
-    for voice in VOICES:
+    for voice in voices:
         texts = TEXTS[voice[:2]].splitlines()
         for k in range(clips_per_voice):
             speed, pitch = chance.randint(125, 210), chance.randint(25, 80)
-            sound = [_silence(chance.uniform(0.4, 1.5))] if chance.random() < 0.5 else []
+            sound = [_silence(chance.uniform(0.4, LONGEST_PAUSE_S))] if chance.random() < 0.5 else []
             for text in chance.sample(texts, 6):
-                sound += [_say(text, voice, speed, pitch), _silence(chance.uniform(0.1, 0.9))]
-            sound += [_silence(chance.uniform(0.4, 1.5))] if chance.random() < 0.5 else []
+                pause_s = chance.uniform(0.9, LONGEST_PAUSE_S) if chance.random() < 1 / 6 else chance.uniform(0.1, 0.9)
+                sound += [_say(text, voice, speed, pitch), _silence(pause_s)]
+            sound += [_silence(chance.uniform(0.4, LONGEST_PAUSE_S))] if chance.random() < 0.5 else []
             pcm_S = np.concatenate(sound)
-            pcm_S *= 10 ** (-21 / 20) / np.sqrt(np.mean(np.square(pcm_S[np.abs(pcm_S) > 1e-3])))
+            pcm_S *= 10 ** (SPEECH_DB / 20) / np.sqrt(np.mean(np.square(pcm_S[np.abs(pcm_S) > 1e-3])))
             if chance.random() < 0.5:
                 noise = np.random.default_rng(chance.randrange(1 << 30)).standard_normal(len(pcm_S))
                 pcm_S = pcm_S + 10 ** (chance.uniform(-70, -52) / 20) * noise
