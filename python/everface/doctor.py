@@ -33,7 +33,6 @@ OPTIONAL = (
     ("sageattention", "sageattention", "not used; a peer to measure attention against"),
     ("cupy", "cupy-cuda13x", "not used; CUDA 13 from Python without a compiler"),
     ("cupy", "cupy-cuda12x", "not used; the same for CUDA 12"),
-    ("matplotlib", "matplotlib", "the plots of everface train"),
 )
 ONE_OF = {"nvidia.nccl", "cupy"}  # imported under one name, shipped under several: only what is installed counts
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,25 +68,24 @@ def losses(run: Path, name: str = "loss") -> list[float]:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are counted, not minutes, so a busy machine learns the same; a minute of one core. What stage 2 does to the student it does to
+    people it never saw: they come nearer to the truth, 1.45 -> 1.43. With the sign of its gradient turned round (tried by hand) `dmd`
+    climbs from 0.45 to 1.15 instead of falling from 0.15 to 0.09, and the fake score with it."""
     monkeypatch.setattr(data, "make_speech", hum)
-    began = time.monotonic()
-
-    def say(what: str, more: object = "") -> None:
-        print(f"{time.monotonic() - began:6.1f} {what} {more}")
-
-    train_vae(tmp_path / "vae", VAEPlan(minutes=0.1, clips=4, unseen=1, warmup_steps=4), replace(TINY_VAE, dim=4, dim_mult=(1, 2, 2, 2)))
-    say("vae")
-    clips = data.make_data(tmp_path / "data", tmp_path / "vae", count=24, seed=5, minutes=1)
-    say("data", len(read_clips(clips)))
-    teacher = train_teacher(tmp_path / "teacher", clips, TEACHER, SMALL)
-    say("teacher", losses(tmp_path / "teacher"))
-    student = train_stage1(tmp_path / "dit", clips, STAGE1, SMALL)
-    say("stage1", losses(tmp_path / "dit"))
+    config = replace(TINY_VAE, dim=4, dim_mult=(1, 2, 2, 2))
+    train_vae(tmp_path / "vae", VAEPlan(iterations=12, clips=4, unseen=1, warmup_steps=4), config)
+    clips = data.make_data(tmp_path / "data", tmp_path / "vae", count=24, seed=5, minutes=10)
     every = read_clips(clips)
+    assert len(every) == 24 and 0.5 < every.latents_N16Thw.float().std() < 2
     held = Clips(every.latents_N16Thw[:HELD_OUT], every.features_NLCF[:HELD_OUT])
-    say("init", distance(student, held))
+    teacher = train_teacher(tmp_path / "teacher", clips, TEACHER, SMALL)
+    student = train_stage1(tmp_path / "dit", clips, STAGE1, SMALL)
     live = train_stage2(tmp_path / "live", clips, student, teacher, STAGE2, SMALL)
-    say("stage2", (losses(tmp_path / "live", "fake"), losses(tmp_path / "live", "dmd"), losses(tmp_path / "live", "norm")))
-    say("live", distance(live, held))
-    say("teacher as student", distance(teacher, held))
-    say("truth", {"var": every.latents_N16Thw.float().var().item()})
+    fell = losses(tmp_path / "teacher")
+    assert fell[-1] < 0.75 * fell[0], fell
+    fake, dmd = losses(tmp_path / "live", "fake"), losses(tmp_path / "live", "dmd")
+    assert fake[-1] < fake[0] and dmd[-1] < dmd[0], (fake, dmd)
+    before, after = distance(student, held), distance(live, held)
+    assert after["whole"] < 0.995 * before["whole"] and after["who"] < 0.995 * before["who"], (before, after)
+    for run in ("vae", "teacher", "dit", "live"):
+        assert (tmp_path / run / "log.png").stat().st_size > 1000

@@ -165,14 +165,18 @@ class StepRole:
         viewer = d.viewers[block.session]
         d.follow(viewer, block)
         run, viewer.runs[self.step] = viewer.runs[self.step], viewer.runs[self.step] + 1
-        rows, cols = d.dit.grid(block.x)
-        distance = sink_distance(viewer.seed, block.index, self.step)
-        first, sink, start, used = d.dit.place(block.x.shape[1] * rows * cols, block.index, distance, run)
+        first, sink, start, used = self.place(viewer, block, run)
         x, finite = self.captured(viewer, block.x).run(used, x=d.onto(block.x), first=first, sink=sink, start=start)
         kept = dict(block.condition)
         if self.last:  # the decoder needs no audio; the session waits for the first clean latent to make it the new sink
             kept = {"clean": x[:, :1].float().cpu()} if block.index == 0 else {}
         return replace(block, x=x, condition=kept | noted(block, finite))
+
+    def place(self, viewer: Viewer, block: Block, run: int) -> Place:
+        """Where the block stands, the `run`-th of this step."""
+        rows, cols = self.denoiser.dit.grid(block.x)
+        distance = sink_distance(viewer.seed, block.index, self.step)
+        return self.denoiser.dit.place(block.x.shape[1] * rows * cols, block.index, distance, run)
 
     def captured(self, viewer: Viewer, x: torch.Tensor) -> Step:
         """This step over the viewer's caches."""

@@ -6,6 +6,7 @@ Weights are stored as float16: half the size, and of numbers this small it keeps
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,19 +26,20 @@ CHARACTERS = {"ada": 2_000_000_024, "ben": 2_000_000_008, "mia": 2_000_000_007} 
 
 
 def bundle(vae_run: Path, dit_run: Path, out: Path) -> Path:
-    """Write config.json, vae.safetensors, dit.safetensors and three portraits into `out`."""
+    """Write config.json, vae.safetensors, dit.safetensors, the transformer's plan.json and three portraits into `out`."""
     try:
         vae = VAEConfig.from_dict(json.loads((vae_run / "vae.json").read_text()))
         parts = {"vae": load_file(vae_run / "vae.safetensors"), "dit": load_file(dit_run / "dit.safetensors")}
-        correlation = json.loads((dit_run / "plan.json").read_text()).get("noise_correlation", UNTRAINED_CORRELATION)
+        plan = json.loads((dit_run / "plan.json").read_text())
     except (OSError, ValueError) as error:
         raise BadInput(f"{vae_run} and {dit_run} are not both finished runs ({error}): finish them first") from None
     config = ModelConfig(
-        dit=TINY, vae=vae, audio=AudioConfig("logmel"), text=TextConfig("none"), name=NAME, size=(128, 128), still_frames=STILL_FRAMES,
-        noise_correlation=correlation,
+        dit=replace(TINY, block_frames=plan.get("block_frames", TINY.block_frames)), vae=vae, audio=AudioConfig("logmel"), text=TextConfig("none"), name=NAME, size=(128, 128), still_frames=STILL_FRAMES,
+        noise_correlation=plan.get("noise_correlation", UNTRAINED_CORRELATION),
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+    write_text(out / "plan.json", json.dumps(plan, indent=2) + "\n")
     for part, tensors in parts.items():
         shapes = {n: (torch.float16, tuple(t.shape)) for n, t in tensors.items()}
         write_safetensors(out / f"{part}.safetensors", shapes, lambda n, held=tensors: held[n].half(), {"model": NAME})

@@ -6,7 +6,6 @@ decoded at full size, each from the state that the stream before it leaves, as t
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from everface.model.features import LogMel
 from everface.train.clips import STILL_FRAMES, Clips, make_clip, read_clips, read_speech
 from everface.train.data import read_vae
 from everface.train.descent import Ema, Optimiser, autocast, read_checkpoint, write_checkpoint
+from everface.train.journal import Journal
 from everface.train.vae import VAEPlan, region_weight, vae_loss, vae_rate
 
 WARM_UP = 7  # latents of the still picture before a stream begins
@@ -49,8 +49,8 @@ def train_decoder(run_dir: Path, vae_run: Path, data: Path, plan: DecoderPlan, d
     frames = draw_frames(run_dir, data / "speech", min(plan.clips, len(clips)), plan.seed)
     weight = region_weight(frames.shape[-1])[None, None, None].to(device)
     rate = VAEPlan(warmup_steps=20, decay_from=0.2)
-    began, saved, recent = time.monotonic() - progress.seconds, time.monotonic(), []
-    with open(run_dir / "log.jsonl", "a", buffering=1) as journal:
+    began, saved = time.monotonic() - progress.seconds, time.monotonic()
+    with Journal(run_dir) as journal:
         while (done := (time.monotonic() - began) / (60 * plan.minutes)) < 1:
             g = torch.Generator().manual_seed(plan.seed * 1_000_003 + progress.step)
             before, z, video = draw_window(clips, frames, g)
@@ -66,11 +66,9 @@ def train_decoder(run_dir: Path, vae_run: Path, data: Path, plan: DecoderPlan, d
             optimiser.step(plan.lr * vae_rate(done, progress.step, rate))
             ema.update(vae)
             progress.step, progress.seconds = progress.step + 1, time.monotonic() - began
-            recent.append(loss.item())
+            journal.add(loss=loss.item())
             if progress.step % 25 == 0:
-                row = {"step": progress.step, "seconds": round(progress.seconds), "loss": round(sum(recent) / len(recent), 5)}
-                recent.clear()
-                journal.write(json.dumps(row) + "\n")
+                journal.write({"step": progress.step, "seconds": round(progress.seconds)})
             if time.monotonic() - saved > 60:
                 write_checkpoint(run_dir, vae, ema, optimiser, progress)
                 saved = time.monotonic()

@@ -1,13 +1,14 @@
-"""A run's journal: one JSON object a line in `log.jsonl`, and its curves as `log.png` where matplotlib is installed (extra `train`)."""
+"""A run's journal: one JSON object a line in `log.jsonl`, and its curves as `log.png` when the run ends or is stopped."""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
+
+from everface.train.chart import draw_panels
 
 
 class Journal:
@@ -25,7 +26,7 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.file is not None:
             self.file.close()
-        if self.path is not None and kind is None:
+        if self.path is not None:
             draw(self.path)
 
     def add(self, **values: float) -> None:
@@ -46,24 +47,9 @@ class Journal:
 
 
 def draw(log: Path) -> Path | None:
-    """One panel a curve, over steps. Returns the picture, None without matplotlib or without lines."""
+    """One panel a curve, over steps, as log.png beside the log. None where there are no lines to draw."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in ("step", "seconds", "blocks")]
-    if not names or find_spec("matplotlib") is None:
+    if not names:
         return None
-    import matplotlib  # pyright: ignore[reportMissingImports]  # an extra
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
-
-    figure, panels = pyplot.subplots(len(names), 1, sharex=True, squeeze=False, figsize=(8, 2.2 * len(names)))
-    for name, panel in zip(names, panels[:, 0], strict=True):
-        seen = [(row["step"], row[name]) for row in rows if name in row]
-        panel.plot(*zip(*seen, strict=True), marker="." if len(seen) < 40 else "")
-        panel.set_ylabel(name)
-    panels[-1, 0].set_xlabel("step")
-    figure.tight_layout()
-    path = log.with_suffix(".png")
-    figure.savefig(path)
-    pyplot.close(figure)
-    return path
+    return draw_panels(log.with_suffix(".png"), {n: [(row["step"], row[n]) for row in rows if n in row] for n in names}, "step")

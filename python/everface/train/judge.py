@@ -1,8 +1,10 @@
-"""`everface train evaluate`: a checkpoint before the judge, as a viewer would see it, through a session of its own."""
+"""`everface train evaluate`: a model before the judge, as a viewer would see it: through a session of its own, or over a long stream."""
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,15 @@ from torch import Tensor
 
 from everface.avatar.avatar import Avatar
 from everface.core.config import SAMPLE_RATE, Deployment
+from everface.core.errors import BadInput
 from everface.model.vae import VAE
-from everface.train.evaluate import evaluate, held_out_sounds
+from everface.train.ablate import ablate
+from everface.train.compare import CLIP_S, compare
+from everface.train.evaluate import evaluate
+from everface.train.horizon import LOOP_S, Tell, horizon
 from everface.train.reader import train_reader
+from everface.train.stream import Studio
+from everface.train.unseen import held_out_sounds
 from everface.train.voices import make_speech
 from everface.weights.load import load_into, open_checkpoint
 
@@ -26,10 +34,8 @@ def judge(weights: Path | None, out: Path, speech: Path | None, characters: int,
     `speech` is a folder of make_speech; without one the voices are spoken anew by espeak-ng. Writes report.json, report.md and
     sheet.png to `out` and returns the report. Trains the reader first, about two minutes.
     """
-    with tempfile.TemporaryDirectory() as fresh, Avatar(weights, None, deployment) as avatar:
-        if speech is None:
-            make_speech(Path(fresh), SPEECH_SEED)
-        sounds = held_out_sounds(speech or Path(fresh), characters, seconds)
+    with spoken(speech) as folder, Avatar(weights, None, deployment) as avatar:
+        sounds = held_out_sounds(folder, characters, seconds)
         vae = VAE(avatar.config.vae).eval()
         load_into(vae, open_checkpoint(avatar.weights).vae())
 
@@ -48,10 +54,55 @@ def judge(weights: Path | None, out: Path, speech: Path | None, characters: int,
         return evaluate(generate, lambda rgb_T3HW: _through(vae, rgb_T3HW), train_reader(), sounds, out)
 
 
+def judge_horizon(
+    weights: Path | None, out: Path, speech: Path | None, seconds: int, deployment: Deployment, tell: Tell
+) -> dict[str, Any]:
+    """One stream of `seconds` and windows of it (horizon.py), all in this process. Writes horizon.json, .md and .png to `out`."""
+    with spoken(speech) as folder:
+        sound_S = held_out_sounds(folder, 1, LOOP_S)[0]
+    return horizon(Studio(weights, deployment), train_reader(), sound_S, seconds, out, tell=tell)
+
+
+def judge_teacher(
+    weights: Path | None, teacher: Path, out: Path, speech: Path | None, characters: int, deployment: Deployment
+) -> dict[str, Any]:
+    """The student beside forty steps of the teacher (compare.py), over short clips. Writes teacher.json and .md to `out`."""
+    with spoken(speech) as folder:
+        sounds = held_out_sounds(folder, characters, CLIP_S)
+    return compare(Studio(weights, deployment), teacher, train_reader(), sounds, out)
+
+
+def judge_parts(
+    weights: Path | None, students: list[str], out: Path, speech: Path | None, characters: int, seconds: int, deployment: Deployment, tell: Tell
+) -> dict[str, Any]:
+    """The table of ablate.py, over `characters` streams of `seconds` each. `students` are NAME=DIR: a row, and a model trained for it."""
+    folders = dict[str, Path]()
+    for student in students:
+        name, _, folder = student.partition("=")
+        if not folder:
+            raise BadInput(f"--student {student!r} is not NAME=DIR, as in 'clean cache=runs/clean'")
+        folders[name] = Path(folder)
+    with spoken(speech) as folder:
+        sounds = held_out_sounds(folder, characters, seconds)
+    return ablate(weights, folders, train_reader(), sounds, out, deployment, tell=tell)
+
+
+@contextmanager
+def spoken(speech: Path | None) -> Iterator[Path]:
+    """The folder of speech, or one that espeak-ng fills for the time of a `with`."""
+    if speech is not None:
+        yield speech
+        return
+    with tempfile.TemporaryDirectory() as fresh:
+        make_speech(Path(fresh), SPEECH_SEED)
+        yield Path(fresh)
+
+
 @torch.inference_mode()
 def _through(vae: VAE, rgb_T3HW: Tensor) -> Tensor:
-    """Encode and decode a video of any length: the codec takes 1 + 4k frames, so the last one is repeated and cut again."""
+    """Encode and decode a video of any length, its frames in fours from the first as a stream's are: the codec takes 1 + 4k frames, of
+    which the first is alone, so the first one comes twice; the last is repeated, and both are cut again."""
     frames = len(rgb_T3HW)
-    padded = torch.cat([rgb_T3HW, rgb_T3HW[-1:].expand(-(frames - 1) % 4, -1, -1, -1)])
+    padded = torch.cat([rgb_T3HW[:1], rgb_T3HW, rgb_T3HW[-1:].expand(-frames % 4, -1, -1, -1)])
     video_13THW = padded.permute(1, 0, 2, 3)[None]
-    return vae.decode(vae.encode(video_13THW))[0].permute(1, 0, 2, 3)[:frames]
+    return vae.decode(vae.encode(video_13THW))[0].permute(1, 0, 2, 3)[1 : frames + 1]

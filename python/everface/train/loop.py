@@ -129,7 +129,7 @@ def finish(run_dir: Path, dit: DiT, ema: Ema, plan: dict, ranks: Ranks, name: st
     if ranks.rank == 0:
         shapes = {n: (torch.float32, tuple(named[n].shape)) for n in ema.weights}
         write_safetensors(path, shapes, lambda n: whole(ema.weights[n], named[n]).cpu().contiguous(), {})
-        (run_dir / "plan.json").write_text(json.dumps(plan, indent=2) + "\n")
+        (run_dir / "plan.json").write_text(json.dumps(plan | {"block_frames": dit.cfg.block_frames}, indent=2) + "\n")
     else:
         for n in sorted(ema.weights):
             whole(ema.weights[n], named[n])

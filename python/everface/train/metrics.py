@@ -15,6 +15,7 @@ from everface.train import characters
 
 BLOCK_FRAMES, LATENT_FRAMES = 12, 4
 REACH = 5  # frames of lag that are searched, each way
+FIT_AT_ONCE = 8  # frames whose graph through the renderer is held together
 
 
 def as_rgb(frames_THW3: Tensor) -> Tensor:
@@ -63,14 +64,14 @@ def frame_change(rgb_T3HW: Tensor) -> Tensor:
     return (rgb_T3HW[1:] - rgb_T3HW[:-1]).abs().mean((1, 2, 3))
 
 
-def edge_flicker(rgb_T3HW: Tensor) -> tuple[float, float]:
-    """Change at block edges (every 12 frames) and at other latent edges (every 4), over the change inside a latent frame.
+def edge_flicker(rgb_T3HW: Tensor, block_frames: int = BLOCK_FRAMES) -> tuple[float, float]:
+    """Change at block edges (every `block_frames`) and at other latent edges (every 4), over the change inside a latent frame.
 
     1 is a seamless video. A video that does not change inside has no ratio: inf where its edges move, 1 where nothing does.
     """
     change = frame_change(rgb_T3HW)
     at = torch.arange(1, len(rgb_T3HW))
-    block, latent = at % BLOCK_FRAMES == 0, (at % LATENT_FRAMES == 0) & (at % BLOCK_FRAMES != 0)
+    block, latent = at % block_frames == 0, (at % LATENT_FRAMES == 0) & (at % block_frames != 0)
     inside = change[~block & ~latent].mean().item()
 
     def ratio(edge: float) -> float:
@@ -78,7 +79,7 @@ def edge_flicker(rgb_T3HW: Tensor) -> tuple[float, float]:
             return edge / inside
         return math.inf if edge > 1e-7 else 1.0
 
-    return ratio(change[block].mean().item()), ratio(change[latent].mean().item())
+    return tuple(ratio(change[edges].mean().item()) if edges.any() else math.nan for edges in (block, latent))  # type: ignore[return-value]
 
 
 def motion_energy(rgb_T3HW: Tensor) -> float:
@@ -86,7 +87,7 @@ def motion_energy(rgb_T3HW: Tensor) -> float:
     return frame_change(rgb_T3HW).mean().item()
 
 
-def blinks_per_minute(blink_T: Tensor) -> float:
+def count_blinks(blink_T: Tensor) -> int:
     """How often the lids pass from open (below 0.35) to shut (above 0.65), with hysteresis so that flicker does not count."""
     count, shut = 0, False
     for value in blink_T.tolist():
@@ -94,7 +95,12 @@ def blinks_per_minute(blink_T: Tensor) -> float:
             count, shut = count + 1, True
         elif shut and value < 0.35:
             shut = False
-    return count * 60 * characters.FPS / max(len(blink_T), 1)
+    return count
+
+
+def crop(rgb: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    """[..., H, W] inside (top, bottom, left, right)."""
+    return rgb[..., box[0] : box[1], box[2] : box[3]]
 
 
 def psnr(a_T3HW: Tensor, b_T3HW: Tensor) -> float:
@@ -130,9 +136,17 @@ def fit_pose(
     return anim_NA
 
 
-def identity_psnr(id_P: Tensor, rgb_N3HW: Tensor, start_NA: Tensor) -> float:
-    """Is it still the same person? PSNR in dB against that person drawn in the pose that fits best, mean over frames."""
-    anim_NA = fit_pose(id_P, rgb_N3HW, start_NA)
+def fit_psnr(id_P: Tensor, rgb_N3HW: Tensor, start_NA: Tensor) -> tuple[float, float]:
+    """Is it still the same person? PSNR in dB against that person drawn in the pose that fits best, mean over frames: of the whole
+    frame, and of the worse eye. One pose has one pair of eyes: none explains one that is smeared, or open beside a shut one."""
+    parts = zip(rgb_N3HW.split(FIT_AT_ONCE), start_NA.split(FIT_AT_ONCE), strict=True)
+    anim_NA = torch.cat([fit_pose(id_P, *part) for part in parts])
     with torch.no_grad():
-        drawn = characters.render(id_P[None], anim_NA, rgb_N3HW.shape[-1])
-    return sum(psnr(a[None], b[None]) for a, b in zip(drawn, rgb_N3HW)) / len(drawn)
+        drawn_N3HW = characters.render(id_P[None], anim_NA, rgb_N3HW.shape[-1])
+    top, bottom, left, right = characters.eyes_box(rgb_N3HW.shape[-1])
+    middle = (left + right) // 2
+    whole = eyes = 0.0
+    for drawn, frame in zip(drawn_N3HW[:, None], rgb_N3HW[:, None], strict=True):
+        whole += psnr(drawn, frame)
+        eyes += min(psnr(crop(drawn, eye), crop(frame, eye)) for eye in ((top, bottom, left, middle), (top, bottom, middle, right)))
+    return whole / len(rgb_N3HW), eyes / len(rgb_N3HW)

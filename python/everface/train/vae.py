@@ -20,6 +20,7 @@ from everface.model.vae import VAE
 from everface.model.vae_layers import CausalConv3d, ResidualBlock, TemporalStride
 from everface.train.characters import eyes_box, mouth_box, neutral, render, sample_identity, sample_motion
 from everface.train.descent import Ema, Optimiser, autocast, read_checkpoint, write_checkpoint
+from everface.train.journal import Journal
 from everface.weights.files import open_file
 from everface.weights.load import load_into
 
@@ -34,6 +35,7 @@ class VAEPlan:
     """The schedule; phases and learning rate follow the clock."""
 
     minutes: float = 38.0
+    iterations: int = 0  # 0: by the clock; else by steps, and a run is repeatable
     lr: float = 3e-3
     warmup_steps: int = 40
     singles: float = 0.2  # of the time, spent on single frames
@@ -63,9 +65,9 @@ def train_vae(
     unseen = draw_clips(run_dir, plan.unseen, plan.seed + 1000)
     size = clips.shape[-1]
     weight = region_weight(size).to(device)
-    began, saved, recent = time.monotonic() - progress.seconds, time.monotonic(), []
-    with open(run_dir / "log.jsonl", "a", buffering=1) as journal:
-        while (done := (time.monotonic() - began) / (60 * plan.minutes)) < 1:
+    began, saved = time.monotonic() - progress.seconds, time.monotonic()
+    with Journal(run_dir) as journal:
+        while (done := vae_done(plan, progress.step, time.monotonic() - began)) < 1:
             generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + progress.step)
             video, mask = draw_batch(clips, weight, done < plan.singles, generator)
             with autocast(device):
@@ -78,20 +80,19 @@ def train_vae(
             optimiser.step(plan.lr * vae_rate(done, progress.step, plan))
             ema.update(vae)
             progress.step, progress.seconds = progress.step + 1, time.monotonic() - began
-            recent.append(loss.item())
+            journal.add(loss=loss.item())
             if progress.step % 25 == 0:
-                row = {"step": progress.step, "seconds": round(progress.seconds), "loss": round(sum(recent) / len(recent), 5)}
-                recent.clear()
+                row: dict[str, float] = {"step": progress.step, "seconds": round(progress.seconds)}
                 if progress.step % 200 == 0:
                     with ema.swapped(vae):
                         row |= measure(vae, unseen)
-                journal.write(json.dumps(row) + "\n")
+                journal.write(row)
             if time.monotonic() - saved > 90:
                 write_checkpoint(run_dir, vae, ema, optimiser, progress)
                 saved = time.monotonic()
         write_checkpoint(run_dir, vae, ema, optimiser, progress)
         with ema.swapped(vae):
-            journal.write(json.dumps({"step": progress.step, "seconds": round(progress.seconds)} | measure(vae, unseen)) + "\n")
+            journal.write({"step": progress.step, "seconds": round(progress.seconds)} | measure(vae, unseen))
     config = latent_statistics(vae, ema, clips[:150], config)
     path = run_dir / "vae.safetensors"
     save_file({n: t.contiguous() for n, t in ema.weights.items()}, path)
@@ -173,6 +174,11 @@ def vae_loss(out: torch.Tensor, video: torch.Tensor, mask: torch.Tensor) -> torc
     if video.shape[2] > 1:
         loss = loss + 1.5 * (mask * error.diff(dim=2).abs()).mean()
     return loss
+
+
+def vae_done(plan: VAEPlan, step: int, seconds: float) -> float:
+    """How much of the run is behind."""
+    return step / plan.iterations if plan.iterations else seconds / (60 * plan.minutes)
 
 
 def vae_rate(done: float, step: int, plan: VAEPlan) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,11 @@ def train_decoder(args: argparse.Namespace) -> None:
 
 
 def train_data(args: argparse.Namespace) -> None:
+    if args.manifest:
+        from everface.train.footage import encode_manifest
+
+        print(encode_manifest(args.manifest, args.dir, args.vae, args.clips, args.minutes, _tell))
+        return
     from everface.train.data import make_data
 
     print(make_data(args.dir, args.vae, args.clips, args.seed, args.minutes))
@@ -72,6 +78,11 @@ def train_bundle(args: argparse.Namespace) -> None:
     print(bundle(args.vae, args.run, args.out))
 
 
+def _tell(line: str) -> None:
+    """How far a long run has come."""
+    print(line, file=sys.stderr, flush=True)
+
+
 def _plan(args: argparse.Namespace, phase: str) -> Plan:
     from everface.train.plans import PLANS, changed
 
@@ -88,12 +99,42 @@ def add_train(
     """Everything below `train`. `add` makes a verb's parser; the others are the command line's own ways with its flags."""
 
     def evaluate(args: argparse.Namespace) -> int:
-        from everface.train.evaluate import table
-        from everface.train.judge import judge
+        if args.teacher:
+            return rival(args)
+        if args.horizon:
+            from everface.train.horizon import table
+            from everface.train.judge import judge_horizon
 
-        report = judge(args.weights, args.out, args.speech, args.characters, args.seconds, deployment(args))
+            report = judge_horizon(args.weights, args.out, args.speech, args.horizon, deployment(args), _tell)
+        else:
+            from everface.train.evaluate import table
+            from everface.train.judge import judge
+
+            report = judge(args.weights, args.out, args.speech, args.characters, args.seconds, deployment(args))
         print(table(report))
         return 0 if report["pass"] else 1
+
+    def rival(args: argparse.Namespace) -> int:
+        from everface.train.compare import table
+        from everface.train.judge import judge_teacher
+
+        print(table(judge_teacher(args.weights, args.teacher, args.out, args.speech, args.characters, deployment(args))))
+        return 0
+
+    def ablate(args: argparse.Namespace) -> None:
+        from everface.train.ablate import table
+        from everface.train.judge import judge_parts
+
+        given = (args.weights, args.student, args.out, args.speech, args.characters, args.seconds)
+        print(table(judge_parts(*given, deployment(args), _tell)))
+
+    def judging(p: argparse.ArgumentParser, out: str, characters: int, seconds: int) -> None:
+        p.add_argument("-o", "--out", type=Path, default=Path(out), metavar="DIR", help="for the report (%(default)s)")
+        p.add_argument("--weights", type=Path, metavar="DIR", help="folder of the model (the bundled one)")
+        p.add_argument("--speech", type=Path, metavar="DIR", help="folder of speech to take voices from (made anew, needs espeak-ng)")
+        p.add_argument("--characters", type=count, default=characters, metavar="N", help="how many (%(default)s)")
+        p.add_argument("--seconds", type=count, default=seconds, metavar="S", help="of speech each (%(default)s)")
+        add_deployment_flags(p)
 
     def timed(p: argparse.ArgumentParser, minutes: int, device: bool = True) -> None:
         p.add_argument("--minutes", type=count, default=minutes, metavar="N", help="how long (%(default)s)")
@@ -118,6 +159,7 @@ def add_train(
     p.add_argument("dir", type=Path, metavar="DIR", help="folder to fill: speech, clips")
     p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`")
     p.add_argument("--clips", type=count, default=4000, metavar="N", help="how many (%(default)s)")
+    p.add_argument("--manifest", type=Path, metavar="FILE", help="films to cut clips from, instead of drawing: see train/footage.py")
     timed(p, minutes=60, device=False)
 
     p = add("decoder", train_decoder, "teach the codec's decoder long streams", "decoder runs/decoder --vae runs/vae --data runs/data")
@@ -152,9 +194,12 @@ def add_train(
     p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the model folder to write")
 
     p = add("evaluate", evaluate, "judge a model on characters and voices it never saw", "evaluate -o out/evaluate")
-    p.add_argument("-o", "--out", type=Path, default=Path("out/evaluate"), metavar="DIR", help="for the report (%(default)s)")
-    p.add_argument("--weights", type=Path, metavar="DIR", help="folder of the model (the bundled one)")
-    p.add_argument("--speech", type=Path, metavar="DIR", help="folder of speech to take voices from (made anew, needs espeak-ng)")
-    p.add_argument("--characters", type=count, default=16, metavar="N", help="how many (%(default)s)")
-    p.add_argument("--seconds", type=count, default=10, metavar="S", help="of speech each (%(default)s)")
-    add_deployment_flags(p)
+    judging(p, "out/evaluate", characters=16, seconds=20)
+    p.add_argument("--horizon", type=count, metavar="SECONDS", help="instead: one stream so long, all in this process, looked at now and then")
+    p.add_argument("--teacher", type=Path, metavar="FILE", help="instead: beside forty steps of these weights of a finished `train teacher`")
+
+    p = add("ablate", ablate, "judge streams without the parts of the method, one by one", "ablate -o out/ablate --characters 8")
+    judging(p, "out/ablate", characters=4, seconds=100)
+    p.add_argument(
+        "--student", action="append", default=[], metavar="NAME=DIR", help="a model folder trained for the row NAME, as 'clean cache=DIR'"
+    )
