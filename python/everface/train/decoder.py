@@ -59,7 +59,7 @@ def train_decoder(run_dir: Path, vae_run: Path, data: Path, plan: DecoderPlan, d
                 with torch.no_grad():
                     stream = vae.warm_up(before.to(device))
                 out = vae.decode_stream(z.to(device), stream)
-            loss = vae_loss(out.float(), video.to(device), weight)
+            loss = vae_loss(out.float(), video.to(device), weight, lead=0)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
