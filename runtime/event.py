@@ -11,7 +11,7 @@ import torch
 class FrameBlock:
     """Finished frames, and the accepted sample that the first of them shows."""
 
-    frames_THW3: torch.Tensor  # uint8
+    frames_THW3: torch.Tensor  # uint8, finished; on the host, or where Deployment.frames says
     pts: int
     epoch: int
     index: int

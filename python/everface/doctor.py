@@ -31,7 +31,7 @@ OPTIONAL = (
     ("xformers", "xformers", "attention, where a deployment asks for it"),
     ("flashinfer", "flashinfer-python", "not used; a peer to measure attention against"),
     ("sageattention", "sageattention", "not used; a peer to measure attention against"),
-    ("cupy", "cupy-cuda13x", "not used; CUDA 13 from Python without a compiler"),
+    ("cupy", "cupy-cuda13x", "not used; takes frames on the GPU without a copy (DLPack)"),
     ("cupy", "cupy-cuda12x", "not used; the same for CUDA 12"),
 )
 ONE_OF = {"nvidia.nccl", "cupy"}  # imported under one name, shipped under several: only what is installed counts

@@ -6,6 +6,7 @@ import gc
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,7 @@ from everface.avatar.parts import dtype_of
 from everface.avatar.steps import DecodeRole, Denoiser, StepRole
 from everface.core.block import Block, Closing, Opening, Tensors
 from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
-from everface.core.errors import Unavailable
+from everface.core.errors import BadInput, Unavailable
 from everface.kernels.fused.flow_step import flow_step_tokens
 from everface.model.dit import DiT
 from everface.model.schedule import Schedule, sink_distance
@@ -199,6 +200,33 @@ def test_a_loaded_decoder_in_bfloat16_runs() -> None:
         p.data = p.data.bfloat16()
     stream = vae.warm_up(drawn(1, 1, 16, 3, 2, 2).bfloat16())
     assert vae.decode_stream(drawn(2, 1, 16, 1, 2, 2).bfloat16(), stream).isfinite().all()
+
+
+def decoded(frames: str, device: str = "cpu") -> torch.Tensor:
+    """The frames of one block by a small decoder, handed out as the deployment says."""
+    torch.manual_seed(0)
+    vae = VAE(VAEConfig(dim=4, encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1, 1)), encoder=False).to(device)
+    role = DecodeRole(vae, Deployment(device=device, frames=frames))
+    role.open(Opening(1, {"motion": drawn(1, 16, 7, 4, 4)}, {}))
+    return role.run(Block(1, 0, 0, 0, 12, drawn(2, 16, 3, 4, 4), {})).x
+
+
+def test_frames_stay_where_they_are_asked_to() -> None:
+    host, device = decoded("host"), decoded("device")
+    assert torch.equal(host, device)
+    assert np.from_dlpack(device).ctypes.data == device.data_ptr()  # whoever speaks DLPack takes them without a copy
+    with pytest.raises(BadInput, match="inline"):
+        Deployment("2", frames="device")
+    with pytest.raises(BadInput, match="host or device"):
+        Deployment(frames="gpu")
+
+
+@pytest.mark.gpu
+def test_frames_stay_on_the_gpu() -> None:
+    frames = decoded("device", "cuda")
+    assert frames.is_cuda and torch.equal(frames.cpu(), decoded("host", "cuda"))
+    cupy = pytest.importorskip("cupy")
+    assert cupy.from_dlpack(frames).data.ptr == frames.data_ptr()
 
 
 def test_sessions_in_slots_of_codes_do_not_meet() -> None:

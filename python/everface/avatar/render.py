@@ -82,7 +82,7 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
             for blocks in _feed(session, job.sound, info.rate_hz, channels, writer):
                 for block in blocks:
                     cut = DROPPED_FRAMES if block.index == 0 and job.stream.compat == "official" else 0
-                    writer.write(block.frames_THW3[cut:].numpy())
+                    writer.write(block.frames_THW3[cut:].cpu().numpy())
                     if progress:
                         progress(writer.frames, total, writer.frames / (time.perf_counter() - loaded))
             done, frames, first_s = time.perf_counter(), writer.frames, session.clock.first_frame_s or 0.0

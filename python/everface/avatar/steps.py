@@ -203,6 +203,7 @@ class DecodeRole:
     def __init__(self, vae: VAE, deployment: Deployment) -> None:
         self.vae = vae
         self.device, self.dtype = torch.device(deployment.device), decoder_dtype(deployment)
+        self.to_host = deployment.frames == "host"
         self.streams: dict[int, VAEStream] = {}
 
     def open(self, opening: Opening) -> None:
@@ -215,7 +216,12 @@ class DecodeRole:
             z_16Fhw = block.x.to(self.device, self.dtype)
             video_3THW = self.vae.decode_stream(z_16Fhw[None], self.streams[block.session])[0]
             condition = block.condition | noted(block, all_finite(video_3THW))
-            return replace(block, x=to_rgb(video_3THW).cpu(), condition=condition)
+            frames_THW3 = to_rgb(video_3THW)
+            if self.to_host:
+                frames_THW3 = frames_THW3.cpu()
+            elif frames_THW3.is_cuda:
+                torch.cuda.current_stream(self.device).synchronize()  # whoever takes them is on another stream
+            return replace(block, x=frames_THW3, condition=condition)
 
     def close(self, closing: Closing) -> None:
         self.streams.pop(closing.session, None)

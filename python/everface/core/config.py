@@ -183,7 +183,12 @@ class Deployment:
     timeout_s: float = 120.0  # the longest a stage may stay silent while work is in flight
     sessions: int = 4  # most viewers at once
     attention: str = "auto"  # the self-attention's backend on a GPU; auto: what was measured fastest there, else a rule
+    frames: str = "host"  # where finished frames are handed out: in the host's memory, or, inline, on the "device" that made them
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:
             raise BadInput(f"unknown attention {self.attention!r}: choose one of {', '.join(ATTENTIONS)}")
+        if self.frames not in ("host", "device"):
+            raise BadInput(f"unknown place for frames {self.frames!r}: choose host or device")
+        if self.frames == "device" and self.placement != "inline":
+            raise BadInput("frames of other processes come through the host's memory: choose the inline placement, or frames on the host")

@@ -26,11 +26,13 @@ from everface.train.spread import ranks
 PLACES = Stage1(scaffold=0.0)  # a teacher stands where students stand
 
 
-def train_teacher(run_dir: Path, clips_dir: Path, plan: Teacher, config: DiTConfig = TINY, device: str = "cpu") -> Path:
+def train_teacher(
+    run_dir: Path, clips_dir: Path, plan: Teacher, config: DiTConfig = TINY, device: str = "cpu", init: Path | None = None
+) -> Path:
     """Train and return the path of the EMA weights, `run_dir/dit.safetensors`. Resumes from run_dir when it holds a checkpoint."""
     train, valid = split_clips(clips_dir, plan.held_out)
     with ranks(device) as among:
-        dit = new_dit(config, plan.seed).to(among.device)
+        dit = new_dit(config, plan.seed, init).to(among.device)
         model = WindowModel(dit, full=True, again=plan.checkpoint)
         h, w = train.latents_N16Thw.shape[-2:]
         weight = region_weight(h, w, plan.mouth, plan.eyes).to(among.device)

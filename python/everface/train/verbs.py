@@ -47,7 +47,7 @@ def train_teacher(args: argparse.Namespace) -> None:
     from everface.train.teacher import train_teacher
 
     plan = _plan(args, "teacher")
-    print(train_teacher(args.run, args.clips, plan.teacher, plan.model.dit, args.device))
+    print(train_teacher(args.run, args.clips, plan.teacher, plan.model.dit, args.device, args.init))
 
 
 def train_stage1(args: argparse.Namespace) -> None:
@@ -171,6 +171,7 @@ def add_train(
     p = add("teacher", train_teacher, "teach a bidirectional transformer, stage2's judge", "teacher runs/teacher --clips runs/data/clips")
     p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: log, checkpoint, weights")
     p.add_argument("--clips", type=Path, required=True, metavar="DIR", help="folder of clips, from `train data`")
+    p.add_argument("--init", type=Path, metavar="FILE", help="weights to start from, as an older student's (new ones)")
     planned(p)
 
     p = add("stage1", train_stage1, "teach the transformer by diffusion forcing, resumable", "stage1 runs/dit --clips runs/data/clips")

@@ -14,7 +14,6 @@ import wave
 from pathlib import Path
 
 import numpy as np
-import soxr
 import torch
 from torch import Tensor
 
@@ -121,6 +120,8 @@ def _silence(seconds: float) -> np.ndarray:
 
 def _say(text: str, voice: str, speed: int, pitch: int) -> np.ndarray:
     """One sentence by espeak-ng at 16 kHz, mono float32."""
+    import soxr  # only whoever makes speech needs it: a machine with a GPU, which trains, may lack it
+
     program = shutil.which("espeak-ng")
     if program is None:
         raise Unavailable("Speech for training needs the program espeak-ng, which is not here; install the package espeak-ng.")
