@@ -36,7 +36,6 @@ def test_the_blocker_blocks(bare: dict[str, str]) -> None:
     assert subprocess.run([sys.executable, "-c", "import msgspec"], env=bare, capture_output=True, check=False).returncode == 1
 
 
-@pytest.mark.long
 def test_sessions_and_steps_run_without_them(bare: dict[str, str], tmp_path: Path) -> None:
     words = ["-m", "bench.gpu", "--tiny", "--parts", "peaks,session-official,step,step-fp8-attention", "--soak", "0.5", "--commit", "abc", "--budget", "200"]
     words += ["--out", str(tmp_path / "out"), "--pack", str(tmp_path / "all.tar.gz")]

@@ -29,10 +29,8 @@ OPTIONAL = (
     ("pytest_benchmark", "pytest-benchmark", "timing kernels and hops (bench/)"),
     ("flash_attn", "flash-attn", "attention, where a deployment asks for it"),
     ("xformers", "xformers", "attention, where a deployment asks for it"),
-    ("flashinfer", "flashinfer-python", "not used; a peer to measure attention against"),
-    ("sageattention", "sageattention", "not used; a peer to measure attention against"),
-    ("cupy", "cupy-cuda13x", "not used; takes frames on the GPU without a copy (DLPack)"),
-    ("cupy", "cupy-cuda12x", "not used; the same for CUDA 12"),
+    ("cupy", "cupy-cuda13x", "a program's own way to frames on the GPU without a copy (DLPack)"),
+    ("cupy", "cupy-cuda12x", "the same for CUDA 12"),
 )
 ONE_OF = {"nvidia.nccl", "cupy"}  # imported under one name, shipped under several: only what is installed counts
 FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
