@@ -116,7 +116,8 @@ class Denoiser:
         known, slot, fp16 = viewer.opened, viewer.slot, viewer.seat.rope.fp16
         text_kv = self.dit.text_kv(self.dit.embed_text(known["text"]))
         sink = self.dit.prefill_sink(known["reference"], known["motion"], text_kv, rope_fp16=fp16)
-        for kept, new in zip((slot.sink, *viewer.seat.reading), (sink, *self.dit.reading(text_kv)), strict=True):
+        slot.prime(*sink)
+        for kept, new in zip(viewer.seat.reading, self.dit.reading(text_kv), strict=True):
             for place, tensor in zip(kept, new, strict=True):
                 place.copy_(tensor)
 
@@ -165,9 +166,8 @@ class StepRole:
         viewer = d.viewers[block.session]
         d.follow(viewer, block)
         run, viewer.runs[self.step] = viewer.runs[self.step], viewer.runs[self.step] + 1
-        rows, cols = d.dit.grid(block.x)
         distance = sink_distance(viewer.seed, block.index, self.step)
-        first, sink, start, used = d.dit.place(block.x.shape[1] * rows * cols, block.index, distance, run)
+        first, sink, start, used = d.dit.place(d.dit.grid(block.x), block.index, distance, run)
         x, finite = self.captured(viewer, block.x).run(used, x=d.onto(block.x), first=first, sink=sink, start=start)
         kept = dict(block.condition)
         if self.last:  # the decoder needs no audio; the session waits for the first clean latent to make it the new sink
