@@ -115,7 +115,8 @@ class Rollout:
         x = dit.step(self.entered[b], *levels, mod, dit.reading(text_kv), heard, read, self.rope, self.place(b, s))
         before, slot = self.overwritten.pop(), self._slots(b)
         if before is not None:
-            cache.k_LNHd[:, slot], cache.v_LNHd[:, slot] = before
+            cache.k_LNHd[:, slot].copy_(before[0])
+            cache.v_LNHd[:, slot].copy_(before[1])
         return x
 
     def place(self, b: int, step: int) -> Place:
@@ -158,11 +159,11 @@ class Rollout:
         return slice(start, start + self.n * self.grid[0] * self.grid[1])
 
     def _slot(self, b: int) -> KV | None:
-        """A copy of what block b will overwrite in the ring of the exit step; None while nothing is there."""
+        """A copy, on the host, of what block b will overwrite in the ring of the exit step; None while nothing is there."""
         if b < self.dit.cfg.window_blocks:
             return None
         cache, slot = self._cache(self.course.exit_step), self._slots(b)
-        return cache.k_LNHd[:, slot].clone(), cache.v_LNHd[:, slot].clone()
+        return cache.k_LNHd[:, slot].to("cpu", copy=True), cache.v_LNHd[:, slot].to("cpu", copy=True)
 
     def _keep_history(self, b: int, x0: torch.Tensor, reading: list[Reading], heard: list[Heard]) -> None:
         """Ablation: the block's slot of the one ring from a pass of its own, clean or at a fixed level, as other methods have it."""
