@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
@@ -12,13 +13,14 @@ from everface.core.block import KVCache, kv_pair
 from everface.core.errors import Unavailable
 
 Pair = tuple[torch.Tensor, torch.Tensor]
+Made = TypeVar("Made", bound=tuple[torch.Tensor, ...])
 
 
 @dataclass(frozen=True)
 class KVShape:
-    """Sizes of one session's caches. `ring`, `sink` and `text` are slots, one a token; every step has a ring of its own, sink and text
-    are shared by the steps of a device. `codes` is the dtype of one byte in which rings and the sink's values are held, if they are
-    (core/block.kv_pair). `kind` is what else must be equal before the next session may take them over."""
+    """Sizes of one session's caches. `ring`, `sink` and `text` are slots, one a token. Every step has keys and values of its own, sink
+    before ring; text and the sink's un-rotated keys are shared by the steps of a device. `codes` is the dtype of one byte in which what
+    a step has is held, if it is (core/block.kv_pair). `kind` is what else must be equal before the next session may take them over."""
 
     layers: int
     ring: int
@@ -35,13 +37,19 @@ class Slot:
     """One session's caches. The tensors outlive the session, so what was captured over them serves the next one of their shape."""
 
     shape: KVShape
-    sink: Pair  # (k, v) of [layers, sink, heads, width], k un-rotated, hence never in codes
+    sink_k_LCHd: torch.Tensor  # un-rotated, hence never in codes
     text: Pair  # (k, v) of [layers, text, heads, width]
-    rings: dict[int, Pair] = field(default_factory=dict)  # step -> (k, v) of [layers, ring, heads, width]
+    rings: dict[int, Pair] = field(default_factory=dict)  # step -> (k, v) of [layers, sink + ring, heads, width]
     kept: dict[Hashable, object] = field(default_factory=dict)  # whatever lives as long as they do: captured steps, their inputs
 
     def cache(self, step: int) -> KVCache:
-        return KVCache(*self.rings[step], *self.sink)
+        return KVCache(*self.rings[step], self.sink_k_LCHd)
+
+    def prime(self, k_LCHd: torch.Tensor, v_LCHd: torch.Tensor) -> None:
+        """Take over a sink, its keys un-rotated, for every step."""
+        self.sink_k_LCHd.copy_(k_LCHd)
+        for step in self.rings:
+            self.cache(step).sink_v_LCHd.copy_(v_LCHd)
 
 
 class KVPool:
@@ -59,14 +67,17 @@ class KVPool:
         return len(self._taken)
 
     def open(self, session: int, step: int, shape: KVShape) -> Slot:
-        """The session's slot, with an empty ring for `step` in it."""
+        """The session's slot, with an empty ring for `step` in it, behind the sink that its other steps have."""
         try:
             slot = self._taken.get(session) or self._take(session, shape)
             if step not in slot.rings:
-                slot.rings[step] = self._pair(shape, shape.ring, shape.codes)
+                others = [slot.cache(other) for other in slot.rings]
+                slot.rings[step] = self._pair(shape, shape.sink + shape.ring, shape.codes)
+                if others:
+                    slot.cache(step).sink_v_LCHd.copy_(others[0].sink_v_LCHd)
             else:  # a kernel's tile may reach beyond what is written, where its weight is 0: which NaN of a failed session would survive
-                for kept in slot.rings[step]:
-                    kept.zero_()
+                slot.cache(step).k_LSHd.zero_()
+                slot.cache(step).v_LSHd.zero_()
         except BaseException:
             self._taken.pop(session, None)
             raise
@@ -87,20 +98,25 @@ class KVPool:
                 raise Unavailable(f"all {self.limit} sessions of {self.device} are taken: close one first, or allow more")
             if len(self._taken) + len(self._waiting) >= self.limit:
                 del self._waiting[0]
-            sink = self._pair(shape, shape.sink, shape.codes, turned=False)
-            fit = Slot(shape, sink, self._pair(shape, shape.text))
+            text = self._pair(shape, shape.text)
+            size = (shape.layers, shape.sink, shape.heads, shape.width)
+            (sink_k_LCHd,) = self._made(lambda device: (torch.zeros(size, dtype=self.dtype, device=device),))
+            fit = Slot(shape, sink_k_LCHd, text)
         self._taken[session] = fit
         return fit
 
-    def _pair(self, shape: KVShape, slots: int, codes: torch.dtype | None = None, *, turned: bool = True) -> Pair:
-        """Zeroed keys and values, after evicting as many waiting slots as that takes."""
+    def _pair(self, shape: KVShape, slots: int, codes: torch.dtype | None = None) -> Pair:
         size = (shape.layers, slots, shape.heads, shape.width)
-        need = sum(t.untyped_storage().nbytes() for t in kv_pair(size, self.dtype, "meta", codes, turned=turned))
+        return self._made(lambda device: kv_pair(size, self.dtype, device, codes))
+
+    def _made(self, make: Callable[[torch.device | str], Made]) -> Made:
+        """What `make` makes on a device, after evicting as many waiting slots as that takes."""
+        need = sum(t.untyped_storage().nbytes() for t in make("meta"))
         while True:
             free = self._free_bytes()
             try:
                 if need <= free:
-                    return kv_pair(size, self.dtype, self.device, codes, turned=turned)
+                    return make(self.device)
             except torch.OutOfMemoryError:
                 pass
             if not self._waiting:

@@ -1,4 +1,4 @@
-"""Attention of the 14B model by every backend, beside the same libraries over keys that somebody else has joined, and torch.compile.
+"""Attention of the 14B model by every backend, and by torch.compile.
 
     python -m pytest bench/kernels/bench_attention.py --benchmark-json FILE
 
@@ -29,7 +29,6 @@ ON_GPU = torch.cuda.is_available()
 FRAMES, FRAME, HEADS, D, RING, SINK, TEXT, AUDIO = (3, 1056, 40, 128, 12672, 2640, 512, 5) if ON_GPU else (3, 8, 2, 64, 96, 20, 16, 5)
 TOKENS, LAUNCHES = FRAMES * FRAME, 8
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
-JOINED = " joined before"  # the peer alone, without its copies: what it would be if ring and sink were one range
 ROOT = Path(__file__).parents[2]
 
 
@@ -63,29 +62,25 @@ def reference() -> Callable[..., Any]:
     return compiled(block.block_causal_reference)
 
 
-@pytest.mark.parametrize("by", ["op", "triton", "gluon", *peers.PEERS, *(p + JOINED for p in peers.PEERS), "torch.compile"])
-@pytest.mark.parametrize("used", [RING, RING // 4])
+@pytest.mark.parametrize("by", ["op", "triton", "gluon", *peers.PEERS, "torch.compile"])
+@pytest.mark.parametrize("used", [SINK + RING, SINK + RING // 4])
 def test_block_causal(benchmark: Any, used: int, by: str) -> None:
-    name = serving(by.removesuffix(JOINED)) if by not in ("op", "torch.compile") else by
+    name = serving(by) if by not in ("op", "torch.compile") else by
     calls: list[Callable[[], object]] = []
     for _ in range(SETS):
-        q, ring_k, ring_v, sink_k, sink_v = given = [made(n, HEADS, D) for n in (TOKENS, RING, RING, SINK, SINK)]
-        case: Any = (*given[:3], used, *given[3:])
-        if by.endswith(JOINED):
-            k, v = torch.cat((ring_k[:used], sink_k)), torch.cat((ring_v[:used], sink_v))
-            calls.append(lambda a=(q[None], k[None], v[None]): peers.over_keys(name)(*a))
-        elif by == "torch.compile":
+        case: Any = (*(made(n, HEADS, D) for n in (TOKENS, SINK + RING, SINK + RING)), used)
+        if by == "torch.compile":
             calls.append(lambda a=case: reference()(*a))
         elif by == "op":
             calls.append(lambda a=case: block.block_causal(*a))
         else:
             calls.append(lambda a=case: backend.attend(*a, by=name))
-    work = block.work(TOKENS, used + SINK, HEADS, D, 2)
-    measure(benchmark, calls, work, launches=LAUNCHES, shape=f"{TOKENS}x{used}+{SINK}x{HEADS}x{D}", dtype="bf16", by=by)
+    work = block.work(TOKENS, used, HEADS, D, 2)
+    measure(benchmark, calls, work, launches=LAUNCHES, shape=f"{TOKENS}x{used}x{HEADS}x{D}", dtype="bf16", by=by)
 
 
 @pytest.mark.parametrize("by", ["triton", "gluon"])
-@pytest.mark.parametrize("used", [RING, RING // 4])
+@pytest.mark.parametrize("used", [SINK + RING, SINK + RING // 4])
 def test_block_causal_fp8(benchmark: Any, used: int, by: str) -> None:
     """Keys and values coded already; values lie across, as their cache has them."""
     serving(by, FP8)
@@ -101,11 +96,11 @@ def test_block_causal_fp8(benchmark: Any, used: int, by: str) -> None:
     calls: list[Callable[[], object]] = []
     scales = torch.full((2, HEADS), 0.7, device=device())
     for _ in range(SETS):
-        q, ring_k, ring_v, sink_k, sink_v = (made(n, HEADS, D).to(FP8) for n in (TOKENS, RING, RING, SINK, SINK))
-        ring_vT, sink_vT = (v.view(torch.uint8).permute(1, 2, 0).contiguous().view(FP8) for v in (ring_v, sink_v))
-        calls.append(lambda a=(q, ring_k, ring_vT, used, sink_k, sink_vT, *scales): launch(*a))
-    work = block.work(TOKENS, used + SINK, HEADS, D, 1)
-    measure(benchmark, calls, work, "fp8", LAUNCHES, shape=f"{TOKENS}x{used}+{SINK}x{HEADS}x{D}", dtype="e4m3", by=by)
+        q, k, v = (made(n, HEADS, D).to(FP8) for n in (TOKENS, SINK + RING, SINK + RING))
+        vT = v.view(torch.uint8).permute(1, 2, 0).contiguous().view(FP8)
+        calls.append(lambda a=(q, k, vT, used, *scales): launch(*a))
+    work = block.work(TOKENS, used, HEADS, D, 1)
+    measure(benchmark, calls, work, "fp8", LAUNCHES, shape=f"{TOKENS}x{used}x{HEADS}x{D}", dtype="e4m3", by=by)
 
 
 @pytest.mark.parametrize("by", ["op", *peers.PEERS])

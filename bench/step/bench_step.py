@@ -77,7 +77,7 @@ def given_to(dit: DiT) -> Given:
         for part in vars(cache).values():
             part.normal_()
         x = torch.randn(16, 3, h, w).to(dit.dtype)
-        place = dit.place(3 * (h // 2) * (w // 2), 8 + FULL, 17)
+        place = dit.place((h // 2, w // 2), 8 + FULL, 17)
         return Given(x, dit.modulations(dit.time(TIME)), dit.reading(text_kv), heard, cache, rope, place)
 
 
@@ -86,10 +86,9 @@ def coded(dit: DiT, given: Given) -> Given:
     """The same keys and values as the attention of this model reads them, a layer at a time."""
     cache, codings = dit.new_cache(*LATENT), dit._codings()
     for layer, c in enumerate(codings):
-        for parts, factor_H in ((("k_LSHd", "sink_k_LCHd"), 1 / c.k_scale_H), (("v_LSHd", "sink_v_LCHd"), c.v_factor_H)):
-            for part in parts:
-                x, kept = getattr(given.cache, part)[layer] * factor_H[:, None], getattr(cache, part)[layer]
-                kept.copy_(codes_of(x) if kept.dtype == dit.codes else x)
+        for part, factor_H in (("k_LNHd", 1 / c.k_scale_H), ("v_LNHd", c.v_factor_H), ("sink_k_LCHd", 1 / c.k_scale_H)):
+            x, kept = getattr(given.cache, part)[layer] * factor_H[:, None], getattr(cache, part)[layer]
+            kept.copy_(codes_of(x) if kept.dtype == dit.codes else x)
     return given._replace(cache=cache) if codings else given
 
 

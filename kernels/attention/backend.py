@@ -3,7 +3,7 @@
     triton      the portable kernel, block_causal.py          gluon       the one for sm_90, block_causal_hopper.py
     cudnn       torch with cuDNN                              flash       torch with its FlashAttention
     flash-attn  the package, 3 before 2                       xformers    the package
-The last four join ring and sink first (peers.py). On a CPU, and in float32, it is always the reference.
+On a CPU, and in float32, it is always the reference.
 
 "auto" takes what MEASURED says of the chip, and where nothing was measured the rule in `by_rule`.
 """
@@ -22,7 +22,7 @@ from everface.kernels.attention import peers
 from everface.kernels.attention.block_causal import launch_block_causal
 from everface.kernels.attention.block_causal_hopper import WHY_NOT, D, launch_hopper
 
-# (chip as torch names it, dtype) -> (backend, the file of bench/results/ that shows it fastest for heads of 128, its join included).
+# (chip as torch names it, dtype) -> (backend, the file of bench/results/ that shows it fastest for heads of 128).
 # A line is added for a file, and for nothing else; gluon only once tests/kernels/test_block_causal_hopper.py passes on that chip too.
 MEASURED: dict[tuple[str, str], tuple[str, str]] = {}
 
@@ -73,8 +73,8 @@ def why_not(name: str, device: torch.device, dtype: torch.dtype, d: int) -> str:
 
 def by_rule(device: torch.device, dtype: torch.dtype, d: int) -> Choice:
     """Where nothing was measured. What others measured on sm_90 for heads of 128, 16,000 keys: cuDNN 690 to 700 TFLOP/s, kernels of the
-    portable one's form 460 to 490. 0.99 TFLOP a layer at 704x384 take 1.42 ms and 0.16 for the join, against 2.1. Elsewhere, with smaller
-    heads and in 8 bits nothing speaks for a peer. gluon should beat both, but no chip has shown it to be right."""
+    portable one's form 460 to 490: 1.4 ms for the 0.99 TFLOP a layer at 704x384, against 2.1. Elsewhere, with smaller heads and in 8 bits
+    nothing speaks for a peer. gluon is expected between the two, and no chip has shown it to be right."""
     _, arch = chip(device)
     if arch == 90 and d == 128 and dtype != FP8:
         trouble = why_not("cudnn", device, dtype, d)
@@ -105,18 +105,12 @@ def choose(device: torch.device, dtype: torch.dtype, d: int) -> Choice:
 
 
 def attend(
-    q_THd: torch.Tensor,
-    ring_k_SHd: torch.Tensor,
-    ring_v_SHd: torch.Tensor,
-    used: int,
-    sink_k_CHd: torch.Tensor,
-    sink_v_CHd: torch.Tensor,
-    by: str | None = None,
+    q_THd: torch.Tensor, k_NHd: torch.Tensor, v_NHd: torch.Tensor, used: int, by: str | None = None
 ) -> torch.Tensor:
     """block_causal on a GPU in two bytes an element, by the chosen backend or by another that is named, untried. Returns o_THd."""
     name = by or choose(q_THd.device, q_THd.dtype, q_THd.shape[-1]).name
     run = {"triton": launch_block_causal, "gluon": launch_hopper}.get(name) or peers.peer(name)
-    return run(q_THd, ring_k_SHd, ring_v_SHd, used, sink_k_CHd, sink_v_CHd)
+    return run(q_THd, k_NHd, v_NHd, used)
 
 
 def _named(dtype: torch.dtype) -> str:

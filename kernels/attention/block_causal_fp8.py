@@ -1,13 +1,12 @@
-"""Self-attention of one block over ring and sink as block_causal computes it, with queries, keys, values and weights in e4m3.
+"""Self-attention of one block over sink and ring as block_causal computes it, with queries, keys, values and weights in e4m3.
 
 Contract
-    s = q . [ring_k[:used], sink_k]^T * qk_scale[h] / sqrt(d)             no mask: the block sees itself whole
-    p = e4m3(256 exp(s - max s))                                          the largest weight is 256, not 1: see Codes
-    o = p [ring_v[:used], sink_v] / sum_s 256 exp(s - max s) * v_scale[h]
+    s = q . k[:used]^T * qk_scale[h] / sqrt(d)             no mask: the block sees itself whole
+    p = e4m3(256 exp(s - max s))                           the largest weight is 256, not 1: see Codes
+    o = p v[:used] / sum_s 256 exp(s - max s) * v_scale[h]
     q_THd             codes of this block's queries; q * its share of qk_scale is what block_causal takes, and so for keys and values
-    ring_k_SHd        codes of keys. The order of the slots carries no meaning; only the first `used` of them have been written
-    ring_vT_HdS       codes of values, transposed: the slots of a channel lie side by side
-    sink_k_CHd, sink_vT_HdC     the same of reference and motion tokens
+    k_NHd             codes of keys. The order of the slots carries no meaning; only the first `used` of them have been written
+    vT_HdN            codes of values, transposed: the slots of a channel lie side by side
     qk_scale_H, v_scale_H       float32
     -> o_THd bfloat16; softmax statistics, sums of products and the two scales in float32
     On a GPU rows of V begin at multiples of 16 bytes (whoever holds them pads), heads lie side by side, d is a multiple of 16, at most
@@ -21,7 +20,7 @@ Codes
 Why V lies transposed
     The 8-bit tensor cores want both operands along the sum. 16 bits are transposed on their way for free, 8 bits through registers.
 Cost
-    4 T (used + C) H d flops, 0.99 TFLOP a layer at 704x384 in steady state; half the bytes of block_causal.
+    4 T used H d flops, 0.99 TFLOP a layer at 704x384 in steady state; half the bytes of block_causal.
 """
 
 from __future__ import annotations
@@ -42,17 +41,14 @@ LIFT = 8.0  # log2 of what weights are multiplied by before they are coded
 
 def block_causal_fp8_reference(
     q_THd: torch.Tensor,
-    ring_k_SHd: torch.Tensor,
-    ring_vT_HdS: torch.Tensor,
+    k_NHd: torch.Tensor,
+    vT_HdN: torch.Tensor,
     used: int,
-    sink_k_CHd: torch.Tensor,
-    sink_vT_HdC: torch.Tensor,
     qk_scale_H: torch.Tensor,
     v_scale_H: torch.Tensor,
 ) -> torch.Tensor:
     """Plain torch over codes, float32 products; also the CPU path. Holds the weights of all heads at once."""
-    k_SHd = torch.cat((ring_k_SHd[:used].float(), sink_k_CHd.float()))
-    vT_HdS = torch.cat((ring_vT_HdS[..., :used].float(), sink_vT_HdC.float()), dim=-1)
+    k_SHd, vT_HdS = k_NHd[:used].float(), vT_HdN[..., :used].float()
     scale_H11 = (qk_scale_H * softmax_scale(q_THd.shape[-1]))[:, None, None]
     s_HTS = q_THd.float().transpose(0, 1) @ k_SHd.permute(1, 2, 0) * scale_H11
     p_HTS = torch.exp2(s_HTS - s_HTS.amax(-1, keepdim=True) + LIFT)
@@ -69,7 +65,7 @@ def work(tokens: int, keys: int, heads: int, d: int) -> Work:
 
 
 def _work(a: dict[str, Any]) -> Work:
-    return work(a["tokens"], a["used"] + a["sink"], a["heads"], a["d"])
+    return work(a["tokens"], a["used"], a["heads"], a["d"])
 
 
 @jit
@@ -100,8 +96,8 @@ def sweep(acc, l, m, q, keys, values, column, count, scale, BN: tl.constexpr, LI
 
 @jit(launch_metadata=metadata("block_causal_fp8", _work))
 def block_causal_fp8_kernel(
-    q, ring_k, ring_v, sink_k, sink_v, qk_scale, v_scale, o, tokens, used, sink, heads, scale, d: tl.constexpr, D: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, LIFT: tl.constexpr,
+    q, k, v, qk_scale, v_scale, o, tokens, used, heads, scale, d: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    LIFT: tl.constexpr,
 ):  # fmt: skip
     """Persistent, as block_causal_kernel: every n-th tile of BM queries of one head, head by head. Queries and keys are descriptors
     [tokens or slots, heads * d], values [heads * d, slots]."""
@@ -112,16 +108,15 @@ def block_causal_fp8_kernel(
         log2_scale = scale * tl.load(qk_scale + head)
         q_MD = queries(q, first, column, d, D)
         acc, l, m = start(BM, D)
-        acc, l, m = sweep(acc, l, m, q_MD, ring_k, ring_v, column, used, log2_scale, BN, LIFT)
-        acc, l, m = sweep(acc, l, m, q_MD, sink_k, sink_v, column, sink, log2_scale, BN, LIFT)
+        acc, l, m = sweep(acc, l, m, q_MD, k, v, column, used, log2_scale, BN, LIFT)
         finish(acc * tl.load(v_scale + head), l, o, first, tokens, 0, column, heads * d, d, D, BM)
 
 
 # --- tiles: by padded width. Argued on paper and from the compile report, not measured: no GPU was at hand.
 # tl.dot waits for each product, so within a program the softmax lies bare between two of them, and at this rate of products it takes as
-# long as they do (1.9e9 exponentials a layer, 0.5 ms). Two programs an SM cover each other: 64 x 128 with 4 warps takes 254 registers
-# and 73 KiB. 64 queries do 128 flops a byte of K and V: above 700 TFLOP/s L2 (5.5 TB/s) would bound it, which nobody has reached in this
-# form. 128 x 128 with 8 warps (255 registers) halves that traffic, one program an SM; 128 x 256 and 64 x 256 spill and are serialised.
+# long as they do (1.9e9 exponentials a layer, 0.5 ms). Two programs an SM cover each other: 64 x 128 with 4 warps takes 255 registers
+# and 72 KiB. 64 queries do 128 flops a byte of K and V: above 700 TFLOP/s L2 (5.5 TB/s) would bound it, which nobody has reached in this
+# form. 128 x 128 with 8 warps (254 registers) halves that traffic, one program an SM, and so does 128 x 256 (255); 64 x 256 spills.
 # 80 serves the interpreter only.
 
 TILES: Tiles = {80: {D: tile(4, 2, BM=64, BN=128) for D in (64, 128)}}
@@ -145,28 +140,25 @@ def values(x_HdS: torch.Tensor, used: int, BN: int, D: int) -> Any:
 
 def launch_block_causal_fp8(
     q_THd: torch.Tensor,
-    ring_k_SHd: torch.Tensor,
-    ring_vT_HdS: torch.Tensor,
+    k_NHd: torch.Tensor,
+    vT_HdN: torch.Tensor,
     used: int,
-    sink_k_CHd: torch.Tensor,
-    sink_vT_HdC: torch.Tensor,
     qk_scale_H: torch.Tensor,
     v_scale_H: torch.Tensor,
 ) -> torch.Tensor:
     """The kernel, on a GPU or under the interpreter."""
-    (tokens, heads, d), device, sink = q_THd.shape, q_THd.device, len(sink_k_CHd)
-    if not 0 < used <= len(ring_k_SHd):
-        raise ValueError(f"{used} slots used of a ring of {len(ring_k_SHd)}")
+    (tokens, heads, d), device = q_THd.shape, q_THd.device
+    if not 0 < used <= len(k_NHd):
+        raise ValueError(f"{used} slots used of {len(k_NHd)}")
     o_THd = torch.empty((tokens, heads, d), dtype=torch.bfloat16, device=device)
     D = padded(d)
     options = pick("block_causal_fp8", TILES, device, D).options()
-    ring = descriptor(ring_k_SHd, used, options["BN"], D), values(ring_vT_HdS, used, options["BN"], D)
-    rest = (descriptor(sink_k_CHd, sink, options["BN"], D), values(sink_vT_HdC, sink, options["BN"], D)) if sink else ring  # never read
+    k, v = descriptor(k_NHd, used, options["BN"], D), values(vT_HdN, used, options["BN"], D)
     tiles = -(-tokens // options["BM"]) * heads
     programs = min(tiles, PROGRAMS * processors(device))
     block_causal_fp8_kernel[(programs,)](
-        descriptor(q_THd, tokens, options["BM"], D), *ring, *rest, qk_scale_H, v_scale_H, o_THd, tokens, used, sink, heads,
-        softmax_scale(d), d=d, D=D, LIFT=LIFT, **options,
+        descriptor(q_THd, tokens, options["BM"], D), k, v, qk_scale_H, v_scale_H, o_THd, tokens, used, heads, softmax_scale(d),
+        d=d, D=D, LIFT=LIFT, **options,
     )  # fmt: skip
     return o_THd
 
@@ -174,26 +166,21 @@ def launch_block_causal_fp8(
 @torch.library.custom_op("everface::block_causal_fp8", mutates_args=(), device_types="cuda")
 def block_causal_fp8_op(
     q_THd: torch.Tensor,
-    ring_k_SHd: torch.Tensor,
-    ring_vT_HdS: torch.Tensor,
+    k_NHd: torch.Tensor,
+    vT_HdN: torch.Tensor,
     used: int,
-    sink_k_CHd: torch.Tensor,
-    sink_vT_HdC: torch.Tensor,
     qk_scale_H: torch.Tensor,
     v_scale_H: torch.Tensor,
 ) -> torch.Tensor:
-    args = (q_THd, ring_k_SHd, ring_vT_HdS, used, sink_k_CHd, sink_vT_HdC, qk_scale_H, v_scale_H)
-    return launch_block_causal_fp8(*args)  # a launcher of its own for sm_90 would be chosen here
+    return launch_block_causal_fp8(q_THd, k_NHd, vT_HdN, used, qk_scale_H, v_scale_H)  # a launcher of its own for sm_90 would be chosen here
 
 
 @block_causal_fp8_op.register_fake
 def _(
     q_THd: torch.Tensor,
-    ring_k_SHd: torch.Tensor,
-    ring_vT_HdS: torch.Tensor,
+    k_NHd: torch.Tensor,
+    vT_HdN: torch.Tensor,
     used: int,
-    sink_k_CHd: torch.Tensor,
-    sink_vT_HdC: torch.Tensor,
     qk_scale_H: torch.Tensor,
     v_scale_H: torch.Tensor,
 ) -> torch.Tensor:
@@ -207,17 +194,15 @@ def runs_fp8_attention(*tensors: torch.Tensor) -> bool:
 
 def block_causal_fp8(
     q_THd: torch.Tensor,
-    ring_k_SHd: torch.Tensor,
-    ring_vT_HdS: torch.Tensor,
+    k_NHd: torch.Tensor,
+    vT_HdN: torch.Tensor,
     used: int,
-    sink_k_CHd: torch.Tensor,
-    sink_vT_HdC: torch.Tensor,
     qk_scale_H: torch.Tensor,
     v_scale_H: torch.Tensor,
 ) -> torch.Tensor:
     """The op. Returns o_THd."""
-    args = (q_THd, ring_k_SHd, ring_vT_HdS, used, sink_k_CHd, sink_vT_HdC, qk_scale_H, v_scale_H)
-    return (block_causal_fp8_op if runs_fp8_attention(q_THd, ring_k_SHd) else block_causal_fp8_reference)(*args)
+    run = block_causal_fp8_op if runs_fp8_attention(q_THd, k_NHd) else block_causal_fp8_reference
+    return run(q_THd, k_NHd, vT_HdN, used, qk_scale_H, v_scale_H)
 
 
 # --- what CI compiles
@@ -226,11 +211,11 @@ def block_causal_fp8(
 def _build(chip: int, d: int) -> Build:
     chosen = pick("block_causal_fp8", TILES, chip, padded(d))
     size = dict(chosen.sizes)
-    rows, D = {"q": size["BM"], "ring_k": size["BN"], "sink_k": size["BN"]}, padded(d)
-    signature = {name: f"tensordesc<fp8e4nv[{n}, {D}]>" for name, n in rows.items()}
-    signature |= dict.fromkeys(("ring_v", "sink_v"), f"tensordesc<fp8e4nv[{D}, {size['BN']}]>")
+    D = padded(d)
+    signature = {name: f"tensordesc<fp8e4nv[{size[rows]}, {D}]>" for name, rows in (("q", "BM"), ("k", "BN"))}
+    signature |= {"v": f"tensordesc<fp8e4nv[{D}, {size['BN']}]>"}
     signature |= {"qk_scale": "*fp32", "v_scale": "*fp32", "o": "*bf16", "scale": "fp32"}
-    loose = ("tokens", "used", "sink", "heads")
+    loose = ("tokens", "used", "heads")
     sizes = size | {"d": d, "D": D, "LIFT": LIFT}
     return Build(f"block_causal_fp8 d{d}", block_causal_fp8_kernel, signature | dict.fromkeys(loose, "i32"), sizes, chosen.num_warps,
                  chosen.num_stages, (chip,), loose=loose, matrix=True)  # fmt: skip

@@ -2,8 +2,8 @@
 
 Contract
     launch_hopper, bfloat16: arguments and result of block_causal.launch_block_causal.
-    launch_hopper_fp8: o_THd (bfloat16) = v_scale_H * softmax(qk_scale_H * q . [ring_k, sink_k]^T / sqrt(d)) [ring_v, sink_v]
-    q_THd, ring_k_SHd, sink_k_CHd in e4m3; ring_vT_HdS, sink_vT_HdC in e4m3 with keys side by side, rows (pitch) at multiples of 16 keys;
+    launch_hopper_fp8: o_THd (bfloat16) = v_scale_H * softmax(qk_scale_H * q . k[:used]^T / sqrt(d)) v[:used]
+    q_THd, k_NHd in e4m3; vT_HdN in e4m3 with keys side by side, rows (pitch) at multiples of 16 keys;
     qk_scale_H, v_scale_H float32 and positive. Probabilities are coded as 256 p, sums are float32.
     d is 128. Nothing beyond `used` is read, so it may hold anything, NaN included.
 Schedule
@@ -46,29 +46,24 @@ D = 128  # the only width of a head
 
 
 @jit()
-def fetch(ring, sink, j, ring_tiles, column, slots, full, empty, i, ACROSS: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr):
-    """Tile j of the ring and, after it, the sink into its slot, as the i-th of all. ACROSS: keys lie along the second axis."""
+def fetch(keys, j, column, slots, full, empty, i, ACROSS: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr):
+    """Tile j of keys, or of values, into its slot, as the i-th of all. ACROSS: keys lie along the second axis."""
     stage, phase = i % STAGES, i // STAGES & 1
     mbarrier.wait(empty.index(stage), phase ^ 1)
-    mbarrier.expect(full.index(stage), ring.block_type.nbytes)
-    if j < ring_tiles:
-        at = [column, j * BN] if ACROSS else [j * BN, column]
-        tma.async_copy_global_to_shared(ring, at, full.index(stage), slots.index(stage))
-    else:
-        at = [column, (j - ring_tiles) * BN] if ACROSS else [(j - ring_tiles) * BN, column]
-        tma.async_copy_global_to_shared(sink, at, full.index(stage), slots.index(stage))
+    mbarrier.expect(full.index(stage), keys.block_type.nbytes)
+    at = [column, j * BN] if ACROSS else [j * BN, column]
+    tma.async_copy_global_to_shared(keys, at, full.index(stage), slots.index(stage))
 
 
 @jit()
-def load(q, ring_k, ring_v, sink_k, sink_v, slots, full, empty, extents, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr,
-         STAGES: gl.constexpr, FP8: gl.constexpr):  # fmt: skip
+def load(q, k, v, slots, full, empty, extents, D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr,
+         FP8: gl.constexpr):  # fmt: skip
     """The part of one warp."""
     q_slots, k_slots, v_slots = slots
     q_full, k_full, v_full = full
     q_empty, k_empty, v_empty = empty
-    tokens, used, sink, heads = extents
-    tiles, ring_tiles = gl.cdiv(tokens, BM), gl.cdiv(used, BN)
-    n = ring_tiles + gl.cdiv(sink, BN)
+    tokens, used, heads = extents
+    tiles, n = gl.cdiv(tokens, BM), gl.cdiv(used, BN)
     i = 0  # tiles of keys so far
     turn = 0  # tiles of queries so far
     for tile_id in range(gl.program_id(0), tiles * heads, gl.num_programs(0)):
@@ -79,8 +74,8 @@ def load(q, ring_k, ring_v, sink_k, sink_v, slots, full, empty, extents, D: gl.c
             tma.async_copy_global_to_shared(q, [first + half * (BM // 2), column], q_full.index(half), q_slots.index(half))
         turn += 1  # noqa: SIM113  Triton has no enumerate
         for j in range(n):
-            fetch(ring_k, sink_k, j, ring_tiles, column, k_slots, k_full, k_empty, i, False, BN, STAGES)
-            fetch(ring_v, sink_v, j, ring_tiles, column, v_slots, v_full, v_empty, i, FP8, BN, STAGES)
+            fetch(k, j, column, k_slots, k_full, k_empty, i, False, BN, STAGES)
+            fetch(v, j, column, v_slots, v_full, v_empty, i, FP8, BN, STAGES)
             i += 1
 
 
@@ -104,7 +99,7 @@ def attend(half: gl.constexpr, o, qk_scale, v_scale, scale, slots, full, empty, 
     q_slots, k_slots, v_slots = slots
     q_full, k_full, v_full = full
     q_empty, k_empty, v_empty = empty
-    tokens, used, sink, heads = extents
+    tokens, used, heads = extents
     ROWS: gl.constexpr = BM // 2
     DEPTH: gl.constexpr = 32 if FP8 else 16  # of one wgmma, 32 bytes
     LIFT: gl.constexpr = 8.0 if FP8 else 0.0  # e4m3 holds p as 256 p: fewer fall among its subnormals, 256 is below its 448
@@ -114,8 +109,7 @@ def attend(half: gl.constexpr, o, qk_scale, v_scale, scale, slots, full, empty, 
     s_row: gl.constexpr = gl.SliceLayout(1, s_layout)
     o_row: gl.constexpr = gl.SliceLayout(1, o_layout)
     V_ORDER: gl.constexpr = (1, 0) if FP8 else (0, 1)
-    tiles, ring_tiles = gl.cdiv(tokens, BM), gl.cdiv(used, BN)
-    n = ring_tiles + gl.cdiv(sink, BN)
+    tiles, n = gl.cdiv(tokens, BM), gl.cdiv(used, BN)
     blank = gl.zeros([ROWS, BN], gl.float32, s_layout)
     i = 0
     turn = 0
@@ -152,8 +146,7 @@ def attend(half: gl.constexpr, o, qk_scale, v_scale, scale, slots, full, empty, 
             acc = warpgroup_mma(p, v_slots.index(before).permute(V_ORDER), acc, is_async=True)
             s = warpgroup_mma_wait(1, deps=[s])
             mbarrier.arrive(k_empty.index(stage))
-            left = gl.where(j < ring_tiles, used - j * BN, sink - (j - ring_tiles) * BN)
-            wide, l, m, shrink = weigh(s, l, m, left, weight, BN, LIFT, s_layout)
+            wide, l, m, shrink = weigh(s, l, m, used - j * BN, weight, BN, LIFT, s_layout)
             # The next keys are awaited here, not where they are needed: without a branch between, ptxas moves the wait for O to before
             # the exponentials, and they overlap nothing. `wide` goes through that wait so that p keeps its registers until then.
             mbarrier.wait(k_full.index((i + 1) % STAGES), (i + 1) // STAGES & 1, pred=j + 1 < n)
@@ -182,17 +175,17 @@ def attend(half: gl.constexpr, o, qk_scale, v_scale, scale, slots, full, empty, 
 
 
 def _work(a: dict[str, Any]) -> Work:
-    return work(a["tokens"], a["used"] + a["sink"], a["heads"], D, 1 if a["FP8"] else 2)
+    return work(a["tokens"], a["used"], a["heads"], D, 1 if a["FP8"] else 2)
 
 
-@jit(launch_metadata=metadata("block_causal_hopper", _work), do_not_specialize=("tokens", "used", "sink", "heads"))
-def block_causal_hopper_kernel(q, ring_k, ring_v, sink_k, sink_v, qk_scale, v_scale, o, tokens, used, sink, heads, scale,
-                               D: gl.constexpr, BM: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr, FP8: gl.constexpr):  # fmt: skip
-    """q .. sink_v are descriptors with the layouts of their slots; qk_scale and v_scale are None unless FP8."""
+@jit(launch_metadata=metadata("block_causal_hopper", _work), do_not_specialize=("tokens", "used", "heads"))
+def block_causal_hopper_kernel(q, k, v, qk_scale, v_scale, o, tokens, used, heads, scale, D: gl.constexpr, BM: gl.constexpr,
+                               BN: gl.constexpr, STAGES: gl.constexpr, FP8: gl.constexpr):  # fmt: skip
+    """q, k and v are descriptors with the layouts of their slots; qk_scale and v_scale are None unless FP8."""
     bar: gl.constexpr = mbarrier.MBarrierLayout()
     q_slots = gl.allocate_shared_memory(q.dtype, [2, BM // 2, D], q.layout)
-    k_slots = gl.allocate_shared_memory(q.dtype, [STAGES, BN, D], ring_k.layout)
-    v_slots = gl.allocate_shared_memory(q.dtype, [STAGES, D, BN] if FP8 else [STAGES, BN, D], ring_v.layout)
+    k_slots = gl.allocate_shared_memory(q.dtype, [STAGES, BN, D], k.layout)
+    v_slots = gl.allocate_shared_memory(q.dtype, [STAGES, D, BN] if FP8 else [STAGES, BN, D], v.layout)
     q_full, q_empty = gl.allocate_shared_memory(gl.int64, [2, 1], bar), gl.allocate_shared_memory(gl.int64, [2, 1], bar)
     k_full, k_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar), gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
     v_full, v_empty = gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar), gl.allocate_shared_memory(gl.int64, [STAGES, 1], bar)
@@ -206,12 +199,12 @@ def block_causal_hopper_kernel(q, ring_k, ring_v, sink_k, sink_v, qk_scale, v_sc
         mbarrier.init(v_empty.index(stage), count=2)
     fence_async_shared()  # the copies' engine must see the barriers
     slots, full, empty = (q_slots, k_slots, v_slots), (q_full, k_full, v_full), (q_empty, k_empty, v_empty)
-    extents = (tokens, used, sink, heads)
+    extents = (tokens, used, heads)
     gl.warp_specialize(
         [
             (attend, (0, o, qk_scale, v_scale, scale, slots, full, empty, extents, D, BM, BN, STAGES, FP8)),
             (attend, (1, o, qk_scale, v_scale, scale, slots, full, empty, extents, D, BM, BN, STAGES, FP8)),
-            (load, (q, ring_k, ring_v, sink_k, sink_v, slots, full, empty, extents, D, BM, BN, STAGES, FP8)),
+            (load, (q, k, v, slots, full, empty, extents, D, BM, BN, STAGES, FP8)),
         ],
         [4, 1],
         [240, 24],
@@ -257,55 +250,42 @@ def _by_columns(x_HdN: torch.Tensor, keys: int, BN: int) -> Any:
     return _descriptor(x_HdN, (heads * d, keys), x_HdN.stride(1), (d, BN))
 
 
-def _launch(q_THd: torch.Tensor, k: list[torch.Tensor], v: list[torch.Tensor], used: int, scales: tuple[Any, Any]) -> torch.Tensor:
-    """k and v: of ring and sink."""
+def _launch(q_THd: torch.Tensor, k_NHd: torch.Tensor, v: torch.Tensor, used: int, scales: tuple[Any, Any]) -> torch.Tensor:
     tokens, heads, d = q_THd.shape
     if d != D:
         raise ValueError(f"heads of {d}: this kernel is for {D}")
-    if not 0 < used <= len(k[0]):
-        raise ValueError(f"{used} slots used of a ring of {len(k[0])}")
+    if not 0 < used <= len(k_NHd):
+        raise ValueError(f"{used} slots used of {len(k_NHd)}")
     o_THd = torch.empty((tokens, heads, d), dtype=torch.bfloat16, device=q_THd.device)
     options = pick("block_causal_hopper", TILES, q_THd.device, q_THd.element_size()).options()
-    BM, BN, fp8, sink = options["BM"], options["BN"], q_THd.element_size() == 1, len(k[1])
-    by_keys = _by_columns if fp8 else _by_rows
-    ring_k, ring_v = _by_rows(k[0], used, BN), by_keys(v[0], used, BN)
-    sink_k, sink_v = (_by_rows(k[1], sink, BN), by_keys(v[1], sink, BN)) if sink else (ring_k, ring_v)  # never read
+    BM, BN, fp8 = options["BM"], options["BN"], q_THd.element_size() == 1
     tiles = -(-tokens // BM) * heads
     block_causal_hopper_kernel[(min(tiles, processors(q_THd.device)),)](
-        _by_rows(q_THd, tokens, BM // 2), ring_k, ring_v, sink_k, sink_v, *scales, o_THd,
-        tokens, used, sink, heads, softmax_scale(d), D=D, FP8=fp8, **options,
+        _by_rows(q_THd, tokens, BM // 2), _by_rows(k_NHd, used, BN), (_by_columns if fp8 else _by_rows)(v, used, BN), *scales, o_THd,
+        tokens, used, heads, softmax_scale(d), D=D, FP8=fp8, **options,
     )  # fmt: skip
     return o_THd
 
 
-def launch_hopper(
-    q_THd: torch.Tensor,
-    ring_k_SHd: torch.Tensor,
-    ring_v_SHd: torch.Tensor,
-    used: int,
-    sink_k_CHd: torch.Tensor,
-    sink_v_CHd: torch.Tensor,
-) -> torch.Tensor:
+def launch_hopper(q_THd: torch.Tensor, k_NHd: torch.Tensor, v_NHd: torch.Tensor, used: int) -> torch.Tensor:
     """In bfloat16, on a GPU of sm_90. Returns o_THd."""
     if q_THd.dtype != torch.bfloat16:
         raise ValueError(f"{q_THd.dtype}: this kernel is for torch.bfloat16")
-    return _launch(q_THd, [ring_k_SHd, sink_k_CHd], [ring_v_SHd, sink_v_CHd], used, (None, None))
+    return _launch(q_THd, k_NHd, v_NHd, used, (None, None))
 
 
 def launch_hopper_fp8(
     q_THd: torch.Tensor,
-    ring_k_SHd: torch.Tensor,
-    ring_vT_HdS: torch.Tensor,
+    k_NHd: torch.Tensor,
+    vT_HdN: torch.Tensor,
     used: int,
-    sink_k_CHd: torch.Tensor,
-    sink_vT_HdC: torch.Tensor,
     qk_scale_H: torch.Tensor,
     v_scale_H: torch.Tensor,
 ) -> torch.Tensor:
-    """In e4m3, on a GPU of sm_90. Returns o_THd in bfloat16. The sink has as many keys as sink_k_CHd has rows."""
+    """In e4m3, on a GPU of sm_90. Returns o_THd in bfloat16."""
     if q_THd.dtype != torch.float8_e4m3fn:
         raise ValueError(f"{q_THd.dtype}: this kernel is for torch.float8_e4m3fn")
-    return _launch(q_THd, [ring_k_SHd, sink_k_CHd], [ring_vT_HdS, sink_vT_HdC], used, (qk_scale_H, v_scale_H))
+    return _launch(q_THd, k_NHd, vT_HdN, used, (qk_scale_H, v_scale_H))
 
 
 # --- what CI compiles
@@ -319,13 +299,13 @@ def _build(itemsize: int) -> Build:
         return f"tensordesc<{'fp8e4nv' if fp8 else 'bf16'}[{rows}, {columns}],{_layout(itemsize)!r}>"
 
     keys, values = described(size["BN"], D), described(D, size["BN"]) if fp8 else described(size["BN"], D)
-    signature = {"q": described(size["BM"] // 2, D), "ring_k": keys, "ring_v": values, "sink_k": keys, "sink_v": values}
-    signature |= {"o": "*bf16", "scale": "fp32"} | dict.fromkeys(("tokens", "used", "sink", "heads"), "i32")
+    signature = {"q": described(size["BM"] // 2, D), "k": keys, "v": values}
+    signature |= {"o": "*bf16", "scale": "fp32"} | dict.fromkeys(("tokens", "used", "heads"), "i32")
     scales = ("qk_scale", "v_scale")
     signature |= dict.fromkeys(scales, "*fp32") if fp8 else {}
     sizes = size | {"D": D, "FP8": fp8} | ({} if fp8 else dict.fromkeys(scales))
     return Build(f"block_causal_hopper {'e4m3' if fp8 else 'bf16'}", block_causal_hopper_kernel, signature, sizes, chosen.num_warps,
-                 chosen.num_stages, (90,), loose=("tokens", "used", "sink", "heads"), matrix=True)  # fmt: skip
+                 chosen.num_stages, (90,), loose=("tokens", "used", "heads"), matrix=True)  # fmt: skip
 
 
 COMPILE = [] if WHY_NOT else [_build(2), _build(1)]

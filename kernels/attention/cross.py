@@ -97,7 +97,7 @@ def cross_pointer_kernel(q, k, v, o, coded, scales, batch, tokens, keys, heads, 
         v_SD = tile_at(v, b * kv_B, column, stride, keys, d, D, BN)
         acc, l, m = fold(acc, l, m, q_MD, k_SD.T, v_SD, tl.arange(0, BN) < keys, scale, PRECISION)
     else:
-        acc, l, m = sweep_at(acc, l, m, q_MD, k, v, k, v, b * kv_B, column, stride, keys, 0, scale, d, D, BN, PRECISION)
+        acc, l, m = sweep_at(acc, l, m, q_MD, k, v, b * kv_B, column, stride, keys, scale, d, D, BN, PRECISION)
     l = rescaled(l, coded, scales, first, tokens, b * tokens, BM)
     finish(acc, l, o, first, tokens, b * tokens, column, stride, d, D, BM)
 

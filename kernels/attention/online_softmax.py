@@ -3,7 +3,7 @@
     s = q k^T * scale;  m' = max(m, max s);  p = 2^(s - m');  l = l 2^(m - m') + sum p;  acc = acc 2^(m - m') + p v
 
 `scale` is log2(e) / sqrt(d), so that the exponential is the chip's own base-2 one. All state is float32; p is rounded to the dtype
-of v for its product. Ranges follow one another without a seam: the result does not depend on where one ends and the next begins.
+of v for its product.
 Source: Milakov & Gimelshein 2018 (arXiv 1805.02867); FlashAttention (arXiv 2205.14135).
 """
 
@@ -54,17 +54,13 @@ def tile_at(x, row, column, stride, left, d: tl.constexpr, D: tl.constexpr, BN: 
 
 
 @jit
-def sweep_at(acc, l, m, q, keys, values, more_keys, more_values, row, column, stride, count, more, scale, d: tl.constexpr,
-             D: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Fold in `count` keys and values from `row` on of [rows, stride], then `more` of others, by pointers: one loop for both, whose
-    every tile may be ragged. Four loops, as `sweep` twice would be, spill here."""
-    tiles = tl.cdiv(count, BN)
-    for i in tl.range(0, tiles + tl.cdiv(more, BN)):  # type: ignore[reportGeneralTypeIssues]
-        first = tl.where(i < tiles, i, i - tiles) * BN
-        left = tl.where(i < tiles, count, more) - first
-        at = tl.where(i < tiles, row, 0) + first
-        k = tile_at(tl.where(i < tiles, keys, more_keys), at, column, stride, left, d, D, BN)
-        v = tile_at(tl.where(i < tiles, values, more_values), at, column, stride, left, d, D, BN)
+def sweep_at(acc, l, m, q, keys, values, row, column, stride, count, scale, d: tl.constexpr, D: tl.constexpr, BN: tl.constexpr,
+             PRECISION: tl.constexpr):  # fmt: skip
+    """Fold in `count` keys and values from `row` on of [rows, stride], by pointers: one loop whose every tile may be ragged."""
+    for first in tl.range(0, count, BN):  # type: ignore[reportGeneralTypeIssues]
+        left = count - first
+        k = tile_at(keys, row + first, column, stride, left, d, D, BN)
+        v = tile_at(values, row + first, column, stride, left, d, D, BN)
         acc, l, m = fold(acc, l, m, q, k.T, v, tl.arange(0, BN) < left, scale, PRECISION)
     return acc, l, m
 

@@ -138,14 +138,16 @@ def rows_work(args: dict[str, Any]) -> Work:
 
 @jit(launch_metadata=metadata("norm_rope", rows_work))
 def norm_rope_kernel(
-    x_ptr, weight_ptr, table_ptr, out_ptr, tokens, eps,
+    x_ptr, weight_ptr, table_ptr, out_ptr, tokens, pitch, eps,
     D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    """One of the two alone, one program a row: the norm of a query of text or sound, the rotation of a key of the sink."""
+    """One of the two alone, one program a row: the norm of a query of text or sound, the rotation of a key of the sink. Every `tokens`
+    rows begin anew in the table, and `pitch` elements further in out."""
     row = tl.program_id(0).to(tl.int64)
     if table_ptr is not None:
         table_ptr += row % tokens * HEAD
-    norm_rope(x_ptr + row * D, weight_ptr, table_ptr, out_ptr + row * D, eps, D, A, B, HEAD)
+    out_ptr += row // tokens * pitch + row % tokens * D
+    norm_rope(x_ptr + row * D, weight_ptr, table_ptr, out_ptr, eps, D, A, B, HEAD)
 
 
 # --- tiles: those of row.py
@@ -169,7 +171,7 @@ COMPILE = [
         Build(
             name=name,
             kernel=norm_rope_kernel,
-            signature={"x_ptr": "*bf16", given: kind, "out_ptr": out, "tokens": "i32", "eps": "fp32"},
+            signature={"x_ptr": "*bf16", given: kind, "out_ptr": out, "tokens": "i32", "pitch": "i32", "eps": "fp32"},
             constexprs={absent: None, **parts(5120), "HEAD": 128},
             num_warps=TILES[80]["wide"].num_warps,
             num_stages=1,
@@ -222,12 +224,13 @@ def _(*args: Any) -> None:
 
 @torch.library.custom_op("everface::norm_rope", mutates_args=("out",))
 def launch_rows(x: torch.Tensor, weight: torch.Tensor | None, table: torch.Tensor | None, eps: float, out: torch.Tensor) -> None:
-    """norm_rope_kernel over x [rows, D], contiguous like out. Row r takes row r mod T of the table."""
+    """norm_rope_kernel over x [rows, D], contiguous. Row r takes row r mod T of the table and ends in out[r // T, r mod T], of which
+    every out[n] is contiguous; T = 1 without a table."""
     rows, width = x.shape
-    assert weight is None or weight.dtype == x.dtype
+    assert (weight is None or weight.dtype == x.dtype) and out[0].is_contiguous()
     tokens, head = (1, 2) if table is None else (table.shape[0], 2 * table.shape[1])
     options = pick("norm_rope", TILES, x.device, variant(width)).options()
-    norm_rope_kernel[(rows,)](x, weight, table, out, tokens, eps, **parts(width), HEAD=head, **options)
+    norm_rope_kernel[(rows,)](x, weight, table, out, tokens, out.stride(0), eps, **parts(width), HEAD=head, **options)
 
 
 @launch_rows.register_fake
@@ -245,15 +248,19 @@ def rms_norm(x: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tenso
     return out.view(x.shape)
 
 
-def rotate(x_THd: torch.Tensor, table_TP2: torch.Tensor, *, coded: bool = False) -> torch.Tensor:
-    """The rotation alone, an op: x [..., T, H, d], whose leading batch dimensions share the table. `coded`: as e4m3, on chips that know it."""
+def rotate(x_THd: torch.Tensor, table_TP2: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """The rotation alone, an op: x [..., T, H, d], whose leading batch dimensions share the table. Returns `out`, if given: [N, T, H, d]
+    like x, every out[n] contiguous; as codes where it is of e4m3, on chips that know it."""
     if not runs_triton(x_THd, table_TP2):
         turned = rotate_reference(x_THd, table_TP2)
-        return turned.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn) if coded else turned
+        if out is None:
+            return turned
+        return out.copy_(turned.clamp(-E4M3_MAX, E4M3_MAX) if out.dtype == torch.float8_e4m3fn else turned)
     rows = x_THd.reshape(-1, x_THd.shape[-2] * x_THd.shape[-1]).contiguous()
-    out = torch.empty_like(rows, dtype=torch.float8_e4m3fn) if coded else torch.empty_like(rows)
-    launch_rows(rows, None, table_TP2.contiguous(), 0.0, out)
-    return out.view(x_THd.shape)
+    if out is None:
+        out = torch.empty_like(x_THd, memory_format=torch.contiguous_format)
+    launch_rows(rows, None, table_TP2.contiguous(), 0.0, out.view(-1, *x_THd.shape[-3:]))
+    return out
 
 
 def qk_norm_rope_store(

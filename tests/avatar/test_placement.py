@@ -44,9 +44,7 @@ def sequential(model: Path, face: Path, sampler: str) -> torch.Tensor:
         if b in (0, 4):
             reference = reference if b == 0 else out[0][:, :1]
             for cache in caches:
-                k, v = dit.prefill_sink(reference, opening["motion"], text_kv)
-                cache.sink_k_LCHd.copy_(k)
-                cache.sink_v_LCHd.copy_(v)
+                cache.prime(*dit.prefill_sink(reference, opening["motion"], text_kv))
         window = pcm[b * 7680 : b * 7680 + conditioner.lookback_samples + 7680]
         tokens = conditioner.block(window, "everface")
         audio = tokens["audio_local"], tokens["audio_global"]

@@ -56,8 +56,10 @@ def block(index: int, session: int = 1, brought: Tensors | None = None) -> Block
 @torch.inference_mode()
 def poison(d: Denoiser, session: int = 1) -> None:
     """What no block has written must never be read."""
-    for ring in d.viewers[session].slot.rings.values():
-        for part in ring:
+    slot = d.viewers[session].slot
+    for step in slot.rings:
+        cache = slot.cache(step)
+        for part in (cache.k_LNHd, cache.v_LSHd):  # keys of the sink are turned anew
             part.fill_(float("nan"))
 
 
@@ -75,13 +77,13 @@ def test_only_written_slots_are_attended_to_and_time_is_absolute(indices: list[i
 
     plain, known = d.dit, {name: tensor.to(d.dtype) for name, tensor in opening().tensors.items()}
     cache, text_kv = plain.new_cache(4, 4), plain.text_kv(plain.embed_text(known["text"]))
-    cache.sink_k_LCHd, cache.sink_v_LCHd = plain.prefill_sink(known["reference"], known["motion"], text_kv)
+    cache.prime(*plain.prefill_sink(known["reference"], known["motion"], text_kv))
     mod, rope = plain.modulations(plain.time(SCHEDULE.timesteps[1])), plain.rope((2, 2))
     for run, index in enumerate(indices):
         b = block(index)
         heard, x = plain.hear(b.condition["audio_local"].to(d.dtype), b.condition["audio_global"].to(d.dtype)), b.x.to(d.dtype)
-        place = plain.place(TOKENS, index, sink_distance(SEED, index, 1))._replace(
-            start=TOKENS * (run % 4), used=TOKENS * min(run + 1, 4)
+        place = plain.place((2, 2), index, sink_distance(SEED, index, 1))._replace(
+            start=cache.sink + TOKENS * (run % 4), used=cache.sink + TOKENS * min(run + 1, 4)
         )  # fmt: skip
         out = plain.tokens(x, mod, plain.reading(text_kv), heard, cache, rope, place)
         want = flow_step_tokens(x[None], out, (2, 2), (2, 2), *SCHEDULE.sigmas[1:3])[0]
@@ -122,14 +124,15 @@ def test_a_change_of_picture_or_text_primes_each_device_once(monkeypatch: pytest
         (2, {"text": now["text"]}, had | {"reference": now["reference"], "text": now["text"]}),
         (3, {"sink": had["reference"], "motion": now["motion"]}, now | {"reference": had["reference"]}),
     ):
-        before = [t.clone() for t in d.viewers[1].slot.sink]
+        before = d.viewers[1].slot.sink_k_LCHd.clone()
         rode = run(block(index, brought=brought)).condition
         assert primed == [1] * index and brought.keys() <= rode.keys()  # later devices need it too
         fresh.open(replace(opening(session=index), tensors=wanted), 0)
         mine, other = d.viewers[1].slot, fresh.viewers[index].slot
-        for a, b in zip((*mine.sink, *mine.text), (*other.sink, *other.text), strict=True):
+        for a, b in zip((mine.sink_k_LCHd, *mine.text), (other.sink_k_LCHd, *other.text), strict=True):
             assert torch.equal(a, b)
-        assert not torch.equal(mine.sink[0], before[0])
+        assert all(torch.equal(mine.cache(step).sink_v_LCHd, other.cache(0).sink_v_LCHd) for step in (0, 1, 2))
+        assert not torch.equal(mine.sink_k_LCHd, before)
 
 
 def test_sound_is_heard_once_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +170,7 @@ def test_closing_keeps_the_memory_for_the_next_and_only_for_its_like(dtype: str)
     again = [role.run(block(0, session=2)).x for role in roles]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and d.viewers[2].seat.steps == steps
 
-    gone = [weakref.ref(t) for t in (*slot.rings[0], *slot.rings[1], *slot.sink, *slot.text)]
+    gone = [weakref.ref(t) for t in (*slot.rings[0], *slot.rings[1], slot.sink_k_LCHd, *slot.text)]
     del slot, steps
     for role in roles:
         role.close(Closing(2))

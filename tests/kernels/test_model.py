@@ -69,11 +69,13 @@ def test_a_golden_block(golden: Path) -> None:
     block.self_attn.fuse()
     text = block.cross_attn.reading(block.cross_attn.keys_values(data["context_emb"][None]))
     angle = data["noisy.cond_rope_angle"]
-    k, v = torch.full((2, 192, *sink_k.shape[1:]), torch.nan)
+    sink = len(sink_k)
+    k, v = torch.full((2, sink + 192, *sink_k.shape[1:]), torch.nan)
+    v[:sink] = sink_v
     x, mod = Residual(data["noisy.x"].view(1, 3, -1, cfg.dim)), block.modulations(data["e"][None, :, :, 0])
     with interpreted() as ran:
-        sink_k = rotate(sink_k, torch.stack((angle.cos(), angle.sin()), dim=-1))
-        ring = Ring(k, v, torch.tensor(0), 96, frames_table(0, 3, (4, 8), cfg.head_dim), sink_k, sink_v)
+        rotate(sink_k, torch.stack((angle.cos(), angle.sin()), dim=-1), out=k[:sink])
+        ring = Ring(k, v, torch.tensor(sink), sink + 96, frames_table(0, 3, (4, 8), cfg.head_dim))
         y = block.stream(x, mod, text, ring).closed()
     torch.testing.assert_close(y.view(96, -1), data["noisy.block0.y"], atol=2e-5, rtol=0)
     called = {name: spy.call_count for name, spy in ran.items() if spy.call_count}
@@ -96,7 +98,7 @@ def test_a_step(kind: str, tolerance: float) -> None:
         for cache in caches:
             getattr(cache, name).copy_(part)
     mod, reading = dit.modulations(dit.time(857.7)), dit.reading(text_kv)
-    where = dit.place(12, 2, 9)
+    where = dit.place((2, 2), 2, 9)
     tensors = Place(*(torch.tensor(n) for n in where[:3]), used=where.used)
 
     want = dit.step(x, 0.8577, 0.602, mod, reading, heard, caches[0], rope, where)

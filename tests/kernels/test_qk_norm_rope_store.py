@@ -77,6 +77,9 @@ def test_each_half_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(op, "runs_triton", lambda *_: True)
     agree(op.rms_norm(flat, weight, 1e-6), want_norm, rounded=dtype == BF16)
     agree(op.rotate(x, turn), want_turn, rounded=dtype == BF16)
+    cache = torch.full((2, 5, 3, 64), float("nan"), device=DEVICE, dtype=dtype)
+    agree(op.rotate(x, turn, out=cache[:, :3]), want_turn, rounded=dtype == BF16)  # into the first slots of every layer
+    assert cache[:, 3:].isnan().all() and not cache[:, :3].isnan().any()
     out = Poisoned(6, 192, dtype=dtype)
-    op.launch_rows(flat.reshape(6, 192), weight, turn, 1e-6, out.inside)
+    op.launch_rows(flat.reshape(6, 192), weight, turn, 1e-6, out.inside.view(2, 3, 192))
     agree(out.written().view(x.shape), op.rotate_reference(want_norm.view(x.shape), turn), rounded=dtype == BF16)

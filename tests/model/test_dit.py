@@ -78,17 +78,17 @@ def test_one_block(golden: Path, dit: DiT) -> None:
         x = Residual(x_TD.view(1, 3, -1, dit.cfg.dim))
         return block.stream(x, block.modulations(e0_noisy), block.cross_attn.reading(text_kv), ring).closed()
 
-    slots, tokens = 384, 96
-    k, v = torch.zeros(2, slots, *kept[0].shape[1:])
+    slots, tokens, sink = 384, 96, len(kept[0])
     sink_k = rotate(kept[0], turn(data["noisy.cond_rope_angle"]))
+    k, v = (torch.cat((x, torch.zeros(slots, *x.shape[1:]))) for x in (sink_k, kept[1]))
     for index in (0, 1):
         table = frames_table(3 * index, 3, (4, 8), dit.cfg.head_dim)
-        ring = Ring(k, v, index * tokens, (index + 1) * tokens, table, sink_k, kept[1])
+        ring = Ring(k, v, sink + index * tokens, sink + (index + 1) * tokens, table)
         y = stream(data["noisy.x"], ring)
         close(y.view(tokens, -1), data[f"noisy.block{index}.y"], 2e-5)
-    close(v[: 2 * tokens], data["kv.v"], 2e-5)
+    close(v[sink:][: 2 * tokens], data["kv.v"], 2e-5)
 
-    ring = Ring(k, v, 0, tokens, frames_table(0, 3, (4, 8), dit.cfg.head_dim), sink_k, kept[1])
+    ring = Ring(k, v, sink, sink + tokens, frames_table(0, 3, (4, 8), dit.cfg.head_dim))
     y = stream(data["noisy_small.x"], ring)
     close(y.view(tokens, -1), data["noisy_small.y"], 2e-5)
 
@@ -119,7 +119,7 @@ def test_whole_model(dit: DiT, full: Data) -> None:
     check("noisy.audio_emb_global", audio[1])
 
     cache = dit.new_cache(ref.shape[-2], ref.shape[-1])
-    cache.sink_k_LCHd, cache.sink_v_LCHd = dit.prefill_sink(ref, motion, text_kv)
+    cache.prime(*dit.prefill_sink(ref, motion, text_kv))
     velocity = dit(full["x"], time, text_kv, audio, cache, 0, 30, full["pose"])
     check("velocity", velocity, 5e-5)
     for layer in range(dit.cfg.num_layers):
@@ -130,7 +130,7 @@ def test_whole_model(dit: DiT, full: Data) -> None:
     if "velocity_fp16rope" in full:
         sink = dit.prefill_sink(ref, motion, text_kv, rope_fp16=True)
         cache = dit.new_cache(ref.shape[-2], ref.shape[-1])
-        cache.sink_k_LCHd, cache.sink_v_LCHd = sink
+        cache.prime(*sink)
         got = dit(full["x"], time, text_kv, audio, cache, 0, 30, full["pose"], rope_fp16=True)
         close(got, full["velocity_fp16rope"], 5e-5)
 
@@ -140,7 +140,7 @@ def test_two_thousand_blocks_in(dit: DiT, full: Data) -> None:
     text_kv = dit.text_kv(dit.embed_text(full["context"]))
     audio = dit.casual_audio_encoder.encode_block(full["audio_input"])
     cache = dit.new_cache(8, 16)
-    cache.sink_k_LCHd, cache.sink_v_LCHd = dit.prefill_sink(full["ref_latents"], full["motion_latents"], text_kv)
+    cache.prime(*dit.prefill_sink(full["ref_latents"], full["motion_latents"], text_kv))
     time = dit.time(602.1505737304688)
     for i, block in enumerate(range(1996, 2001)):
         velocity = dit(full["large.x"][i], time, text_kv, audio, cache, block, 30)
@@ -213,7 +213,7 @@ def test_a_window_in_training_equals_the_stream_and_has_gradients() -> None:
 
     for sample in range(batch):
         cache = model.new_cache(h, w)
-        cache.sink_k_LCHd, cache.sink_v_LCHd = model.prefill_sink(ref[sample], motion[sample], text_kv)
+        cache.prime(*model.prefill_sink(ref[sample], motion[sample], text_kv))
         for i in range(blocks):
             part = slice(i * frames, (i + 1) * frames)
             audio = (local[sample, part].detach(), heard[sample, part].detach())
@@ -258,7 +258,7 @@ def test_bfloat16_stays_near_float32(dit: DiT, full: Data) -> None:
     audio = half.casual_audio_encoder.encode_block(full["audio_input"])
     cache = half.new_cache(8, 16)
     sink = half.prefill_sink(full["ref_latents"].bfloat16(), full["motion_latents"].bfloat16(), text_kv)
-    cache.sink_k_LCHd, cache.sink_v_LCHd = sink
+    cache.prime(*sink)
     time = half.time(full["t"][0])
     got = half(full["x"].bfloat16(), time, text_kv, audio, cache, 0, 30, full["pose"].bfloat16())
     assert got.dtype == cache.k_LSHd.dtype == torch.bfloat16 and time.e0_6D.dtype == torch.float32

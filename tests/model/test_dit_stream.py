@@ -55,7 +55,7 @@ def stream(
         if b in sinks:
             refill = dit.prefill_sink(*sinks[b], text_kv, rope_fp16=rope_fp16)
             for cache in caches:
-                cache.sink_k_LCHd, cache.sink_v_LCHd = refill
+                cache.prime(*refill)
             clip = sorted(sinks).index(b)
             names = {f"sink{clip}": data} | ({"sink": kv} if kv is not None else {})
             for prefix, held in names.items():

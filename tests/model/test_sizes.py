@@ -25,9 +25,9 @@ def test_parameters_of_the_transformer(cfg: DiTConfig) -> None:
     coded = sum(dit.get_submodule(name).weight.numel() for name in quantised_names(dit))  # type: ignore[union-attr, operator]
     assert dit_parameters(cfg) == (coded, sum(p.numel() for p in dit.parameters()) - coded)
     cache = dit.new_cache(48, 88, torch.bfloat16, "meta")
-    assert ring_values(cfg, 48, 88) == cache.k_LSHd.numel() + cache.v_LSHd.numel()
+    assert ring_values(cfg, 48, 88) == cache.k_LNHd.numel() + cache.v_LNHd.numel()
     text = 2 * cfg.num_layers * cfg.text_len * cfg.dim
-    assert sink_values(cfg, 48, 88) == cache.sink_k_LCHd.numel() + cache.sink_v_LCHd.numel() + text
+    assert sink_values(cfg, 48, 88) == cache.sink_k_LCHd.numel() + text
 
 
 def test_the_release() -> None:

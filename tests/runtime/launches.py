@@ -89,7 +89,7 @@ def predicted(cfg: DiTConfig, h: int, w: int, dtype: str = "bfloat16") -> Counte
         rope: Rope = dit.rope((h // cfg.patch_size[1], w // cfg.patch_size[2]))
         x = torch.empty(16, cfg.block_frames, h, w, dtype=torch.bfloat16)
         first, sink, start = (torch.empty((), dtype=torch.int64) for _ in range(3))
-        tokens = len(rope.steps_F) * (h // 2) * (w // 2)
+        used = dit.place((h // 2, w // 2), 0, 0).used
 
         def step(used: int, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             place = Place(first, sink, start, used)
@@ -97,6 +97,6 @@ def predicted(cfg: DiTConfig, h: int, w: int, dtype: str = "bfloat16") -> Counte
 
         counted = Counted()
         with counted:
-            (out,) = Step(step, {}, Shelf(torch.device("cpu"))).run(tokens, x=x)
+            (out,) = Step(step, {}, Shelf(torch.device("cpu"))).run(used, x=x)
         assert out.shape == x.shape and out.dtype == x.dtype
     return Counter({name: n for name, n in counted.ops.items() if name not in FREE})

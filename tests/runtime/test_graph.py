@@ -48,8 +48,7 @@ def rig(cfg: DiTConfig = SMALL, h: int = 8, w: int = 8, dtype: torch.dtype = tor
         heard = dit.hear(torch.randn(3, cfg.num_audio_token + 1, cfg.dim), torch.randn(3, cfg.dim))
         cache = dit.new_cache(h, w)
         sink = dit.prefill_sink(torch.randn(16, 1, h, w).to(dtype), torch.randn(16, 19, h, w).to(dtype), text_kv)
-        cache.sink_k_LCHd.copy_(sink[0])
-        cache.sink_v_LCHd.copy_(sink[1])
+        cache.prime(*sink)
         mod, reading, rope = dit.modulations(dit.time(857.7)), dit.reading(text_kv), dit.rope((h // 2, w // 2))
 
         def eager(used: int, x: torch.Tensor, **place: int | torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -64,7 +63,7 @@ def rig(cfg: DiTConfig = SMALL, h: int = 8, w: int = 8, dtype: torch.dtype = tor
 def inputs(r: Rig, block: int) -> dict[str, torch.Tensor | int]:
     x = r.step.slots["x"]
     drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(block)).to(x)
-    first, sink, start, used = r.dit.place(3 * (x.shape[-2] // 2) * (x.shape[-1] // 2), block, 7)
+    first, sink, start, used = r.dit.place(r.dit.grid(x), block, 7)
     return {"key": used, "x": drawn, "first": first, "sink": sink, "start": start}  # type: ignore[dict-item]
 
 
@@ -179,7 +178,7 @@ def test_a_steady_stream_allocates_nothing_more() -> None:
 def test_a_forward_launches_what_was_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.profiler import ProfilerActivity, profile
 
-    monkeypatch.setattr(backend, "choose", lambda *_: backend.Choice("triton", "a peer also joins ring and sink: two copies a layer"))
+    monkeypatch.setattr(backend, "choose", lambda *_: backend.Choice("triton", "serves every chip"))
     cfg = DiTConfig(num_layers=40, dim=512, num_heads=4, ffn_dim=1024, text_dim=64)
     r = rig(cfg, 16, 16, torch.bfloat16)
     given = {k: torch.tensor(v, device=DEVICE) if isinstance(v, int) and k != "key" else v for k, v in inputs(r, 5).items()}

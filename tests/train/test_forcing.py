@@ -51,9 +51,7 @@ def test_window_equals_stream() -> None:
         parallel = WindowModel(dit)(window.x0_B16Fhw, window)[0]
         text_kv = dit.text_kv(dit.embed_text(torch.zeros(1, 8)))
         cache = dit.new_cache(8, 8)
-        sink_k, sink_v = dit.prefill_sink(window.reference_B16_1hw[0], window.motion_B16Thw[0], text_kv)
-        cache.sink_k_LCHd.copy_(sink_k)
-        cache.sink_v_LCHd.copy_(sink_v)
+        cache.prime(*dit.prefill_sink(window.reference_B16_1hw[0], window.motion_B16Thw[0], text_kv))
         for b in range(6):
             features = window.features_BLCF[0, :, :, 12 * b : 12 * b + 17]
             audio = dit.casual_audio_encoder.encode_block(features[..., 5:], features[..., :5])

@@ -15,7 +15,7 @@ from everface.core.config import Deployment, ModelConfig
 from everface.model.dit import DiT
 from everface.model.schedule import Schedule
 from everface.train.plans import Stage2
-from everface.train.rollout import Course, Rollout, Scene, copied
+from everface.train.rollout import Course, Replayed, Rollout, Scene
 
 PLAN = Stage2(noise_correlation=0.5)
 BLOCKS = 7
@@ -90,7 +90,9 @@ def test_replay_has_the_gradient_of_one_graph_with_detached_caches(course: Cours
         """Keeps a copy of the ring as every block finds it at the exit step."""
 
         def _slot(self, b: int):
-            self.found = [*getattr(self, "found", []), copied(self._cache(self.course.exit_step), self.sinks[-1])]
+            cache = self._cache(self.course.exit_step)
+            found = Replayed(cache.k_LNHd.clone(), cache.v_LNHd.clone(), cache.sink_k_LCHd)
+            self.found = [*getattr(self, "found", []), found]
             return super()._slot(b)
 
     whole = Watched(dit, plan, scene(), course)

@@ -107,7 +107,7 @@ def test_a_step_in_rows_stays_close() -> None:
         ref, motion, x = (torch.randn(16, n, 8, 8).to(dit.dtype) for n in (1, 19, 3))
         text_kv = dit.text_kv(dit.embed_text(torch.randn(4, 8)))
         cache = dit.new_cache(8, 8)
-        cache.sink_k_LCHd, cache.sink_v_LCHd = dit.prefill_sink(ref, motion, text_kv)
+        cache.prime(*dit.prefill_sink(ref, motion, text_kv))
         return dit(x, dit.time(857.0), text_kv, (torch.randn(3, 5, 128), torch.randn(3, 128)), cache, 0, 7).float()
 
     exact, *made = (velocity(kind) for kind in ("float32", "bfloat16", "fp8", "fp8-attention"))

@@ -116,7 +116,8 @@ class Denoiser:
         known, slot, fp16 = viewer.opened, viewer.slot, viewer.seat.rope.fp16
         text_kv = self.dit.text_kv(self.dit.embed_text(known["text"]))
         sink = self.dit.prefill_sink(known["reference"], known["motion"], text_kv, rope_fp16=fp16)
-        for kept, new in zip((slot.sink, *viewer.seat.reading), (sink, *self.dit.reading(text_kv)), strict=True):
+        slot.prime(*sink)
+        for kept, new in zip(viewer.seat.reading, self.dit.reading(text_kv), strict=True):
             for place, tensor in zip(kept, new, strict=True):
                 place.copy_(tensor)
 
@@ -174,9 +175,8 @@ class StepRole:
 
     def place(self, viewer: Viewer, block: Block, run: int) -> Place:
         """Where the block stands, the `run`-th of this step."""
-        rows, cols = self.denoiser.dit.grid(block.x)
-        distance = sink_distance(viewer.seed, block.index, self.step)
-        return self.denoiser.dit.place(block.x.shape[1] * rows * cols, block.index, distance, run)
+        dit = self.denoiser.dit
+        return dit.place(dit.grid(block.x), block.index, sink_distance(viewer.seed, block.index, self.step), run)
 
     def captured(self, viewer: Viewer, x: torch.Tensor) -> Step:
         """This step over the viewer's caches."""

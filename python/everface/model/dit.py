@@ -44,11 +44,11 @@ class StepMod(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a block stands in its stream and in its ring. Numbers, or int64 tensors of no dimension; `used` is always a number."""
+    """Where a block stands in its stream and in its cache. Numbers, or int64 tensors of no dimension; `used` is always a number."""
 
     first: Time  # latent frame, from the start of the stream
     sink: Time  # time position of the reference
-    start: Start  # first slot of the ring that the block fills
+    start: Start  # first slot that the block fills, counted from the sink's first
     used: int  # slots filled then
 
 
@@ -140,18 +140,15 @@ class DiT(nn.Module):
     def prefill_sink(
         self, ref_16_1hw: torch.Tensor, motion_16_Thw: torch.Tensor, text_kv: list[KV], *, rope_fp16: bool = False
     ) -> KV:
-        """(sink_k_LCHd, sink_v_LCHd) of one session, un-rotated, the same for every denoising step; as a cache holds them: where the
-        attention reads codes, keys over the scale of theirs, and codes of values."""
+        """(k_LCHd, v_LCHd) for KVCache.prime, of one session, un-rotated, the same for every denoising step: where the attention reads
+        codes, keys over the scale of theirs, and codes of values."""
         sink = self.prefill(ref_16_1hw[None], motion_16_Thw[None], text_kv, rope_fp16=rope_fp16)
         k_LCHd, v_LCHd = torch.cat([k for k, _ in sink]), torch.cat([v for _, v in sink])
         codings = self._codings()
         if not codings:
             return k_LCHd, v_LCHd
-        layers, slots, heads, width = k_LCHd.shape
-        kept_k_LCHd, kept_v_LCHd = kv_pair((layers, slots, heads, width), k_LCHd.dtype, k_LCHd.device, self.codes, turned=False)
-        kept_k_LCHd.copy_(k_LCHd / torch.stack([c.k_scale_H for c in codings])[:, None, :, None])
-        kept_v_LCHd.copy_(codes_of(v_LCHd * torch.stack([c.v_factor_H for c in codings])[:, None, :, None]))
-        return kept_k_LCHd, kept_v_LCHd
+        k_scale, v_factor = (torch.stack(x)[:, None, :, None] for x in zip(*((c.k_scale_H, c.v_factor_H) for c in codings), strict=True))
+        return (k_LCHd / k_scale).to(k_LCHd.dtype), codes_of(v_LCHd * v_factor)
 
     # Training
 
@@ -187,17 +184,17 @@ class DiT(nn.Module):
         self, x_16Fhw: torch.Tensor, mod: StepMod, reading: list[Reading], heard: list[Heard], cache: KVCache, rope: Rope, place: Place,
         pose_16Fhw: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """Velocity of one block at one noise level, as tokens [1, F, P, E]; writes the block's keys and values into that level's ring.
+        """Velocity of one block at one noise level, as tokens [1, F, P, E]; writes the block's keys and values into that level's ring, and
+        before it the keys of the sink as this block sees them.
 
         Every argument but `place.used` may lie on a GPU and is not looked at from here: the whole may be captured.
         """
         table = rope.block(place.first)
-        sink_k_LCHd = rotate(cache.sink_k_LCHd, rope.sink(place.sink), coded=self.codes is not None)  # all layers at once
+        rotate(cache.sink_k_LCHd, rope.sink(place.sink), out=cache.k_LNHd[:, : cache.sink])  # all layers at once
         r = Residual(self.embed_patches(x_16Fhw[None], None if pose_16Fhw is None else pose_16Fhw[None]))
         injected = {layer: i for i, layer in enumerate(self.cfg.audio_inject_layers)}
         for layer, block in enumerate(self._blocks()):
-            k, v = cache.k_LSHd[layer], cache.v_LSHd[layer]
-            ring = Ring(k, v, place.start, place.used, table, sink_k_LCHd[layer], cache.sink_v_LCHd[layer])
+            ring = Ring(*cache.layer(layer), place.start, place.used, table)
             r = block.stream(r, mod.blocks[layer], reading[layer], ring)
             if layer in injected:
                 r = self.audio_injector.stream(r, injected[layer], heard[injected[layer]])
@@ -211,14 +208,15 @@ class DiT(nn.Module):
         out = self.tokens(x_16Fhw, mod, reading, heard, cache, rope, place)
         return flow_step_tokens(x_16Fhw[None], out, self.grid(x_16Fhw), self.head.patch, sigma, sigma_next)[0]
 
-    def place(self, tokens: int, block_index: int, sink_distance: int, run: int | None = None) -> Place:
-        """Of block `block_index`, of so many tokens, the `run`-th that its ring sees (by default it has seen all before it).
+    def place(self, grid: tuple[int, int], block_index: int, sink_distance: int, run: int | None = None) -> Place:
+        """Of block `block_index`, of frames of such a grid, the `run`-th that its ring sees (by default it has seen all before it).
 
         The slot goes by the run, so that a ring which missed blocks never attends to a slot that was not filled.
         """
         cfg, first = self.cfg, self.cfg.block_frames * block_index
         run = block_index if run is None else run
-        start, used = tokens * (run % cfg.window_blocks), tokens * min(run + 1, cfg.window_blocks)
+        block, sink = cfg.block_frames * grid[0] * grid[1], sink_tokens(grid)
+        start, used = sink + block * (run % cfg.window_blocks), sink + block * min(run + 1, cfg.window_blocks)
         return Place(first, sink_time(first, sink_distance), start, used)
 
     @torch.no_grad()
@@ -241,7 +239,7 @@ class DiT(nn.Module):
         sink_distance is how far ahead of the block the reference stands, 4..30 latent frames. Inference only.
         """
         grid = self.grid(x_16Fhw)
-        place = self.place(x_16Fhw.shape[1] * grid[0] * grid[1], block_index, sink_distance)
+        place = self.place(grid, block_index, sink_distance)
         out = self.tokens(
             x_16Fhw, self.modulations(time), self.reading(text_kv), self.hear(*audio), cache, self.rope(grid, fp16=rope_fp16), place,
             pose_16Fhw,
@@ -268,9 +266,10 @@ class DiT(nn.Module):
 
     def new_cache(self, h: int, w: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> KVCache:
         """An empty ring and sink for one denoising step of one session at latent size h x w; like the weights by default."""
-        ring, sink = cache_shape(self.cfg, h, w)
+        (layers, ring, heads, width), sink = cache_shape(self.cfg, h, w)
         dtype, device = dtype or self.dtype, device or self.head.modulation.device
-        return KVCache(*kv_pair(ring, dtype, device, self.codes), *kv_pair(sink, dtype, device, self.codes, turned=False))
+        pair = kv_pair((layers, sink[1] + ring, heads, width), dtype, device, self.codes)
+        return KVCache(*pair, torch.zeros(sink, dtype=dtype, device=device))
 
     @property
     def codes(self) -> torch.dtype | None:
@@ -287,6 +286,10 @@ class DiT(nn.Module):
 def cache_shape(cfg: DiTConfig, h: int, w: int) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
     """Sizes (L, slots, H, d) of the ring and (L, sink tokens, H, d) of the sink at latent size h x w."""
     rows, cols = h // cfg.patch_size[1], w // cfg.patch_size[2]
-    slots = cfg.window_blocks * cfg.block_frames * rows * cols
-    sink = rows * cols + motion_tokens(rows, cols)
+    slots, sink = cfg.window_blocks * cfg.block_frames * rows * cols, sink_tokens((rows, cols))
     return (cfg.num_layers, slots, cfg.num_heads, cfg.head_dim), (cfg.num_layers, sink, cfg.num_heads, cfg.head_dim)
+
+
+def sink_tokens(grid: tuple[int, int]) -> int:
+    """The reference's and the motion's."""
+    return grid[0] * grid[1] + motion_tokens(*grid)

@@ -57,13 +57,11 @@ class Heard(NamedTuple):
 class Ring:
     """Where one layer of a streaming forward writes its keys and values, and what it attends to: numbers or codes. Batch 1."""
 
-    k_SHd: torch.Tensor
-    v_SHd: torch.Tensor
+    k_NHd: torch.Tensor  # the sink, rotated for this block, then the ring
+    v_NHd: torch.Tensor
     start: Start  # first slot of this block
-    used: int  # slots written so far, this block included
+    used: int  # slots written so far, sink and this block included
     table_TP2: torch.Tensor  # rotation of this block
-    sink_k_CHd: torch.Tensor  # rotated for this block
-    sink_v_CHd: torch.Tensor
 
 
 class Patchify(nn.Conv3d):
@@ -154,16 +152,12 @@ class SelfAttention(Attention):
         q, k, v = q.flatten(0, 2), k.flatten(0, 2), v.flatten(0, 2)
         if coding is None:
             weights = self.norm_q.weight, self.norm_k.weight
-            q_THd = qk_norm_rope_store(q, k, v, *weights, eps, ring.table_TP2, ring.k_SHd, ring.v_SHd, ring.start)
-            o_THd = block_causal(q_THd, ring.k_SHd, ring.v_SHd, ring.used, ring.sink_k_CHd, ring.sink_v_CHd)
+            q_THd = qk_norm_rope_store(q, k, v, *weights, eps, ring.table_TP2, ring.k_NHd, ring.v_NHd, ring.start)
+            o_THd = block_causal(q_THd, ring.k_NHd, ring.v_NHd, ring.used)
         else:
-            ring_vT_HdS, sink_vT_HdC = ring.v_SHd.permute(1, 2, 0), ring.sink_v_CHd.permute(1, 2, 0)
-            q_THd = qk_norm_rope_code(
-                q, k, v, coding.weight_q_D, coding.weight_k_D, eps, ring.table_TP2, ring.k_SHd, ring_vT_HdS, coding.v_factor_H, ring.start
-            )
-            o_THd = block_causal_fp8(
-                q_THd, ring.k_SHd, ring_vT_HdS, ring.used, ring.sink_k_CHd, sink_vT_HdC, coding.qk_scale_H, coding.v_scale_H
-            )
+            vT_HdN, weights = ring.v_NHd.permute(1, 2, 0), (coding.weight_q_D, coding.weight_k_D)
+            q_THd = qk_norm_rope_code(q, k, v, *weights, eps, ring.table_TP2, ring.k_NHd, vT_HdN, coding.v_factor_H, ring.start)
+            o_THd = block_causal_fp8(q_THd, ring.k_NHd, vT_HdN, ring.used, coding.qk_scale_H, coding.v_scale_H)
         return self.o(o_THd.reshape(size))
 
 

@@ -39,13 +39,13 @@ def dit_bytes(cfg: DiTConfig, coded: bool) -> int:
 
 
 def ring_values(cfg: DiTConfig, h: int, w: int) -> int:
-    """Keys and values that one denoising step keeps of one session."""
-    return 2 * math.prod(cache_shape(cfg, h, w)[0])
+    """Keys and values that one denoising step keeps of one session: of the sink, then of its ring."""
+    return 2 * sum(math.prod(size) for size in cache_shape(cfg, h, w))
 
 
 def sink_values(cfg: DiTConfig, h: int, w: int) -> int:
-    """Keys and values of picture and prompt that a device keeps of one session, whatever the number of its steps."""
-    return 2 * math.prod(cache_shape(cfg, h, w)[1]) + 2 * cfg.num_layers * cfg.text_len * cfg.dim
+    """Un-rotated keys of the sink, and keys and values of the prompt: what a device keeps of one session, however many its steps."""
+    return math.prod(cache_shape(cfg, h, w)[1]) + 2 * cfg.num_layers * cfg.text_len * cfg.dim
 
 
 def step_work_values(cfg: DiTConfig, h: int, w: int) -> int:

@@ -71,20 +71,19 @@ def one_block(file: Golden, check: Check) -> None:
     sink_k, sink_v = kept
     check("sink.cond_k", sink_k, 2e-5)
     check("sink.cond_v", sink_v, 2e-5)
-    slots = file.setting("cache_tokens")
-    k, v = (torch.zeros(slots, *sink_k.shape[1:], dtype=check.dtype) for _ in "kv")
-    sink_k = rotate(sink_k, read_table)
+    slots, sink = file.setting("cache_tokens"), len(sink_k)
+    k, v = (torch.cat((x, x.new_zeros(slots, *x.shape[1:]))) for x in (rotate(sink_k, read_table), sink_v))
 
     def step(x_TD: torch.Tensor, at: int) -> torch.Tensor:
         table = frames_table(frames * at, frames, grid, cfg.head_dim)  # type: ignore[arg-type]
-        ring = Ring(k, v, at * tokens, (at + 1) * tokens, table, sink_k, sink_v)
+        ring = Ring(k, v, sink + at * tokens, sink + (at + 1) * tokens, table)
         x = Residual(x_TD.to(check.dtype).view(1, frames, -1, cfg.dim))
         return block.stream(x, block.modulations(e0_noisy), block.cross_attn.reading(text_kv), ring).closed()
 
     for at in (0, 1):
         check(f"noisy.block{at}.y", step(file["noisy.x"], at), 2e-5)
-    check("kv.k", k[: 2 * tokens], 2e-5)
-    check("kv.v", v[: 2 * tokens], 2e-5)
+    check("kv.k", k[sink:][: 2 * tokens], 2e-5)
+    check("kv.v", v[sink:][: 2 * tokens], 2e-5)
     with check.part("noisy_small.y"):
         check("noisy_small.y", step(file["noisy_small.x"], 0), 2e-5)
 
@@ -101,7 +100,7 @@ def whole_model(file: Golden, check: Check) -> None:
     def forward(name: str, **options: bool) -> torch.Tensor:
         """The velocity of the first block on a fresh ring."""
         cache = dit.new_cache(ref.shape[-2], ref.shape[-1])
-        cache.sink_k_LCHd, cache.sink_v_LCHd = dit.prefill_sink(ref, motion, text_kv, **options) if options else sink
+        cache.prime(*(dit.prefill_sink(ref, motion, text_kv, **options) if options else sink))
         pose = file["pose"].to(check.dtype)
         rel = file.setting("rel_dist")
         velocity = dit(file["x"].to(check.dtype), dit.time(file["t"][0]), text_kv, audio, cache, 0, rel, pose, **options)
@@ -123,7 +122,7 @@ def whole_model(file: Golden, check: Check) -> None:
         forward("velocity_fp16rope", rope_fp16=True)
     with check.part("large.velocity"):
         cache = dit.new_cache(ref.shape[-2], ref.shape[-1])
-        cache.sink_k_LCHd, cache.sink_v_LCHd = sink
+        cache.prime(*sink)
         time, rel = dit.time(file.setting("t_large")), file.setting("rel_dist")
         made = [
             dit(x.to(check.dtype), time, text_kv, audio, cache, block, rel)

@@ -70,7 +70,7 @@ class Stream:
             if b == 0 or (refresh and b == self.clip_blocks):  # upstream refreshes once, before the second clip
                 self.sinks.append(self.fill_sink(len(self.sinks), latents))
                 for cache in caches:
-                    cache.sink_k_LCHd, cache.sink_v_LCHd = self.sinks[-1]
+                    cache.prime(*self.sinks[-1])
             audio = self.dit.casual_audio_encoder.encode_block(self.input("audio_input")[b])
             x = self.noise[b].to(self.check.dtype)
             for s in range(self.steps):

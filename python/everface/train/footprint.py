@@ -55,7 +55,6 @@ def memory(plan: Plan, lay: Layout) -> tuple[dict[str, float], dict[str, float]]
     largest = 2 * (4 * cfg.dim**2 + 2 * cfg.dim * cfg.ffn_dim)  # a block under way and the next one gathered
     roots = parameters - cfg.num_layers * (8 * cfg.dim**2 + 2 * cfg.dim * cfg.ffn_dim)
     rings = (two.steps if two.history == "own" else 1) * ring_values(cfg, h, w)
-    kept = max(0, two.blocks - cfg.window_blocks) * ring_values(cfg, h, w) // cfg.window_blocks
     # Saved for the way back: with checkpointing a layer's input; without, everything a layer makes. One layer is always open.
     replay_open = 3 * step_work_values(cfg, h, w) + 2 * (slots + sink) * cfg.dim
     window_open = two.blocks * 3 * step_work_values(cfg, h, w) + 2 * (two.blocks * tokens + sink) * cfg.dim
@@ -65,8 +64,8 @@ def memory(plan: Plan, lay: Layout) -> tuple[dict[str, float], dict[str, float]]
         fake = layers * two.blocks * tokens * cfg.dim * 2 + window_open
     else:
         replay, fake = layers * replay_open, layers * window_open
-    ring, sinks = item * ring_values(cfg, h, w) / GIB, item * 2 * sink_values(cfg, h, w) / GIB
-    kept = item * kept / GIB
+    values = cfg.num_layers * sink * cfg.dim  # of a sink, kept to be copied into rings
+    ring, sinks = item * ring_values(cfg, h, w) / GIB, item * 2 * (sink_values(cfg, h, w) + values) / GIB
     always = {
         "weights under training": 2 * 4 * trained / lay.shard / GIB,
         "frozen weights": item * frozen / lay.shard / GIB,
@@ -75,8 +74,8 @@ def memory(plan: Plan, lay: Layout) -> tuple[dict[str, float], dict[str, float]]
         "gathered units": item * (largest + roots) / GIB if two.shard else 0.0,
     }
     phases = {
-        "rollout: rings, slots": item * rings / GIB + kept + sinks + item * step_work_values(cfg, h, w) / GIB,
-        "replay: ring, graph": 2 * ring + kept + sinks + item * replay / GIB,
+        "rollout: rings": item * rings / GIB + sinks + item * step_work_values(cfg, h, w) / GIB,
+        "replay: ring, graph": 2 * ring + sinks + item * replay / GIB,
         "fake: graph of the clip": item * fake / GIB,
     }
     return always, phases

@@ -13,7 +13,6 @@ found when it was made, so that memory holds one block's graph. Slots that later
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 
@@ -62,9 +61,9 @@ class Rollout:
         self.dit, self.plan, self.scene, self.course, self.dtype = dit, plan, scene, course, dtype
         self.schedule, self.n = schedule_of(plan), dit.cfg.block_frames
         c, _, h, w = scene.reference_16_1hw.shape
-        self.device, self.tokens = scene.reference_16_1hw.device, self.n * (h // dit.cfg.patch_size[1]) * (w // dit.cfg.patch_size[2])
+        self.device, self.grid = scene.reference_16_1hw.device, dit.grid(scene.reference_16_1hw)
         self.noise = Noise(scene.seed, (c, h, w), self.n, dit.cfg.window_blocks, plan.noise_correlation)
-        self.rope = dit.rope((h // dit.cfg.patch_size[1], w // dit.cfg.patch_size[2]))
+        self.rope = dit.rope(self.grid)
         steps = range(course.start_step, course.exit_step + 1)
         rings = {s: self._ring(h, w) for s in (steps if plan.history == "own" else [-1])}
         self.rings = {s: rings.get(s, rings.get(-1)) for s in steps}
@@ -109,20 +108,21 @@ class Rollout:
         dit, s = self.dit, self.course.exit_step
         if b + 1 != len(self.overwritten):
             raise ValueError(f"block {b} asked for, where {len(self.overwritten) - 1} comes next: replay goes from the last to the first")
-        ring = self._cache(s)
+        cache = self._cache(s, self.sink_of[b])
         text_kv = dit.text_kv(dit.embed_text(self.scene.text_LC))
-        mod, heard = dit.modulations(dit.time(self.schedule.timesteps[s])), self._hear(b)
-        cache, levels = copied(ring, self.sinks[self.sink_of[b]]), (self.schedule.sigmas[s], 0.0)
-        x = dit.step(self.entered[b], *levels, mod, dit.reading(text_kv), heard, cache, self.rope, self.place(b, s))
+        mod, heard, levels = dit.modulations(dit.time(self.schedule.timesteps[s])), self._hear(b), (self.schedule.sigmas[s], 0.0)
+        read = Replayed(cache.k_LNHd, cache.v_LNHd, cache.sink_k_LCHd)
+        x = dit.step(self.entered[b], *levels, mod, dit.reading(text_kv), heard, read, self.rope, self.place(b, s))
         before, slot = self.overwritten.pop(), self._slots(b)
         if before is not None:
-            ring.k_LSHd[:, slot], ring.v_LSHd[:, slot] = before
+            cache.k_LNHd[:, slot].copy_(before[0])
+            cache.v_LNHd[:, slot].copy_(before[1])
         return x
 
     def place(self, b: int, step: int) -> Place:
         """Where block b stands for a step."""
         index = self.course.first_block + b
-        place = self.dit.place(self.tokens, index, sink_distance(self.scene.seed, index, step), run=b)
+        place = self.dit.place(self.grid, index, sink_distance(self.scene.seed, index, step), run=b)
         return place if self.plan.rolling else place._replace(sink=SINK_TIME)
 
     def _start(self, b: int, index: int) -> torch.Tensor:
@@ -146,23 +146,24 @@ class Rollout:
     def _ring(self, h: int, w: int) -> KVCache:
         return self.dit.new_cache(h, w, self.dtype, self.device)
 
-    def _cache(self, step: int) -> KVCache:
-        """The step's ring with the sink that stands now."""
-        ring = self.rings[step]
-        assert ring is not None
-        ring.sink_k_LCHd, ring.sink_v_LCHd = self.sinks[-1]
-        return ring
+    def _cache(self, step: int, sink: int = -1) -> KVCache:
+        """The step's, with the sink that stands now or one from before."""
+        cache = self.rings[step]
+        assert cache is not None
+        cache.sink_k_LCHd, sink_v_LCHd = self.sinks[sink]  # keys are read only, so the rings share them
+        cache.sink_v_LCHd.copy_(sink_v_LCHd)
+        return cache
 
     def _slots(self, b: int) -> slice:
-        start = self.tokens * (b % self.dit.cfg.window_blocks)
-        return slice(start, start + self.tokens)
+        start = self.dit.place(self.grid, b, 0).start
+        return slice(start, start + self.n * self.grid[0] * self.grid[1])
 
     def _slot(self, b: int) -> KV | None:
-        """A copy of what block b will overwrite in the ring of the exit step; None while nothing is there."""
+        """A copy, on the host, of what block b will overwrite in the ring of the exit step; None while nothing is there."""
         if b < self.dit.cfg.window_blocks:
             return None
-        ring, slot = self._cache(self.course.exit_step), self._slots(b)
-        return ring.k_LSHd[:, slot].clone(), ring.v_LSHd[:, slot].clone()
+        cache, slot = self._cache(self.course.exit_step), self._slots(b)
+        return cache.k_LNHd[:, slot].to("cpu", copy=True), cache.v_LNHd[:, slot].to("cpu", copy=True)
 
     def _keep_history(self, b: int, x0: torch.Tensor, reading: list[Reading], heard: list[Heard]) -> None:
         """Ablation: the block's slot of the one ring from a pass of its own, clean or at a fixed level, as other methods have it."""
@@ -174,8 +175,9 @@ class Rollout:
         dit.tokens(x, mod, reading, heard, self._cache(step), self.rope, self.place(b, step))
 
 
-def copied(ring: KVCache, sink: KV) -> KVCache:
-    """A cache to write into under gradients: each layer's ring a tensor of its own, so that one layer's graph does not hang on another's
-    write. A step asks for nothing but layers."""
-    k, v = ([layer.clone() for layer in rings] for rings in (ring.k_LSHd, ring.v_LSHd))
-    return KVCache(cast(torch.Tensor, k), cast(torch.Tensor, v), *sink)
+class Replayed(KVCache):
+    """A cache to read under gradients: a block is written into a copy of each layer, so that one layer's graph does not hang on another's
+    write, and slots stay as they were found."""
+
+    def layer(self, index: int) -> KV:
+        return self.k_LNHd[index].clone(), self.v_LNHd[index].clone()
