@@ -20,7 +20,8 @@ from everface.core.errors import BadInput, Unavailable
 from everface.core.log import log
 from everface.kernels.attention import peers
 from everface.kernels.attention.block_causal import launch_block_causal
-from everface.kernels.attention.block_causal_hopper import WHY_NOT, D, launch_hopper
+from everface.kernels.attention.block_causal_fp8 import launch_block_causal_fp8
+from everface.kernels.attention.block_causal_hopper import WHY_NOT, D, launch_hopper, launch_hopper_fp8
 
 # (chip as torch names it, dtype) -> (backend, the file of bench/results/ that shows it fastest for heads of 128).
 # A line is added for a file, and for nothing else; gluon only once tests/kernels/test_block_causal_hopper.py passes on that chip too.
@@ -111,6 +112,20 @@ def attend(
     name = by or choose(q_THd.device, q_THd.dtype, q_THd.shape[-1]).name
     run = {"triton": launch_block_causal, "gluon": launch_hopper}.get(name) or peers.peer(name)
     return run(q_THd, k_NHd, v_NHd, used)
+
+
+def attend_fp8(
+    q_THd: torch.Tensor,
+    k_NHd: torch.Tensor,
+    vT_HdN: torch.Tensor,
+    used: int,
+    qk_scale_H: torch.Tensor,
+    v_scale_H: torch.Tensor,
+) -> torch.Tensor:
+    """block_causal_fp8 on a GPU by the chosen backend. Returns o_THd in bfloat16."""
+    gluon = choose(q_THd.device, q_THd.dtype, q_THd.shape[-1]).name == "gluon"
+    run = launch_hopper_fp8 if gluon else launch_block_causal_fp8
+    return run(q_THd, k_NHd, vT_HdN, used, qk_scale_H, v_scale_H)
 
 
 def _named(dtype: torch.dtype) -> str:

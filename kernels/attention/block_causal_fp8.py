@@ -172,7 +172,9 @@ def block_causal_fp8_op(
     qk_scale_H: torch.Tensor,
     v_scale_H: torch.Tensor,
 ) -> torch.Tensor:
-    return launch_block_causal_fp8(q_THd, k_NHd, vT_HdN, used, qk_scale_H, v_scale_H)  # a launcher of its own for sm_90 would be chosen here
+    from everface.kernels.attention.backend import attend_fp8  # which knows this file's kernel and another
+
+    return attend_fp8(q_THd, k_NHd, vT_HdN, used, qk_scale_H, v_scale_H)
 
 
 @block_causal_fp8_op.register_fake

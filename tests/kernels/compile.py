@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pkgutil
 import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -35,6 +39,7 @@ def key(build: Build, arch: int) -> str:
     return f"{build.name} sm_{arch}"
 
 
+@cache
 def builds() -> dict[str, tuple[Build, int]]:
     """Every build of every kernel module, once for each of its architectures."""
     found: dict[str, tuple[Build, int]] = {}
@@ -88,17 +93,21 @@ def cost(build: Build, arch: int, tools: Path) -> dict[str, int | bool]:
     return used | {"hot": build.hot, "matrix": build.matrix}
 
 
+def report(name: str) -> dict[str, Any]:
+    """`cost` of one build, or its error: one that fails to compile must not hide the others."""
+    build, arch = builds()[name]
+    try:
+        return cost(build, arch, Path(triton.__file__).parent / "backends/nvidia/bin")
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {str(error)[-400:]}"}
+
+
 def main(words: list[str]) -> None:
-    tools = Path(triton.__file__).parent / "backends/nvidia/bin"
-    wanted = {k: b for k, b in builds().items() if all(w in k for w in words if w != "--write")}
-    report = {"triton": triton.__version__, "builds": {}}
-    for name, (build, arch) in wanted.items():
-        try:
-            report["builds"][name] = cost(build, arch, tools)
-        except Exception as error:  # one that fails to compile must not hide the others
-            report["builds"][name] = {"error": f"{type(error).__name__}: {str(error)[-400:]}"}
-    lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(report["builds"].items()))
-    text = f'{{\n  "triton": "{report["triton"]}",\n  "complete": true,\n  "builds": {{\n{lines}\n  }}\n}}\n'
+    wanted = [name for name in builds() if all(w in name for w in words if w != "--write")]
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        made = dict(zip(wanted, pool.map(report, wanted), strict=True))
+    lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(made.items()))
+    text = f'{{\n  "triton": "{triton.__version__}",\n  "complete": true,\n  "builds": {{\n{lines}\n  }}\n}}\n'
     if "--write" in words:
         BUDGET.write_text(text)
     print(text)

@@ -47,7 +47,8 @@ def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple
     checkpoint = open_checkpoint(weights, lora)
     backend.ask(deployment.attention)
     if on.type == "cuda" and dtype_of(deployment) != torch.float32:
-        backend.choose(on, dtype_of(deployment), checkpoint.config.dit.head_dim)
+        coded = deployment.dtype == ATTENTION_CODED
+        backend.choose(on, backend.FP8 if coded else dtype_of(deployment), checkpoint.config.dit.head_dim)
     with torch.device("meta"):
         dit = DiT(checkpoint.config.dit)
     load_into(dit, checkpoint.dit(), dtype=dtype_of(deployment), device=deployment.device)
