@@ -38,6 +38,11 @@ def compiled(reference: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(reference, dynamic=False)
 
 
+def way(by: str, op: Callable[..., Any], reference: Callable[..., Any]) -> Callable[..., Any]:
+    """What is timed: the op, its reference, or the reference compiled."""
+    return op if by == "op" else compiled(reference) if by == "torch.compile" else reference
+
+
 def launched(call: Callable[[], object]) -> int | None:
     """Kernels, copies and fills that `call` puts on the GPU, as the profiler sees them; None without one, or if it sees nothing."""
     if not torch.cuda.is_available():

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from bench.peaks import device
-from bench.stopwatch import SETS, measure
+from bench.stopwatch import SETS, measure, way
 
 from everface.kernels.fused import audio_inject as audio
 from everface.kernels.fused import flow_step as flow
@@ -32,7 +32,8 @@ SITES: dict[str, tuple[torch.dtype, bool, bool, bool, bool, torch.dtype]] = {
     "norm3": (BF16, True, True, True, False, BF16),
     "ffn": (F32, True, False, False, True, F32),
 }
-BY = pytest.mark.parametrize("by", ["op", "torch"])
+BY = pytest.mark.parametrize("by", ["op", "torch", "torch.compile"])
+
 
 
 def made(*size: int, dtype: torch.dtype = BF16) -> torch.Tensor:
@@ -44,22 +45,22 @@ def made(*size: int, dtype: torch.dtype = BF16) -> torch.Tensor:
 @pytest.mark.parametrize("site", SITES)
 def test_gate_norm_modulate(benchmark: Any, site: str, out: str, by: str) -> None:
     dtype, added, gated, affine, modulated, norm_dtype = SITES[site]
-    calls = []
+
+    def reference(x: Any, y: Any, gate: Any, pairs: Any) -> object:
+        new, u = gate_norm.gate_norm_modulate_reference(x, y, gate, pairs[0], pairs[1], 1e-6, norm_dtype, BF16)
+        return new, (quantise.quantise_rows_reference(u) if out == "fp8" else u)
+
+    def op(x: Any, y: Any, gate: Any, pairs: Any) -> object:
+        run = gate_norm.gate_norm_modulate_fp8 if out == "fp8" else gate_norm.gate_norm_modulate
+        return run(x, y, gate, affine=pairs[0], modulation=pairs[1], eps=1e-6, norm_dtype=norm_dtype, dtype=BF16)
+
+    calls, run = [], way(by, op, reference)
     for _ in range(SETS):
         x, y = made(1, FRAMES, TOKENS, WIDTH, dtype=dtype), made(1, FRAMES, TOKENS, WIDTH) if added else None
         shift, scale, gate = made(1, FRAMES, 3, 1, WIDTH, dtype=F32).unbind(2)
         pair = (made(WIDTH), made(WIDTH)) if affine else None
-        gate, pairs = gate if gated else None, (pair, (shift, scale) if modulated else None)
-
-        def reference(x=x, y=y, gate=gate, pairs=pairs) -> object:
-            new, u = gate_norm.gate_norm_modulate_reference(x, y, gate, *pairs, 1e-6, norm_dtype, BF16)
-            return new, (quantise.quantise_rows_reference(u) if out == "fp8" else u)
-
-        def op(x=x, y=y, gate=gate, pairs=pairs) -> object:
-            run = gate_norm.gate_norm_modulate_fp8 if out == "fp8" else gate_norm.gate_norm_modulate
-            return run(x, y, gate, affine=pairs[0], modulation=pairs[1], eps=1e-6, norm_dtype=norm_dtype, dtype=BF16)
-
-        calls.append(op if by == "op" else reference)
+        given = (x, y, gate if gated else None, (pair, (shift, scale) if modulated else None))
+        calls.append(lambda given=given: run(*given))
     u = torch.empty(FRAMES, TOKENS, WIDTH, dtype=torch.float8_e4m3fn if out == "fp8" else BF16, device="meta")
     new = torch.empty_like(u, dtype=F32) if added else None
     x_like = torch.empty_like(u, dtype=dtype)
@@ -72,7 +73,7 @@ def test_gate_norm_modulate(benchmark: Any, site: str, out: str, by: str) -> Non
 def test_gate_residual(benchmark: Any, by: str) -> None:
     sets = [(made(1, FRAMES, TOKENS, WIDTH, dtype=F32), made(1, FRAMES, TOKENS, WIDTH)) for _ in range(SETS)]
     gate = made(1, FRAMES, 1, WIDTH, dtype=F32)
-    op = gate_norm.gate_residual if by == "op" else lambda x, y, g, dtype: gate_norm.gate_residual_reference(x, y, g).to(dtype)
+    op = way(by, gate_norm.gate_residual, lambda x, y, g, dtype: gate_norm.gate_residual_reference(x, y, g).to(dtype))
     calls = [lambda s=s: op(*s, gate, BF16) for s in sets]
     x, y = sets[0]
     work = gate_norm.work({"x_ptr": x, "y_ptr": y, "residual_ptr": y, "u_ptr": None})
@@ -83,7 +84,7 @@ def test_gate_residual(benchmark: Any, by: str) -> None:
 def test_qk_norm_rope_store(benchmark: Any, by: str) -> None:
     tokens = FRAMES * TOKENS
     weight, table = made(WIDTH), made(tokens, HEAD // 2, 2, dtype=F32)
-    run = qk.qk_norm_rope_store if by == "op" else qk.qk_norm_rope_store_reference
+    run = way(by, qk.qk_norm_rope_store, qk.qk_norm_rope_store_reference)
     sets = [(made(tokens, 3 * WIDTH).chunk(3, dim=1), made(2, tokens, HEADS, HEAD)) for _ in range(SETS)]
     calls = [lambda qkv=qkv, ring=ring: run(*qkv, weight, weight, 1e-6, table, *ring, 0) for qkv, ring in sets]
     work = qk.work({"q_ptr": sets[0][0][0], "ring_k_ptr": sets[0][1], "table_ptr": table})
@@ -93,15 +94,15 @@ def test_qk_norm_rope_store(benchmark: Any, by: str) -> None:
 @BY
 def test_rms_norm(benchmark: Any, by: str) -> None:
     weight, sets = made(WIDTH), [made(FRAMES * TOKENS, WIDTH) for _ in range(SETS)]
-    run = qk.rms_norm if by == "op" else qk.rms_norm_reference
-    work = qk.rows_work({"x_ptr": sets[0], "table_ptr": None})
+    run = way(by, qk.rms_norm, qk.rms_norm_reference)
+    work = qk.rows_work({"x_ptr": sets[0], "out_ptr": sets[0], "table_ptr": None})
     measure(benchmark, [lambda x=x: run(x, weight, 1e-6) for x in sets], work, shape=SHAPE, by=by)
 
 
 @BY
 def test_audio_inject(benchmark: Any, by: str) -> None:
     sets = [(made(1, FRAMES, TOKENS, WIDTH), made(1, FRAMES, 2 * WIDTH)) for _ in range(SETS)]
-    run = audio.audio_inject if by == "op" else audio.audio_inject_reference
+    run = way(by, audio.audio_inject, audio.audio_inject_reference)
     x = sets[0][0]
     work = gate_norm.work({"x_ptr": x, "y_ptr": None, "residual_ptr": None, "u_ptr": x})
     measure(benchmark, [lambda s=s: run(*s) for s in sets], work, shape=SHAPE, by=by)
@@ -111,7 +112,7 @@ def test_audio_inject(benchmark: Any, by: str) -> None:
 @pytest.mark.parametrize("width", [WIDTH, FFN])
 def test_quantise_rows(benchmark: Any, width: int, by: str) -> None:
     sets = [made(FRAMES * TOKENS, width) for _ in range(SETS)]
-    run = quantise.quantise_rows if by == "op" else quantise.quantise_rows_reference
+    run = way(by, quantise.quantise_rows, quantise.quantise_rows_reference)
     codes, scale = quantise.codes_like(sets[0])
     work = quantise.work({"x_ptr": sets[0], "codes_ptr": codes, "scale_ptr": scale})
     measure(benchmark, [lambda x=x: run(x) for x in sets], work, shape=f"{FRAMES * TOKENS}x{width}", by=by)
@@ -120,7 +121,7 @@ def test_quantise_rows(benchmark: Any, width: int, by: str) -> None:
 @BY
 def test_flow_step_tokens(benchmark: Any, by: str) -> None:
     x, out = made(1, 16, FRAMES, 2 * ROWS, 2 * COLS), made(1, FRAMES, TOKENS, 64)
-    run = flow.flow_step_tokens if by == "op" else flow.flow_step_tokens_reference
+    run = way(by, flow.flow_step_tokens, flow.flow_step_tokens_reference)
     work = flow.work({"x_ptr": x, "out_ptr": out, "next_ptr": x, "size": x.numel()})
     shape = "x".join(map(str, x.shape[1:]))
     measure(benchmark, [lambda: run(x, out, (ROWS, COLS), (2, 2), 1.0, 0.86)], work, shape=shape, by=by)

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bench.peaks import device
-from bench.stopwatch import SETS, measure
+from bench.stopwatch import SETS, measure, way
 
 from everface.kernels.launch import Work
 from everface.kernels.video import causal_conv3d as conv
@@ -42,7 +42,7 @@ UPSAMPLES: dict[str, tuple[int, int, int, int]] = {
     "to fourfold": (6, 2, 384, 2),
     "to full": (12, 4, 192, 1),
 }
-BY = pytest.mark.parametrize("by", ["op", "torch"])
+BY = pytest.mark.parametrize("by", ["op", "torch", "torch.compile"])
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ def test_upsample_conv(benchmark: Any, site: str, by: str) -> None:
     c_out = c_in // 2
     weight, bias = made(c_out, 3, 3, c_in, scale=(9 * c_in) ** -0.5), made(1, c_out)[0]
     sets = [made(1, frames, h, w, side * c_in) for _ in range(SETS)]
-    run = up.upsample_conv if by == "op" else up.upsample_conv_reference
+    run = way(by, up.upsample_conv, up.upsample_conv_reference)
     outputs = side * frames * 4 * h * w * c_out
     work = Work(2 * outputs * 9 * c_in, moved(sets[0], weight) + 2 * outputs)
     calls = [lambda x=x: run(x, weight, bias, side) for x in sets]
@@ -111,7 +111,7 @@ def test_norm_silu(benchmark: Any, site: str, by: str) -> None:
     frames, times, c, _, _ = CONVS[site]
     c, h, w = channels(c), times * ROWS, times * COLS
     gamma, sets = made(1, c)[0], [made(1, frames, h, w, c) for _ in range(SETS)]
-    run = norm.norm_silu if by == "op" else norm.norm_silu_reference
+    run = way(by, norm.norm_silu, norm.norm_silu_reference)
     calls = [lambda x=x: run(x, gamma) for x in sets]
     measure(benchmark, calls, Work(0, 2 * moved(sets[0])), shape=f"{frames}x{h}x{w}x{c}", site=site, by=by)
 
@@ -122,7 +122,7 @@ def test_to_rgb(benchmark: Any, out: str, by: str) -> None:
     frames, h, w = 12, 8 * ROWS, 8 * COLS
     sets = [made(1, frames, h, w, 3)[0] for _ in range(SETS)]
     ops = {"rgb": (rgb.to_rgb, rgb.to_rgb_reference), "nv12": (rgb.to_nv12, rgb.to_nv12_reference)}
-    run = ops[out][by != "op"]
+    run = way(by, *ops[out])
     bytes_out = frames * h * w * (3 if out == "rgb" else 1.5)
     calls = [lambda x=x: run(x) for x in sets]
     measure(benchmark, calls, Work(0, moved(sets[0]) + int(bytes_out)), shape=f"{frames}x{h}x{w}", out=out, by=by)
