@@ -34,7 +34,7 @@ demo: $(READY)
 	$(RUN) -m everface demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m "not gpu and not long" --benchmark-disable --durations 5
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m "not gpu" --benchmark-disable --durations 5
 
 check: $(READY)
 	$(RUN) -m ruff check .

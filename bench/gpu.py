@@ -22,6 +22,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ def command(part: str, soak_s: float, into: Path) -> list[str]:
     given = PARTS[part][0]
     files = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu\n" in p.read_text())
     given = [one for arg in given for one in (files if arg == GPU_TESTS else [arg])]
+    if "-n" in given and find_spec("xdist") is None:  # then one after another
+        given = given[given.index("-n") + 2 :]
     options = [f"--junitxml={into.with_suffix('.xml')}"] if part.endswith("tests") else ["--benchmark-json", str(into)]
     soak = ["--soak", str(soak_s)] if SESSION in given else []
     return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *given, *soak, *options]

@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from bench.stopwatch import SETS, compiled, measure
 
 from everface.kernels.attention import backend, cross, peers
 from everface.kernels.attention import block_causal as block
-from everface.kernels.attention.block_causal_hopper import launch_hopper_fp8
 
 ON_GPU = torch.cuda.is_available()
 FRAMES, FRAME, HEADS, D, RING, SINK, TEXT, AUDIO = (3, 1056, 40, 128, 12672, 2640, 512, 5) if ON_GPU else (3, 8, 2, 64, 96, 20, 16, 5)
@@ -83,22 +81,13 @@ def test_block_causal(benchmark: Any, used: int, by: str) -> None:
 @pytest.mark.parametrize("used", [SINK + RING, SINK + RING // 4])
 def test_block_causal_fp8(benchmark: Any, used: int, by: str) -> None:
     """Keys and values coded already; values lie across, as their cache has them."""
-    serving(by, FP8)
-    try:
-        portable = import_module("everface.kernels.attention.block_causal_fp8")
-    except ImportError as error:
-        portable = None
-        if by == "triton":
-            pytest.skip(str(error))
-    launch = launch_hopper_fp8 if by == "gluon" else getattr(portable, "launch_block_causal_fp8", None)
-    if launch is None:
-        pytest.skip("block_causal_fp8 has no launcher of its own kernel")
+    name = serving(by, FP8)
     calls: list[Callable[[], object]] = []
     scales = torch.full((2, HEADS), 0.7, device=device())
     for _ in range(SETS):
         q, k, v = (made(n, HEADS, D).to(FP8) for n in (TOKENS, SINK + RING, SINK + RING))
         vT = v.view(torch.uint8).permute(1, 2, 0).contiguous().view(FP8)
-        calls.append(lambda a=(q, k, vT, used, *scales): launch(*a))
+        calls.append(lambda a=(q, k, vT, used, *scales): backend.attend_fp8(*a, by=name))
     work = block.work(TOKENS, used, HEADS, D, 1)
     measure(benchmark, calls, work, "fp8", LAUNCHES, shape=f"{TOKENS}x{used}x{HEADS}x{D}", dtype="e4m3", by=by)
 

@@ -121,10 +121,11 @@ def attend_fp8(
     used: int,
     qk_scale_H: torch.Tensor,
     v_scale_H: torch.Tensor,
+    by: str | None = None,
 ) -> torch.Tensor:
-    """block_causal_fp8 on a GPU by the chosen backend. Returns o_THd in bfloat16."""
-    gluon = choose(q_THd.device, q_THd.dtype, q_THd.shape[-1]).name == "gluon"
-    run = launch_hopper_fp8 if gluon else launch_block_causal_fp8
+    """block_causal_fp8 likewise. Returns o_THd in bfloat16."""
+    name = by or choose(q_THd.device, q_THd.dtype, q_THd.shape[-1]).name
+    run = {"triton": launch_block_causal_fp8, "gluon": launch_hopper_fp8}[name]
     return run(q_THd, k_NHd, vT_HdN, used, qk_scale_H, v_scale_H)
 
 

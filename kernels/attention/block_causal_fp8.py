@@ -31,9 +31,9 @@ import torch
 
 from everface.kernels.attention.cross import descriptor, padded, softmax_scale
 from everface.kernels.attention.online_softmax import finish, queries, start
+from everface.kernels.fused.row import E4M3
 from everface.kernels.launch import Build, Tiles, Work, arch, jit, metadata, pick, processors, runs_triton, tile, tl
 
-E4M3 = torch.float8_e4m3fn
 LIFT = 8.0  # log2 of what weights are multiplied by before they are coded
 
 # --- reference

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from everface.kernels.attention.online_softmax import finish, fold, queries, start, sweep, sweep_at, tile_at
-from everface.kernels.fused.row import E4M3_MAX
+from everface.kernels.fused.row import codes_of
 from everface.kernels.launch import Build, Tiles, Work, arch, jit, metadata, pick, runs_triton, tile, tl
 from everface.kernels.linear.quantise_rows import encodes
 
@@ -41,8 +41,7 @@ def cross_coded_reference(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Plain torch; also the CPU path."""
     o_BTHd = cross_reference(q_BTHd.float(), k_BSHd.float(), v_BSHd.float()) / scale_1
-    codes_BTHd = o_BTHd.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-    return codes_BTHd, scale_1.expand(*q_BTHd.shape[:2], 1).contiguous()
+    return codes_of(o_BTHd), scale_1.expand(*q_BTHd.shape[:2], 1).contiguous()
 
 
 # --- kernel

@@ -20,18 +20,12 @@ from typing import Any
 import torch
 
 from everface.kernels.fused.qk_norm_rope_store import Start, norm_rope, rms_norm_reference, rotate_reference
-from everface.kernels.fused.row import E4M3_MAX, TILES, load, parts, variant
+from everface.kernels.fused.row import E4M3, TILES, codes_of, load, parts, variant
 from everface.kernels.launch import Build, Work, jit, metadata, pick, runs_triton, tl
 
-E4M3 = torch.float8_e4m3fn
 BT = BC = 64  # tokens and channels of a tile of values
 
 # --- reference
-
-
-def codes_of(x: torch.Tensor) -> torch.Tensor:
-    """e4m3 nearest to x, saturated; NaN stays NaN."""
-    return x.clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
 
 
 def qk_norm_rope_code_reference(

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from everface.kernels.fused.row import E4M3_MAX, TILES, load, parts, rounded, variant
+from everface.kernels.fused.row import E4M3, TILES, codes_of, load, parts, rounded, variant
 from everface.kernels.launch import Build, Work, jit, metadata, pick, runs_triton, tl
 
 Start = int | torch.Tensor
@@ -255,7 +255,7 @@ def rotate(x_THd: torch.Tensor, table_TP2: torch.Tensor, out: torch.Tensor | Non
         turned = rotate_reference(x_THd, table_TP2)
         if out is None:
             return turned
-        return out.copy_(turned.clamp(-E4M3_MAX, E4M3_MAX) if out.dtype == torch.float8_e4m3fn else turned)
+        return out.copy_(codes_of(turned) if out.dtype == E4M3 else turned)
     rows = x_THd.reshape(-1, x_THd.shape[-2] * x_THd.shape[-1]).contiguous()
     if out is None:
         out = torch.empty_like(x_THd, memory_format=torch.contiguous_format)

@@ -17,7 +17,7 @@ from everface.model.vae import VAE
 from everface.train.descent import Ema, Optimiser, Progress, orthogonalise, read_checkpoint, write_checkpoint
 from everface.train.plans import Stage1
 from everface.train.stage1 import train_stage1
-from everface.train.vae import TINY_VAE, VAEPlan, train_vae
+from everface.train.vae import TINY_VAE, VAEPlan, train_vae, vae_loss
 
 
 def test_orthogonalise_evens_out_the_singular_values() -> None:
@@ -27,6 +27,20 @@ def test_orthogonalise_evens_out_the_singular_values() -> None:
         values = torch.linalg.svdvals(orthogonalise(x))
         assert values.max() < 1.35 and values.median() > 0.6
         assert torch.linalg.svdvals(x).max() / torch.linalg.svdvals(x).min() > values.max() / values.min()
+
+
+def test_a_jump_between_latents_costs_more_than_one_inside() -> None:
+    """An error that sets in with frame `at`: frame 0 is a latent of its own, or the first of four where a stream goes on."""
+
+    def cost(at: int, lead: int) -> float:
+        out = torch.zeros(1, 3, 13, 4, 4)
+        out[:, :, at:] = 0.1
+        return vae_loss(out, torch.zeros_like(out), torch.ones(1, 1, 1, 1, 1), lead).item() - 0.2 * (13 - at) / 13  # but for its length
+
+    for lead, seams in ((1, (1, 5, 9)), (0, (4, 8, 12))):
+        costs = {at: cost(at, lead) for at in range(1, 13)}
+        inside = min(costs.values())
+        assert all((value > inside + 0.02) == (at in seams) for at, value in costs.items()), costs
 
 
 def problem() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

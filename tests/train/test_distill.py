@@ -89,7 +89,6 @@ def test_equal_scores_leave_the_student_alone() -> None:
     assert dmd_gradient(x0, score, score, level, noise).abs().max() == 0
 
 
-@pytest.mark.long
 def test_the_fake_score_learns_the_students_samples(start: tuple[Path, Path, Path]) -> None:
     """A new student answers noise with nearly that noise. Near sigma 0.9 a score that knows nothing costs 2, one that knows 1.2."""
     plan = replace(PLAN, ratio=1000, fake_lr=1e-2, truth_start=0.0, reward=0.0, lowest=0.9, highest=0.9)

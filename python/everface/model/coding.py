@@ -22,7 +22,6 @@ from torch import nn
 from everface.kernels.fused.row import E4M3_MAX
 from everface.model.linear import RowLinear
 
-E4M3 = torch.float8_e4m3fn
 TIMES = tuple(float(t) for t in range(0, 1001, 50))  # timesteps whose modulation is looked at
 
 

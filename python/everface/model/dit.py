@@ -17,10 +17,10 @@ from everface.core.config import DiTConfig
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.flow_step import flow_step_tokens, unpatchify
 from everface.kernels.fused.gate_norm_modulate import Pair
-from everface.kernels.fused.qk_norm_rope_code import codes_of
 from everface.kernels.fused.qk_norm_rope_store import Start, rotate
+from everface.kernels.fused.row import E4M3, codes_of
 from everface.model.audio import CausalAudioEncoder
-from everface.model.coding import E4M3, Coding
+from everface.model.coding import Coding
 from everface.model.framepack import MOTION_GROUPS, FramePack, motion_tokens
 from everface.model.layers import KV, AudioInjector, Block, BlockMod, Head, Heard, Patchify, Reading, Ring
 from everface.model.linear import Residual, linear_f32

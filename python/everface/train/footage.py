@@ -191,7 +191,8 @@ def read_frames(path: Path, size: tuple[int, int]) -> Iterator[torch.Tensor]:
 
 
 def read_sound(path: Path, zero_s: float) -> Iterator[torch.Tensor]:
-    """Mono pieces at 16 kHz whose first sample is heard at `zero_s`. The file holds sound: `first_s` has found some."""
+    """Mono pieces at 16 kHz whose first sample is heard at `zero_s`. The file holds sound: `first_s` has found some. Not media.sound's,
+    which refuses films, as whoever renders passes sound."""
     resampler, surplus = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE), None
     with open_media(path, "sound") as container:
         for frame in chain(_decoded(path, container.decode(audio=0)), [None]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,18 +15,53 @@ from safetensors.torch import load_file
 
 from everface.core.config import DiTConfig
 from everface.core.errors import BadInput
+from everface.core.log import log
 from everface.model.dit import DiT
 from everface.train.clips import Clips, read_clips
 from everface.train.descent import Ema, Optimiser, Part, Progress, autocast, read_state, write_state
+from everface.train.forcing import Window, WindowModel, region_weight, window_loss
 from everface.train.journal import Journal
 from everface.train.plans import Pace
-from everface.train.spread import Ranks, clip_gradients, whole
+from everface.train.spread import Ranks, clip_gradients, ranks, whole
 from everface.weights.store import write_safetensors
 
 SAVE_EVERY_S = 90
 JOURNAL_EVERY, VALID_EVERY = 25, 250  # updates
+Draw = Callable[[Clips, int, int, random.Random, str], Window]
+"""(clips, how many of them, blocks, dice, device) -> a window."""
 Loss = Callable[[int, int, int], torch.Tensor]
 """(number of the window, blocks, clips) -> loss. The number decides everything random."""
+
+
+def learn(
+    run_dir: Path, clips_dir: Path, pace: Pace, config: DiTConfig, device: str, init: Path | None, draw: Draw, *, full: bool = False
+) -> Path:
+    """Train on the windows that `draw` draws and return the path of the averaged weights, `run_dir/dit.safetensors`. Resumes.
+
+    init: weights to start from. full: every block sees the whole window.
+    """
+    train, valid = split_clips(clips_dir, pace.held_out)
+    with ranks(device) as among:
+        dit = new_dit(config, pace.seed, init).to(among.device)
+        model = WindowModel(dit, full=full, again=pace.checkpoint)
+        h, w = train.latents_N16Thw.shape[-2:]
+        weight = region_weight(h, w, pace.mouth, pace.eyes).to(among.device)
+
+        def loss(window: Window, seed: int) -> torch.Tensor:
+            return window_loss(model, window, weight, torch.Generator().manual_seed(seed), pace.noise_correlation)
+
+        def loss_of(number: int, blocks: int, batch: int) -> torch.Tensor:
+            window = draw(train, batch, blocks, random.Random(pace.seed * 7_919_003 + number), among.device)
+            return loss(window, pace.seed * 1_000_003 + number)
+
+        @torch.no_grad()
+        def validate() -> float:
+            """Loss on unseen characters, on the same noise every time."""
+            count = min(6, len(valid))
+            return sum(loss(draw(valid, count, 4, random.Random(k), among.device), k).item() for k in range(6)) / 6
+
+        log.info("%s: %d clips, %.2f M parameters", type(pace).__name__, len(train), sum(p.numel() for p in dit.parameters()) / 1e6)
+        return descend(run_dir, pace, dit, loss_of, validate, among)
 
 
 def descend(run_dir: Path, pace: Pace, dit: DiT, loss_of: Loss, validate: Callable[[], float], ranks: Ranks) -> Path:

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from everface.core.config import DiTConfig
-from everface.core.log import log
 from everface.model.schedule import euler, sigmas
 from everface.train.clips import Clips
-from everface.train.forcing import Window, WindowModel, draw_noise, draw_window, region_weight, shifted, window_loss
-from everface.train.loop import descend, new_dit, split_clips
+from everface.train.forcing import Window, WindowModel, draw_noise, draw_window, shifted
+from everface.train.loop import learn
 from everface.train.plans import TINY, Stage1, Teacher
-from everface.train.spread import ranks
 
 PLACES = Stage1(scaffold=0.0)  # a teacher stands where students stand
 
@@ -30,33 +29,10 @@ def train_teacher(
     run_dir: Path, clips_dir: Path, plan: Teacher, config: DiTConfig = TINY, device: str = "cpu", init: Path | None = None
 ) -> Path:
     """Train and return the path of the EMA weights, `run_dir/dit.safetensors`. Resumes from run_dir when it holds a checkpoint."""
-    train, valid = split_clips(clips_dir, plan.held_out)
-    with ranks(device) as among:
-        dit = new_dit(config, plan.seed, init).to(among.device)
-        model = WindowModel(dit, full=True, again=plan.checkpoint)
-        h, w = train.latents_N16Thw.shape[-2:]
-        weight = region_weight(h, w, plan.mouth, plan.eyes).to(among.device)
-
-        def loss_of(number: int, blocks: int, batch: int) -> torch.Tensor:
-            rng = random.Random(plan.seed * 7_919_003 + number)
-            window = draw_clip(train, batch, blocks, config.block_frames, rng, among.device, plan)
-            g = torch.Generator().manual_seed(plan.seed * 1_000_003 + number)
-            return window_loss(model, window, weight, g, plan.noise_correlation)
-
-        @torch.no_grad()
-        def validate() -> float:
-            total = 0.0
-            for k in range(6):
-                window = draw_clip(valid, min(6, len(valid)), 4, config.block_frames, random.Random(k), among.device, plan)
-                g = torch.Generator().manual_seed(k)
-                total += window_loss(model, window, weight, g, plan.noise_correlation).item()
-            return total / 6
-
-        log.info("teacher: %d clips, %.2f M parameters", len(train), sum(p.numel() for p in dit.parameters()) / 1e6)
-        return descend(run_dir, plan, dit, loss_of, validate, among)
+    return learn(run_dir, clips_dir, plan, config, device, init, partial(draw_clip, plan, config.block_frames), full=True)
 
 
-def draw_clip(clips: Clips, batch: int, blocks: int, block_frames: int, rng: random.Random, device: str, plan: Teacher) -> Window:
+def draw_clip(plan: Teacher, block_frames: int, clips: Clips, batch: int, blocks: int, rng: random.Random, device: str) -> Window:
     """A window at one noise level a clip; some of its clips are deaf."""
     window = draw_window(clips, batch, blocks, block_frames, rng, device, PLACES)
     level_B1 = torch.tensor([[shifted(rng.random(), plan.shift)] for _ in range(batch)]).to(window.x0_B16Fhw)

@@ -51,8 +51,11 @@ def train_vae(
 ) -> Path:
     """Train, measure the latents' mean and std, and write run_dir/vae.safetensors and vae.json. Resumes.
 
-    init: a safetensors file of a finished run, to go on from with this plan's schedule; new weights without.
+    init: a safetensors file of a finished run, to go on from. It knows single frames, and the plan's rate would unlearn much of the
+    rest: a third of it, and no frames alone.
     """
+    if init is not None:
+        plan = replace(plan, singles=0.0, lr=plan.lr / 3)
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
     vae = new_vae(config)

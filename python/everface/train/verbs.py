@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,10 +19,7 @@ CONFIGS = ("tiny", "wan-s2v-14b")
 def train_vae(args: argparse.Namespace) -> None:
     from everface.train.vae import VAEPlan, train_vae
 
-    plan = VAEPlan(minutes=args.minutes, clips=args.clips, seed=args.seed)
-    if args.init:
-        plan = replace(plan, singles=0.0, lr=1e-3)  # space is known, and a rate of 3e-3 would unlearn much of it
-    print(train_vae(args.run, plan, device=args.device, init=args.init))
+    print(train_vae(args.run, VAEPlan(minutes=args.minutes, clips=args.clips, seed=args.seed), device=args.device, init=args.init))
 
 
 def train_decoder(args: argparse.Namespace) -> None:
