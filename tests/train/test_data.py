@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from everface.core.config import VAEConfig
-from everface.core.errors import BadInput
+from everface.core.errors import BadInput, Unavailable
 from everface.model.vae import VAE
 from everface.train import data
-from everface.train.clips import MOVING_LATENTS, read_clips
+from everface.train.clips import MOVING_LATENTS, SHARD, read_clips
 from everface.train.decoder import DecoderPlan, train_decoder
 from everface.train.voices import write_wav
 
@@ -66,3 +66,29 @@ def test_speech_is_made_once_and_clips_are_made(vae_run: Path, tmp_path: Path, m
     assert all(torch.equal(before[k], after[k]) for k in before if k.startswith(("encoder.", "conv1.")))
     assert not torch.equal(before["decoder.head.2.weight"], after["decoder.head.2.weight"])
     assert data.read_vae(tmp_path / "run").config == data.read_vae(vae_run).config
+
+
+def test_a_process_a_core_makes_the_clips_that_one_makes(vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("one", "two"):
+        (tmp_path / folder / "speech").mkdir(parents=True)
+        write_wav(tmp_path / folder / "speech" / "en-hum.wav", 0.1 * torch.sin(torch.arange(80_000) / 20))
+        (tmp_path / folder / "speech" / "complete").touch()
+    count = SHARD + 1  # two shards, the second of one clip
+    for folder in ("one", "two"):  # the long shard is there already: it is the other that tells who made it
+        (tmp_path / folder / "clips").mkdir()
+        save_file({"latents": torch.zeros(SHARD, 1)}, tmp_path / folder / "clips" / "00000.safetensors")
+    monkeypatch.setattr(data.os, "cpu_count", lambda: 1)
+    one = data.make_data(tmp_path / "one", vae_run, count, seed=5, minutes=2)
+    monkeypatch.setattr(data.os, "cpu_count", lambda: 2)
+    two = data.make_data(tmp_path / "two", vae_run, count, seed=5, minutes=2)
+    made = [load_file(folder / f"{SHARD:05d}.safetensors") for folder in (one, two)]
+    assert made[0].keys() == made[1].keys() and all(torch.equal(made[0][k], made[1][k]) for k in made[0])
+    assert len(made[1]["latents"]) == 1 and not list(two.glob("*.partial"))
+
+
+def test_a_process_that_fails_is_told(vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data" / "speech").mkdir(parents=True)
+    (tmp_path / "data" / "speech" / "complete").touch()  # and no speech in it
+    monkeypatch.setattr(data.os, "cpu_count", lambda: 2)
+    with pytest.raises(Unavailable, match="the same command"):
+        data.make_data(tmp_path / "data", vae_run, count=2 * SHARD, seed=5, minutes=2)

@@ -25,6 +25,7 @@ from everface.train.voices import mouth_targets, read_wav
 
 STILL_FRAMES = 5
 MOVING_LATENTS = 16
+SHARD = 50  # clips of one file
 WITH_BED, SPEECHLESS = 0.5, 0.06  # share of clips with music or noise under them, and of those in which nobody speaks
 
 
@@ -74,20 +75,20 @@ def make_clip(speech: list[torch.Tensor], front: LogMel, generator: torch.Genera
 
 
 def make_clips(
-    folder: Path, speech_folder: Path, vae: VAE, count: int, seed: int, minutes: float, begin: int = 0, shard: int = 50
+    folder: Path, speech_folder: Path, vae: VAE, count: int, seed: int, minutes: float, worker: int = 0, workers: int = 1
 ) -> None:
-    """Write shards of clips begin..count into `folder` while the time lasts. Resumes; clip n depends on (seed, n) only, so
-    several processes may share the work."""
+    """Write shards of `count` clips into `folder` while the time lasts. Resumes; clip n depends on (seed, n) only, so several
+    workers may share the shards."""
     folder.mkdir(parents=True, exist_ok=True)
     speech, front, end = read_speech(speech_folder, held_out=False), LogMel(), time.monotonic() + 60 * minutes
-    for first in range(begin, count, shard):
+    for first in range(SHARD * worker, count, SHARD * workers):
         path = folder / f"{first:05d}.safetensors"
         if path.exists():
             continue
         if time.monotonic() > end:
             return
         latents, features = [], []
-        for n in range(first, min(first + shard, count)):
+        for n in range(first, min(first + SHARD, count)):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + n)
             rgb_3THW, features_LCF = make_clip(speech, front, generator)
             with torch.inference_mode(), autocast("cpu"):

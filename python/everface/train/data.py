@@ -1,14 +1,19 @@
-"""`everface train data`: speech, and from it and a trained VAE the clips that stage 1 learns from."""
+"""`everface train data`: speech, and from it and a trained VAE the clips that stage 1 learns from, drawn by a process a core."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
+import torch
+
 from everface.core.config import VAEConfig
-from everface.core.errors import BadInput
+from everface.core.errors import BadInput, Unavailable
 from everface.model.vae import VAE
-from everface.train.clips import make_clips
+from everface.train.clips import SHARD, make_clips
 from everface.train.voices import make_speech
 from everface.weights.files import open_file
 from everface.weights.load import load_into
@@ -24,8 +29,31 @@ def make_data(folder: Path, vae_run: Path, count: int, seed: int, minutes: float
     if not (speech / "complete").exists():
         make_speech(speech, seed)
         (speech / "complete").touch()
-    make_clips(clips, speech, vae, count, seed, minutes)
+    workers = min(os.cpu_count() or 1, -(-count // SHARD))
+    if workers == 1:
+        make_clips(clips, speech, vae, count, seed, minutes)
+        return clips
+    spawn = multiprocessing.get_context("spawn")  # a fork of a process whose threads have worked may hang
+    crew = [spawn.Process(target=work, args=(clips, speech, vae_run, count, seed, minutes, n, workers)) for n in range(workers)]
+    try:
+        for process in crew:
+            process.start()
+        for process in crew:
+            process.join()
+            if process.exitcode:
+                raise Unavailable(f"a process that made clips ended with exit status {process.exitcode}: see above; go on with the same command")
+    finally:
+        for process in crew:
+            if process.is_alive():
+                process.kill()
     return clips
+
+
+def work(clips: Path, speech: Path, vae_run: Path, count: int, seed: int, minutes: float, worker: int, workers: int) -> None:
+    """One process of make_data. A small convolution gains less from a second thread than a second clip does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process hears it, and ends the others
+    torch.set_num_threads(1)
+    make_clips(clips, speech, read_vae(vae_run), count, seed, minutes, worker, workers)
 
 
 def read_vae(run_dir: Path) -> VAE:

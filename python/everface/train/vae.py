@@ -52,10 +52,10 @@ def train_vae(
     """Train, measure the latents' mean and std, and write run_dir/vae.safetensors and vae.json. Resumes.
 
     init: a safetensors file of a finished run, to go on from. It knows single frames, and the plan's rate would unlearn much of the
-    rest: a third of it, and no frames alone.
+    rest: two thirds of it, and no frames alone.
     """
     if init is not None:
-        plan = replace(plan, singles=0.0, lr=plan.lr / 3)
+        plan = replace(plan, singles=0.0, lr=plan.lr * 2 / 3)
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
     vae = new_vae(config)
@@ -152,7 +152,7 @@ def draw_batch(clips: torch.Tensor, weight_HW: torch.Tensor, single: bool, g: to
         clip = clips[pick(len(clips))]
         t = pick(clip.shape[1]) if single else 4 * pick((clip.shape[1] - frames) // 4 + 1)  # 0: the still, then a jump
         y, x = pick(size - side + 1), pick(size - side + 1)
-        if pick(2):  # half of the crops around the features
+        if pick(3) == 0:  # a third of the crops around the features
             top, bottom, left, right = (mouth_box, eyes_box)[pick(2)](size)
             y = min(max((top + bottom - side) // 2 + pick(17) - 8, 0), size - side)
             x = min(max((left + right - side) // 2 + pick(33) - 16, 0), size - side)
@@ -162,15 +162,15 @@ def draw_batch(clips: torch.Tensor, weight_HW: torch.Tensor, single: bool, g: to
 
 
 def region_weight(size: int) -> torch.Tensor:
-    """Loss weight [H, W]: 1, and 3 over mouth and eyes."""
+    """Loss weight [H, W]: 1, and 2 over mouth and eyes."""
     weight = torch.ones(size, size)
     for top, bottom, left, right in (mouth_box(size), eyes_box(size)):
-        weight[top:bottom, left:right] = 3.0
+        weight[top:bottom, left:right] = 2.0
     return weight / weight.mean()
 
 
 def vae_loss(out: torch.Tensor, video: torch.Tensor, mask: torch.Tensor, lead: int = 1) -> torch.Tensor:
-    """L1 + 10 squared + 0.5 edges + 1.5 temporal differences, weighted; three times that where one latent's frames follow another's,
+    """L1 + 10 squared + 0.5 edges + 3 temporal differences, weighted; three times that where one latent's frames follow another's,
     which is where a codec flickers. `lead`: frames before the first whole latent."""
     error = out - video
     loss = (mask * (error.abs() + 10 * error.square())).mean()
@@ -178,7 +178,7 @@ def vae_loss(out: torch.Tensor, video: torch.Tensor, mask: torch.Tensor, lead: i
     if video.shape[2] > 1:
         change = error.diff(dim=2).abs()
         seam = (torch.arange(change.shape[2], device=change.device) + 1 - lead) % 4 == 0
-        loss = loss + 1.5 * (mask * change * (1 + 2 * seam)[:, None, None]).mean()
+        loss = loss + 3 * (mask * change * (1 + 2 * seam)[:, None, None]).mean()
     return loss
 
 
