@@ -14,8 +14,8 @@ from everface.core.config import VAEConfig
 from everface.core.errors import BadInput, Unavailable
 from everface.model.vae import VAE
 from everface.train import data
-from everface.train.clips import MOVING_LATENTS, SHARD, read_clips
-from everface.train.decoder import DecoderPlan, train_decoder
+from everface.train.clips import MOVING_LATENTS, SHARD, STILL_FRAMES, Clips, read_clips
+from everface.train.decoder import STILL_LATENTS, WARM_UP, DecoderPlan, train_decoder, turns
 from everface.train.voices import write_wav
 
 SMALL = VAEConfig(dim=8, dim_mult=(1, 1, 1, 1), encoder_blocks=(1, 0, 0, 0), decoder_blocks=(1, 0, 0, 0))
@@ -92,3 +92,27 @@ def test_a_process_that_fails_is_told(vae_run: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(data.os, "cpu_count", lambda: 2)
     with pytest.raises(Unavailable, match="the same command"):
         data.make_data(tmp_path / "data", vae_run, count=2 * SHARD, seed=5, minutes=2)
+
+
+def test_streams_of_the_decoder_run_as_the_runtime_decodes_them() -> None:
+    """Two latents at a time, from their still picture on: the same frames as in one call, none left out, none twice."""
+    torch.manual_seed(0)
+    vae = VAE(SMALL)
+    latents, count = torch.randn(3, 16, STILL_LATENTS + 4, 4, 4), STILL_FRAMES + 16
+    clips = Clips(latents, torch.zeros(3, 1, 1, 1))
+    frames = (torch.arange(count) + 30 * torch.arange(3)[:, None]).to(torch.uint8)[:, None, :, None, None].expand(3, 3, count, 32, 32)
+    under_way = turns(vae, clips, frames[1:], 1, seed=0, device="cpu")
+    first = next(under_way)
+    out, seen = [], []
+    while not first.over():
+        made, truth = first.step(vae, 0.0, torch.Generator())
+        out.append(made[:, :, 1:].detach())
+        seen.append(truth[:, 0, :, 0, 0].add(1).mul(127.5).round().int())
+        assert made.requires_grad and not made[:, :, :1].detach().isnan().any()
+    still = torch.cat([first.z_B16Thw[:, :, :1], first.z_B16Thw[:, :, 1:2].expand(-1, -1, WARM_UP - 1, -1, -1)], dim=2)
+    whole = vae.decode(torch.cat([still, first.z_B16Thw[:, :, STILL_LATENTS:]], dim=2)).detach()[:, :, -16:]
+    torch.testing.assert_close(torch.cat(out, dim=2), whole, atol=1e-5, rtol=1e-5)
+    base = seen[0][:, :1] - (STILL_FRAMES - 1)
+    assert torch.equal(seen[0] - base, torch.arange(4, 13).expand(2, -1)) and torch.equal(seen[1] - base, torch.arange(12, 21).expand(2, -1))
+    assert set(base.flatten().tolist()) <= {30, 60}  # the first clip is not among those that are learned
+    assert next(under_way) is not first

@@ -1,12 +1,13 @@
 """The VAE's decoder taught long streams, after `train vae`: short crops leave it a decibel worse after a second of video.
 
-The encoder, and so every latent, stays as it is: a transformer trained on those latents stays valid. Windows of four latents are
-decoded at full size, each from the state that the stream before it leaves, as the runtime decodes them.
+The encoder, and so every latent, stays as it is: a transformer trained on those latents stays valid. Streams run as the runtime decodes
+them, two latents at a time from the state that the ones before left; a few take turns, so that no step sees the people of the last.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,15 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from everface.model.features import LogMel
+from everface.model.vae import VAE, VAEStream
 from everface.train.clips import STILL_FRAMES, Clips, make_clip, read_clips, read_speech
 from everface.train.data import read_vae
 from everface.train.descent import Ema, Optimiser, autocast, read_checkpoint, write_checkpoint
 from everface.train.journal import Journal
-from everface.train.vae import VAEPlan, region_weight, vae_loss, vae_rate
+from everface.train.vae import VAEPlan, region_weight, vae_loss, vae_rate, worth
 
 WARM_UP = 7  # latents of the still picture before a stream begins
-BEFORE = 6  # latents of a running stream that give the state in which a window starts
-WINDOW = 4  # latents with gradients
+STILL_LATENTS = 2  # of a clip
+WINDOW = 2  # latents of a step
+ABREAST = 2  # streams of a step
+TURNS = 6  # so many pairs take turns
+HELD_OUT = 8  # clips to measure on
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class DecoderPlan:
     minutes: float = 8.0
     lr: float = 1.5e-3
     ema: float = 0.99
-    clips: int = 300
+    clips: int = 600
     latent_noise: float = 0.05  # of a latent's standard deviation: the transformer's latents are not perfect either
     seed: int = 1
 
@@ -49,17 +54,15 @@ def train_decoder(run_dir: Path, vae_run: Path, data: Path, plan: DecoderPlan, d
     frames = draw_frames(run_dir, data / "speech", min(plan.clips, len(clips)), plan.seed)
     weight = region_weight(frames.shape[-1])[None, None, None].to(device)
     rate = VAEPlan(warmup_steps=20, decay_from=0.2)
+    held_out = min(HELD_OUT, len(frames) // 2)
+    streams = turns(vae, clips, frames[held_out:], held_out, plan.seed + progress.step, device)
     began, saved = time.monotonic() - progress.seconds, time.monotonic()
     with Journal(run_dir) as journal:
         while (done := (time.monotonic() - began) / (60 * plan.minutes)) < 1:
-            g = torch.Generator().manual_seed(plan.seed * 1_000_003 + progress.step)
-            before, z, video = draw_window(clips, frames, g)
-            z = z + plan.latent_noise * torch.randn(z.shape, generator=g)
+            running, g = next(streams), torch.Generator().manual_seed(plan.seed * 1_000_003 + progress.step)
             with autocast(device):
-                with torch.no_grad():
-                    stream = vae.warm_up(before.to(device))
-                out = vae.decode_stream(z.to(device), stream)
-            loss = vae_loss(out.float(), video.to(device), weight, lead=0)
+                out, video = running.step(vae, plan.latent_noise, g)
+            loss = vae_loss(out.float(), video, weight)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -68,10 +71,17 @@ def train_decoder(run_dir: Path, vae_run: Path, data: Path, plan: DecoderPlan, d
             progress.step, progress.seconds = progress.step + 1, time.monotonic() - began
             journal.add(loss=loss.item())
             if progress.step % 25 == 0:
-                journal.write({"step": progress.step, "seconds": round(progress.seconds)})
+                row: dict[str, float] = {"step": progress.step, "seconds": round(progress.seconds)}
+                if progress.step % 200 == 0:
+                    with ema.swapped(vae):
+                        row |= measure(vae, clips, frames[:held_out], device)
+                journal.write(row)
             if time.monotonic() - saved > 60:
                 write_checkpoint(run_dir, vae, ema, optimiser, progress)
                 saved = time.monotonic()
+        with ema.swapped(vae):
+            row = {"step": progress.step, "seconds": round(progress.seconds)}
+            journal.end(row | measure(vae, clips, frames[:held_out], device))
     write_checkpoint(run_dir, vae, ema, optimiser, progress)
     path = run_dir / "vae.safetensors"
     kept = load_file(vae_run / "vae.safetensors")  # the encoder to the bit
@@ -80,23 +90,53 @@ def train_decoder(run_dir: Path, vae_run: Path, data: Path, plan: DecoderPlan, d
     return path
 
 
-def draw_window(clips: Clips, frames_N3THW: torch.Tensor, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(latents before [1, 16, k, h, w], window [1, 16, 4, h, w], its frames [1, 3, 16, H, W]): the beginning of a stream, after
-    its warm-up on the still picture, or a place within one."""
+class Running:
+    """Clips decoded abreast, from their still picture to their end."""
 
-    def pick(n: int) -> int:
-        return int(torch.randint(n, (1,), generator=g))
+    def __init__(self, vae: VAE, z_B16Thw: torch.Tensor, frames_B3THW: torch.Tensor) -> None:
+        self.z_B16Thw, self.frames_B3THW, self.at = z_B16Thw, frames_B3THW, STILL_LATENTS
+        self.state: VAEStream = vae.stream(len(z_B16Thw))
+        still = torch.cat([z_B16Thw[:, :, :1], z_B16Thw[:, :, 1:2].expand(-1, -1, WARM_UP - 1, -1, -1)], dim=2)
+        with torch.no_grad():
+            self.last_B31HW = vae.decode_stream(still, self.state)[:, :, -1:]
 
-    n = pick(len(frames_N3THW))
-    z_16Thw = clips.latents_N16Thw[n].float()
-    if pick(3) == 0:
-        start, before = 2, torch.cat([z_16Thw[:, :1], z_16Thw[:, 1:2].expand(-1, WARM_UP - 1, -1, -1)], dim=1)
-    else:
-        start = 2 + pick(z_16Thw.shape[1] - 2 - WINDOW + 1)
-        before = z_16Thw[:, max(0, start - BEFORE) : start]
-    first = STILL_FRAMES + 4 * (start - 2)
-    video = frames_N3THW[n, :, first : first + 4 * WINDOW].float() / 127.5 - 1
-    return before[None], z_16Thw[None, :, start : start + WINDOW], video[None]
+    def over(self) -> bool:
+        return self.at + WINDOW > self.z_B16Thw.shape[2]
+
+    def step(self, vae: VAE, noise: float, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """(frames as decoded, as they are), [B, 3, 1 + 4 WINDOW, H, W]: the last frame of the step before, without gradients, then
+        those of the next latents, which are `noise` off."""
+        z = self.z_B16Thw[:, :, self.at : self.at + WINDOW]
+        out = vae.decode_stream(z + noise * torch.randn(z.shape, generator=g).to(z), self.state)
+        first = STILL_FRAMES + 4 * (self.at - STILL_LATENTS)
+        video = self.frames_B3THW[:, :, first - 1 : first + 4 * WINDOW].to(out.device).float() / 127.5 - 1
+        out, self.last_B31HW = torch.cat([self.last_B31HW.to(out), out], dim=2), out[:, :, -1:].detach()
+        self.state.caches = [c if c is None else c.detach() for c in self.state.caches]
+        self.at += WINDOW
+        return out, video
+
+
+def turns(vae: VAE, clips: Clips, frames_N3THW: torch.Tensor, offset: int, seed: int, device: str) -> Iterator[Running]:
+    """The streams of each step, without end. Frames n are of clip n + offset."""
+    g = torch.Generator().manual_seed(seed)
+    under_way: list[Running | None] = [None] * TURNS
+    while True:
+        for n, running in enumerate(under_way):
+            if running is None or running.over():
+                rows = torch.randint(len(frames_N3THW), (ABREAST,), generator=g)
+                z = clips.latents_N16Thw[rows + offset].to(device).float()
+                running = under_way[n] = Running(vae, z, frames_N3THW[rows])
+            yield running
+
+
+@torch.inference_mode()
+def measure(vae: VAE, clips: Clips, frames_N3THW: torch.Tensor, device: str) -> dict[str, float]:
+    """What `worth` says of whole streams of clips that are not trained on."""
+    out, truth = [], []
+    for n, video in enumerate(frames_N3THW):
+        out.append(vae.decode(clips.latents_N16Thw[n, None].to(device).float())[0, :, STILL_FRAMES:].cpu())
+        truth.append(video[:, STILL_FRAMES:].float() / 127.5 - 1)
+    return worth(torch.stack(out), torch.stack(truth)) if out else {}
 
 
 def draw_frames(run_dir: Path, speech_dir: Path, count: int, seed: int) -> torch.Tensor:
