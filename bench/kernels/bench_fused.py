@@ -35,7 +35,6 @@ SITES: dict[str, tuple[torch.dtype, bool, bool, bool, bool, torch.dtype]] = {
 BY = pytest.mark.parametrize("by", ["op", "torch", "torch.compile"])
 
 
-
 def made(*size: int, dtype: torch.dtype = BF16) -> torch.Tensor:
     return torch.randn(size, device=device(), dtype=dtype)
 

@@ -24,6 +24,7 @@ from everface.core import env
 from everface.core.config import COMPATS, SAMPLERS, Deployment, StreamConfig
 from everface.core.errors import EverfaceError
 from everface.core.log import start_log
+from everface.core.machine import cores
 from everface.train.verbs import add_train
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _simulate_faults(first: int, seeds: int) -> int:
     from everface.runtime.trial import run_many
 
     began = time.monotonic()
-    failed, outcome = run_many(first, seeds, os.cpu_count() or 1)
+    failed, outcome = run_many(first, seeds, cores())
     for seed, what in sorted(failed.items())[:20]:
         print(f"seed {seed}: {what}\n  again: everface simulate --faults --first {seed} --seeds 1")
     print(f"{'seeds':<15} {seeds} from {first}, {len(failed)} broke an invariant, {time.monotonic() - began:.0f} s")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from everface.core import env
 from everface.core.errors import BadInput, Unavailable
+from everface.core.machine import cores
 
 if TYPE_CHECKING:
     from everface.runtime.choose import Needs
@@ -195,11 +195,6 @@ def attention() -> list[str]:
         lacking = {name: backend.why_not(name, on, torch.bfloat16, 128) for name in ATTENTIONS[1:]}
         lines += [f"{on} not {name}: {trouble}" for name, trouble in lacking.items() if trouble]
     return lines
-
-
-def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_features(path: Path = Path("/proc/cpuinfo")) -> list[str]:

@@ -14,8 +14,8 @@ from everface.core.config import VAEConfig
 from everface.core.errors import BadInput, Unavailable
 from everface.model.vae import VAE
 from everface.train import data
-from everface.train.clips import MOVING_LATENTS, SHARD, STILL_FRAMES, Clips, read_clips
-from everface.train.decoder import STILL_LATENTS, WARM_UP, DecoderPlan, train_decoder, turns
+from everface.train.clips import MOVING_LATENTS, SHARD, STILL_FRAMES, STILL_LATENTS, Clips, read_clips
+from everface.train.decoder import WARM_UP, DecoderPlan, train_decoder, turns
 from everface.train.voices import write_wav
 
 SMALL = VAEConfig(dim=8, dim_mult=(1, 1, 1, 1), encoder_blocks=(1, 0, 0, 0), decoder_blocks=(1, 0, 0, 0))
@@ -77,9 +77,9 @@ def test_a_process_a_core_makes_the_clips_that_one_makes(vae_run: Path, tmp_path
     for folder in ("one", "two"):  # the long shard is there already: it is the other that tells who made it
         (tmp_path / folder / "clips").mkdir()
         save_file({"latents": torch.zeros(SHARD, 1)}, tmp_path / folder / "clips" / "00000.safetensors")
-    monkeypatch.setattr(data.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(data, "cores", lambda: 1)
     one = data.make_data(tmp_path / "one", vae_run, count, seed=5, minutes=2)
-    monkeypatch.setattr(data.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(data, "cores", lambda: 2)
     two = data.make_data(tmp_path / "two", vae_run, count, seed=5, minutes=2)
     made = [load_file(folder / f"{SHARD:05d}.safetensors") for folder in (one, two)]
     assert made[0].keys() == made[1].keys() and all(torch.equal(made[0][k], made[1][k]) for k in made[0])
@@ -89,7 +89,7 @@ def test_a_process_a_core_makes_the_clips_that_one_makes(vae_run: Path, tmp_path
 def test_a_process_that_fails_is_told(vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data" / "speech").mkdir(parents=True)
     (tmp_path / "data" / "speech" / "complete").touch()  # and no speech in it
-    monkeypatch.setattr(data.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(data, "cores", lambda: 2)
     with pytest.raises(Unavailable, match="the same command"):
         data.make_data(tmp_path / "data", vae_run, count=2 * SHARD, seed=5, minutes=2)
 

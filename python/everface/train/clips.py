@@ -24,6 +24,7 @@ from everface.train.voices import held_out as is_held_out
 from everface.train.voices import mouth_targets, read_wav
 
 STILL_FRAMES = 5
+STILL_LATENTS = 2  # what they are encoded to
 MOVING_LATENTS = 16
 SHARD = 50  # clips of one file
 WITH_BED, SPEECHLESS = 0.5, 0.06  # share of clips with music or noise under them, and of those in which nobody speaks

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import signal
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 
 from everface.core.config import VAEConfig
 from everface.core.errors import BadInput, Unavailable
+from everface.core.machine import cores
 from everface.model.vae import VAE
 from everface.train.clips import SHARD, make_clips
 from everface.train.voices import make_speech
@@ -29,7 +29,7 @@ def make_data(folder: Path, vae_run: Path, count: int, seed: int, minutes: float
     if not (speech / "complete").exists():
         make_speech(speech, seed)
         (speech / "complete").touch()
-    workers = min(os.cpu_count() or 1, -(-count // SHARD))
+    workers = min(cores(), -(-count // SHARD))
     if workers == 1:
         make_clips(clips, speech, vae, count, seed, minutes)
         return clips

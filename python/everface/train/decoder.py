@@ -16,14 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from everface.model.features import LogMel
 from everface.model.vae import VAE, VAEStream
-from everface.train.clips import STILL_FRAMES, Clips, make_clip, read_clips, read_speech
+from everface.train.clips import STILL_FRAMES, STILL_LATENTS, Clips, make_clip, read_clips, read_speech
 from everface.train.data import read_vae
 from everface.train.descent import Ema, Optimiser, autocast, read_checkpoint, write_checkpoint
 from everface.train.journal import Journal
 from everface.train.vae import VAEPlan, region_weight, vae_loss, vae_rate, worth
 
 WARM_UP = 7  # latents of the still picture before a stream begins
-STILL_LATENTS = 2  # of a clip
 WINDOW = 2  # latents of a step
 ABREAST = 2  # streams of a step
 TURNS = 6  # so many pairs take turns

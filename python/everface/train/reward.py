@@ -11,13 +11,12 @@ from __future__ import annotations
 import torch
 
 from everface.train.characters import mouth_box
-from everface.train.clips import Clips
+from everface.train.clips import STILL_LATENTS, Clips
 from everface.train.metrics import correlation
 from everface.train.rollout import PAST, VIDEO_FRAMES
 
 MOST_CLIPS = 400  # to fit the probe on
 RIDGE = 1e-2  # of the mean square of the inputs
-STILL_LATENTS = 2
 
 
 class Reward:

@@ -142,8 +142,7 @@ def draw_clips(run_dir: Path, count: int, seed: int) -> torch.Tensor:
 def draw_batch(clips: torch.Tensor, weight_HW: torch.Tensor, single: bool, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """(video [B, 3, T, H, W] in -1..1, weight [B, 1, 1, H, W]): whole single frames, or crops of 9 to 41 frames.
 
-    What a codec remembers reaches back 76 frames and more. Taught on 13 at a time it kept a second of video 35 dB well, and lost its
-    colours and 7 dB in the next; so some crops are longer than the clips, which then run to and fro.
+    What an encoder remembers reaches back 80 frames. Taught on 13 at a time it lost the colours of some faces within a second; so some crops are longer than the clips, which then run to and fro.
     """
 
     def pick(n: int) -> int:
