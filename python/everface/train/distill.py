@@ -18,7 +18,7 @@ from everface.model.schedule import sink_distance
 from everface.train.clips import Clips
 from everface.train.forcing import MOTION_LATENTS, Window, WindowModel, draw_noise, draw_place, shifted
 from everface.train.plans import Stage2
-from everface.train.rollout import PAST, VIDEO_FRAMES, Course, Scene
+from everface.train.rollout import PAST, VIDEO_FRAMES, Course, Scene, schedule_of
 from everface.train.teacher import velocity
 
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -53,9 +53,13 @@ def score_noise(x0: torch.Tensor, plan: Stage2, rng: random.Random) -> torch.Ten
 
 
 def draw_course(plan: Stage2, iteration: int) -> Course:
-    """Of one iteration: where the stream stands, at which step all blocks leave, whether they start from the truth."""
+    """Of one iteration: where the stream stands, at which step all blocks leave, whether they start from the truth.
+
+    A step below the lowest level at which scores are compared is no exit: what leaves it is what came to it, but for a hundredth, and
+    that is all of a gradient that the student would get. (The paper draws among all four; the last begins at 0.009.)
+    """
     rng = random.Random(plan.seed * 15_485_863 + iteration)
-    leave = rng.randrange(plan.steps)
+    leave = rng.randrange(sum(level >= plan.lowest for level in schedule_of(plan).sigmas[: plan.steps]))
     first = draw_place(rng, plan.near, (1 - plan.near) / 2, plan.reach)
     start = rng.randint(1, leave) if leave and rng.random() < plan.truth_start else 0
     return Course(first, plan.blocks, leave, start)

@@ -1,6 +1,6 @@
 """Training of the default model's video VAE: the Wan 2.1 architecture at small width, on drawn characters.
 
-First single frames, which are cheap and teach space, then crops of nine or thirteen frames, which teach time. Loss: L1 +
+First single frames, which are cheap and teach space, then crops of 9 to 41 frames, which teach time. Loss: L1 +
 squared error, spatial gradients (edges), temporal differences (no flicker between latents), weighted towards mouth and eyes.
 """
 
@@ -28,6 +28,7 @@ TINY_VAE = VAEConfig(
     dim=16, dim_mult=(1, 2, 4, 6), encoder_blocks=(1, 1, 1, 1), decoder_blocks=(2, 1, 1, 1), mean=(0.0,) * 16, std=(1.0,) * 16
 )  # fmt: skip
 STILL, MOVING = 5, 16  # frames of a training clip: the still picture, then motion
+MEASURED = STILL + 64  # of an unseen one, to and fro
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ def draw_clips(run_dir: Path, count: int, seed: int) -> torch.Tensor:
 def draw_batch(clips: torch.Tensor, weight_HW: torch.Tensor, single: bool, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """(video [B, 3, T, H, W] in -1..1, weight [B, 1, 1, H, W]): whole single frames, or crops of 9 to 41 frames.
 
-    What an encoder remembers reaches back 80 frames. Taught on 13 at a time it lost the colours of some faces within a second; so some crops are longer than the clips, which then run to and fro.
+    What an encoder remembers reaches back 80 frames. Taught on 13 at a time it lost the colours of some faces within a second; so some
+    crops are longer than the clips, which then run to and fro.
     """
 
     def pick(n: int) -> int:
@@ -207,8 +209,8 @@ def vae_rate(done: float, step: int, plan: VAEPlan) -> float:
 
 @torch.inference_mode()
 def measure(vae: VAE, unseen: torch.Tensor) -> dict[str, float]:
-    """What `worth` says of unseen characters, after their still frames."""
-    video = unseen.float() / 127.5 - 1
+    """What `worth` says of unseen characters, after their still frames, over streams of MEASURED: loss of colour shows late."""
+    video = unseen[:, :, to_and_fro(unseen.shape[2], MEASURED)].float() / 127.5 - 1
     out = torch.stack([vae.decode(vae.encode(v[None]))[0] for v in video])
     return worth(out[:, :, STILL:], video[:, :, STILL:])
 
