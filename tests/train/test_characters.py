@@ -1,5 +1,7 @@
 """The drawn characters: seeded, resolution-free, differentiable, moved by every scalar; the mouth rule is causal."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -83,15 +85,33 @@ def test_gradient_finds_the_pose_of_a_picture():
     assert (found_NA[:, 0] - 0.6).abs().max() < 0.08 and (found_NA[:, 4] - 0.03).abs().max() < 0.01
 
 
-def test_motion_is_gentle_seeded_and_blinks():
+def test_motion_is_gentle_and_seeded():
     open_T, wide_T = voices.mouth_targets(amplitude_noise(40))
     anim_TA, again_TA = (characters.sample_motion(open_T, wide_T, torch.Generator().manual_seed(2)) for _ in range(2))
     assert torch.equal(anim_TA, again_TA) and anim_TA.shape == (1000, 7)
-    blink_T = anim_TA[:, 2] > 0
-    starts = (blink_T[1:] & ~blink_T[:-1]).sum().item()
-    assert 40 / 5.5 - 2 <= starts <= 40 / 1.4 + 1 and 6 * (starts - 1) <= blink_T.sum() <= 8 * (starts + 1)
     assert anim_TA[:, 4:6].abs().max() < 0.05 and anim_TA[:, 6].abs().max() < 0.06
     assert anim_TA[:, :4].min() >= 0 and anim_TA[:, :4].max() <= 1
+
+
+def blink_starts(open_T: torch.Tensor, seed: int) -> list[int]:
+    shut_T = characters.sample_motion(open_T, open_T, torch.Generator().manual_seed(seed))[:, 2] > 0
+    starts = [t for t in range(1, len(shut_T)) if shut_T[t] and not shut_T[t - 1]]
+    for start in starts:
+        assert start > len(shut_T) - 9 or 6 <= (~shut_T[start:]).nonzero()[0].item() <= 8
+    return starts
+
+
+def test_people_blink_where_a_phrase_ends_and_sometimes_elsewhere():
+    open_T = torch.zeros(25 * 120)
+    open_T.view(-1, 75)[:, :50] = 0.6  # two seconds of speech, one of silence, forty times
+    ends = set(range(50, len(open_T), 75))
+    starts = [start for seed in range(4) for start in blink_starts(open_T, seed)]
+    assert 0.8 * 160 < sum(start in ends for start in starts) < 0.97 * 160
+    assert len(starts) < 1.1 * 160
+    silent = blink_starts(torch.zeros(25 * 120), 0)
+    assert all(25 * 4 <= b - a <= 25 * 8.4 for a, b in pairwise(silent)) and 14 <= len(silent) <= 30
+    chatter = blink_starts(torch.full((25 * 120,), 0.6), 0)
+    assert 14 <= len(chatter) <= 30, "nobody holds the eyes open through a long speech"
 
 
 def test_mouth_rule_is_causal_and_shut_in_silence():

@@ -20,6 +20,7 @@ __all__ = [
 
 NEUTRAL_WIDE = 0.5
 FPS = 25
+PAUSE = 5  # frames that a mouth is shut, at least, where a phrase ends
 CHUNK = 12  # frames drawn at once: larger batches leave the cache and cost up to three times more per frame
 
 # fmt: off
@@ -167,7 +168,7 @@ def eyes_box(size: int = 128) -> tuple[int, int, int, int]:
 def sample_motion(open_T: Tensor, wide_T: Tensor, generator: torch.Generator) -> Tensor:
     """Animate a face that says open_T, wide_T at 25 frames per second. Returns anim_TA.
 
-    Blinks come every 1.2-5 s and last 6-8 frames; sway is a sum of 0.05-0.4 Hz sines of random phase (at most 3 px and
+    Blinks come mostly where a phrase ends (`_blinks`); sway is a sum of 0.05-0.4 Hz sines of random phase (at most 3 px and
     3 degrees at 128 px); brows follow a slow sine and the low-passed opening.
     """
     T = len(open_T)
@@ -180,22 +181,38 @@ def sample_motion(open_T: Tensor, wide_T: Tensor, generator: torch.Generator) ->
         hertz, phase, weight = 0.05 + 0.35 * rand(3), 2 * math.pi * rand(3), 0.3 + rand(3)
         return amplitude * (torch.sin(2 * math.pi * hertz * time_s[:, None] + phase) * weight / weight.sum()).sum(1)
 
-    blink_T = torch.zeros(T)
-    at = int(FPS * 5 * rand().item()) - 8  # as if the clip began at a random moment between two blinks
-    while at < T:
-        length = 6 + int(3 * rand().item())
-        phase = torch.arange(length) + 1.0
-        shape = (1.45 * torch.sin(math.pi * phase / (length + 1))).clamp(max=1.0)
-        lo, hi = max(at, 0), min(at + length, T)
-        if hi > lo:
-            blink_T[lo:hi] = shape[lo - at : hi - at]
-        at += length + int(FPS * (1.2 + 3.8 * rand().item()))
+    blink_T = _blinks(open_T, generator)
     envelope, level = torch.zeros(T), float(open_T[0])
     for i, value in enumerate(open_T.tolist()):
         level += 0.12 * (value - level)
         envelope[i] = level
     brow_T = (0.25 + sway(0.25) + 0.5 * envelope).clamp(0, 1)
     return torch.stack([open_T.float(), wide_T.float(), blink_T, brow_T, sway(0.047), sway(0.032), sway(0.052)], 1)
+
+
+def _blinks(open_T: Tensor, generator: torch.Generator) -> Tensor:
+    """How far the lids are down, 0..1. People blink as they fall silent (Nakano and Kitazawa 2010, eyeblink entrainment at breakpoints of
+    speech): here nine times in ten as the mouth shuts for `PAUSE` frames or more, and else after 4-8 s without. A blink lasts 6-8
+    frames and the next one is a second away or more. Most can so be told from the sound: the end of a phrase is still among the nine
+    frames that a latent's audio token hears (`model/audio.py`) while the lids are down."""
+    shut = (open_T < 0.2).tolist()
+    blink_T = torch.zeros(len(shut))
+
+    def rand() -> float:
+        return torch.rand(1, generator=generator).item()
+
+    # As if the clip began at a random moment between two blinks: from `free` on one may begin, at `patience` one must.
+    free = int(FPS * (1 - 5 * rand()))
+    patience = int(FPS * 8 * rand())
+    for t in range(len(shut)):
+        ended = t > 0 and not shut[t - 1] and all(shut[t : t + PAUSE])
+        if t >= free and (t >= patience or (ended and rand() < 0.9)):
+            length = 6 + int(3 * rand())
+            shape = (1.45 * torch.sin(math.pi * (torch.arange(length) + 1.0) / (length + 1))).clamp(max=1.0)
+            blink_T[t : t + length] = shape[: len(shut) - t]
+            free = t + length + FPS
+            patience = free + int(FPS * (3 + 4 * rand()))
+    return blink_T
 
 
 def render(id_NP: Tensor, anim_NA: Tensor, size: int = 128) -> Tensor:

@@ -70,22 +70,6 @@ class Stage1(Pace):
 
 
 @dataclass(frozen=True)
-class Ode(Pace):
-    """Between the stages: the student learns the ends of the teacher's paths. Of the curriculum the last entry counts: clips of a path."""
-
-    minutes: float = 25.0
-    lr: float = 1e-3
-    warmup_steps: int = 20
-    decay_from: float = 0.4
-    curriculum: tuple[tuple[float, int, int], ...] = ((0.0, 5, 4),)
-    paths: int = 800  # clips that the teacher follows from noise to their end
-    teacher_steps: int = 16
-    guidance: float = 1.0  # of the teacher; 1: none
-    steps: int = 4  # of the student's sampler
-    shift: float = 3.0
-
-
-@dataclass(frozen=True)
 class Stage2(Pace):
     """Self-forcing DMD. One iteration is a rollout and an update of the fake score; every `ratio`-th also one of the student."""
 
@@ -128,19 +112,18 @@ class Stage2(Pace):
 
 @dataclass(frozen=True)
 class Plan:
-    """One model and its phases."""
+    """One model and its three phases."""
 
     model: ModelConfig
     latent: tuple[int, int]  # rows and columns of a latent frame
     teacher: Teacher
     stage1: Stage1
-    ode: Ode
     stage2: Stage2
 
 
 PLANS = {
     "tiny": Plan(
-        ModelConfig(TINY, TINY_VAE, AudioConfig("logmel"), TextConfig("none"), "tiny", (128, 128)), (16, 16), Teacher(), Stage1(), Ode(), Stage2()
+        ModelConfig(TINY, TINY_VAE, AudioConfig("logmel"), TextConfig("none"), "tiny", (128, 128)), (16, 16), Teacher(), Stage1(), Stage2()
     ),
     "wan-s2v-14b": Plan(
         ModelConfig(),
@@ -153,11 +136,6 @@ PLANS = {
         Stage1(
             iterations=25_000, lr=5e-5, warmup_steps=500, decay_from=0.9, ema=0.999, micros=128, muon=False, shard=True, checkpoint=True,
             noise_correlation=0.0, mouth=1.0, eyes=1.0, curriculum=((0.0, 7, 1),), on_levels=0.0, shared=0.0, shift=5.0, scaffold=1.0, reach=400,
-        ),
-        # The paper has no such phase (ours); its 14B student blinks without it or not, we cannot know.
-        Ode(
-            iterations=1000, lr=5e-6, warmup_steps=50, decay_from=1.0, ema=0.99, micros=128, muon=False, shard=True, checkpoint=True,
-            noise_correlation=0.0, mouth=1.0, eyes=1.0, curriculum=((0.0, 7, 1),), paths=16_000, teacher_steps=40, guidance=4.5,
         ),
         # 2500 iterations are 500 updates of the student; lr, rank, alpha, blocks and batch are the paper's, the ratio DynaForcing's.
         Stage2(

@@ -53,13 +53,6 @@ def train_stage1(args: argparse.Namespace) -> None:
     print(train_stage1(args.run, args.clips, plan.stage1, plan.model.dit, args.device, args.init))
 
 
-def train_ode(args: argparse.Namespace) -> None:
-    from everface.train.ode import train_ode
-
-    plan = _plan(args, "ode")
-    print(train_ode(args.run, args.clips, args.student, args.teacher, plan.ode, plan.model.dit, args.device))
-
-
 def train_stage2(args: argparse.Namespace) -> None:
     plan = _plan(args, "stage2")
     if args.dry_run:
@@ -183,19 +176,11 @@ def add_train(
     p.add_argument("--init", type=Path, metavar="FILE", help="weights to start from, as the teacher's (new ones)")
     planned(p)
 
-    example = "ode runs/ode --clips runs/data/clips --student runs/dit/dit.safetensors --teacher runs/teacher/dit.safetensors"
-    p = add("ode", train_ode, "teach the student where the teacher's paths end, before stage2, resumable", example)
-    p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: paths, log, checkpoint, weights")
-    p.add_argument("--clips", type=Path, required=True, metavar="DIR", help="folder of clips, from `train data`")
-    p.add_argument("--student", type=Path, required=True, metavar="FILE", help="weights of a finished `train stage1`")
-    p.add_argument("--teacher", type=Path, required=True, metavar="FILE", help="weights of a finished `train teacher`")
-    planned(p)
-
     example = "stage2 runs/live --clips runs/data/clips --student runs/dit/dit.safetensors --teacher runs/teacher/dit.safetensors"
     p = add("stage2", train_stage2, "distil the transformer on its own rollouts, resumable", example)
     p.add_argument("run", type=Path, nargs="?", metavar="RUN", help="folder of the run: log, checkpoint, weights")
     p.add_argument("--clips", type=Path, metavar="DIR", help="folder of clips, from `train data`")
-    p.add_argument("--student", type=Path, metavar="FILE", help="weights of a finished `train stage1` or `train ode`")
+    p.add_argument("--student", type=Path, metavar="FILE", help="weights of a finished `train stage1`")
     p.add_argument("--teacher", type=Path, metavar="FILE", help="weights of a finished `train teacher`")
     p.add_argument("--dry-run", action="store_true", help="print memory a GPU and layout for 8 and 128 of them, and train nothing")
     planned(p)
