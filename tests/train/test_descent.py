@@ -89,13 +89,12 @@ def test_swapped_weights_come_back() -> None:
 
 def test_vae_training_falls_resumes_and_leaves_a_model(tmp_path: Path) -> None:
     config = replace(TINY_VAE, dim=4, dim_mult=(1, 2, 2, 2))
-    plan = VAEPlan(iterations=10, clips=16, unseen=4, singles=1.0, warmup_steps=2)
+    plan = VAEPlan(iterations=3, clips=16, unseen=4, singles=1.0, warmup_steps=2)
     train_vae(tmp_path, plan, config)
     path = train_vae(tmp_path, replace(plan, iterations=24), config)
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [10, 24]
-    # After so few steps strangers gain first where the loss weighs most; all of a picture may still lose by a few people's colours.
-    assert rows[1]["loss"] < rows[0]["loss"] and rows[1]["mouth"] > rows[0]["mouth"] > 5 and rows[1]["psnr"] > 5
+    assert [row["step"] for row in rows] == [3, 24]
+    assert rows[1]["loss"] < rows[0]["loss"] and rows[1]["psnr"] > rows[0]["psnr"] > 5
     VAE(VAEConfig.from_dict(json.loads((tmp_path / "vae.json").read_text()))).load_state_dict(load_file(path), strict=True)
     assert (tmp_path / "log.png").exists()
 

@@ -151,14 +151,12 @@ def grainy(rgb):
 @pytest.mark.slow
 def test_truth_passes_and_a_frozen_face_fails(reader, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "FIT_FRAMES", 2)
-    sounds_S = [amplitude_noise(5, seed=20 + i) for i in range(2)]
+    sounds_S = [amplitude_noise(5, seed=40 + i) for i in range(2)]
     # A reader of fifteen seconds may fall short of its gate; ten seconds hold too few blinks, and two mouths too few strangers.
     luck = {"reader gate on truth", "wrong sound, abs mean correlation", "blinks against truth"}
-    luck |= {"opening correlation, mean", "opening amplitude", "width correlation"}
+    luck |= {"opening correlation, mean", "width correlation"}
     report = evaluate.evaluate(Truth(2, seed=2), grainy, reader, sounds_S, tmp_path / "truth", seed=2, size=SIZE)
-    value = {bar["name"]: bar["value"] for bar in report["bars"]}
-    assert misses(report) <= luck and value["opening correlation, mean"] > 0.9, evaluate.table(report)
-    assert 0.8 < value["opening amplitude"] < 1.2
+    assert misses(report) <= luck and report["bars"][1]["value"] > 0.9, evaluate.table(report)
     report = evaluate.evaluate(frozen, lambda rgb: 0.5 * rgb, reader, sounds_S, tmp_path / "frozen", seed=2, size=SIZE)
     wanted = {"opening correlation, mean", "opening correlation, min", "opening amplitude", "blinks against truth"}
     assert not report["pass"] and wanted | {"motion energy against truth", "VAE PSNR, dB"} <= misses(report)
@@ -179,7 +177,7 @@ def test_a_bar_has_two_sides():
 def test_wrong_sound_is_told_apart(reader, tmp_path, monkeypatch):
     """A model that answers to another sound than it was given must miss."""
     monkeypatch.setattr(evaluate, "FIT_FRAMES", 2)
-    sounds_S = [amplitude_noise(6, seed=20 + i) for i in range(2)]
+    sounds_S = [amplitude_noise(6, seed=40 + i) for i in range(2)]
     other = {id(a): b for a, b in zip(sounds_S, reversed(sounds_S))}
     truth = Truth(2, seed=2)
     report = evaluate.evaluate(
