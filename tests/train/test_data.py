@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from everface.core.config import VAEConfig
+from everface.avatar.parts import DEFAULT_WEIGHTS
+from everface.core.config import ModelConfig, VAEConfig
 from everface.core.errors import BadInput, Unavailable
 from everface.model.vae import VAE
 from everface.train import data
@@ -36,6 +37,13 @@ def test_the_vae_of_a_run_comes_back(vae_run: Path) -> None:
     expected = VAE(SMALL).state_dict()
     found = data.read_vae(vae_run).state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+def test_a_model_folder_has_a_vae_too() -> None:
+    """So the bundled codec's clips, and another transformer beside it, need no file that a user does not have."""
+    assert not (DEFAULT_WEIGHTS / "vae.json").exists()
+    expected = ModelConfig.from_dict(json.loads((DEFAULT_WEIGHTS / "config.json").read_text())).vae
+    assert data.read_vae(DEFAULT_WEIGHTS).config == expected and expected.mean != VAEConfig().mean
 
 
 def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:

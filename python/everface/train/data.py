@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from everface.core.config import VAEConfig
+from everface.core.config import ModelConfig, VAEConfig
 from everface.core.errors import BadInput, Unavailable
 from everface.core.machine import cores
 from everface.model.vae import VAE
@@ -22,7 +22,7 @@ from everface.weights.load import load_into
 def make_data(folder: Path, vae_run: Path, count: int, seed: int, minutes: float) -> Path:
     """Fill folder/speech (espeak-ng, once) and folder/clips, `count` of them or as many as the time allows; resumable.
 
-    `vae_run` is what train_vae left: vae.safetensors and vae.json. Returns folder/clips.
+    `vae_run` is what train_vae left, or a model folder (read_vae_config). Returns folder/clips.
     """
     vae = read_vae(vae_run)
     speech, clips = folder / "speech", folder / "clips"
@@ -56,12 +56,18 @@ def work(clips: Path, speech: Path, vae_run: Path, count: int, seed: int, minute
     make_clips(clips, speech, read_vae(vae_run), count, seed, minutes, worker, workers)
 
 
-def read_vae(run_dir: Path) -> VAE:
-    """The VAE of a finished run, with its measured latent mean and std."""
+def read_vae_config(folder: Path) -> VAEConfig:
+    """Of a finished VAE run, from vae.json, or of a model folder such as the bundled one, from config.json."""
     try:
-        config = VAEConfig.from_dict(json.loads((run_dir / "vae.json").read_text()))
+        if not (folder / "vae.json").exists() and (folder / "config.json").exists():
+            return ModelConfig.from_dict(json.loads((folder / "config.json").read_text())).vae
+        return VAEConfig.from_dict(json.loads((folder / "vae.json").read_text()))
     except (OSError, ValueError) as error:
-        raise BadInput(f"{run_dir} is no finished VAE run ({error}): make one with `everface train vae`") from None
-    vae = VAE(config).eval()
-    load_into(vae, open_file(run_dir / "vae.safetensors"))
+        raise BadInput(f"{folder} is no finished VAE run ({error}): make one with `everface train vae`") from None
+
+
+def read_vae(folder: Path) -> VAE:
+    """Its VAE, with the measured latent mean and std."""
+    vae = VAE(read_vae_config(folder)).eval()
+    load_into(vae, open_file(folder / "vae.safetensors"))
     return vae

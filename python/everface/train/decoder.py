@@ -6,9 +6,10 @@ them, two latents at a time from the state that the ones before left; a few take
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from everface.model.features import LogMel
 from everface.model.vae import VAE, VAEStream
 from everface.train.clips import STILL_FRAMES, STILL_LATENTS, Clips, make_clip, read_clips, read_speech
-from everface.train.data import read_vae
+from everface.train.data import read_vae, read_vae_config
 from everface.train.descent import Ema, Optimiser, autocast, read_checkpoint, write_checkpoint
 from everface.train.journal import Journal
 from everface.train.vae import VAEPlan, region_weight, vae_loss, vae_rate, worth
@@ -85,7 +86,7 @@ def train_decoder(run_dir: Path, vae_run: Path, data: Path, plan: DecoderPlan, d
     path = run_dir / "vae.safetensors"
     kept = load_file(vae_run / "vae.safetensors")  # the encoder to the bit
     save_file({n: (kept[n] if n.startswith(("encoder.", "conv1.")) else t).contiguous() for n, t in ema.weights.items()}, path)
-    (run_dir / "vae.json").write_text((vae_run / "vae.json").read_text())
+    (run_dir / "vae.json").write_text(json.dumps(asdict(read_vae_config(vae_run)), indent=2) + "\n")
     return path
 
 

@@ -1,7 +1,7 @@
 """Every size and schedule of the two-stage distillation, as frozen plans: `PLANS["tiny"]` and `PLANS["wan-s2v-14b"]`.
 
 What the paper says (arXiv 2512.04677 v5, 4.2, 5.1) stands in wan-s2v-14b; what it leaves open is marked (ours). The default values of
-the fields are those of the tiny model's next run (docs/training).
+the fields are those of the tiny model (docs/training).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Pace:
     checkpoint: bool = False  # forget activations between transformer blocks and make them again
     held_out: int = 48  # clips kept for the validation loss
     noise_correlation: float = 0.8  # of the starting noise from one latent frame to the next; the runtime's must be the same
-    mouth: float = 4.0  # loss weight of the drawn characters' mouths, and of their eyes; 1 where faces stand anywhere
-    eyes: float = 5.0
+    mouth: float = 5.0  # loss weight of the drawn characters' mouths, and of their eyes; 1 where faces stand anywhere
+    eyes: float = 12.0
     curriculum: tuple[tuple[float, int, int], ...] = ((0.0, 2, 10), (0.2, 3, 7), (0.45, 5, 4))  # (from, blocks, clips a batch)
 
 

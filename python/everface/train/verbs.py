@@ -153,14 +153,14 @@ def add_train(
 
     p = add("data", train_data, "make speech and clips for stage1, resumable; needs espeak-ng", "data runs/data --vae runs/vae")
     p.add_argument("dir", type=Path, metavar="DIR", help="folder to fill: speech, clips")
-    p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`")
+    p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`, or a model's")
     p.add_argument("--clips", type=count, default=4000, metavar="N", help="how many (%(default)s)")
     p.add_argument("--manifest", type=Path, metavar="FILE", help="films to cut clips from, instead of drawing: see train/footage.py")
     timed(p, minutes=60, device=False)
 
     p = add("decoder", train_decoder, "teach the codec's decoder long streams", "decoder runs/decoder --vae runs/vae --data runs/data")
     p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: log, checkpoint, weights")
-    p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`")
+    p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`, or a model's")
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder that `train data` filled, with the same seed")
     timed(p, minutes=10)
 
@@ -187,7 +187,7 @@ def add_train(
 
     p = add("bundle", train_bundle, "make a model folder of two finished runs", "bundle runs/dit --vae runs/vae -o model")
     p.add_argument("run", type=Path, metavar="RUN", help="folder of a finished `train stage1` or `train stage2`")
-    p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`")
+    p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`, or a model's")
     p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the model folder to write")
 
     p = add("evaluate", evaluate, "judge a model on characters and voices it never saw", "evaluate -o out/evaluate")
