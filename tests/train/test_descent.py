@@ -17,7 +17,8 @@ from everface.model.vae import VAE
 from everface.train.descent import Ema, Optimiser, Progress, orthogonalise, read_checkpoint, write_checkpoint
 from everface.train.plans import Stage1
 from everface.train.stage1 import train_stage1
-from everface.train.vae import TINY_VAE, VAEPlan, train_vae, vae_loss
+from everface.train.vae import TINY_VAE, VAEPlan, draw_batch, grown, new_vae, train_vae, vae_loss
+from everface.weights.load import load_into
 
 
 def test_orthogonalise_evens_out_the_singular_values() -> None:
@@ -35,7 +36,7 @@ def test_a_jump_between_latents_costs_more_than_one_inside() -> None:
     def cost(at: int, lead: int) -> float:
         out = torch.zeros(1, 3, 13, 4, 4)
         out[:, :, at:] = 0.1
-        return vae_loss(out, torch.zeros_like(out), torch.ones(1, 1, 1, 1, 1), lead).item() - 0.2 * (13 - at) / 13  # but for its length
+        return vae_loss(out, torch.zeros_like(out), torch.ones(1, 1, 1, 1, 1), lead).item() - 0.5 * (13 - at) / 13  # but for its length
 
     for lead, seams in ((1, (1, 5, 9)), (0, (4, 8, 12))):
         costs = {at: cost(at, lead) for at in range(1, 13)}
@@ -97,6 +98,32 @@ def test_vae_training_falls_resumes_and_leaves_a_model(tmp_path: Path) -> None:
     assert rows[1]["loss"] < rows[0]["loss"] and rows[1]["psnr"] > rows[0]["psnr"] > 5
     VAE(VAEConfig.from_dict(json.loads((tmp_path / "vae.json").read_text()))).load_state_dict(load_file(path), strict=True)
     assert (tmp_path / "log.png").exists()
+
+
+def test_a_deeper_encoder_begins_as_the_one_it_goes_on_from() -> None:
+    config = VAEConfig(dim=4, dim_mult=(1, 2, 2, 2), encoder_blocks=(1, 0, 1, 1), decoder_blocks=(1, 0, 0, 1))
+    torch.manual_seed(5)
+    old, deep = VAE(config), new_vae(replace(config, encoder_blocks=(2, 0, 3, 2)))
+    load_into(deep, grown(old.state_dict(), deep))
+    video = torch.rand(1, 3, 9, 32, 32) * 2 - 1
+    z = old.encode(video)
+    assert torch.equal(deep.encode(video), z) and torch.equal(deep.decode(z), old.decode(z))
+    torch.manual_seed(6)
+    for p in deep.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    assert not torch.allclose(deep.encode(video), z, atol=0.1)
+
+
+def test_crops_reach_the_edges_of_the_picture() -> None:
+    y, x = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    clips = torch.stack([y, x, y]).to(torch.uint8)[None, :, None].expand(2, 3, 21, 128, 128)
+    g = torch.Generator().manual_seed(3)
+    lowest = []
+    for _ in range(200):
+        video, _ = draw_batch(clips, torch.ones(128, 128), False, g)
+        lowest += ((video[:, 0, 0].amax((1, 2)) + 1) * 127.5).round().int().tolist()
+    assert min(lowest) == 63 and max(lowest) == 127  # whole rows of the picture, never beyond it
+    assert sum(row == 127 for row in lowest) > 0.18 * len(lowest)
 
 
 def test_stage1_falls_resumes_and_leaves_a_model(tmp_path: Path) -> None:

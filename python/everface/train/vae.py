@@ -1,13 +1,16 @@
 """Training of the default model's video VAE: the Wan 2.1 architecture at small width, on drawn characters.
 
-First single frames, which are cheap and teach space, then crops of 9 to 41 frames, which teach time. Loss: L1 +
+First single frames, which are cheap and teach space, then crops of 21 and 41 frames, which teach time. Loss: L1 +
 squared error, spatial gradients (edges), temporal differences (no flicker between latents), weighted towards mouth and eyes.
+
+The encoder is deeper than the decoder: it runs once a session, the decoder for every frame.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -25,10 +28,12 @@ from everface.weights.files import open_file
 from everface.weights.load import load_into
 
 TINY_VAE = VAEConfig(
-    dim=16, dim_mult=(1, 2, 4, 6), encoder_blocks=(1, 1, 1, 1), decoder_blocks=(2, 1, 1, 1), mean=(0.0,) * 16, std=(1.0,) * 16
+    dim=16, dim_mult=(1, 2, 4, 6), encoder_blocks=(1, 2, 4, 3), decoder_blocks=(2, 1, 1, 1), mean=(0.0,) * 16, std=(1.0,) * 16
 )  # fmt: skip
 STILL, MOVING = 5, 16  # frames of a training clip: the still picture, then motion
 MEASURED = STILL + 64  # of an unseen one, to and fro
+ENCODER_LAYERS = "encoder.downsamples."
+OVERSHOOT = 16  # pixels by which a crop may be drawn beyond the picture, and is moved back to its edge
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ def train_vae(
 ) -> Path:
     """Train, measure the latents' mean and std, and write run_dir/vae.safetensors and vae.json. Resumes.
 
-    init: a safetensors file of a finished run, to go on from. It knows single frames, and the plan's rate would unlearn much of the
-    rest: two thirds of it, and no frames alone.
+    init: a safetensors file of a finished run, to go on from; its encoder may be shallower than `config`'s. It knows single frames, and
+    the plan's rate would unlearn much of the rest: two thirds of it, and no frames alone.
     """
     if init is not None:
         plan = replace(plan, singles=0.0, lr=plan.lr * 2 / 3)
@@ -61,7 +66,7 @@ def train_vae(
     torch.manual_seed(plan.seed)
     vae = new_vae(config)
     if init is not None:
-        load_into(vae, open_file(init))
+        load_into(vae, grown(open_file(init), vae))
     vae = vae.to(device)
     optimiser, ema = Optimiser(vae), Ema(vae, plan.ema)
     progress = read_checkpoint(run_dir, vae, ema, optimiser)
@@ -122,6 +127,36 @@ def new_vae(config: VAEConfig) -> VAE:
     return vae
 
 
+def grown(held: Mapping[str, torch.Tensor], vae: VAE) -> dict[str, torch.Tensor]:
+    """The weights of `held` under the names they have in `vae`, whose encoder may have more residual blocks at the end of a level.
+    Those begin as identity, so that the codec is at first what it was."""
+    new = vae.state_dict()
+    before, now = encoder_layers(held), encoder_layers(new)
+    out = {name: held[name] for name in held if not name.startswith(ENCODER_LAYERS)}
+    for name, tensor in new.items():
+        if name.startswith(ENCODER_LAYERS):
+            number, leaf = name.removeprefix(ENCODER_LAYERS).split(".", 1)
+            place = next(p for p, n in now.items() if n == int(number))
+            if place in before:
+                out[name] = held[f"{ENCODER_LAYERS}{before[place]}.{leaf}"]
+            else:
+                out[name] = torch.zeros_like(tensor) if leaf.startswith("residual.6.") else tensor
+    return out
+
+
+def encoder_layers(names: Iterable[str]) -> dict[tuple[int, int], int]:
+    """(level, how many residual blocks of it come before) -> number of the layer; the down-sampling that ends a level is (level, -1)."""
+    own = [name.removeprefix(ENCODER_LAYERS).split(".", 2) for name in names if name.startswith(ENCODER_LAYERS)]
+    strides = {int(number) for number, part, *_ in own if part == "resample"}
+    out, level, block = {}, 0, 0
+    for number in sorted({int(number) for number, *_ in own}):
+        if number in strides:
+            out[level, -1], level, block = number, level + 1, 0
+        else:
+            out[level, block], block = number, block + 1
+    return out
+
+
 def draw_clips(run_dir: Path, count: int, seed: int) -> torch.Tensor:
     """uint8 clips [N, 3, 5 + 16, H, W] of `count` characters, rendered once and kept in the run's folder."""
     path = run_dir / f"clips_{seed}_{count}.safetensors"
@@ -141,30 +176,40 @@ def draw_clips(run_dir: Path, count: int, seed: int) -> torch.Tensor:
 
 
 def draw_batch(clips: torch.Tensor, weight_HW: torch.Tensor, single: bool, g: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """(video [B, 3, T, H, W] in -1..1, weight [B, 1, 1, H, W]): whole single frames, or crops of 9 to 41 frames.
+    """(video [B, 3, T, H, W] in -1..1, weight [B, 1, T, H, W]): whole single frames, or crops of 21 and 41 frames.
 
-    What an encoder remembers reaches back 80 frames. Taught on 13 at a time it lost the colours of some faces within a second; so some
-    crops are longer than the clips, which then run to and fro.
+    The picture's own edges are in many crops: drawn evenly they were in one of 65, and a fifth of all that the codec lost was lost in the
+    lowest sixteen rows. What an encoder remembers reaches back 80 frames. Taught on 13 at a time it lost the colours of some faces within
+    a second; so some crops are longer than the clips, which then run to and fro. The first frames, which a session never shows, are
+    four times as wrong as the later ones and weigh little, or most of what is learned would be for them.
     """
 
     def pick(n: int) -> int:
         return int(torch.randint(n, (1,), generator=g))
 
-    videos, masks = [], []
-    size = clips.shape[-1]
-    side, frames, batch = (size, 1, 12) if single else ((64, 21, 4), (64, 41, 2), (64, 41, 2), (96, 13, 3), (size, 9, 2))[pick(5)]
-    order = to_and_fro(clips.shape[2], frames)
-    for _ in range(batch):
+    def crop(side: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
         clip = clips[pick(len(clips))]
         t = pick(len(order)) if single else 4 * pick((len(order) - frames) // 4 + 1)  # 0: the still, then a jump
-        y, x = pick(size - side + 1), pick(size - side + 1)
+        y, x = (min(max(pick(size - side + 1 + 2 * OVERSHOOT) - OVERSHOOT, 0), size - side) for _ in range(2))
         if pick(3) == 0:  # a third of the crops around the features
             top, bottom, left, right = (mouth_box, eyes_box)[pick(2)](size)
             y = min(max((top + bottom - side) // 2 + pick(17) - 8, 0), size - side)
             x = min(max((left + right - side) // 2 + pick(33) - 16, 0), size - side)
-        videos.append(clip[:, order[t : t + frames], y : y + side, x : x + side])
-        masks.append(weight_HW[y : y + side, x : x + side])
-    return torch.stack(videos).float() / 127.5 - 1, torch.stack(masks)[:, None, None]
+        return clip[:, order[t : t + frames], y : y + side, x : x + side].float() / 127.5 - 1, weight_HW[y : y + side, x : x + side]
+
+    size = clips.shape[-1]
+    side, frames, batch = (size, 1, 12) if single else ((64, 41, 2), (64, 41, 2), (64, 41, 2), (96, 21, 2), (size, 21, 1))[pick(5)]
+    order = to_and_fro(clips.shape[2], frames)
+    # Of two crops the one with more to see: flat backgrounds are soon learned.
+    drawn = [max((crop(side, frames) for _ in range(2)), key=lambda one: one[0].diff(dim=-1).abs().mean().item()) for _ in range(batch)]
+    weights = torch.stack([weight for _, weight in drawn])[:, None, None]
+    return torch.stack([video for video, _ in drawn]), weights * lead_in(frames).to(weights)[:, None, None]
+
+
+def lead_in(frames: int) -> torch.Tensor:
+    """Loss weight [T] of a crop's frames: from a fifth to 1 over the first twelve, after which a stream's quality is level. Mean 1."""
+    weight = (0.2 + torch.arange(frames) / 15).clamp(max=1)
+    return weight / weight.mean()
 
 
 def to_and_fro(length: int, count: int) -> list[int]:
@@ -184,15 +229,15 @@ def region_weight(size: int) -> torch.Tensor:
 
 
 def vae_loss(out: torch.Tensor, video: torch.Tensor, mask: torch.Tensor, lead: int = 1) -> torch.Tensor:
-    """L1 + 10 squared + 0.5 edges + 3 temporal differences, weighted; three times that where one latent's frames follow another's,
-    which is where a codec flickers. `lead`: frames before the first whole latent."""
+    """L1 + 40 squared + 0.5 edges + 2 temporal differences, weighted; three times that where one latent's frames follow another's,
+    which is where a codec flickers. mask [B, 1, T or 1, H, W]. `lead`: frames before the first whole latent."""
     error = out - video
-    loss = (mask * (error.abs() + 10 * error.square())).mean()
+    loss = (mask * (error.abs() + 40 * error.square())).mean()
     loss = loss + 0.5 * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
     if video.shape[2] > 1:
         change = error.diff(dim=2).abs()
         seam = (torch.arange(change.shape[2], device=change.device) + 1 - lead) % 4 == 0
-        loss = loss + 3 * (mask * change * (1 + 2 * seam)[:, None, None]).mean()
+        loss = loss + 2 * (mask[:, :, -change.shape[2] :] * change * (1 + 2 * seam)[:, None, None]).mean()
     return loss
 
 
