@@ -180,8 +180,8 @@ def draw_batch(clips: torch.Tensor, weight_HW: torch.Tensor, single: bool, g: to
 
     The picture's own edges are in many crops: drawn evenly they were in one of 65, and a fifth of all that the codec lost was lost in the
     lowest sixteen rows. What an encoder remembers reaches back 80 frames. Taught on 13 at a time it lost the colours of some faces within
-    a second; so some crops are longer than the clips, which then run to and fro. The first frames, which a session never shows, are
-    four times as wrong as the later ones and weigh little, or most of what is learned would be for them.
+    a second; so some crops are longer than the clips, which then run to and fro. The first frames are four times as wrong as later
+    ones, and a session never shows them, though its reference is encoded so. They weigh less, or most of what is learned would be theirs.
     """
 
     def pick(n: int) -> int:
@@ -207,8 +207,8 @@ def draw_batch(clips: torch.Tensor, weight_HW: torch.Tensor, single: bool, g: to
 
 
 def lead_in(frames: int) -> torch.Tensor:
-    """Loss weight [T] of a crop's frames: from a fifth to 1 over the first twelve, after which a stream's quality is level. Mean 1."""
-    weight = (0.2 + torch.arange(frames) / 15).clamp(max=1)
+    """Loss weight [T] of a crop's frames: from 0.4 to 1 over the first twelve, after which a stream's quality is level. Mean 1."""
+    weight = (0.4 + torch.arange(frames) / 20).clamp(max=1)
     return weight / weight.mean()
 
 
