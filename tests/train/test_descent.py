@@ -6,12 +6,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.train.test_forcing import SMALL
 from torch import nn
 
 from everface.core.config import VAEConfig
+from everface.core.errors import BadInput
 from everface.model.dit import DiT
 from everface.model.vae import VAE
 from everface.train.descent import Ema, Optimiser, Progress, orthogonalise, read_checkpoint, write_checkpoint
@@ -108,6 +110,8 @@ def test_a_deeper_encoder_begins_as_the_one_it_goes_on_from() -> None:
     video = torch.rand(1, 3, 9, 32, 32) * 2 - 1
     z = old.encode(video)
     assert torch.equal(deep.encode(video), z) and torch.equal(deep.decode(z), old.decode(z))
+    with pytest.raises(BadInput, match="can be deepened, not cut"):
+        grown(deep.state_dict(), old)
     torch.manual_seed(6)
     for p in deep.parameters():
         p.data.add_(0.1 * torch.randn_like(p))
@@ -121,9 +125,10 @@ def test_crops_reach_the_edges_of_the_picture() -> None:
     lowest = []
     for _ in range(200):
         video, _ = draw_batch(clips, torch.ones(128, 128), False, g)
-        lowest += ((video[:, 0, 0].amax((1, 2)) + 1) * 127.5).round().int().tolist()
+        if video.shape[-1] == 64:  # the larger ones reach them anyway
+            lowest += ((video[:, 0, 0].amax((1, 2)) + 1) * 127.5).round().int().tolist()
     assert min(lowest) == 63 and max(lowest) == 127  # whole rows of the picture, never beyond it
-    assert sum(row == 127 for row in lowest) > 0.18 * len(lowest)
+    assert sum(row == 127 for row in lowest) > 0.06 * len(lowest)  # a 65th if drawn evenly
 
 
 def test_stage1_falls_resumes_and_leaves_a_model(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from everface.core.config import VAEConfig
+from everface.core.errors import BadInput
 from everface.model.vae import VAE
 from everface.model.vae_layers import CausalConv3d, ResidualBlock, TemporalStride
 from everface.train.characters import eyes_box, mouth_box, neutral, render, sample_identity, sample_motion
@@ -129,14 +130,16 @@ def new_vae(config: VAEConfig) -> VAE:
 
 def grown(held: Mapping[str, torch.Tensor], vae: VAE) -> dict[str, torch.Tensor]:
     """The weights of `held` under the names they have in `vae`, whose encoder may have more residual blocks at the end of a level.
-    Those begin as identity, so that the codec is at first what it was."""
+    Those begin as identity, so that the codec is at first what it was. Raises BadInput where `held` has more than `vae`."""
     new = vae.state_dict()
-    before, now = encoder_layers(held), encoder_layers(new)
+    before, now = {place: number for number, place in encoder_layers(held).items()}, encoder_layers(new)
+    if surplus := before.keys() - now.values():
+        raise BadInput(f"the encoder to go on from has {len(surplus)} layers more than the one to train: it can be deepened, not cut")
     out = {name: held[name] for name in held if not name.startswith(ENCODER_LAYERS)}
     for name, tensor in new.items():
         if name.startswith(ENCODER_LAYERS):
             number, leaf = name.removeprefix(ENCODER_LAYERS).split(".", 1)
-            place = next(p for p, n in now.items() if n == int(number))
+            place = now[int(number)]
             if place in before:
                 out[name] = held[f"{ENCODER_LAYERS}{before[place]}.{leaf}"]
             else:
@@ -144,16 +147,16 @@ def grown(held: Mapping[str, torch.Tensor], vae: VAE) -> dict[str, torch.Tensor]
     return out
 
 
-def encoder_layers(names: Iterable[str]) -> dict[tuple[int, int], int]:
-    """(level, how many residual blocks of it come before) -> number of the layer; the down-sampling that ends a level is (level, -1)."""
+def encoder_layers(names: Iterable[str]) -> dict[int, tuple[int, int]]:
+    """Number of a layer -> (level, how many residual blocks of it come before); the down-sampling that ends a level is (level, -1)."""
     own = [name.removeprefix(ENCODER_LAYERS).split(".", 2) for name in names if name.startswith(ENCODER_LAYERS)]
     strides = {int(number) for number, part, *_ in own if part == "resample"}
     out, level, block = {}, 0, 0
     for number in sorted({int(number) for number, *_ in own}):
         if number in strides:
-            out[level, -1], level, block = number, level + 1, 0
+            out[number], level, block = (level, -1), level + 1, 0
         else:
-            out[level, block], block = number, block + 1
+            out[number], block = (level, block), block + 1
     return out
 
 
@@ -189,7 +192,7 @@ def draw_batch(clips: torch.Tensor, weight_HW: torch.Tensor, single: bool, g: to
 
     def crop(side: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
         clip = clips[pick(len(clips))]
-        t = pick(len(order)) if single else 4 * pick((len(order) - frames) // 4 + 1)  # 0: the still, then a jump
+        t = pick(len(order)) if single else 0  # the still, then a jump
         y, x = (min(max(pick(size - side + 1 + 2 * OVERSHOOT) - OVERSHOOT, 0), size - side) for _ in range(2))
         if pick(3) == 0:  # a third of the crops around the features
             top, bottom, left, right = (mouth_box, eyes_box)[pick(2)](size)
