@@ -18,6 +18,7 @@ from everface.core.errors import BadInput
 from everface.model.dit import DiT
 from everface.train import ablate, metrics
 from everface.train.bundle import bundle
+from everface.train.judge import judge_parts
 from everface.train.reader import Reader
 
 NUMBERS = [*ablate.COLUMNS, *(f"drift_{key}" for key in ablate.DRIFTS)]
@@ -69,6 +70,12 @@ def test_every_row_is_judged_or_says_why_not(
     assert len([line for line in lines if line.count("|") == len(NUMBERS) + 3]) == len(rows) + 2
 
 
+def test_rows_can_be_chosen(small_model: Path, tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setattr(metrics, "fit_pose", partial(metrics.fit_pose, rounds=((32, 3),)))
+    report = ablate.ablate(small_model, {}, reader, sounds(), tmp_path, Deployment(), window_s=0.96, only=["skip-null", "default"])
+    assert [row["name"] for row in report["rows"]] == ["default", "skip-null"]
+
+
 def test_a_bundle_carries_its_plan(vae_run: Path, tmp_path: Path) -> None:  # noqa: F811
     run = tmp_path / "run"
     run.mkdir()
@@ -90,5 +97,7 @@ def test_a_clean_cache_that_nobody_trained_for_says_so(small_model: Path) -> Non
 def test_a_student_for_another_row_is_refused(small_model: Path, tmp_path: Path, reader: Reader) -> None:  # noqa: F811
     with pytest.raises(BadInput, match="block 2"):
         ablate.ablate(small_model, {"block three": small_model}, reader, sounds(), tmp_path, Deployment())
+    with pytest.raises(BadInput, match="no row is called 'clean'"):
+        judge_parts(None, [], tmp_path, None, 1, 20, Deployment(), print, ["clean"])
     with pytest.raises(BadInput, match="two windows"):
         ablate.judge_variant(ablate.VARIANTS[0], ablate.Studio(small_model, Deployment()), reader, sounds(), 2.0)

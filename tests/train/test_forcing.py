@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict, replace
 
+import pytest
 import torch
 
 from everface.core.config import DiTConfig
 from everface.model.dit import DiT
+from everface.model.rope import SINK_TIME, sink_time
+from everface.model.schedule import sigmas
 from everface.train.clips import Clips
 from everface.train.forcing import (
     Window,
@@ -60,6 +64,56 @@ def test_window_equals_stream() -> None:
             torch.testing.assert_close(v, parallel[:, 3 * b : 3 * b + 3], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("history", "sigma"), [("clean", 0.0), ("fixed", 0.557)])
+def test_a_window_with_a_past_of_its_own_equals_a_stream_that_keeps_one(history: str, sigma: float) -> None:
+    """Six blocks whose ring is filled by a pass of its own after each: the window that trains for it gives the same velocities."""
+    dit, window = small_model(), small_window(blocks=6, first_frame=0, sigma=0.6)
+    past = torch.randn(window.x0_B16Fhw.shape, generator=torch.Generator().manual_seed(8))
+    window = replace(window, past_B16Fhw=past, past_sigma=Stage1(history=history, history_sigma=sigma).past_sigma)
+    assert window.past_sigma == sigma
+    with torch.no_grad():
+        parallel = WindowModel(dit)(window.x0_B16Fhw, window)[0]
+        text_kv = dit.text_kv(dit.embed_text(torch.zeros(1, 8)))
+        cache = dit.new_cache(8, 8)
+        cache.prime(*dit.prefill_sink(window.reference_B16_1hw[0], window.motion_B16Thw[0], text_kv))
+        for b in range(6):
+            features = window.features_BLCF[0, :, :, 12 * b : 12 * b + 17]
+            audio = dit.casual_audio_encoder.encode_block(features[..., 5:], features[..., :5])
+            for x, level in ((window.x0_B16Fhw, 0.6), (past, sigma)):
+                v = dit(x[0, :, 3 * b : 3 * b + 3], dit.time(1000 * level), text_kv, audio, cache, block_index=b, sink_distance=11 + b)
+                if x is not past:
+                    torch.testing.assert_close(v, parallel[:, 3 * b : 3 * b + 3], atol=2e-5, rtol=1e-4)
+
+
+def test_a_student_of_another_way_is_trained_for_it() -> None:
+    """Each of the ablation's fields bends the windows as it bends the stream, and nothing else of them."""
+    g = torch.Generator().manual_seed(0)
+    clips = Clips(torch.randn(4, 16, 20, 8, 8, generator=g).half(), torch.randn(4, 1, 12, 77, generator=g).half())
+
+    def drawn(seed: int, **ways: object) -> Window:
+        return draw_window(clips, 2, 4, 3, random.Random(seed), "cpu", Stage1(near=0.0, **ways))
+
+    def differing(seed: int, **ways: object) -> set[str]:
+        plain, bent = asdict(drawn(seed)), asdict(drawn(seed, **ways))
+        return {k for k in plain if not (torch.equal(plain[k], bent[k]) if isinstance(plain[k], torch.Tensor) else plain[k] == bent[k])}
+
+    window = drawn(0, rolling=False)
+    assert {sink_time(window.first_frame + 3 * b, d) for b, d in enumerate(window.sink_distances)} == {SINK_TIME}
+    assert differing(0, rolling=False) == {"sink_distances"}
+    clean, fixed = drawn(0, history="clean"), drawn(0, history="fixed", history_sigma=0.557)
+    assert torch.equal(clean.past_B16Fhw, clean.x0_B16Fhw) and clean.past_sigma == 0.0
+    noise = (fixed.past_B16Fhw - 0.443 * fixed.x0_B16Fhw) / 0.557
+    assert fixed.past_sigma == 0.557 and abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
+    references = [drawn(seed, refresh=refresh).reference_B16_1hw for refresh in (True, False) for seed in range(40)]
+    still = clips.latents_N16Thw[:, :, :1].float()
+    moving = [not any(torch.equal(r, s) for r in rows for s in still) for rows in references]
+    assert sum(moving[:40]) > 10 and not any(moving[40:])
+    for steps in (2, 3):
+        sigma = draw_sigmas(400, 5, random.Random(0), Stage1(steps=steps, on_levels=1.0))
+        assert set(sigma.unique().tolist()) == set(torch.tensor(sigmas(steps)[:-1]).tolist())
+        assert 0.01 < (sigma == sigma.min()).float().mean() < 0.08
+
+
 def test_later_blocks_do_not_leak() -> None:
     """Changing the last block changes nothing before it, and does change itself."""
     model, window = WindowModel(small_model()), small_window(blocks=3, first_frame=600, sigma=0.8)
@@ -72,13 +126,14 @@ def test_later_blocks_do_not_leak() -> None:
     assert (before[:, :, 6:] - after[:, :, 6:]).abs().max() > 1e-3
 
 
-def test_window_of_clips_and_loss_falls() -> None:
+@pytest.mark.parametrize("plan", [Stage1(), Stage1(history="clean")], ids=["own", "clean"])
+def test_window_of_clips_and_loss_falls(plan: Stage1) -> None:
     """A window is cut so that sound and picture stay aligned, and a few steps of descent lower the loss on it."""
     g = torch.Generator().manual_seed(0)
     latents = torch.randn(4, 16, 20, 8, 8, generator=g).half()
     features = torch.arange(77).float().expand(4, 1, 12, 77).half()
     clips = Clips(latents, features)
-    window = draw_window(clips, batch=2, blocks=4, block_frames=3, rng=random.Random(5), device="cpu", plan=Stage1())
+    window = draw_window(clips, batch=2, blocks=4, block_frames=3, rng=random.Random(5), device="cpu", plan=plan)
     offset = int(window.features_BLCF[0, 0, 0, 0]) // 4
     assert window.features_BLCF.shape[-1] == 5 + 48
     assert any(torch.equal(window.x0_B16Fhw[0], z[:, 2 + offset : 14 + offset].float()) for z in latents)

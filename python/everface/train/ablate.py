@@ -9,7 +9,7 @@ its pace.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,17 +59,18 @@ DRIFTS = ("open_corr", "fit_psnr", "sharpness", "latent_std")  # last window les
 
 def ablate(
     weights: Path | None, students: dict[str, Path], reader: Reader, sounds_S: Sequence[Tensor], out: Path, deployment: Deployment,
-    window_s: float = WINDOW_S, tell: Tell = log.info,
+    window_s: float = WINDOW_S, tell: Tell = log.info, only: Collection[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """A row a variant: its own student's where `students` (row -> model folder) has one, else `weights` bent. Writes ablate.json and
-    ablate.md to `out` after every row. Raises BadInput for a student whose row is not known or whose blocks are of another size."""
-    names = [v.name for v in VARIANTS]
-    if unknown := sorted(students.keys() - set(names)):
-        raise BadInput(f"no row is called {unknown[0]!r}: choose one of {', '.join(names)}")
+    """A row a variant, or for those named in `only`: its own student's where `students` (row -> model folder) has one, else `weights`
+    bent. Writes ablate.json and ablate.md to `out` after every row. Raises BadInput for a row that is not known and for a student whose
+    blocks are of another size."""
+    check_rows([*only, *students])
     out.mkdir(parents=True, exist_ok=True)
     base = Studio(weights, deployment)
     report: dict[str, Any] = {"characters": len(sounds_S), "seconds": len(sounds_S[0]) / SAMPLE_RATE, "window_s": window_s, "rows": []}
     for variant in VARIANTS:
+        if only and variant.name not in only:
+            continue
         studio = Studio(students[variant.name], deployment) if variant.name in students else base
         wanted = variant.trained.get("block_frames", PRODUCT["block_frames"])
         row: dict[str, Any] = {"name": variant.name, "weights": str(studio.weights), "note": caveat(variant, studio)}
@@ -82,6 +83,12 @@ def ablate(
         (out / "ablate.json").write_text(json.dumps(report, indent=1))
         (out / "ablate.md").write_text(table(report))
     return report
+
+
+def check_rows(names: Collection[str]) -> None:
+    known = [v.name for v in VARIANTS]
+    if unknown := [name for name in names if name not in known]:
+        raise BadInput(f"no row is called {unknown[0]!r}: choose one of {', '.join(known)}")
 
 
 def caveat(variant: Variant, studio: Studio) -> str:

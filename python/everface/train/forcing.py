@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -22,15 +22,16 @@ from everface.kernels.fused.qk_norm_rope_store import rotate
 from everface.model.audio import PAST_FRAMES
 from everface.model.dit import DiT
 from everface.model.layers import KV, Attend
-from everface.model.rope import frames_table, sink_time
+from everface.model.rope import SINK_TIME, frames_table, sink_time
+from everface.model.schedule import sigmas
 from everface.train.characters import eyes_box, mouth_box
 from everface.train.clips import Clips
 from everface.train.plans import Stage1
 from everface.train.spread import gather_before_gradients
 
 MOTION_LATENTS = 19
-LEVELS = (1.0, 0.8576923, 0.6021505, 0.0089286)
-LEVEL_ODDS = (0.26, 0.32, 0.38, 0.04)
+LEVEL_ODDS = (0.26, 0.32, 0.38, 0.04)  # of the four-step sampler's
+LAST_ODDS = 0.04  # of another sampler's last level, as little as those four have; the others share the rest
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ class Window:
     features_BLCF: torch.Tensor  # 5 past video frames, then 12 a block of three latents
     first_frame: int
     sink_distances: tuple[int, ...]  # of each block, as the runtime draws one for each
+    past_B16Fhw: torch.Tensor | None = None  # ablation: the clip at `past_sigma`, which blocks see of those before them
+    past_sigma: float = 0.0
 
 
 def draw_window(
@@ -59,21 +62,21 @@ def draw_window(
     features = clips.features_NLCF[rows, :, :, 4 * offset : 4 * (offset + frames) + PAST_FRAMES].to(device, torch.float32)
     first = block_frames * draw_place(rng, plan.near, plan.far, plan.reach)
     reference = z[:, :, :1]
-    if first >= 4 * block_frames and rng.random() < 0.6:
+    if first >= 4 * block_frames and rng.random() < 0.6 and plan.refresh:
         start = rng.randint(2, moving + 1)
         reference = z[:, :, start : start + 1]
     motion = torch.cat([z[:, :, :2], z[:, :, 1:2].expand(-1, -1, MOTION_LATENTS - 2, -1, -1)], dim=2)
     if first and rng.random() < plan.scaffold:
         motion = noised_past(z[:, :, : 2 + offset], rng)
-    return Window(
-        z[:, :, 2 + offset : 2 + offset + frames],
-        draw_sigmas(batch, blocks, rng, plan).to(device),
-        reference,
-        motion,
-        features,
-        first,
-        tuple(rng.randint(plan.sink_nearest, plan.sink_farthest) for _ in range(blocks)),
-    )
+    x0, sigma = z[:, :, 2 + offset : 2 + offset + frames], draw_sigmas(batch, blocks, rng, plan).to(device)
+    distances = tuple(rng.randint(plan.sink_nearest, plan.sink_farthest) for _ in range(blocks))
+    if not plan.rolling:
+        distances = tuple(SINK_TIME - first - block_frames * b for b in range(blocks))
+    window = Window(x0, sigma, reference, motion, features, first, distances)
+    if plan.history == "own":
+        return window
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(rng.getrandbits(63))).to(x0)
+    return replace(window, past_B16Fhw=torch.lerp(x0, noise, plan.past_sigma), past_sigma=plan.past_sigma)
 
 
 def draw_place(rng: random.Random, near: float, far: float, reach: int) -> int:
@@ -99,9 +102,13 @@ def noised_past(past_B16Thw: torch.Tensor, rng: random.Random) -> torch.Tensor:
 def draw_sigmas(batch: int, blocks: int, rng: random.Random, plan: Stage1) -> torch.Tensor:
     """Noise levels [batch, blocks]: `on_levels` of them the sampler's own, the rest anywhere; `shared` of the clips have one level."""
 
+    levels = sigmas(plan.steps)[:-1]
+    share = (1 - LAST_ODDS) / max(plan.steps - 1, 1)
+    odds = LEVEL_ODDS if plan.steps == len(LEVEL_ODDS) else (*[share] * (plan.steps - 1), LAST_ODDS)
+
     def one() -> float:
         if rng.random() < plan.on_levels:
-            return rng.choices(LEVELS, LEVEL_ODDS)[0]
+            return rng.choices(levels, odds)[0]
         return shifted(rng.random(), plan.shift)
 
     rows = []
@@ -137,16 +144,24 @@ class WindowModel(nn.Module):
         self.dit, self.full, self.again = dit, full, again
 
     def forward(self, x_B16Fhw: torch.Tensor, window: Window) -> torch.Tensor:
-        """Velocity [B, 16, F, h, w] of the noised window. The residual stream stays float32 under autocast."""
+        """Velocity [B, 16, F, h, w] of the noised window. The residual stream stays float32 under autocast.
+
+        A window with a past of its own goes through twice at once: as that past, and noised, each block after the past ones before it.
+        """
         dit, cfg = self.dit, self.dit.cfg
         n, grid, device = cfg.block_frames, dit.grid(x_B16Fhw), x_B16Fhw.device
         frames, block_tokens = x_B16Fhw.shape[2], n * grid[0] * grid[1]
-        x = dit.embed_patches(x_B16Fhw).float()
-        time = dit.time(window.sigma_Bn.repeat_interleave(n, dim=1) * 1000)
-        text_kv = dit.text_kv(dit.embed_text(torch.zeros(1, cfg.text_dim, device=device)))
-        local, glob = dit.casual_audio_encoder.encode_blocks(window.features_BLCF)
-        sink = dit.prefill(window.reference_B16_1hw, window.motion_B16Thw, text_kv)
+        sigma_BF = window.sigma_Bn.repeat_interleave(n, dim=1)
         table = frames_table(window.first_frame, frames, grid, cfg.head_dim, device=device)
+        local, glob = dit.casual_audio_encoder.encode_blocks(window.features_BLCF)
+        if window.past_B16Fhw is not None:
+            x_B16Fhw = torch.cat([window.past_B16Fhw, x_B16Fhw], dim=2)
+            sigma_BF = torch.cat([torch.full_like(sigma_BF, window.past_sigma), sigma_BF], dim=1)
+            table, local, glob = table.repeat(2, 1, 1), local.repeat(1, 2, 1, 1), glob.repeat(1, 2, 1)
+        x = dit.embed_patches(x_B16Fhw).float()
+        time = dit.time(sigma_BF * 1000)
+        text_kv = dit.text_kv(dit.embed_text(torch.zeros(1, cfg.text_dim, device=device)))
+        sink = dit.prefill(window.reference_B16_1hw, window.motion_B16Thw, text_kv)
         places = [sink_time(window.first_frame + n * b, d) for b, d in enumerate(window.sink_distances)]
         sink_tables = [dit.sink_table(grid, place) for place in (places[-1:] if self.full else places)]
         for layer, block in enumerate(dit.blocks):
@@ -158,7 +173,7 @@ class WindowModel(nn.Module):
             made = (x, time.e0_6D, text_kv[layer], attend)
             x = checkpoint(block, *made, use_reentrant=False) if self.again else block(*made)
             x = dit.inject(layer, x, local, glob)
-        return dit.head(x, time.e_D, grid)
+        return dit.head(x, time.e_D, grid)[:, :, -frames:]
 
 
 def full_attention(table: torch.Tensor, sink_table: torch.Tensor, sink: KV) -> Attend:
@@ -175,18 +190,22 @@ def full_attention(table: torch.Tensor, sink_table: torch.Tensor, sink: KV) -> A
 def causal_attention(
     table: torch.Tensor, sink_tables: list[torch.Tensor], sink: KV, block_tokens: int, window_blocks: int
 ) -> Attend:
-    """Each block over [itself, the blocks before it that a ring would hold, the sink], by plain slices: exact, and cheaper
-    than a mask. The sink is rotated anew for every block, because the reference rolls ahead of it."""
+    """Each block over [the blocks before it that a ring would hold, itself, the sink], by plain slices: exact, and cheaper
+    than a mask. The sink is rotated anew for every block, because the reference rolls ahead of it.
+
+    Where there are twice as many tokens as sink_tables have blocks, the first half is what both halves see of the blocks before."""
     sink_k, sink_v = sink
 
     def attend(q_BTHd: torch.Tensor, k_BTHd: torch.Tensor, v_BTHd: torch.Tensor) -> torch.Tensor:
         q, k = rotate(q_BTHd, table), rotate(k_BTHd, table)
         out = []
-        for b, sink_table in enumerate(sink_tables):
-            seen = slice(max(0, b + 1 - window_blocks) * block_tokens, (b + 1) * block_tokens)
-            keys = torch.cat([k[:, seen], rotate(sink_k, sink_table)], dim=1)
-            values = torch.cat([v_BTHd[:, seen], sink_v], dim=1)
-            out.append(cross(q[:, b * block_tokens : (b + 1) * block_tokens], keys, values))
+        for i in range(k.shape[1] // block_tokens):
+            b = i % len(sink_tables)
+            before = slice(max(0, b + 1 - window_blocks) * block_tokens, b * block_tokens)
+            own = slice(i * block_tokens, (i + 1) * block_tokens)
+            keys = torch.cat([k[:, before], k[:, own], rotate(sink_k, sink_tables[b])], dim=1)
+            values = torch.cat([v_BTHd[:, before], v_BTHd[:, own], sink_v], dim=1)
+            out.append(cross(q[:, own], keys, values))
         return torch.cat(out, dim=1)
 
     return attend

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from everface.avatar.avatar import Avatar
 from everface.core.config import SAMPLE_RATE, Deployment
 from everface.core.errors import BadInput
 from everface.model.vae import VAE
-from everface.train.ablate import ablate
+from everface.train.ablate import ablate, check_rows
 from everface.train.compare import CLIP_S, compare
 from everface.train.evaluate import evaluate
 from everface.train.horizon import LOOP_S, Tell, horizon
@@ -73,18 +73,21 @@ def judge_teacher(
 
 
 def judge_parts(
-    weights: Path | None, students: list[str], out: Path, speech: Path | None, characters: int, seconds: int, deployment: Deployment, tell: Tell
-) -> dict[str, Any]:
-    """The table of ablate.py, over `characters` streams of `seconds` each. `students` are NAME=DIR: a row, and a model trained for it."""
+    weights: Path | None, students: list[str], out: Path, speech: Path | None, characters: int, seconds: int, deployment: Deployment, tell: Tell,
+    rows: Collection[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """The table of ablate.py, or the named `rows` of it, over `characters` streams of `seconds` each. `students` are NAME=DIR: a row, and
+    a model trained for it."""
     folders = dict[str, Path]()
     for student in students:
         name, _, folder = student.partition("=")
         if not folder:
             raise BadInput(f"--student {student!r} is not NAME=DIR, as in 'clean cache=runs/clean'")
         folders[name] = Path(folder)
+    check_rows([*rows, *folders])  # before the reader has learned for minutes
     with spoken(speech) as folder:
         sounds = held_out_sounds(folder, characters, seconds)
-    return ablate(weights, folders, train_reader(), sounds, out, deployment, tell=tell)
+    return ablate(weights, folders, train_reader(), sounds, out, deployment, tell=tell, only=rows)
 
 
 @contextmanager

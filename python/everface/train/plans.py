@@ -55,7 +55,29 @@ class Teacher(Pace):
 
 
 @dataclass(frozen=True)
-class Stage1(Pace):
+class Streamed(Pace):
+    """How a student will be streamed. Other values than these are for ablation only, but for the steps of a sampler of your own."""
+
+    steps: int = 4  # of the sampler
+    refresh: bool = True  # adaptive attention sink
+    rolling: bool = True  # the reference rolls ahead of the block
+    history: str = "own"  # own: each step its own ring (timestep forcing); clean, fixed: one ring, from a pass at history_sigma
+    history_sigma: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.history not in HISTORIES:
+            raise BadInput(f"unknown history {self.history!r}: choose one of {', '.join(HISTORIES)}")
+        if not 1 <= self.steps <= 8:
+            raise BadInput(f"steps {self.steps}: take 1..8")
+
+    @property
+    def past_sigma(self) -> float:
+        """The noise level of the one ring's history."""
+        return self.history_sigma if self.history == "fixed" else 0.0
+
+
+@dataclass(frozen=True)
+class Stage1(Streamed):
     """Diffusion forcing. A window's blocks have one noise level or one each; a level is the sampler's own or anywhere."""
 
     on_levels: float = 0.85  # of the levels are the sampler's
@@ -70,7 +92,7 @@ class Stage1(Pace):
 
 
 @dataclass(frozen=True)
-class Stage2(Pace):
+class Stage2(Streamed):
     """Self-forcing DMD. One iteration is a rollout and an update of the fake score; every `ratio`-th also one of the student."""
 
     minutes: float = 60.0
@@ -83,7 +105,6 @@ class Stage2(Pace):
     muon: bool = False
     ratio: int = 5
     blocks: int = 5  # of a rollout
-    steps: int = 4  # of the sampler; 2 and 3 for ablation
     shift: float = 3.0
     guidance: float = 1.0  # of the real score; 1: none
     lowest: float = 0.02  # noise level at which the scores are compared, and its opposite
@@ -97,17 +118,10 @@ class Stage2(Pace):
     reward: float = 0.1  # gradients are weighed by exp(reward * R); owner: reward.Reward
     reward_motion: float = 0.5  # weight of motion in R, where the lips have 1
     perturb: float = 0.3  # of the reference pictures are others of the same character, noised; owner: stage2.draw_scene
-    # For ablation only.
-    refresh: bool = True  # adaptive attention sink
-    rolling: bool = True  # the reference rolls ahead of the block
-    history: str = "own"  # own: each step its own ring (timestep forcing); clean, fixed: one ring, from a pass at history_sigma
-    history_sigma: float = 0.0
-
     def __post_init__(self) -> None:
-        if self.history not in HISTORIES:
-            raise BadInput(f"unknown history {self.history!r}: choose one of {', '.join(HISTORIES)}")
-        if not 1 <= self.steps <= 8 or self.ratio < 1 or self.blocks < 1:
-            raise BadInput(f"steps {self.steps}, ratio {self.ratio}, blocks {self.blocks}: steps in 1..8, the others at least 1")
+        super().__post_init__()
+        if self.ratio < 1 or self.blocks < 1:
+            raise BadInput(f"ratio {self.ratio}, blocks {self.blocks}: take at least 1")
 
 
 @dataclass(frozen=True)

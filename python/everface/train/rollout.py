@@ -167,7 +167,7 @@ class Rollout:
 
     def _keep_history(self, b: int, x0: torch.Tensor, reading: list[Reading], heard: list[Heard]) -> None:
         """Ablation: the block's slot of the one ring from a pass of its own, clean or at a fixed level, as other methods have it."""
-        dit, sigma = self.dit, self.plan.history_sigma if self.plan.history == "fixed" else 0.0
+        dit, sigma = self.dit, self.plan.past_sigma
         g = torch.Generator().manual_seed(self.scene.seed + 1_000_003 * (self.course.first_block + b))
         x = flow_step(x0, torch.randn(x0.shape, generator=g).to(x0) - x0, 0.0, sigma)
         mod: StepMod = dit.modulations(dit.time(1000 * sigma))

@@ -122,7 +122,7 @@ def add_train(
         from everface.train.judge import judge_parts
 
         given = (args.weights, args.student, args.out, args.speech, args.characters, args.seconds)
-        print(table(judge_parts(*given, deployment(args), _tell)))
+        print(table(judge_parts(*given, deployment(args), _tell, args.row)))
 
     def judging(p: argparse.ArgumentParser, out: str, characters: int, seconds: int) -> None:
         p.add_argument("-o", "--out", type=Path, default=Path(out), metavar="DIR", help="for the report (%(default)s)")
@@ -200,3 +200,4 @@ def add_train(
     p.add_argument(
         "--student", action="append", default=[], metavar="NAME=DIR", help="a model folder trained for the row NAME, as 'clean cache=DIR'"
     )
+    p.add_argument("--row", action="append", default=[], metavar="NAME", help="judge this row, and others so named, alone (all)")
