@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 import torch
@@ -90,10 +91,10 @@ def test_a_student_of_another_way_is_trained_for_it() -> None:
     g = torch.Generator().manual_seed(0)
     clips = Clips(torch.randn(4, 16, 20, 8, 8, generator=g).half(), torch.randn(4, 1, 12, 77, generator=g).half())
 
-    def drawn(seed: int, **ways: object) -> Window:
+    def drawn(seed: int, **ways: Any) -> Window:
         return draw_window(clips, 2, 4, 3, random.Random(seed), "cpu", Stage1(near=0.0, **ways))
 
-    def differing(seed: int, **ways: object) -> set[str]:
+    def differing(seed: int, **ways: Any) -> set[str]:
         plain, bent = asdict(drawn(seed)), asdict(drawn(seed, **ways))
         return {k for k in plain if not (torch.equal(plain[k], bent[k]) if isinstance(plain[k], torch.Tensor) else plain[k] == bent[k])}
 
@@ -101,6 +102,7 @@ def test_a_student_of_another_way_is_trained_for_it() -> None:
     assert {sink_time(window.first_frame + 3 * b, d) for b, d in enumerate(window.sink_distances)} == {SINK_TIME}
     assert differing(0, rolling=False) == {"sink_distances"}
     clean, fixed = drawn(0, history="clean"), drawn(0, history="fixed", history_sigma=0.557)
+    assert clean.past_B16Fhw is not None and fixed.past_B16Fhw is not None
     assert torch.equal(clean.past_B16Fhw, clean.x0_B16Fhw) and clean.past_sigma == 0.0
     noise = (fixed.past_B16Fhw - 0.443 * fixed.x0_B16Fhw) / 0.557
     assert fixed.past_sigma == 0.557 and abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02

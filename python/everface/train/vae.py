@@ -134,7 +134,7 @@ def grown(held: Mapping[str, torch.Tensor], vae: VAE) -> dict[str, torch.Tensor]
     new = vae.state_dict()
     before, now = {place: number for number, place in encoder_layers(held).items()}, encoder_layers(new)
     if surplus := before.keys() - now.values():
-        raise BadInput(f"the encoder to go on from has {len(surplus)} layers more than the one to train: it can be deepened, not cut")
+        raise BadInput(f"the encoder to go on from is deeper than the one to train (layers more: {len(surplus)}): it can be deepened, not cut")
     out = {name: held[name] for name in held if not name.startswith(ENCODER_LAYERS)}
     for name, tensor in new.items():
         if name.startswith(ENCODER_LAYERS):
