@@ -98,6 +98,6 @@ def test_a_student_for_another_row_is_refused(small_model: Path, tmp_path: Path,
     with pytest.raises(BadInput, match="block 2"):
         ablate.ablate(small_model, {"block three": small_model}, reader, sounds(), tmp_path, Deployment())
     with pytest.raises(BadInput, match="no row is called 'clean'"):
-        judge_parts(None, [], tmp_path, None, 1, 20, Deployment(), print, ["clean"])
+        judge_parts(None, [], tmp_path, tmp_path / "no speech yet", 1, 20, Deployment(), print, ["clean"])
     with pytest.raises(BadInput, match="two windows"):
         ablate.judge_variant(ablate.VARIANTS[0], ablate.Studio(small_model, Deployment()), reader, sounds(), 2.0)
