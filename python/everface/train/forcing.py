@@ -153,14 +153,16 @@ class WindowModel(nn.Module):
         frames, block_tokens = x_B16Fhw.shape[2], n * grid[0] * grid[1]
         sigma_BF = window.sigma_Bn.repeat_interleave(n, dim=1)
         table = frames_table(window.first_frame, frames, grid, cfg.head_dim, device=device)
-        local, glob = dit.casual_audio_encoder.encode_blocks(window.features_BLCF)
-        if window.past_B16Fhw is not None:
+        if twice := window.past_B16Fhw is not None:
             x_B16Fhw = torch.cat([window.past_B16Fhw, x_B16Fhw], dim=2)
             sigma_BF = torch.cat([torch.full_like(sigma_BF, window.past_sigma), sigma_BF], dim=1)
-            table, local, glob = table.repeat(2, 1, 1), local.repeat(1, 2, 1, 1), glob.repeat(1, 2, 1)
-        x = dit.embed_patches(x_B16Fhw).float()
+            table = table.repeat(2, 1, 1)
+        x = dit.embed_patches(x_B16Fhw).float()  # first of all: it is the root's, which FSDP2 wants to run before its parts
         time = dit.time(sigma_BF * 1000)
         text_kv = dit.text_kv(dit.embed_text(torch.zeros(1, cfg.text_dim, device=device)))
+        local, glob = dit.casual_audio_encoder.encode_blocks(window.features_BLCF)
+        if twice:
+            local, glob = local.repeat(1, 2, 1, 1), glob.repeat(1, 2, 1)
         sink = dit.prefill(window.reference_B16_1hw, window.motion_B16Thw, text_kv)
         places = [sink_time(window.first_frame + n * b, d) for b, d in enumerate(window.sink_distances)]
         sink_tables = [dit.sink_table(grid, place) for place in (places[-1:] if self.full else places)]
