@@ -1,7 +1,7 @@
 """`everface train ablate`: what each part of the method is worth, as the paper's tables 4, 5, 6 and 10 ask.
 
 Unseen characters speak for a while over each row's stream; its first and its last window are judged. A row is fair only with a student
-that was trained for it (`everface train stage2 --set history=clean ...`, then `bundle`): given weights run without a part they were
+that was trained for it (`everface train stage1 --set history=clean ...`, or stage2, then `bundle`): given weights run without a part they were
 trained with show what those weights rely on, and the row says so. There is no column of time: the rows share the product's code, not
 its pace.
 """
@@ -25,7 +25,7 @@ from everface.train.reader import Reader
 from everface.train.stream import Studio, Ways
 from everface.train.unseen import draw_unseen
 
-PRODUCT: dict[str, Any] = {  # what stage 2 trains for by default
+PRODUCT: dict[str, Any] = {  # what both stages train for by default
     "refresh": True, "rolling": True, "history": "own", "history_sigma": 0.0, "steps": 4, "block_frames": 3,
 }  # fmt: skip
 WINDOW_S = 10.0  # or as near to it as blocks come
@@ -33,7 +33,7 @@ WINDOW_S = 10.0  # or as near to it as blocks come
 
 @dataclass(frozen=True)
 class Variant:
-    """One row. `trained`: the fields of stage 2's plan that a student for it must have been trained with."""
+    """One row. `trained`: the fields of its phase's plan that a student for it must have been trained with."""
 
     name: str
     ways: Ways = field(default_factory=Ways)
