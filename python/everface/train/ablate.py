@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,12 @@ from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.train.evaluate import STATISTICS, Row
 from everface.train.horizon import Tell, look, windows
+from everface.train.plans import Streamed
 from everface.train.reader import Reader
 from everface.train.stream import Studio, Ways
 from everface.train.unseen import draw_unseen
 
-PRODUCT: dict[str, Any] = {  # what both stages train for by default
-    "refresh": True, "rolling": True, "history": "own", "history_sigma": 0.0, "steps": 4, "block_frames": 3,
-}  # fmt: skip
+PRODUCT: dict[str, Any] = asdict(Streamed()) | {"block_frames": 3}  # what both stages train for by default
 WINDOW_S = 10.0  # or as near to it as blocks come
 
 

@@ -55,8 +55,8 @@ class Teacher(Pace):
 
 
 @dataclass(frozen=True)
-class Streamed(Pace):
-    """How a student will be streamed. Other values than these are for ablation only, but for the steps of a sampler of your own."""
+class Streamed:
+    """How a student is streamed, and so how it is trained. Other values than these are for ablation only."""
 
     steps: int = 4  # of the sampler
     refresh: bool = True  # adaptive attention sink
@@ -77,7 +77,7 @@ class Streamed(Pace):
 
 
 @dataclass(frozen=True)
-class Stage1(Streamed):
+class Stage1(Pace, Streamed):
     """Diffusion forcing. A window's blocks have one noise level or one each; a level is the sampler's own or anywhere."""
 
     on_levels: float = 0.85  # of the levels are the sampler's
@@ -92,7 +92,7 @@ class Stage1(Streamed):
 
 
 @dataclass(frozen=True)
-class Stage2(Streamed):
+class Stage2(Pace, Streamed):
     """Self-forcing DMD. One iteration is a rollout and an update of the fake score; every `ratio`-th also one of the student."""
 
     minutes: float = 60.0

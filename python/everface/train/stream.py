@@ -24,30 +24,20 @@ from everface.avatar.parts import DEFAULT_WEIGHTS, build_conditioner, build_deco
 from everface.avatar.steps import DecodeRole, Denoiser, StepRole, Viewer
 from everface.core.block import Block, Closing, Opening
 from everface.core.config import SAMPLES_PER_FRAME, Deployment, StreamConfig, VAEConfig
-from everface.core.errors import BadInput
 from everface.core.memory import keep_freed_memory
 from everface.kernels.fused.flow_step import flow_step
 from everface.model.dit import Place
 from everface.model.rope import SINK_TIME
 from everface.model.schedule import Schedule, sigmas
 from everface.runtime.intake import Intake
-from everface.train.plans import HISTORIES
+from everface.train.plans import Streamed
 
 
 @dataclass(frozen=True)
-class Ways:
-    """How a stream is made; the names are those of `plans.Stage2`, which trains students for each."""
+class Ways(Streamed):
+    """How a stream is made."""
 
-    steps: int = 4
     skip_null: bool = False  # the product's other sampler: the last of the steps left out
-    refresh: bool = True  # adaptive attention sink
-    rolling: bool = True  # the reference rolls ahead of the block
-    history: str = "own"  # own: each step its own ring; clean, fixed: one ring, from a pass at history_sigma after the last step
-    history_sigma: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.history not in HISTORIES:
-            raise BadInput(f"unknown history {self.history!r}: choose one of {', '.join(HISTORIES)}")
 
     @property
     def schedule(self) -> Schedule:
@@ -78,7 +68,7 @@ class History:
 
     def __init__(self, last: BentStep) -> None:
         self.last, dit = last, last.denoiser.dit
-        self.sigma = last.ways.history_sigma if last.ways.history == "fixed" else 0.0
+        self.sigma = last.ways.past_sigma
         with torch.inference_mode():
             self.mod = dit.modulations(dit.time(1000 * self.sigma))
 
