@@ -24,6 +24,7 @@ from everface.runtime.stage import URGENT, Epoch, Message
 SLOTS = 2
 FORWARD, CREDIT, NEVER = 1, 2, 3  # gloo tags; on the last one nothing is ever sent
 EVER = timedelta(days=30)  # a receiving thread waits on its socket until something comes or the hop ends
+PASS_S = 10.0  # for one message or credit to pass to a peer whose thread always receives
 
 Hear = Callable[[Epoch], None]
 
@@ -255,6 +256,7 @@ class Gloo(End):
 
     _group: Group | None
     _peer: int
+    _timeout_s: float
 
     def join(self) -> None:
         super().join()
@@ -264,6 +266,11 @@ class Gloo(End):
         if self._group is None:
             raise RuntimeError("the hop is closed")
         return self._group
+
+    def _send(self, tensor: torch.Tensor, tag: int) -> None:
+        """Send and wait until it has passed. Gloo forgets a send that the peer's end overtakes, and then nothing but a timeout ends
+        the wait: neither the hop's break nor a closed connection. Raises RuntimeError."""
+        self._open().send([tensor], self._peer, tag).wait(timedelta(seconds=min(PASS_S, self._timeout_s)))
 
     def _cut(self) -> None:
         # Gloo has no way to end a wait but this: the timeout of any one closes every connection of its group.
@@ -290,7 +297,7 @@ class GlooGiver(Gloo, Outbox):
         try:
             with self._wire:
                 for tensor in (torch.tensor([parcel.size]), data):
-                    self._open().send([tensor], self._peer, FORWARD).wait(timedelta(seconds=self._timeout_s))
+                    self._send(tensor, FORWARD)
         except RuntimeError as error:
             self._fail(f"the next stage cannot be reached: {_first_line(error)}")
             raise Broken(self._broken) from None
@@ -318,7 +325,7 @@ class GlooTaker(Gloo, Inbox):
         message = self._next(timeout_s)
         if message is not None and not isinstance(message, URGENT):
             try:
-                self._open().send([self._credit], self._peer, CREDIT).wait(timedelta(seconds=self._timeout_s))
+                self._send(self._credit, CREDIT)
             except RuntimeError as error:  # the message is good all the same; the next take will tell
                 self._fail(f"the stage before went away: {_first_line(error)}")
         return message
