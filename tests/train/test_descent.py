@@ -35,15 +35,17 @@ def test_orthogonalise_evens_out_the_singular_values() -> None:
 def test_a_jump_between_latents_costs_more_than_one_inside() -> None:
     """An error that sets in with frame `at`: frame 0 is a latent of its own, or the first of four where a stream goes on."""
 
-    def cost(at: int, lead: int) -> float:
+    def cost(at: int, lead: int, seams: float = 3.0) -> float:
         out = torch.zeros(1, 3, 13, 4, 4)
         out[:, :, at:] = 0.1
-        return vae_loss(out, torch.zeros_like(out), torch.ones(1, 1, 1, 1, 1), lead).item() - 0.5 * (13 - at) / 13  # but for its length
+        loss = vae_loss(out, torch.zeros_like(out), torch.ones(1, 1, 1, 1, 1), lead, seams)
+        return loss.item() - 0.5 * (13 - at) / 13  # but for its length
 
     for lead, seams in ((1, (1, 5, 9)), (0, (4, 8, 12))):
         costs = {at: cost(at, lead) for at in range(1, 13)}
         inside = min(costs.values())
         assert all((value > inside + 0.02) == (at in seams) for at, value in costs.items()), costs
+    assert cost(5, 1, seams=6.0) - cost(6, 1) == pytest.approx(2.5 * (cost(5, 1) - cost(6, 1)))
 
 
 def problem() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:

@@ -231,8 +231,8 @@ def region_weight(size: int) -> torch.Tensor:
     return weight / weight.mean()
 
 
-def vae_loss(out: torch.Tensor, video: torch.Tensor, mask: torch.Tensor, lead: int = 1) -> torch.Tensor:
-    """L1 + 40 squared + 0.5 edges + 2 temporal differences, weighted; three times that where one latent's frames follow another's,
+def vae_loss(out: torch.Tensor, video: torch.Tensor, mask: torch.Tensor, lead: int = 1, seams: float = 3.0) -> torch.Tensor:
+    """L1 + 40 squared + 0.5 edges + 2 temporal differences, weighted; `seams` times that where one latent's frames follow another's,
     which is where a codec flickers. mask [B, 1, T or 1, H, W]. `lead`: frames before the first whole latent."""
     error = out - video
     loss = (mask * (error.abs() + 40 * error.square())).mean()
@@ -240,7 +240,7 @@ def vae_loss(out: torch.Tensor, video: torch.Tensor, mask: torch.Tensor, lead: i
     if video.shape[2] > 1:
         change = error.diff(dim=2).abs()
         seam = (torch.arange(change.shape[2], device=change.device) + 1 - lead) % 4 == 0
-        loss = loss + 2 * (mask[:, :, -change.shape[2] :] * change * (1 + 2 * seam)[:, None, None]).mean()
+        loss = loss + 2 * (mask[:, :, -change.shape[2] :] * change * (1 + (seams - 1) * seam)[:, None, None]).mean()
     return loss
 
 
