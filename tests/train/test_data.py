@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from everface.avatar.parts import DEFAULT_WEIGHTS
 from everface.core.config import ModelConfig, VAEConfig
 from everface.core.errors import BadInput, Unavailable
 from everface.model.vae import VAE
-from everface.train import data
+from everface.train import data, decoder
 from everface.train.clips import MOVING_LATENTS, SHARD, STILL_FRAMES, STILL_LATENTS, Clips, read_clips
 from everface.train.decoder import WARM_UP, DecoderPlan, train_decoder, turns
+from everface.train.plans import settled
+from everface.train.vae import vae_loss
 from everface.train.voices import write_wav
 
 SMALL = VAEConfig(dim=8, dim_mult=(1, 1, 1, 1), encoder_blocks=(1, 0, 0, 0), decoder_blocks=(1, 0, 0, 0))
@@ -68,12 +71,22 @@ def test_speech_is_made_once_and_clips_are_made(vae_run: Path, tmp_path: Path, m
     assert torch.isfinite(first.latents_N16Thw).all()
 
     # The decoder goes on alone: the encoder, and so the clips' latents, stay what they were.
-    plan = DecoderPlan(minutes=0.04, clips=1, seed=5)
+    seams: list[float] = []
+
+    def loss(*args: Any, **more: Any) -> torch.Tensor:
+        seams.append(more["seams"])
+        return vae_loss(*args, **more)
+
+    monkeypatch.setattr(decoder, "vae_loss", loss)
+    plan = settled(DecoderPlan(minutes=0.04, seed=5), "decoder", ["clips=1", "seams=2.5"])
     before, after = load_file(vae_run / "vae.safetensors"), load_file(train_decoder(tmp_path / "run", vae_run, tmp_path / "data", plan))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before if k.startswith(("encoder.", "conv1.")))
     assert not torch.equal(before["decoder.head.2.weight"], after["decoder.head.2.weight"])
     assert data.read_vae(tmp_path / "run").config == data.read_vae(vae_run).config
+    assert seams and set(seams) == {2.5}
+    with pytest.raises(BadInput, match="decoder has no field 'seem': choose one of clips, ema"):
+        settled(plan, "decoder", ["seem=2"])
 
 
 def test_a_process_a_core_makes_the_clips_that_one_makes(vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from everface.core.config import AudioConfig, DiTConfig, ModelConfig, TextConfig
 from everface.core.errors import BadInput
 from everface.train.vae import TINY_VAE
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Held = TypeVar("Held", bound="DataclassInstance")
 
 # The default model's transformer: small enough for two CPU cores in real time, official classes and key names.
 TINY = DiTConfig(
@@ -39,7 +44,7 @@ class Pace:
     shard_over: int = 8  # ranks a model is spread over; more ranks hold copies of that group
     checkpoint: bool = False  # forget activations between transformer blocks and make them again
     held_out: int = 48  # clips kept for the validation loss
-    noise_correlation: float = 0.8  # of the starting noise from one latent frame to the next; the runtime's must be the same
+    noise_correlation: float = 0.9  # of the starting noise from one latent frame to the next; the runtime's must be the same
     mouth: float = 5.0  # loss weight of the drawn characters' mouths, and of their eyes; 1 where faces stand anywhere
     eyes: float = 12.0
     curriculum: tuple[tuple[float, int, int], ...] = ((0.0, 2, 10), (0.2, 3, 7), (0.45, 5, 4))  # (from, blocks, clips a batch)
@@ -161,23 +166,32 @@ PLANS = {
 
 
 def changed(plan: Plan, phase: str, given: dict[str, Any], settings: list[str]) -> Plan:
-    """The plan with fields of one phase replaced: by name, or by `field=value` with the value as JSON. `block_frames` is the model's.
+    """The plan with fields of one phase replaced: by name, and by `field=value` as `settled` takes them. `block_frames` is the model's."""
+    rest = []
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        if name == "block_frames" and text.isdecimal() and int(text) > 0:
+            plan = replace(plan, model=replace(plan.model, dit=replace(plan.model.dit, block_frames=int(text))))
+        else:
+            rest.append(setting)
+    held = replace(getattr(plan, phase), **given)
+    return replace(plan, **{phase: settled(held, phase, rest, ("block_frames",))})
+
+
+def settled(held: Held, phase: str, settings: list[str], others: tuple[str, ...] = ()) -> Held:
+    """`held` with fields replaced by `field=value`, the value as JSON. `others`: names that a refusal offers too.
 
     Raises BadInput for a field that the phase does not have and for a value of another kind.
     """
-    held = getattr(plan, phase)
-    known = {f.name: getattr(held, f.name) for f in fields(held)}
+    known, given = {f.name: getattr(held, f.name) for f in fields(held)}, {}
     for setting in settings:
         name, _, text = setting.partition("=")
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
             value = text
-        if name == "block_frames" and isinstance(value, int) and value > 0:
-            plan = replace(plan, model=replace(plan.model, dit=replace(plan.model.dit, block_frames=value)))
-            continue
         if name not in known:
-            raise BadInput(f"{phase} has no field {name!r}: choose one of {', '.join(sorted([*known, 'block_frames']))}")
+            raise BadInput(f"{phase} has no field {name!r}: choose one of {', '.join(sorted([*known, *others]))}")
         kind = type(known[name])
         if kind is tuple and isinstance(value, list):
             value = tuple(tuple(v) for v in value)
@@ -185,5 +199,5 @@ def changed(plan: Plan, phase: str, given: dict[str, Any], settings: list[str]) 
             value = float(value)
         if type(value) is not kind:
             raise BadInput(f"{name}={text} is no {kind.__name__}, which {phase}.{name} is")
-        given = given | {name: value}
-    return replace(plan, **{phase: replace(held, **given)})
+        given[name] = value
+    return replace(held, **given)

@@ -17,15 +17,19 @@ CONFIGS = ("tiny", "wan-s2v-14b")
 
 
 def train_vae(args: argparse.Namespace) -> None:
+    from everface.train.plans import settled
     from everface.train.vae import VAEPlan, train_vae
 
-    print(train_vae(args.run, VAEPlan(minutes=args.minutes, clips=args.clips, seed=args.seed), device=args.device, init=args.init))
+    plan = settled(VAEPlan(minutes=float(args.minutes), clips=args.clips, seed=args.seed), "vae", args.set or [])
+    print(train_vae(args.run, plan, device=args.device, init=args.init))
 
 
 def train_decoder(args: argparse.Namespace) -> None:
     from everface.train.decoder import DecoderPlan, train_decoder
+    from everface.train.plans import settled
 
-    print(train_decoder(args.run, args.vae, args.data, DecoderPlan(minutes=args.minutes, seed=args.seed), device=args.device))
+    plan = settled(DecoderPlan(minutes=float(args.minutes), seed=args.seed), "decoder", args.set or [])
+    print(train_decoder(args.run, args.vae, args.data, plan, device=args.device))
 
 
 def train_data(args: argparse.Namespace) -> None:
@@ -138,9 +142,12 @@ def add_train(
         if device:
             p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
 
+    def settable(p: argparse.ArgumentParser) -> None:
+        p.add_argument("--set", action="append", metavar="FIELD=VALUE", help="change a field of this phase's plan; may be repeated")
+
     def planned(p: argparse.ArgumentParser) -> None:
         p.add_argument("--config", choices=CONFIGS, default=CONFIGS[0], help="sizes and schedules (%(default)s)")
-        p.add_argument("--set", action="append", metavar="FIELD=VALUE", help="change a field of this phase's plan; may be repeated")
+        settable(p)
         p.add_argument("--minutes", type=count, metavar="N", help="how long (the plan's)")
         p.add_argument("--seed", type=int, help="of everything random (the plan's)")
         p.add_argument("--device", default="cpu", help="cpu or cuda; under torchrun each rank takes its own (%(default)s)")
@@ -150,6 +157,7 @@ def add_train(
     p.add_argument("--clips", type=count, default=1200, metavar="N", help="characters to draw (%(default)s)")
     p.add_argument("--init", type=Path, metavar="FILE", help="vae.safetensors of another run to go on from (new weights)")
     timed(p, minutes=40)
+    settable(p)
 
     p = add("data", train_data, "make speech and clips for stage1, resumable; needs espeak-ng", "data runs/data --vae runs/vae")
     p.add_argument("dir", type=Path, metavar="DIR", help="folder to fill: speech, clips")
@@ -163,6 +171,7 @@ def add_train(
     p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`, or a model's")
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder that `train data` filled, with the same seed")
     timed(p, minutes=10)
+    settable(p)
 
     p = add("teacher", train_teacher, "teach a bidirectional transformer, stage2's judge", "teacher runs/teacher --clips runs/data/clips")
     p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: log, checkpoint, weights")
