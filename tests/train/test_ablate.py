@@ -81,7 +81,7 @@ def test_a_bundle_carries_its_plan(vae_run: Path, tmp_path: Path) -> None:  # no
     run.mkdir()
     save_file({"head.modulation": torch.zeros(3)}, run / "dit.safetensors")
     (run / "plan.json").write_text(json.dumps({"history": "clean", "block_frames": 2, "noise_correlation": 0.8}))
-    out = bundle(vae_run, run, tmp_path / "model")
+    out = bundle([vae_run], run, tmp_path / "model")
     config = ModelConfig.read(out / "config.json")
     assert (config.dit.block_frames, config.noise_correlation) == (2, 0.8) and ablate.trained_with(out)["history"] == "clean"
 

@@ -16,6 +16,7 @@ from everface.core.config import ModelConfig, VAEConfig
 from everface.core.errors import BadInput, Unavailable
 from everface.model.vae import VAE
 from everface.train import data, decoder
+from everface.train.bundle import bundle, mean_codec
 from everface.train.clips import MOVING_LATENTS, SHARD, STILL_FRAMES, STILL_LATENTS, Clips, read_clips
 from everface.train.decoder import WARM_UP, DecoderPlan, train_decoder, turns
 from everface.train.plans import settled
@@ -87,6 +88,20 @@ def test_speech_is_made_once_and_clips_are_made(vae_run: Path, tmp_path: Path, m
     assert seams and set(seams) == {2.5}
     with pytest.raises(BadInput, match="decoder has no field 'seem': choose one of clips, ema"):
         settled(plan, "decoder", ["seem=2"])
+
+
+def test_two_decoders_of_one_codec_have_a_mean_and_two_codecs_have_none(vae_run: Path, tmp_path: Path) -> None:
+    held = load_file(vae_run / "vae.safetensors")
+    for name, part in (("longer", "decoder.head.2.bias"), ("other", "conv1.bias")):
+        (tmp_path / name).mkdir()
+        save_file(held | {part: held[part] + 1}, tmp_path / name / "vae.safetensors")
+        (tmp_path / name / "vae.json").write_text((vae_run / "vae.json").read_text())
+    config, mean = mean_codec([vae_run, tmp_path / "longer"])
+    assert config == SMALL and mean.keys() == held.keys()
+    assert torch.equal(mean["decoder.head.2.bias"], (held["decoder.head.2.bias"] + (held["decoder.head.2.bias"] + 1)) / 2)
+    assert torch.equal(mean["conv1.bias"], held["conv1.bias"])
+    with pytest.raises(BadInput, match="^[^ ]* and [^ ]* are different codecs"):
+        bundle([vae_run, tmp_path / "other"], tmp_path, tmp_path / "model")
 
 
 def test_a_process_a_core_makes_the_clips_that_one_makes(vae_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,7 +196,8 @@ def add_train(
 
     p = add("bundle", train_bundle, "make a model folder of two finished runs", "bundle runs/dit --vae runs/vae -o model")
     p.add_argument("run", type=Path, metavar="RUN", help="folder of a finished `train stage1` or `train stage2`")
-    p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`, or a model's")
+    given = "folder of a finished `train decoder` or `train vae`, or a model's; several `train decoder` of one codec: their mean"
+    p.add_argument("--vae", type=Path, required=True, action="append", metavar="RUN", help=given)
     p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the model folder to write")
 
     p = add("evaluate", evaluate, "judge a model on characters and voices it never saw", "evaluate -o out/evaluate")
