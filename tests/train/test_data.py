@@ -100,7 +100,7 @@ def test_two_decoders_of_one_codec_have_a_mean_and_two_codecs_have_none(vae_run:
     assert config == SMALL and mean.keys() == held.keys()
     assert torch.equal(mean["decoder.head.2.bias"], (held["decoder.head.2.bias"] + (held["decoder.head.2.bias"] + 1)) / 2)
     assert torch.equal(mean["conv1.bias"], held["conv1.bias"])
-    with pytest.raises(BadInput, match="^[^ ]* and [^ ]* are different codecs"):
+    with pytest.raises(BadInput, match=r"^[^ ]* and [^ ]* are different codecs"):
         bundle([vae_run, tmp_path / "other"], tmp_path, tmp_path / "model")
 
 
