@@ -36,11 +36,11 @@ def last(run: Path) -> dict[str, float]:
 @pytest.mark.parametrize("way", ["copy", "shard"])
 def test_two_processes_train_what_one_trains(way: str, start: tuple[Path, Path, Path], tmp_path: Path) -> None:  # noqa: F811
     """Losses within 1e-4 of themselves: sums come in another order, and Adam without momentum makes much of the smallest gradients.
-    `dmd` within 1e-3: it is the difference of two scores that are still nearly one (2.3e-4 on one kind of machine, where another stays below 1.5e-4)."""
+    `dmd` and `norm`, of its gradient, within 1e-3: it is the difference of two scores that are still nearly one. Sharded and with AVX-512 they are 4.1e-4 and 2.4e-4 apart."""
     one = load_file(train_stage2(tmp_path / "one", *start, replace(PLAN, decay_from=1.0), SMALL))
     two = together(tmp_path / "two", start, 4, way)
     began = load_file(start[1])
-    for name, rel in {"fake": 1e-4, "dmd": 1e-3, "reward": 1e-4, "norm": 1e-4}.items():
+    for name, rel in {"fake": 1e-4, "dmd": 1e-3, "reward": 1e-4, "norm": 1e-3}.items():
         assert last(tmp_path / "two")[name] == pytest.approx(last(tmp_path / "one")[name], rel=rel, abs=1e-5)
     assert one.keys() == two.keys()
     moved = sum((one[n] - began[n]).square().sum().item() for n in one)
