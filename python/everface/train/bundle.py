@@ -18,7 +18,7 @@ from everface.core.config import AudioConfig, ModelConfig, TextConfig, VAEConfig
 from everface.core.errors import BadInput
 from everface.train.characters import neutral, render, sample_identity
 from everface.train.clips import STILL_FRAMES
-from everface.train.data import read_vae_config
+from everface.train.data import ENCODER, read_vae_config
 from everface.train.plans import TINY
 from everface.weights.store import write_safetensors, write_text
 
@@ -60,7 +60,7 @@ def bundle(vae_runs: list[Path], dit_run: Path, out: Path) -> Path:
 def mean_codec(runs: list[Path]) -> tuple[VAEConfig, dict[str, Tensor]]:
     """Raises BadInput where two do not make the same latents, so that their mean would be no codec."""
     config, first = read_vae_config(runs[0]), load_file(runs[0] / "vae.safetensors")
-    encoder = [n for n in first if n.startswith(("encoder.", "conv1."))]
+    encoder = [n for n in first if n.startswith(ENCODER)]
     total = {n: t.float() for n, t in first.items()}
     for run in runs[1:]:
         held = load_file(run / "vae.safetensors")

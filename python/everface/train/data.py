@@ -18,6 +18,8 @@ from everface.train.voices import make_speech
 from everface.weights.files import open_file
 from everface.weights.load import load_into
 
+ENCODER = ("encoder.", "conv1.")  # names of the weights that make latents
+
 
 def make_data(folder: Path, vae_run: Path, count: int, seed: int, minutes: float) -> Path:
     """Fill folder/speech (espeak-ng, once) and folder/clips, `count` of them or as many as the time allows; resumable.

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from everface.model.features import LogMel
 from everface.model.vae import VAE, VAEStream
 from everface.train.clips import STILL_FRAMES, STILL_LATENTS, Clips, make_clip, read_clips, read_speech
-from everface.train.data import read_vae, read_vae_config
+from everface.train.data import ENCODER, read_vae, read_vae_config
 from everface.train.descent import Ema, Optimiser, autocast, read_checkpoint, write_checkpoint
 from everface.train.journal import Journal
 from everface.train.vae import VAEPlan, region_weight, vae_loss, vae_rate, worth
@@ -86,7 +86,7 @@ def train_decoder(run_dir: Path, vae_run: Path, data: Path, plan: DecoderPlan, d
     write_checkpoint(run_dir, vae, ema, optimiser, progress)
     path = run_dir / "vae.safetensors"
     kept = load_file(vae_run / "vae.safetensors")  # the encoder to the bit
-    save_file({n: (kept[n] if n.startswith(("encoder.", "conv1.")) else t).contiguous() for n, t in ema.weights.items()}, path)
+    save_file({n: (kept[n] if n.startswith(ENCODER) else t).contiguous() for n, t in ema.weights.items()}, path)
     (run_dir / "vae.json").write_text(json.dumps(asdict(read_vae_config(vae_run)), indent=2) + "\n")
     return path
 
