@@ -34,9 +34,9 @@ def sound() -> torch.Tensor:
 
 def test_windows_stand_at_powers_of_ten() -> None:
     near = [0, 42, 84, 126, 168]
-    assert begin_blocks(10_000, 210, 42, 0.48) == [*near, 210, 2100, 21_000]
-    assert begin_blocks(5_000, 210, 42, 0.48) == [*near, 210, 2100, 50 * 210]
-    assert begin_blocks(1, 210, 42, 0.48) == [*near, 210] and begin_blocks(1, 210, 200, 0.48) == [0, 210]
+    assert begin_blocks(10_000, 210, 42, 0.48) == [*near, 210, 2100, *(21_000 + n for n in near)]
+    assert begin_blocks(5_000, 210, 42, 0.48) == [*near, 210, 2100, *(50 * 210 + n for n in near)]
+    assert begin_blocks(1, 210, 42, 0.48) == [*near, *(210 + n for n in near)] and begin_blocks(1, 210, 200, 0.48) == [0, 210]
 
 
 def test_windows_are_the_frames_of_a_plain_session(studio: Studio, small_model: Path) -> None:  # noqa: F811
@@ -78,14 +78,14 @@ def test_a_run_that_is_stopped_leaves_the_windows_it_came_to(studio: Studio, tmp
 
 def test_the_verdict_sees_each_way_to_drift() -> None:
     row = {key: 0.9 for key in SHOWN} | {"lag": 0.0, "fit_psnr": 28.0}
-    assert all(d.get("pass", True) for d in drift([row, row]).values())
+    assert all(d.get("pass", True) for d in drift([row], [row]).values())
     for key, held in HELD.items():
         far = row | {key: row[key] - 1.01 * held.room(row[key]) - (1.0 if key == "lag" else 0.0)}
-        assert [k for k, d in drift([row, row, far]).items() if not d.get("pass", True)] == [key]
+        assert [k for k, d in drift([row, row], [far, row]).items() if not d.get("pass", True)] == [key]
         near = row | {key: row[key] - 0.9 * held.room(row[key])}
-        assert all(d.get("pass", True) for d in drift([row, far, near]).values())
-    shown = drift([row, row | {"blinks": 3.9}, row], near=2)["blinks"]
-    assert "pass" not in shown and shown["luck"] == pytest.approx(3 / 2**0.5)
+        assert all(d.get("pass", True) for d in drift([row, row], [near, far]).values())
+    shown = drift([row, row | {"blinks": 3.9}], [row | {"blinks": 1.9}, row | {"blinks": 7.9}])["blinks"]
+    assert "pass" not in shown and shown["mean_change"] == pytest.approx(2.5) and shown["error"] == pytest.approx(1.5)
 
 
 def test_a_chart_draws_what_it_is_given(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 An unseen character listens to a loop of unseen speech; every block of the stream is denoised, but only windows of it are decoded, after
 the blocks before them that the decoder remembers. All windows begin with the loop and so hear the same: what differs between them is
-drift, or the luck of the noise, of which the other windows of the first loop give an idea. The report is written after every window, so
-a run that is stopped leaves the windows it came to.
+drift, or the luck of the noise. The first loop and the last are looked at whole, so each of their windows has one that heard the same, and
+how those pairs differ among themselves tells what luck is worth. The report is written after every window, so a run that is stopped leaves
+the windows it came to.
 """
 
 from __future__ import annotations
@@ -49,8 +50,7 @@ class Held(NamedTuple):
 
 # Colours and latents' mean lie about 0, so 2 % of their range and of the latents' deviation of 1 are meant. What is not here is shown only:
 # 20 s hold about five blinks and a few sways of the head, whose number and size are luck from one window to the next: on the first
-# bundled model neighbouring windows with the same sound had flickers of 1.88 to 2.04. Its identity is not a matter of 2 % either: 27.1 to
-# 28.9 dB, as what its eyes do changes over many seconds (noise correlation 0.98); the column of luck tells such a MISS from drift.
+# bundled model neighbouring windows with the same sound had flickers of 1.88 to 2.04. The mean change and its error tell such luck from drift.
 HELD = {
     "open_corr": Held(within=0.03), "lag": Held(within=0.0), "fit_psnr": Held(0.02), "sharpness": Held(0.02),
     "red": Held(within=0.04), "green": Held(within=0.04), "blue": Held(within=0.04), "latent_mean": Held(within=0.02),
@@ -61,10 +61,10 @@ MANY_FRAMES = 64  # of a window that the pose is fitted to
 
 
 def begin_blocks(seconds: float, loop: int, window: int, block_s: float) -> list[int]:
-    """First blocks of the windows: as many as fit into the first loop, then after 1, 10, 100 ... loops, the last where `seconds` are over."""
+    """First blocks of the windows: as many as fit into the first loop, then one after 1, 10, 100 ... loops, and the loop after `seconds` as the first."""
     loops = max(1, math.ceil(seconds / (loop * block_s)))
-    tens = [10**k for k in range(12) if 10**k < loops]
-    return [*range(0, loop - window + 1, window), *(loop * n for n in (*tens, loops))]
+    near, tens = range(0, loop - window + 1, window), [10**k for k in range(12) if 10**k < loops]
+    return [*near, *(loop * n for n in tens), *(loop * loops + begin for begin in near)]
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,15 @@ def look(reader: Reader, one: Unseen, window: Window, block_frames: int, fit_fra
     return row | {"latent_mean": z.mean().item(), "latent_std": z.std().item()}
 
 
-def drift(rows: list[Row], near: int = 1) -> dict[str, dict[str, Any]]:
-    """The last window against the first, measure by measure; `pass` only where it is held to something. `luck`: the standard deviation of the
-    first `near` windows, where nothing can have drifted yet."""
-    first, last, report = rows[0], rows[-1], {}
+def drift(early: list[Row], late: list[Row]) -> dict[str, dict[str, Any]]:
+    """The first of the `late` windows against the first of the `early` ones, measure by measure; `pass` only where it is held to something.
+    All of them, in pairs that heard the same: `mean_change`, and `error`, its standard error (0 of a single pair)."""
+    first, last, report = early[0], late[0], {}
     for key in SHOWN:
         change, held = last[key] - first[key], HELD.get(key)
-        luck = statistics.stdev(row[key] for row in rows[:near]) if min(near, len(rows)) > 1 else 0.0
-        report[key] = {"first": first[key], "last": last[key], "change": change, "luck": luck}
+        changes = [b[key] - a[key] for a, b in zip(early, late, strict=False)]
+        error = statistics.stdev(changes) / len(changes) ** 0.5 if len(changes) > 1 else 0.0
+        report[key] = {"first": first[key], "last": last[key], "change": change, "mean_change": statistics.fmean(changes), "error": error}
         if held is not None:
             report[key] |= {"room": held.room(first[key]), "pass": abs(change) <= held.room(first[key])}
     return report
@@ -126,14 +127,14 @@ def horizon(
     studio: Studio, reader: Reader, sound_S: Tensor, seconds: float, out: Path, ways: Ways | None = None, seed: int = 0,
     window: int = WINDOW_BLOCKS, tell: Tell = log.info,
 ) -> dict[str, Any]:  # fmt: skip
-    """One stream of `seconds` and a window more, over and over the sound, which must be whole blocks long and longer than a window.
+    """One stream of `seconds` and a loop more, over and over the sound, which must be whole blocks long and longer than a window.
     Writes horizon.json, horizon.md and horizon.png after every window and returns the report."""
     out.mkdir(parents=True, exist_ok=True)
     frames, block_s = window * studio.block_frames, studio.block_frames / FPS
     loop_frames = len(sound_S) // SAMPLES_PER_FRAME
     # The mouth's rule has a memory: at 0 the loop comes out of silence, later out of its own end. The face it is drawn on is the same.
     size = studio.config.size[0] if studio.config.size else 128
-    twice = draw_unseen([torch.cat([sound_S, sound_S[: frames * SAMPLES_PER_FRAME]])], seed, size)[0]
+    twice = draw_unseen([torch.cat([sound_S, sound_S])], seed, size)[0]
     first = twice.part(0, frames)
     rows: list[Row] = []
     report: dict[str, Any] = {}
@@ -142,12 +143,13 @@ def horizon(
         begins = begin_blocks(seconds, loop_frames // studio.block_frames, window, block_s)
         near = sum(begin * studio.block_frames < loop_frames for begin in begins)
         for seen in windows(stream, chain.from_iterable(repeat(sound_S.split(voices.RATE // 2))), begins, window, tell):
-            heard, at_s = twice.part(min(seen.first * studio.block_frames, loop_frames), frames), seen.first * block_s
+            at_s, frame = seen.first * block_s, seen.first * studio.block_frames
+            heard = twice.part(frame if frame < loop_frames else loop_frames + frame % loop_frames, frames)
             due = replace(first, open_T=heard.open_T, wide_T=heard.wide_T)
             rows.append({"seconds": at_s} | look(reader, due, seen, studio.block_frames, MANY_FRAMES))
             tell(f"{at_s:.0f} s: " + " ".join(f"{k} {rows[-1][k]:.3f}" for k in SHOWN))
             report = {"seconds": seconds, "windows": rows, "complete": len(rows) == len(begins), "took_s": time.monotonic() - began}
-            report["drift"] = drift(rows, near)
+            report["drift"] = drift(rows[:near], rows[len(begins) - near :] or rows[-1:])
             report["pass"] = report["complete"] and all(d.get("pass", True) for d in report["drift"].values())
             write(report, out)
     return report
@@ -163,12 +165,13 @@ def write(report: dict[str, Any], out: Path) -> None:
 
 
 def table(report: dict[str, Any]) -> str:
-    """As markdown: a column a window, the last one's distance from the first, how much neighbours differ, and whether it is little enough."""
+    """As markdown: a column a window, how far the last loop's first is from the first and whether it may be, and how far those loops are apart."""
     rows = report["windows"]
     verdict = ("PASS" if report["pass"] else "MISS") if report["complete"] else f"stopped after {len(rows)} windows"
     lines = [f"One stream over {report['seconds']:g} s: {verdict}", ""]
-    lines += ["| measure | " + " | ".join(f"{row['seconds']:.0f} s" for row in rows) + " | change | luck | may | |", "|---" * (len(rows) + 5) + "|"]
+    lines += ["| measure | " + " | ".join(f"{row['seconds']:.0f} s" for row in rows) + " | change | may | | loops' mean change |", "|---" * (len(rows) + 5) + "|"]
     for key, d in report["drift"].items():
         held = f"{d['room']:.3f} | {'pass' if d['pass'] else 'MISS'}" if "room" in d else " | shown only"
-        lines.append(f"| {key} | " + " | ".join(f"{row[key]:.3f}" for row in rows) + f" | {d['change']:+.3f} | {d['luck']:.3f} | {held} |")
+        mean = f"{d['mean_change']:+.3f} +- {d['error']:.3f}"
+        lines.append(f"| {key} | " + " | ".join(f"{row[key]:.3f}" for row in rows) + f" | {d['change']:+.3f} | {held} | {mean} |")
     return "\n".join(lines) + "\n"
