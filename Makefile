@@ -63,7 +63,7 @@ $(VENV)/.python:
 	touch $@
 
 # torch comes first and alone, so that nothing later resolves it anew. Its plain builds bring gigabytes of CUDA on
-# Linux x86_64: without an NVIDIA driver only the CPU build is taken there, and if pip sees none we stop and say so.
+# Linux x86_64: without an NVIDIA driver only the CPU build is taken there, and if pip fails we stop and say what to do.
 $(VENV)/.torch: | $(VENV)/.python
 ifdef TORCH
 	$(PIP) install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"
@@ -73,9 +73,9 @@ else
 	@if nvidia-smi -L >/dev/null 2>&1 || [ "$$(uname -sm)" != "Linux x86_64" ]; then \
 	  $(PIP) install torch==2.13.0; \
 	elif ! $(PIP) install torch==2.13.0+cpu; then \
-	  echo "everface: pip sees no CPU build of torch here, and the plain one brings gigabytes of CUDA." >&2; \
-	  echo "everface: name the index of PyTorch's CPU wheels (see its 'Get started' page): make TORCH_INDEX=ADDRESS" >&2; \
-	  echo "everface: or take the large build all the same: make TORCH=torch==2.13.0" >&2; \
+	  echo "everface: the CPU build of torch could not be installed; pip says why above." >&2; \
+	  echo "everface: if pip found none, name the index of PyTorch's CPU wheels (see its 'Get started' page): make TORCH_INDEX=ADDRESS" >&2; \
+	  echo "everface: or take the build that brings gigabytes of CUDA: make TORCH=torch==2.13.0" >&2; \
 	  exit 1; \
 	fi
 endif
