@@ -20,16 +20,16 @@ from everface.core.block import Block
 from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable
 from everface.core.log import log
-from everface.runtime.handoff import SLOTS, Broken, Local
-from everface.runtime.plan import DECODE, Plan
-from everface.runtime.stage import Answer, Epoch, Failure, Message, Stage, Stop, Tombstone, answer_of, find_factory
+from everface.runtime.transport.base import SLOTS, ChannelError, LocalChannel
+from everface.runtime.planning.placement import DECODE, Plan
+from everface.runtime.stage import Answer, Cancel, Failure, Message, Stage, Stop, Cancelled, answer_of, find_factory
 
 if TYPE_CHECKING:  # they want msgspec, which an inline pipeline does without
-    from everface.runtime.connect import Hops
+    from everface.runtime.cluster.connections import Connections
 
 START_S = 1800.0  # for children to import, load weights and build their roles
 GRACE_S = 2.0  # for children to end by themselves
-VERDICT_S = 5.0  # for the supervisor to find out why a hop broke
+VERDICT_S = 5.0  # for the supervisor to find out why a channel broke
 IDLE_S = 3600.0  # a stage's thread looks around so often
 MESSAGES = 16  # answers to openings and closings that may wait besides blocks
 
@@ -64,7 +64,7 @@ class Pipeline(ABC):
     def take(self, timeout_s: float) -> Answer | None:
         """The next answer in order, None if none came in time or somebody called wake(). Raises Lost."""
         answer = self._take(timeout_s)
-        self._count(-(isinstance(answer, Block | Tombstone) or (isinstance(answer, Failure) and answer.index >= 0)))
+        self._count(-(isinstance(answer, Block | Cancelled) or (isinstance(answer, Failure) and answer.index >= 0)))
         return answer
 
     @abstractmethod
@@ -87,7 +87,7 @@ class Pipeline(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End every stage. Blocks in flight are lost. May be called twice."""
+        """ChannelEnd every stage. Blocks in flight are lost. May be called twice."""
 
     @abstractmethod
     def _put(self, message: Message) -> None: ...
@@ -111,7 +111,7 @@ class InlinePipeline(Pipeline):
         if torch.device(deployment.device).type == "cuda":
             torch.cuda.synchronize()  # the roles were made on this thread's stream and run on others, which do not wait for it
         hears = [*(self._hearer(at) for at in range(len(parts))), None]
-        self._hops = [Local(SLOTS if hear else self.depth + MESSAGES, hear) for hear in hears]
+        self._channels = [LocalChannel(SLOTS if on_cancel else self.depth + MESSAGES, on_cancel) for on_cancel in hears]
         self._threads = [
             threading.Thread(target=self._work, args=(at, deployment.device), name=f"everface {'+'.join(part)}", daemon=True)
             for at, part in enumerate(parts)
@@ -120,55 +120,55 @@ class InlinePipeline(Pipeline):
             thread.start()
 
     def close(self) -> None:
-        for hop in self._hops:
-            hop.abort("the pipeline is closed: start another")
+        for channel in self._channels:
+            channel.abort("the pipeline is closed: start another")
         for thread in self._threads:
             thread.join()
 
     def wake(self) -> None:
-        self._hops[-1].wake()
+        self._channels[-1].wake()
 
-    def _hearer(self, at: int) -> Callable[[Epoch], None]:
-        def hear(notice: Epoch) -> None:
-            self._stages[at].hear(notice)
-            self._hops[at + 1].put(notice)
+    def _hearer(self, at: int) -> Callable[[Cancel], None]:
+        def on_cancel(notice: Cancel) -> None:
+            self._stages[at].on_cancel(notice)
+            self._channels[at + 1].put(notice)
 
-        return hear
+        return on_cancel
 
     def _work(self, at: int, device: str) -> None:
         """One stage's thread."""
-        stage, taker, giver = self._stages[at], self._hops[at], self._hops[at + 1]
+        stage, receiver, sender = self._stages[at], self._channels[at], self._channels[at + 1]
         stream = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
         try:
             with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
                 while True:
-                    message = taker.take(IDLE_S)
+                    message = receiver.take(IDLE_S)
                     if message is None:
                         continue
                     answer = stage.run(message)
                     del message
-                    told = answer if giver is not self._hops[-1] else answer_of(answer)
+                    told = answer if sender is not self._channels[-1] else answer_of(answer)
                     if told is not None:
-                        giver.put(told)
-        except Broken:
+                        sender.put(told)
+        except ChannelError:
             pass
         except BaseException as error:
             log.exception("a stage failed")
-            for hop in self._hops:
-                hop.abort(f"a device was lost ({type(error).__name__}: {str(error)[:200]}): start again")
+            for channel in self._channels:
+                channel.abort(f"a device was lost ({type(error).__name__}: {str(error)[:200]}): start again")
         finally:
             stage.reset()
 
     def _put(self, message: Message) -> None:
         try:
-            self._hops[0].put(message)
-        except Broken as error:
+            self._channels[0].put(message)
+        except ChannelError as error:
             raise Unavailable(str(error)) from None
 
     def _take(self, timeout_s: float) -> Answer | None:
         try:
-            return self._hops[-1].take(timeout_s)  # type: ignore[return-value]
-        except Broken as error:
+            return self._channels[-1].take(timeout_s)  # type: ignore[return-value]
+        except ChannelError as error:
             raise Unavailable(str(error)) from None
 
 
@@ -176,19 +176,19 @@ class ProcessPipeline(Pipeline):
     """One child process a device; the caller's process is the last rank, which feeds the first and takes from the last."""
 
     def __init__(self, plan: Plan, factory: str, spec: dict[str, Any], deployment: Deployment):
-        from everface.runtime.carrier import choose
-        from everface.runtime.supervisor import Supervisor
+        from everface.runtime.transport.selection import choose
+        from everface.runtime.cluster.supervisor import Supervisor
 
         count = len(plan.devices)
         super().__init__(depth=count + 1)  # the stages, and the caller, with whom a block is while its answer is taken
         self._timeout_s = deployment.timeout_s
         self._slots = [SLOTS] * count + [
             self.depth + MESSAGES
-        ]  # all in flight fits into the last hop: a slow viewer stalls no stage
+        ]  # all in flight fits into the last channel: a slow viewer stalls no stage
         self._devices = devices_of(deployment.device, count)
-        line = [*self._devices, "cpu"]  # the caller takes frames to the host
-        self._kinds = [choose(line[rank - 1], line[rank], same_process=False).kind for rank in range(count + 1)]
-        self._hops: Hops | None = None
+        stream = [*self._devices, "cpu"]  # the caller takes frames to the host
+        self._kinds = [choose(stream[rank - 1], stream[rank], same_process=False).kind for rank in range(count + 1)]
+        self._channels: Connections | None = None
         self._folder = tempfile.mkdtemp(prefix="everface-")  # private to this user
         # equal thread counts give equal bits on every placement
         threads = deployment.threads or env.threads() or torch.get_num_threads()
@@ -225,23 +225,23 @@ class ProcessPipeline(Pipeline):
 
     def close(self) -> None:
         atexit.unregister(self.close)
-        idle = self._hops is not None and not self.in_flight and not self._supervisor.lost()
-        if idle and self._hops is not None:
-            with contextlib.suppress(Broken):
-                self._hops.giver.put(Stop())
+        idle = self._channels is not None and not self.in_flight and not self._supervisor.lost()
+        if idle and self._channels is not None:
+            with contextlib.suppress(ChannelError):
+                self._channels.sender.put(Stop())
         self._supervisor.close(GRACE_S if idle else 0.0)
         self._disconnect()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def wake(self) -> None:
-        hops = self._hops
-        if hops is not None:
-            hops.taker.wake()
+        channels = self._channels
+        if channels is not None:
+            channels.receiver.wake()
 
     def _connect(self) -> None:
-        """Wait for the children's roles, then meet them all. Raises Lost."""
-        from everface.runtime.connect import JOIN_S, Hops
-        from everface.runtime.control import Join
+        """Wait for the children's roles, then wait_connected them all. Raises Lost."""
+        from everface.runtime.cluster.connections import JOIN_S, Connections
+        from everface.runtime.cluster.control import Join
 
         supervisor, world = self._supervisor, len(self._supervisor.children) + 1
         try:
@@ -250,45 +250,45 @@ class ProcessPipeline(Pipeline):
                 supervisor.generation + 1, world - 1, world, self._folder, "cpu", self._kinds, self._slots, self._timeout_s
             )  # fmt: skip
             supervisor.order_join(ours)
-            self._hops = Hops(ours, lambda _: None)
-            self._hops.meet()
+            self._channels = Connections(ours, lambda _: None)
+            self._channels.wait_connected()
             supervisor.wait_joined(JOIN_S)
-        except (Broken, Unavailable) as error:
+        except (ChannelError, Unavailable) as error:
             self._lose(str(error))
         with self._lock:
             self.in_flight = 0
 
     def _disconnect(self) -> None:
-        hops, self._hops = self._hops, None
-        if hops is not None:
-            hops.close()
+        channels, self._channels = self._channels, None
+        if channels is not None:
+            channels.close()
 
     def _abort(self, reason: str) -> None:
-        hops = self._hops
-        if hops is not None:
-            hops.abort(reason)
+        channels = self._channels
+        if channels is not None:
+            channels.abort(reason)
 
     def _put(self, message: Message) -> None:
-        hops = self._hops
+        channels = self._channels
         try:
-            if hops is None:
-                raise Broken("the pipeline is not connected")
-            hops.giver.put(message)
-        except Broken as error:
+            if channels is None:
+                raise ChannelError("the pipeline is not connected")
+            channels.sender.put(message)
+        except ChannelError as error:
             self._lose(str(error))
 
     def _take(self, timeout_s: float) -> Answer | None:
-        hops = self._hops
+        channels = self._channels
         try:
-            if hops is None:
-                raise Broken("the pipeline is closed")
-            return hops.taker.take(timeout_s)  # type: ignore[return-value]
-        except Broken as error:
+            if channels is None:
+                raise ChannelError("the pipeline is closed")
+            return channels.receiver.take(timeout_s)  # type: ignore[return-value]
+        except ChannelError as error:
             self._lose(str(error))
 
     def _lose(self, what: str) -> NoReturn:
         """Raise Lost with the supervisor's verdict, or Unavailable when that is final."""
-        verdict = self._supervisor.wait_loss(VERDICT_S if self._hops is not None else 0.0)
+        verdict = self._supervisor.wait_loss(VERDICT_S if self._channels is not None else 0.0)
         self._supervisor.check()
         raise Lost(verdict or what)
 

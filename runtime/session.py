@@ -1,7 +1,7 @@
 """One viewer: sound in, frames out, in order. Its clock is the count of accepted samples.
 
 Sound is cut into blocks of 12 video frames. A block is prepared, by the thread that pushes, once its samples and the look-ahead are
-there or the sound has ended; the desk takes prepared blocks in turn with those of other sessions. Before the epoch's first sample and
+there or the sound has ended; the desk takes prepared blocks in turn with those of other sessions. Before the revision's first sample and
 after its last there is silence. Threads may push, poll, interrupt and close at the same time.
 """
 
@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import torch
 
-from everface.core.block import Block, Opening, Tensors
+from everface.core.block import Block, OpenSession, Tensors
 from everface.core.config import SAMPLE_RATE, SAMPLES_PER_FRAME
 from everface.core.errors import BadInput, EverfaceError, Unavailable
 from everface.core.log import log
-from everface.runtime.clock import Clock
-from everface.runtime.event import Event, FrameBlock, Recovered, Recovering, Segment
-from everface.runtime.intake import Intake
-from everface.runtime.ledger import Cut, Ledger, Sent
-from everface.runtime.stage import Epoch, Failure, Opened, Tombstone
+from everface.runtime.timeline import Clock
+from everface.runtime.events import Event, FrameBlock, Recovered, Recovering, Segment
+from everface.runtime.audio_buffer import Intake
+from everface.runtime.in_flight import Cut, Ledger, Sent
+from everface.runtime.stage import Cancel, Failure, Opened, Cancelled
 
 if TYPE_CHECKING:
-    from everface.runtime.desk import Desk
+    from everface.runtime.scheduler import Desk
 
 REFRESH_AT = 4  # blocks; the official first clip
 WAIT_S = 0.2  # longest single wait, so that whatever another thread did is soon seen
@@ -62,7 +62,7 @@ class Session:
         if self._limit < self._block + lookahead_samples:
             raise BadInput(f"a buffer of {buffer_s:g} s does not hold one block and its look-ahead: allow more")
         self.clock = Clock(desk.now)
-        self.epoch = 0
+        self.revision = 0
         self.state = OPENING
         self.due_s = 0.0  # the desk's own: whose turn it is
         self._tensors, self._params = tensors, params or {}
@@ -71,7 +71,7 @@ class Session:
         self._intake = Intake(self._block, lookback_samples, lookahead_samples)
         self._at = 0  # first sample of the next block to emit
         self._shown = 0  # samples before it were handed out as frames
-        self._resulted = True  # the epoch has had its Segment, or has no sound yet
+        self._resulted = True  # the revision has had its Segment, or has no sound yet
         self._ledger = Ledger()
         self._finished: deque[FrameBlock] = deque()
         self._events: deque[Event] = deque(maxlen=EVENTS)
@@ -127,12 +127,12 @@ class Session:
                 if pcm.numel():
                     self._intake.add(pcm)
                     self._resulted = False
-                    self.clock.hear()
+                    self.clock.on_cancel()
             self._prepare()
         return True
 
     def end(self) -> None:
-        """No more sound in this epoch: what waits is padded with silence to whole blocks."""
+        """No more sound in this revision: what waits is padded with silence to whole blocks."""
         with self._pushing:
             with self._changed:
                 self._check_open()
@@ -143,21 +143,21 @@ class Session:
                 self._changed.notify_all()
 
     def interrupt(self) -> int:
-        """Drop all that is not delivered; sound pushed from now on belongs to the epoch answered. Nothing pushed: no change."""
+        """Drop all that is not delivered; sound pushed from now on belongs to the revision answered. Nothing pushed: no change."""
         with self._changed:
             self._check_open()
             if self.accepted == self._intake.begin and not self._intake.ended:
-                return self.epoch
+                return self.revision
             self._conclude(interrupted=True)
-            self.epoch += 1
+            self.revision += 1
             self._intake.anew()
             self._at = self._shown = self.accepted
             self._resulted = True
             self._finished.clear()
-            notice = Epoch(self.id, self._ledger.drop())
+            notice = Cancel(self.id, self._ledger.drop())
             self._changed.notify_all()
         self._desk.tell(notice)
-        return self.epoch
+        return self.revision
 
     def change(self, tensors: Tensors) -> None:
         """A new picture or prompt, as condition tensors (sink, motion, text): they ride with the next block that is emitted."""
@@ -198,7 +198,7 @@ class Session:
                 yield block
 
     def events(self) -> list[Event]:
-        """What happened since the last call: one Segment an epoch of sound, Recovering, Recovered."""
+        """What happened since the last call: one Segment an revision of sound, Recovering, Recovered."""
         with self._changed:
             events = list(self._events)
             self._events.clear()
@@ -229,8 +229,8 @@ class Session:
 
     # for the desk
 
-    def opening(self) -> Opening:
-        return Opening(self.id, self._tensors, self._params)
+    def opening(self) -> OpenSession:
+        return OpenSession(self.id, self._tensors, self._params)
 
     def ready(self) -> bool:
         """Is there a block to emit now? Not while the viewer leaves too many finished ones lying."""
@@ -261,7 +261,7 @@ class Session:
             self.clock.emit(block.index, block.pts)
             return block
 
-    def accept(self, answer: Block | Tombstone | Failure | Opened) -> bool:
+    def accept(self, answer: Block | Cancelled | Failure | Opened) -> bool:
         """Take an answer of the pipeline. True: what the stages hold of this session is worthless, open it again."""
         with self._changed:
             if self.state == CLOSED:
@@ -277,7 +277,7 @@ class Session:
                 self.fail(Unavailable(f"session {self.id} could not be opened on {answer.role}: {answer.reason}"))
                 return False
             sent = self._ledger.land(answer)
-            if isinstance(answer, Tombstone) or self._failed:
+            if isinstance(answer, Cancelled) or self._failed:
                 return False
             if isinstance(answer, Failure):
                 if sent.opening != self._ledger.openings:
@@ -299,7 +299,7 @@ class Session:
                 self._events.append(Recovering(reason))
                 self._changed.notify_all()
 
-    def resume(self) -> Opening:
+    def resume(self) -> OpenSession:
         """The stages and all in flight are lost: everything that is not delivered, and what it needs before it, is sent again."""
         with self._changed:
             self._ledger.resend()
@@ -339,10 +339,10 @@ class Session:
                 if found is None:
                     return
                 window, frames, last = found
-                cut = Cut(self._ledger.next_index(), self.epoch, self._intake.at, frames, last)
+                cut = Cut(self._ledger.next_index(), self.revision, self._intake.at, frames, last)
             cut.condition = self._condition(cut.index, window)
             with self._changed:
-                if cut.epoch != self.epoch or self.state == CLOSED:
+                if cut.revision != self.revision or self.state == CLOSED:
                     continue
                 self._intake.advance()
                 self._ledger.waiting.append(cut)
@@ -362,7 +362,7 @@ class Session:
         self._recovered()
         self._ledger.keep(sent.cut)
         self.clock.deliver(answer.index, answer.frames)
-        self._finished.append(FrameBlock(answer.x[: answer.frames], answer.pts, sent.cut.epoch, answer.index))
+        self._finished.append(FrameBlock(answer.x[: answer.frames], answer.pts, sent.cut.revision, answer.index))
         self._changed.notify_all()
 
     def _recovered(self) -> None:
@@ -392,9 +392,9 @@ class Session:
             return block
 
     def _conclude(self, interrupted: bool = False) -> None:
-        """Give the epoch's one result: when all of its ended sound is shown, or when there will be no more of it."""
+        """Give the revision's one result: when all of its ended sound is shown, or when there will be no more of it."""
         done = self._intake.ended and self._shown >= self.accepted
         over = interrupted or (self._failed is not None and not self._finished)
         if not self._resulted and (over or done):
             self._resulted = True
-            self._events.append(Segment(self.epoch, self._intake.begin, self.accepted, self._shown, not done))
+            self._events.append(Segment(self.revision, self._intake.begin, self.accepted, self._shown, not done))

@@ -13,25 +13,25 @@ from typing import Any, Protocol
 
 import torch
 
-from everface.core.block import Block, Closing, Opening
+from everface.core.block import Block, CloseSession, OpenSession
 from everface.core.errors import BadInput
 from everface.core.log import log
 
 
 @dataclass(frozen=True)
-class Epoch:
-    """Interruption: blocks of `session` older than `epoch` are worthless from now on. Overtakes the blocks in its way."""
+class Cancel:
+    """Interruption: blocks of `session` older than `revision` are worthless from now on. Overtakes the blocks in its way."""
 
     session: int
-    epoch: int
+    revision: int
 
 
 @dataclass(frozen=True)
-class Tombstone:
+class Cancelled:
     """Stands for a dropped block to the end of the pipeline, so that the count in flight stays right."""
 
     session: int
-    epoch: int
+    revision: int
     index: int
 
 
@@ -40,7 +40,7 @@ class Failure:
     """Stands for a block that could not be made, or, with index -1, for a session that could not be opened."""
 
     session: int
-    epoch: int
+    revision: int
     index: int
     role: str
     reason: str
@@ -65,9 +65,9 @@ class Stop:
     """The pipeline ends: a stage hands it on and returns."""
 
 
-Message = Opening | Block | Closing | Epoch | Tombstone | Failure | Opened | Closed | Stop
-Answer = Block | Tombstone | Failure | Opened | Closed  # what leaves the last stage
-URGENT = (Epoch, Stop)  # need no credit, so they reach a stage whose hop is full
+Message = OpenSession | Block | CloseSession | Cancel | Cancelled | Failure | Opened | Closed | Stop
+Answer = Block | Cancelled | Failure | Opened | Closed  # what leaves the last stage
+UNBUFFERED = (Cancel, Stop)  # need no credit, so they reach a stage whose channel is full
 
 
 class Role(Protocol):
@@ -76,11 +76,11 @@ class Role(Protocol):
     `close` also comes to a role that failed to open, or that came after it; nothing is freed then.
     """
 
-    def open(self, opening: Opening) -> None: ...
+    def open(self, opening: OpenSession) -> None: ...
 
     def run(self, block: Block) -> Block: ...
 
-    def close(self, closing: Closing) -> None: ...
+    def close(self, closing: CloseSession) -> None: ...
 
 
 Factory = Callable[[str, dict[str, Any]], Role]
@@ -97,29 +97,29 @@ def find_factory(name: str) -> Factory:
 
 
 class Stage:
-    """Runs messages through the roles of one device. `run` belongs to one thread; `hear` may be called from any other."""
+    """Runs messages through the roles of one device. `run` belongs to one thread; `on_cancel` may be called from any other."""
 
     def __init__(self, roles: Mapping[str, Role]):
         self.roles = dict(roles)
-        self._newest: dict[int, int] = {}  # session -> newest epoch heard of
+        self._newest: dict[int, int] = {}  # session -> newest revision cancels of
         self._next: dict[int, int] = {}  # open session -> lowest block index that may still come
 
-    def hear(self, notice: Epoch) -> None:
+    def on_cancel(self, notice: Cancel) -> None:
         """Take note of an interruption; a block being run is dropped before its next role."""
-        self._newest[notice.session] = max(notice.epoch, self._newest.get(notice.session, 0))
+        self._newest[notice.session] = max(notice.revision, self._newest.get(notice.session, 0))
 
     def run(self, message: Message) -> Message:
         """What to give to the next stage for `message`: a block run or dropped or failed, anything else itself."""
         with torch.no_grad():
             if isinstance(message, Block):
                 return self._run_block(message)
-            if isinstance(message, Opening):
+            if isinstance(message, OpenSession):
                 return self._open(message)
-            if isinstance(message, Closing):
+            if isinstance(message, CloseSession):
                 self._close(message.session)
                 self._newest.pop(message.session, None)
-            elif isinstance(message, Epoch):
-                self.hear(message)
+            elif isinstance(message, Cancel):
+                self.on_cancel(message)
             return message
 
     def reset(self) -> None:
@@ -132,7 +132,7 @@ class Stage:
     def sessions(self) -> Iterable[int]:
         return self._next.keys()
 
-    def _open(self, opening: Opening) -> Opening | Failure:
+    def _open(self, opening: OpenSession) -> OpenSession | Failure:
         self._next[opening.session] = 0
         at = 0
         try:
@@ -147,14 +147,14 @@ class Stage:
     def _close(self, session: int) -> None:
         if self._next.pop(session, None) is not None:
             for role in self.roles.values():
-                role.close(Closing(session))
+                role.close(CloseSession(session))
 
-    def _run_block(self, block: Block) -> Block | Tombstone | Failure:
-        header = (block.session, block.epoch, block.index)
-        if block.epoch < self._newest.get(block.session, 0):
-            return Tombstone(*header)
+    def _run_block(self, block: Block) -> Block | Cancelled | Failure:
+        header = (block.session, block.revision, block.index)
+        if block.revision < self._newest.get(block.session, 0):
+            return Cancelled(*header)
         expected = self._next.get(block.session)
-        if expected is None:  # it failed here, and the session has not heard of it yet
+        if expected is None:  # it failed here, and the session has not cancels of it yet
             return Failure(*header, next(iter(self.roles)), "the session is not open on this stage")
         if block.index < expected:
             raise RuntimeError(f"block {block.index} of session {block.session} came after block {expected - 1}")
@@ -162,8 +162,8 @@ class Stage:
         at = 0
         try:
             for role in self.roles.values():
-                if block.epoch < self._newest.get(block.session, 0):
-                    return Tombstone(*header)
+                if block.revision < self._newest.get(block.session, 0):
+                    return Cancelled(*header)
                 block = role.run(block)
                 at += 1
         except Exception as error:
@@ -173,16 +173,16 @@ class Stage:
 
 
 def answer_of(message: Message) -> Answer | None:
-    """What the caller is to hear of a message that has passed the last stage."""
-    if isinstance(message, Opening):
+    """What the caller is to on_cancel of a message that has passed the last stage."""
+    if isinstance(message, OpenSession):
         return Opened(message.session)
-    if isinstance(message, Closing):
+    if isinstance(message, CloseSession):
         return Closed(message.session)
-    return message if isinstance(message, Block | Tombstone | Failure) else None
+    return message if isinstance(message, Block | Cancelled | Failure) else None
 
 
 def _tell(error: Exception) -> str:
-    """The error in one line. Raises it on if the device is lost: after such an error CUDA answers nothing any more."""
+    """The error in one stream. Raises it on if the device is lost: after such an error CUDA answers nothing any more."""
     lost = getattr(torch, "AcceleratorError", None)
     if lost is not None and isinstance(error, lost) and not isinstance(error, torch.OutOfMemoryError):
         raise error

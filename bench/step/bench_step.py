@@ -34,7 +34,7 @@ from everface.model.dit import DiT, Place, StepMod, cache_shape
 from everface.model.layers import Heard, Reading
 from everface.model.linear import Residual
 from everface.model.rope import Rope
-from everface.runtime.graph import Shelf, Step
+from everface.runtime.cuda_graph import Shelf, Step
 from everface.weights.quantize import ATTENTION_CODED, CODED, ROWS, quantise_for
 
 CFG = CONFIG.dit

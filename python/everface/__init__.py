@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from everface.avatar.avatar import Avatar
     from everface.core.config import Deployment, StreamConfig
     from everface.core.errors import EverfaceError
-    from everface.runtime.event import FrameBlock, Recovered, Recovering, Segment
+    from everface.runtime.events import FrameBlock, Recovered, Recovering, Segment
     from everface.runtime.session import Session
 
 __version__ = "0.1.0"
@@ -25,10 +25,10 @@ _HOMES = {
     "Avatar": "everface.avatar.avatar",
     "Deployment": "everface.core.config",
     "EverfaceError": "everface.core.errors",
-    "FrameBlock": "everface.runtime.event",
-    "Recovered": "everface.runtime.event",
-    "Recovering": "everface.runtime.event",
-    "Segment": "everface.runtime.event",
+    "FrameBlock": "everface.runtime.events",
+    "Recovered": "everface.runtime.events",
+    "Recovering": "everface.runtime.events",
+    "Segment": "everface.runtime.events",
     "Session": "everface.runtime.session",
     "StreamConfig": "everface.core.config",
 }

@@ -119,8 +119,8 @@ def convert(args: argparse.Namespace) -> None:
 def simulate(args: argparse.Namespace) -> int:
     if args.faults:
         return _simulate_faults(args.first, args.seeds)
-    from everface.runtime.plan import place
-    from everface.runtime.simulate import Times, paper_table, simulate
+    from everface.runtime.planning.placement import place
+    from everface.runtime.planning.forecast import Times, paper_table, simulate
 
     if args.paper:
         print(f"{'configuration':<20} {'fps':>6} {'paper':>6}   {'first frame':>11} {'paper':>6}")
@@ -138,7 +138,7 @@ def simulate(args: argparse.Namespace) -> int:
 
 
 def _simulate_faults(first: int, seeds: int) -> int:
-    from everface.runtime.trial import run_many
+    from tests.simulation.trials import run_many
 
     began = time.monotonic()
     failed, outcome = run_many(first, seeds, cores())

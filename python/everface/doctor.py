@@ -17,7 +17,7 @@ from everface.core.errors import BadInput, Unavailable
 from everface.core.machine import cores
 
 if TYPE_CHECKING:
-    from everface.runtime.choose import Needs
+    from everface.runtime.planning.selection import Needs
 
 
 # Packages that are used when they are there: import name, distribution, purpose.
@@ -75,8 +75,8 @@ class Question:
 def plan(question: Question) -> int:
     """Print what each number of devices would do for the official model, the best one marked. Raises BadInput if nothing fits."""
     from everface.core.config import FPS, StreamConfig
-    from everface.runtime.choose import best, explain, options, refuse
-    from everface.runtime.simulate import Times
+    from everface.runtime.planning.selection import best, explain, options, refuse
+    from everface.runtime.planning.forecast import Times
 
     steps, times = StreamConfig(sampler=question.sampler).steps, Times(question.step_ms, question.decode_ms)
     limits_gib, needs = _limits(question), _needs(question)
@@ -124,7 +124,7 @@ def _needs(question: Question) -> Needs:
     """Bytes that the official model takes."""
     from everface.core.config import LATENT_STRIDE, ModelConfig
     from everface.model import sizes
-    from everface.runtime.choose import GIB, Needs
+    from everface.runtime.planning.selection import GIB, Needs
 
     model, (height, width) = ModelConfig(), question.size
     if height % 64 or width % 64:

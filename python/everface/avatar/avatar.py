@@ -13,10 +13,10 @@ from everface.avatar.parts import DEFAULT_WEIGHTS, build_conditioner
 from everface.core.config import FPS, LATENT_STRIDE, Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
-from everface.media.picture import fit_picture, read_picture, target_size
-from everface.runtime.desk import Desk
+from everface.media.image import fit_image, read_image, target_size
+from everface.runtime.scheduler import Desk
 from everface.runtime.pipeline import start
-from everface.runtime.plan import place
+from everface.runtime.planning.placement import place
 from everface.runtime.session import Session
 
 
@@ -76,13 +76,13 @@ class Avatar:
 
     def fit(self, picture: Path, stream: StreamConfig) -> torch.Tensor:
         """Read a picture and bring it to the size of the stream: the model's own, the wanted one, or by its aspect ratio."""
-        image_HW3 = read_picture(picture)
+        image_HW3 = read_image(picture)
         size = stream.size or self.config.size
         if self.config.size and stream.size and tuple(stream.size) != tuple(self.config.size):
             height, width = self.config.size
             raise BadInput(f"these weights were trained at {width}x{height} only: leave --size out, or choose other weights")
         height, width = image_HW3.shape[:2]
-        return fit_picture(image_HW3, size or target_size(height, width, stream.area), stream.compat)
+        return fit_image(image_HW3, size or target_size(height, width, stream.area), stream.compat)
 
     def start(self, stream: StreamConfig) -> Desk:
         """Start the stages, once."""

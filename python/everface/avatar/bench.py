@@ -15,7 +15,7 @@ import torch
 from everface.avatar.avatar import Avatar
 from everface.avatar.demo import PICTURE, SOUND
 from everface.core.config import SAMPLE_RATE, Deployment, StreamConfig
-from everface.media.sound import read_sound
+from everface.media.audio import read_audio
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def bench(
     """Run the same session `repeats` times, after one that is not counted."""
     stream = stream or StreamConfig()
     load = os.getloadavg()[0]
-    pcm_S = next(read_sound(SOUND, int(seconds * SAMPLE_RATE)))
+    pcm_S = next(read_audio(SOUND, int(seconds * SAMPLE_RATE)))
     fps, first_ms, block_ms, frames, size = [], [], [], 0, (0, 0)
     with Avatar(weights, lora, deployment) as avatar:
         picture = avatar.fit(PICTURE, stream)

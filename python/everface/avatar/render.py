@@ -14,9 +14,9 @@ import psutil
 from everface.avatar.avatar import Avatar
 from everface.core.config import FPS, SAMPLE_RATE, Deployment, StreamConfig
 from everface.core.errors import BadInput
-from everface.media.sound import probe_sound, read_sound, read_track
+from everface.media.audio import probe_audio, read_audio, read_track
 from everface.media.video import VideoWriter
-from everface.runtime.event import FrameBlock
+from everface.runtime.events import FrameBlock
 from everface.runtime.session import WAIT_S, Session
 
 DROPPED_FRAMES = 3  # upstream's files lack the first three frames of a stream
@@ -67,7 +67,7 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
 
     Interrupted (Ctrl-C), it leaves a playable file of what was done and raises KeyboardInterrupt on.
     """
-    info = probe_sound(job.sound)
+    info = probe_audio(job.sound)
     if job.out.exists() and not job.overwrite:
         raise BadInput(f"{job.out} is there already: name another file, or pass --force to replace it")
     total = None if info.duration_s is None else math.ceil(info.duration_s * FPS)
@@ -107,16 +107,16 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
 def _feed(session: Session, sound: Path, rate_hz: int, channels: int, writer: VideoWriter) -> Iterator[list[FrameBlock]]:
     """Push the file's sound into the session and its own track into the video, half a second at a time; yield what is finished."""
     track = read_track(sound, rate_hz // 2)
-    for pcm_S in read_sound(sound, SAMPLE_RATE // 2):
+    for pcm_S in read_audio(sound, SAMPLE_RATE // 2):
         part_SC = next(track, None)
         if part_SC is not None:
-            writer.write_sound(part_SC if part_SC.shape[1] == channels else part_SC.mean(1, keepdims=True))
+            writer.write_audio(part_SC if part_SC.shape[1] == channels else part_SC.mean(1, keepdims=True))
         while not session.push(pcm_S):  # the buffer is full: let the pipeline catch up
             session.wait(WAIT_S)
             yield session.poll()
         yield session.poll()
     for part_SC in track:
-        writer.write_sound(part_SC if part_SC.shape[1] == channels else part_SC.mean(1, keepdims=True))
+        writer.write_audio(part_SC if part_SC.shape[1] == channels else part_SC.mean(1, keepdims=True))
     session.end()
     for block in session.frames():
         yield [block]

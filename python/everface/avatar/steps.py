@@ -19,8 +19,8 @@ from everface.model.layers import Heard, Reading
 from everface.model.rope import Rope
 from everface.model.schedule import Schedule, sink_distance
 from everface.model.vae import VAE, VAEStream
-from everface.runtime.cache import KVPool, KVShape, Slot
-from everface.runtime.graph import Shelf, Step
+from everface.runtime.cache_pool import KVPool, KVShape, Slot
+from everface.runtime.cuda_graph import Shelf, Step
 
 WARM_UP_LATENTS = 7  # of the still picture, decoded and thrown away, so that the first real latent finds warm caches
 PRIMING = {"sink": "reference", "motion": "motion", "text": "text"}  # what a condition may bring -> which tensor of the opening it is

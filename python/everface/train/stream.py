@@ -29,7 +29,7 @@ from everface.kernels.fused.flow_step import flow_step
 from everface.model.dit import Place
 from everface.model.rope import SINK_TIME
 from everface.model.schedule import Schedule, sigmas
-from everface.runtime.intake import Intake
+from everface.runtime.audio_buffer import Intake
 from everface.train.plans import Streamed
 
 
