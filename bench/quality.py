@@ -18,7 +18,7 @@ import torch
 
 from bench.stream.random14b import random_dit
 from everface.avatar.avatar import Avatar
-from everface.avatar.parts import DEFAULT_WEIGHTS
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.core.config import SAMPLE_RATE, Deployment, DiTConfig, StreamConfig
 from everface.kernels.attention.block_causal import block_causal_reference
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference

@@ -1,44 +1,60 @@
-"""A session's sound, cut into windows of whole blocks. Windows depend on the samples alone, never on how they came."""
+"""A session's audio, cut into windows of whole blocks. Windows depend on the samples alone, never on the pieces they came in."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-from everface.core.config import SAMPLES_PER_FRAME
+from everface.runtime.model import BlockFormat
 
 
-class Intake:
-    """Samples that wait, with the look-back of the next block before them. Positions count the samples accepted since the beginning."""
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The audio of one block [lookback + block + lookahead], and where the block stands."""
 
-    def __init__(self, block: int, lookback: int, lookahead: int):
-        self.block, self.lookback, self.lookahead = block, lookback, lookahead
+    audio_S: torch.Tensor  # float32, on the host
+    pts: int  # first sample of the block
+    frames: int  # video frames that show accepted audio
+    last: bool  # the segment ends with this block
+    turn: int
+
+
+class AudioBuffer:
+    """Samples that wait, with the look-back of the next block before them. Positions count the samples accepted since the session opened.
+
+    Not thread-safe: the session's lock guards it.
+    """
+
+    def __init__(self, format: BlockFormat):
+        self.format = format
         self.accepted = 0
-        self.begin = 0  # first sample of the revision
+        self.begin = 0  # first sample of the turn
         self.at = 0  # first sample of the next block
-        self.ended = False  # the revision's sound is complete
-        self._pcm = torch.zeros(lookback)  # from at - lookback to accepted
+        self.ended = False  # the segment is complete
+        self._audio_S = torch.zeros(format.lookback_samples)  # from at - lookback to accepted
 
-    def add(self, pcm_S: torch.Tensor) -> None:
-        self._pcm = torch.cat([self._pcm, pcm_S.detach().cpu()])
-        self.accepted += pcm_S.numel()
+    def add(self, audio_S: torch.Tensor) -> None:
+        self._audio_S = torch.cat([self._audio_S, audio_S.detach().cpu()])
+        self.accepted += audio_S.numel()
 
-    def anew(self) -> None:
-        """An revision begins: nothing of the sound before it is cancels."""
+    def restart(self) -> None:
+        """Begin a new turn: its first windows have silence before them."""
         self.begin = self.at = self.accepted
-        self._pcm = torch.zeros(self.lookback)
+        self._audio_S = torch.zeros(self.format.lookback_samples)
         self.ended = False
 
-    def window(self) -> tuple[torch.Tensor, int, bool] | None:
-        """The next block's sound [lookback + block + lookahead], its video frames, and whether it is the last; None if it is not complete."""
-        waiting = self.accepted - self.at
-        if waiting <= 0 or (waiting < self.block + self.lookahead and not self.ended):
+    def take_window(self, index: int, turn: int) -> Window | None:
+        """Cut the next block, number `index`; None while its audio is not complete."""
+        fmt, waiting = self.format, self.accepted - self.at
+        block = fmt.samples(index)
+        if waiting <= 0 or (waiting < block + fmt.lookahead_samples and not self.ended):
             return None
-        length = self.lookback + self.block + self.lookahead
-        window = self._pcm[:length]
-        window = torch.nn.functional.pad(window, (0, length - window.numel()))
-        return window, -(-min(waiting, self.block) // SAMPLES_PER_FRAME), self.ended and waiting <= self.block
-
-    def advance(self) -> None:
-        """That block has been cut; only its look-back and what waits are kept."""
-        self.at = min(self.accepted, self.at + self.block)
-        self._pcm = self._pcm[self.block :].clone()
+        length = fmt.lookback_samples + block + fmt.lookahead_samples
+        audio_S = self._audio_S[:length]
+        audio_S = torch.nn.functional.pad(audio_S, (0, length - audio_S.numel()))
+        frames, last = -(-min(waiting, block) // fmt.samples_per_frame), self.ended and waiting <= block
+        window = Window(audio_S, self.at, frames, last, turn)
+        self.at = min(self.accepted, self.at + block)
+        self._audio_S = self._audio_S[block:].clone()
+        return window

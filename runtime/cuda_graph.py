@@ -18,7 +18,7 @@ Function = Callable[..., tuple[torch.Tensor, ...]]
 WARM_UPS = 2  # eager runs before a capture: they compile kernels and let libraries choose theirs, which a capture cannot
 
 
-class Shelf:
+class GraphPool:
     """What the captures of one device share: a memory pool, as no two of them run at a time, and the stream they are made on."""
 
     def __init__(self, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class Shelf:
         self.stream = torch.cuda.Stream(device) if self.captures else None
 
 
-class Step:
+class CapturedGraph:
     """`function(key, **inputs)` -> tensors, over the slots given by name.
 
     `key` is what may not vary within one capture: each key gets its own, on first use. The function may write into what it closes over,
@@ -36,13 +36,13 @@ class Step:
     a tensor's value, nor branch on one. On a CPU it gets its inputs as they came, integers as integers.
     """
 
-    def __init__(self, function: Function, slots: Mapping[str, torch.Tensor], shelf: Shelf) -> None:
-        self.function, self.slots, self.shelf = function, dict(slots), shelf
+    def __init__(self, function: Function, slots: Mapping[str, torch.Tensor], graph_pool: GraphPool) -> None:
+        self.function, self.slots, self.graph_pool = function, dict(slots), graph_pool
         self._captured: dict[Hashable, tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, ...]]] = {}
 
     def run(self, key: Hashable = None, **inputs: Value) -> tuple[torch.Tensor, ...]:
         """What the function answers, the caller's to keep. Tensors on the CPU must be pinned for their copy not to wait."""
-        if not self.shelf.captures:
+        if not self.graph_pool.captures:
             return self.function(key, **inputs)
         for name, value in inputs.items():
             if isinstance(value, int):
@@ -56,19 +56,19 @@ class Step:
         return tuple(t.clone() for t in answer)  # the pool is the next replay's too
 
     def _capture(self, key: Hashable) -> tuple[torch.cuda.CUDAGraph, tuple[torch.Tensor, ...]]:
-        side, graph = self.shelf.stream, torch.cuda.CUDAGraph()
+        side, graph = self.graph_pool.stream, torch.cuda.CUDAGraph()
         assert side is not None
         try:
-            with torch.cuda.device(self.shelf.device):
+            with torch.cuda.device(self.graph_pool.device):
                 side.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(side):
                     for _ in range(WARM_UPS):
                         self.function(key, **self.slots)
                 torch.cuda.current_stream().wait_stream(side)
                 # thread_local: other threads of this process go on with the device meanwhile
-                with torch.cuda.graph(graph, pool=self.shelf.pool, stream=side, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, pool=self.graph_pool.pool, stream=side, capture_error_mode="thread_local"):
                     answer = self.function(key, **self.slots)
         except torch.OutOfMemoryError:
-            raise Unavailable(f"a step does not fit beside the caches on {self.shelf.device}: allow fewer sessions") from None
-        log.info("captured a step for %s on %s", key, self.shelf.device)
+            raise Unavailable(f"a step does not fit beside the caches on {self.graph_pool.device}: allow fewer sessions") from None
+        log.info("captured a step for %s on %s", key, self.graph_pool.device)
         return graph, answer

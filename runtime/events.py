@@ -1,4 +1,4 @@
-"""What a viewer gets of a session: frames, and what happened to them."""
+"""What a caller gets from a session: blocks of video, and what happened to them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import dataclass
 import torch
 
 
-@dataclass(frozen=True)
-class FrameBlock:
-    """Finished frames, and the accepted sample that the first of them shows."""
+@dataclass(frozen=True, eq=False)
+class VideoBlock:
+    """Consecutive video frames, and the accepted audio sample that the first of them shows."""
 
-    frames_THW3: torch.Tensor  # uint8, finished; on the host, or where Deployment.frames says
-    pts: int
-    revision: int
+    frames_THW3: torch.Tensor  # uint8; on the host, or where Deployment.frames says
+    pts: int  # samples since the session opened
+    turn: int
     index: int
 
 
 @dataclass(frozen=True)
-class Segment:
-    """The one result of an revision's sound: samples begin..end were accepted, those before `shown` were handed out as frames."""
+class SegmentEnd:
+    """The one result of a turn's audio: samples begin..end were accepted, those before `shown` were handed out as frames."""
 
-    revision: int
+    turn: int
     begin: int
     end: int
     shown: int
@@ -30,17 +30,17 @@ class Segment:
 
 @dataclass(frozen=True)
 class Recovering:
-    """A stage failed; frames stop until Recovered. Nothing is asked of the viewer."""
+    """A stage failed; frames stop until Recovered. The caller need not do anything."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Recovered:
-    """Frames flow again from where they stopped; so many blocks were made a second time."""
+    """Frames continue where they stopped; so many blocks were computed a second time."""
 
     seconds: float
-    again: int
+    recomputed: int
 
 
-Event = Segment | Recovering | Recovered
+Event = SegmentEnd | Recovering | Recovered

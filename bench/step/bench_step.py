@@ -27,7 +27,7 @@ from bench.stopwatch import commit, compiled, launched
 from bench.stream.random14b import CONFIG, LATENT, ON_GPU, random_dit
 from tests.runtime.launches import predicted
 
-from everface.core.block import KVCache
+from everface.model.kv_cache import KVCache
 from everface.core.config import DiTConfig
 from everface.kernels.fused.qk_norm_rope_code import codes_of
 from everface.model.dit import DiT, Place, StepMod, cache_shape

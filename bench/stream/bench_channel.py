@@ -22,7 +22,7 @@ from bench.stopwatch import commit
 
 pytest.importorskip("msgspec")  # a channel between processes packs its headers with it
 
-from everface.core.block import Block, CloseSession
+from everface.runtime.messages import Block, CloseSession
 from everface.runtime.transport.selection import open_sender, open_receiver
 
 SIZES = {  # what travels: tensor of the block
@@ -39,7 +39,7 @@ PEER = """
 import sys
 sys.path[:] = {path!r}
 import torch
-from everface.core.block import CloseSession
+from everface.runtime.messages import CloseSession
 from everface.runtime.transport.selection import open_sender, open_receiver
 torch.set_num_threads(1)
 there = open_receiver({kind!r}, {folder!r} + "/0.0", print)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from everface.core.block import Block, CloseSession, OpenSession
+from everface.runtime.messages import Block, CloseSession, OpenSession
 from everface.runtime.planning.placement import DECODE
 
 FACTORY = "bench.stream.sleepers:build"

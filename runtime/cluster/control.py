@@ -1,6 +1,6 @@
-"""What supervisor and workers say to each other: msgpack frames over a Unix socket, a pair a worker. Never a tensor, never a pickle.
+"""Messages between the supervisor and its workers: msgpack frames over a Unix socket pair, one pair a worker. No tensors, no pickle.
 
-The socket is also the lifeline: when one side dies, the other reads its end.
+The socket also shows life: when one side dies, the other reads its end.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ LENGTH = struct.Struct("<I")
 
 
 class Build(msgspec.Struct, tag=True):
-    """To a new worker: make these roles on its device. `spec` is plain data for the factory, which finds the device in it too."""
+    """To a new worker: build these roles on its device. `model` is the import path of the registered model, `spec` plain data for it."""
 
     roles: list[str]
     device: str
-    factory: str
+    model: str
     spec: dict[str, Any]
     threads: int
 
 
-class Join(msgspec.Struct, tag=True):
-    """Connect to the neighbours. Rank r takes from r-1 and gives to r+1; the caller is the last rank, hence before the first."""
+class Connect(msgspec.Struct, tag=True):
+    """Connect to the neighbours. Rank r receives from r-1 and sends to r+1; the caller is the last rank, so it is before the first."""
 
     generation: int
     rank: int
     world: int
     folder: str
     device: str  # of this process
-    kinds: list[str]  # carrier of each channel, by the rank that takes
+    kinds: list[str]  # kind of each channel, by the rank that receives
     slots: list[int]
     timeout_s: float
 
 
-class Leave(msgspec.Struct, tag=True):
-    """Drop the connections and every session, keep the roles, and wait for the next Join."""
+class Disconnect(msgspec.Struct, tag=True):
+    """Drop the connections and every session, keep the roles, wait for the next Connect."""
 
 
 class Built(msgspec.Struct, tag=True):
-    """The roles are there."""
+    """The roles are built."""
 
 
-class Joined(msgspec.Struct, tag=True):
-    """Connected, and taking messages."""
+class Connected(msgspec.Struct, tag=True):
+    """Connected, and receiving messages."""
 
     generation: int
 
 
-class Entered(msgspec.Struct, tag=True):
+class WorkStarted(msgspec.Struct, tag=True):
     """Work on a message begins. kind: "block" or "session"."""
 
     kind: str
@@ -61,27 +61,27 @@ class Entered(msgspec.Struct, tag=True):
     index: int
 
 
-class Left(msgspec.Struct, tag=True):
-    """Work on it has ended."""
+class WorkFinished(msgspec.Struct, tag=True):
+    """Work on that message has ended."""
 
 
-class Beat(msgspec.Struct, tag=True):
-    """The process lives: its threads are run."""
+class Heartbeat(msgspec.Struct, tag=True):
+    """The process is alive."""
 
 
-class Cut(msgspec.Struct, tag=True):
-    """A connection to a neighbour broke: someone else is the culprit."""
+class Disconnected(msgspec.Struct, tag=True):
+    """A connection to a neighbour broke: the fault is elsewhere."""
 
     reason: str
 
 
-Order = Build | Join | Leave
-Event = Built | Joined | Entered | Left | Beat | Cut
+Command = Build | Connect | Disconnect
+Report = Built | Connected | WorkStarted | WorkFinished | Heartbeat | Disconnected
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Order | Event).decode
+_decode = msgspec.msgpack.Decoder(Command | Report).decode
 
 
-class Channel:
+class ControlSocket:
     """One end of the socket. Any thread may send; one thread receives."""
 
     def __init__(self, sock: socket.socket):
@@ -89,7 +89,7 @@ class Channel:
         self._sending = threading.Lock()
         self._rest = b""
 
-    def send(self, message: Order | Event) -> bool:
+    def send(self, message: Command | Report) -> bool:
         """False if the other side is gone: whoever watches its end will deal with that."""
         body = _encode(message)
         try:
@@ -99,7 +99,7 @@ class Channel:
         except OSError:
             return False
 
-    def read(self) -> list[Order | Event] | None:
+    def read(self) -> list[Command | Report] | None:
         """The messages of what has come, which may be none; waits for the first bytes. None when the other side is gone."""
         try:
             data = self.sock.recv(1 << 16)

@@ -1,6 +1,6 @@
 """The child processes of a pipeline: start, watch, replace, end. None outlives its parent; what is lost is told in one sentence.
 
-A child is cancels over its control socket (heartbeats, what it works on) and its output (log and traceback, the last lines kept).
+A child is heard over its control socket (heartbeats, what it works on) and its output (log and traceback, the last lines kept).
 A lost child, dead or hung, is killed at once and the others drop their connections but keep their roles; `restore` replaces it.
 """
 
@@ -24,8 +24,21 @@ import msgspec
 
 from everface.core.errors import Unavailable
 from everface.core.log import log
-from everface.runtime.cluster.control import Beat, Build, Built, Channel, Cut, Entered, Event, Join, Joined, Leave, Left, Order
-from everface.runtime.planning.placement import Plan
+from everface.runtime.cluster.control import (
+    Build,
+    Built,
+    Command,
+    Connect,
+    Connected,
+    ControlSocket,
+    Disconnect,
+    Disconnected,
+    Heartbeat,
+    Report,
+    WorkFinished,
+    WorkStarted,
+)
+from everface.runtime.planning.placement import Placement
 from everface.runtime.cluster.watchdog import Watchdog
 
 TICK_S = 0.1
@@ -47,7 +60,7 @@ class Child:
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._rest = b""
         ours, theirs = socket.socketpair()
-        self.channel = Channel(ours)
+        self.channel = ControlSocket(ours)
         command = [
             sys.executable,
             "-c",
@@ -61,21 +74,21 @@ class Child:
         with theirs:
             self.process = subprocess.Popen(command, pass_fds=[theirs.fileno()], process_group=0, **out)  # type: ignore[call-overload]
 
-    def note(self, event: Order | Event, now_s: float) -> None:
+    def note(self, event: Command | Report, now_s: float) -> None:
         self.watch.on_cancel(now_s)
         if isinstance(event, Built):
             self.built = True
-        elif isinstance(event, Joined):
+        elif isinstance(event, Connected):
             self.generation = event.generation
             self.watch.begin(now_s)
-        elif isinstance(event, Entered):
+        elif isinstance(event, WorkStarted):
             self.watch.enter(now_s, f"{event.kind} {event.index} of session {event.session}" if event.index >= 0 else event.kind)
-        elif isinstance(event, Left):
+        elif isinstance(event, WorkFinished):
             self.watch.leave(now_s)
-        elif isinstance(event, Cut):
+        elif isinstance(event, Disconnected):
             log.info("stage %s: %s", self.name, event.reason)
         else:
-            assert isinstance(event, Beat)
+            assert isinstance(event, Heartbeat)
 
     def read_lines(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + (data or b"\n")).split(b"\n")  # the end of the pipe ends the last stream
@@ -94,7 +107,7 @@ class Child:
 class Supervisor:
     """Keeps one child a device. `on_loss(sentence)` is called from the watching thread as soon as one is lost."""
 
-    def __init__(self, plan: Plan, devices: list[str], build: dict[str, Any], timeout_s: float, on_loss: Callable[[str], None]):
+    def __init__(self, plan: Placement, devices: list[str], build: dict[str, Any], timeout_s: float, on_loss: Callable[[str], None]):
         self._devices = devices
         self._plan, self._order, self._timeout_s, self._on_loss = plan, build, timeout_s, on_loss
         self.generation = 0
@@ -116,13 +129,13 @@ class Supervisor:
         """Until every child has its roles. Raises Unavailable if one is lost first or time runs out."""
         self._wait(lambda: all(c.built for c in self.children), timeout_s, "had not built its roles", lambda c: c.built)
 
-    def order_join(self, join: Join) -> None:
+    def connect(self, connect: Connect) -> None:
         """Tell all children to connect anew; `join` is the caller's own order, the last rank's."""
-        self.generation = join.generation
+        self.generation = connect.generation
         for rank, child in enumerate(self.children):
-            child.channel.send(msgspec.structs.replace(join, rank=rank, device=self._devices[rank]))
+            child.channel.send(msgspec.structs.replace(connect, rank=rank, device=self._devices[rank]))
 
-    def wait_joined(self, timeout_s: float) -> None:
+    def wait_connected(self, timeout_s: float) -> None:
         def joined(child: Child) -> bool:
             return child.generation == self.generation
 
@@ -209,7 +222,7 @@ class Supervisor:
             for other in self.children:
                 if not other.lost:
                     other.watch.rest()
-                    other.channel.send(Leave())
+                    other.channel.send(Disconnect())
             self._changed.notify_all()
         log.warning("%s", child.lost)
         self._on_loss(child.lost)

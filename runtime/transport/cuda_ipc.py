@@ -22,10 +22,9 @@ from typing import Any
 import torch
 
 from everface.core import native
-from everface.core.block import Block, Tensors
+from everface.runtime.messages import Block, Message, Tensors
 from everface.core.errors import Unavailable
-from everface.runtime.transport.base import SLOTS, SideChannelEnd, Sender, Receiver
-from everface.runtime.stage import Message
+from everface.runtime.transport.base import SLOTS, Receiver, Sender, SideChannelEnd
 from everface.runtime.transport.serialization import X, aligned, blank, describe
 
 LEAST_BYTES = 1 << 20  # of a slot
@@ -97,15 +96,15 @@ class IpcSender(SideChannelEnd):
 
     def __init__(self, control: Sender, device: torch.device, slots: int = SLOTS):
         super().__init__(control)
-        self._runtime, self._device = Runtime(), device
+        self._control, self._runtime, self._device = control, Runtime(), device
         self._slots: list[Slot | None] = [None] * (slots + 2)
         self._outgrown: list[Slot] = []
         self._count = 0
         self._turn = threading.Lock()
 
-    def put(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         if not isinstance(message, Block):
-            self._control.put(message)
+            self._control.send(message)
             return
         with self._turn, torch.cuda.device(self._device):
             tensors = {k: t.to(self._device).contiguous() for k, t in {X: message.x, **message.condition}.items()}
@@ -121,7 +120,7 @@ class IpcSender(SideChannelEnd):
             said[PLACE] = torch.tensor([place, slot.data.numel()])
             if handles:
                 said[HANDLES] = torch.frombuffer(bytearray(handles), dtype=torch.uint8)
-            self._control.put(replace(message, x=said.pop(X), condition=said))
+            self._control.send(replace(message, x=said.pop(X), condition=said))
 
     def join(self) -> None:
         super().join()
@@ -155,11 +154,11 @@ class IpcReceiver(SideChannelEnd):
 
     def __init__(self, control: Receiver, device: torch.device):
         super().__init__(control)
-        self._runtime, self._device = Runtime(), device
+        self._control, self._runtime, self._device = control, Runtime(), device
         self._slots: dict[int, Slot] = {}
 
-    def take(self, timeout_s: float) -> Message | None:
-        message = self._control.take(timeout_s)
+    def receive(self, timeout_s: float) -> Message | None:
+        message = self._control.receive(timeout_s)
         if not isinstance(message, Block):
             return message
         said = {X: message.x, **message.condition}
@@ -176,9 +175,6 @@ class IpcReceiver(SideChannelEnd):
                 start += aligned(like.nbytes)
             slot.free.record(stream)
         return replace(message, x=tensors.pop(X), condition=tensors)
-
-    def wake(self) -> None:
-        self._control.wake()
 
     def join(self) -> None:
         super().join()

@@ -16,10 +16,9 @@ from typing import Any
 import torch
 
 from everface.core import native
-from everface.core.block import Block, Tensors
+from everface.runtime.messages import Block, Message, Tensors
 from everface.core.errors import BadInput
-from everface.runtime.transport.base import SLOTS, SideChannelEnd, ChannelError, Sender, Receiver
-from everface.runtime.stage import Message
+from everface.runtime.transport.base import SLOTS, ChannelError, Receiver, Sender, SideChannelEnd
 from everface.runtime.transport.serialization import X, aligned, blank, describe
 
 JOIN_MS = 60_000
@@ -40,7 +39,7 @@ def open_libraries() -> Libraries:
     return Libraries(ring, ring.Nccl(native.find_nccl()), ring.Cuda(native.find_cudart()))
 
 
-class ChannelEnd(SideChannelEnd):
+class NcclEnd(SideChannelEnd):
     """One end of a channel: a ring, and the memory of its slots. `capacity`: bytes of the largest block, all its tensors."""
 
     def __init__(
@@ -48,7 +47,7 @@ class ChannelEnd(SideChannelEnd):
     ):
         super().__init__(control)
         self.device, self.capacity = device, aligned(capacity)
-        self._broken = at.ring.ChannelError
+        self._broken = at.ring.Broken
         slots = [torch.empty(self.capacity, dtype=torch.uint8, device=device) for _ in range(SLOTS)]
         addresses = [slot.data_ptr() for slot in slots]
         late_ms = int(timeout_s * 1000)
@@ -73,16 +72,17 @@ class ChannelEnd(SideChannelEnd):
         return self.ring.close()
 
 
-class NcclSender(ChannelEnd):
+class NcclSender(NcclEnd):
     """Upstream end. `control` carries everything but the tensors of blocks and holds the credits: two slots a channel."""
 
     def __init__(self, control: Sender, at: Libraries, id: bytes, device: torch.device, capacity: int, timeout_s: float = 120.0):
-        super().__init__(control, at, "sender", id, device, capacity, timeout_s)
+        super().__init__(control, at, "giver", id, device, capacity, timeout_s)
+        self._control = control
         self._order = threading.Lock()  # descriptions and blocks in one order
 
-    def put(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         if not isinstance(message, Block):
-            self._control.put(message)
+            self._control.send(message)
             return
         tensors = {k: t.to(self.device).contiguous() for k, t in {X: message.x, **message.condition}.items()}
         size = sum(aligned(t.nbytes) for t in tensors.values())
@@ -94,7 +94,7 @@ class NcclSender(ChannelEnd):
             start += aligned(tensor.nbytes)
         described = {k: describe(k, t) for k, t in tensors.items()}
         with self._order:
-            self._control.put(replace(message, x=described.pop(X), condition=described))  # waits for a credit
+            self._control.send(replace(message, x=described.pop(X), condition=described))  # waits for a credit
             try:
                 self.ring.send(parts, size, self.stream())
             except self._broken as error:
@@ -102,14 +102,15 @@ class NcclSender(ChannelEnd):
                 raise ChannelError(f"the next stage cannot be reached: {error}") from None
 
 
-class NcclReceiver(ChannelEnd):
+class NcclReceiver(NcclEnd):
     """Downstream end. The tensors of a block that it answers are copies, in order on the device's current stream."""
 
     def __init__(self, control: Receiver, at: Libraries, id: bytes, device: torch.device, capacity: int, timeout_s: float = 120.0):
-        super().__init__(control, at, "receiver", id, device, capacity, timeout_s)
+        super().__init__(control, at, "taker", id, device, capacity, timeout_s)
+        self._control = control
 
-    def take(self, timeout_s: float) -> Message | None:
-        message = self._control.take(timeout_s)
+    def receive(self, timeout_s: float) -> Message | None:
+        message = self._control.receive(timeout_s)
         if not isinstance(message, Block):
             return message
         described = {X: message.x, **message.condition}
@@ -127,6 +128,3 @@ class NcclReceiver(ChannelEnd):
             self._control.abort(str(error))
             raise ChannelError(f"the stage before went away: {error}") from None
         return replace(message, x=tensors.pop(X), condition=tensors)
-
-    def wake(self) -> None:
-        self._control.wake()

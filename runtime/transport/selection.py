@@ -25,39 +25,41 @@ import torch
 from everface.core import native
 from everface.core.errors import Unavailable
 from everface.core.log import log
-from everface.runtime.transport.base import SLOTS, ChannelError, Sender, GlooSender, GlooReceiver, OnCancel, Receiver, join_pair
-from everface.runtime.transport.cuda_ipc import IpcSender, IpcReceiver
-from everface.runtime.transport.nccl import NcclSender, NcclReceiver, open_libraries
-from everface.runtime.transport.shared_memory import JOIN_S, SharedSender, SharedReceiver
+from everface.runtime.signal import Signal
+from everface.runtime.transport.base import SLOTS, ChannelError, OnCancel, Receiver, Sender
+from everface.runtime.transport.cuda_ipc import IpcReceiver, IpcSender
+from everface.runtime.transport.gloo import GlooReceiver, GlooSender, join_pair
+from everface.runtime.transport.nccl import NcclReceiver, NcclSender, open_libraries
+from everface.runtime.transport.shared_memory import JOIN_S, SharedReceiver, SharedSender
 
 CAPACITY = 4 << 20  # bytes of an nccl slot; a block of 704x384 between two steps takes 0.7 MB
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selected:
     """The carrier of one channel, a kind of the table above, and why it was taken."""
 
     kind: str
     why: str
 
 
-def choose(sender: str, receiver: str, same_process: bool) -> Choice:
+def select(sender: str, receiver: str, same_process: bool) -> Selected:
     """The best carrier from the device of one stage to that of the next, as torch names them, that this installation has."""
-    choice = Choice("local", "one process") if same_process else _between(torch.device(sender), torch.device(receiver))
-    log.info("channel %s to %s: %s, %s", sender, receiver, choice.kind, choice.why)
-    return choice
+    selected = Selected("local", "one process") if same_process else _between(torch.device(sender), torch.device(receiver))
+    log.info("channel %s to %s: %s, %s", sender, receiver, selected.kind, selected.why)
+    return selected
 
 
-def _between(sender: torch.device, receiver: torch.device) -> Choice:
+def _between(sender: torch.device, receiver: torch.device) -> Selected:
     sockets = hasattr(socket, "AF_UNIX")
-    host = Choice("shared", "two processes of one host") if sockets else Choice("gloo", "this system has no Unix sockets")
+    host = Selected("shared", "two processes of one host") if sockets else Selected("gloo", "this system has no Unix sockets")
     if sender.type != "cuda" or receiver.type != "cuda":
         return host
     if (sender.index or 0) == (receiver.index or 0):
         kind, why, lack = "ipc", "two processes on one GPU", lack_of_ipc()
     else:
         kind, why, lack = "nccl", "two GPUs", lack_of_nccl()
-    return Choice(host.kind, f"{host.why}, for nothing better is here: {lack}") if lack else Choice(kind, why)
+    return Selected(host.kind, f"{host.why}, for nothing better is here: {lack}") if lack else Selected(kind, why)
 
 
 def lack_of_ipc() -> str | None:
@@ -116,16 +118,17 @@ def open_sender(
 def open_receiver(
     kind: str,
     path: str,
-    on_cancel: OnCancel,
+    on_cancel: OnCancel | None,
     device: str = "cpu",
     timeout_s: float = 120.0,
     join_s: float = JOIN_S,
     capacity: int = CAPACITY,
+    signal: Signal | None = None,
 ) -> Receiver:
     """The downstream end; see `open_sender`."""
     if kind == "gloo":
-        return GlooReceiver(join_pair(path, 1, join_s), 0, on_cancel, timeout_s)
-    control, at = SharedReceiver(path, on_cancel, timeout_s, join_s), torch.device(device)
+        return GlooReceiver(join_pair(path, 1, join_s), 0, on_cancel, timeout_s, signal)
+    control, at = SharedReceiver(path, on_cancel, timeout_s, join_s, signal), torch.device(device)
     with _undone(control):
         if kind == "ipc":
             return IpcReceiver(control, at)

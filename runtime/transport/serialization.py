@@ -8,9 +8,20 @@ from dataclasses import dataclass
 import msgspec
 import torch
 
-from everface.core.block import Block, CloseSession, OpenSession, Tensors
+from everface.runtime.messages import (
+    Block,
+    Cancel,
+    Cancelled,
+    Closed,
+    CloseSession,
+    Failure,
+    Message,
+    Opened,
+    OpenSession,
+    Stop,
+    Tensors,
+)
 from everface.core.errors import BadInput
-from everface.runtime.stage import Closed, Cancel, Failure, Message, Opened, Stop, Cancelled
 
 MOST_BYTES = 1 << 30  # of one message; a 704x384 block of frames takes 9.7 MB
 ALIGN = 16
@@ -25,9 +36,9 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 CODES = list(DTYPES)
 X = ""  # the name of a block's x beside its condition, which may have an "x" of its own
 PLAIN: dict[str, type] = {
-    "closing": CloseSession, "revision": Cancel, "tombstone": Cancelled, "failure": Failure, "opened": Opened, "closed": Closed, "stop": Stop,
+    "close": CloseSession, "cancel": Cancel, "cancelled": Cancelled, "failure": Failure, "opened": Opened, "closed": Closed, "stop": Stop,
 }  # fmt: skip
-KINDS = {OpenSession: "opening", Block: "block", **{cls: kind for kind, cls in PLAIN.items()}}
+KINDS = {OpenSession: "open", Block: "block", **{cls: kind for kind, cls in PLAIN.items()}}
 
 Fields = dict[str, int | float | str | bool]
 
@@ -123,7 +134,7 @@ def decode(data: torch.Tensor) -> Message:
 
 def _build(header: Header, tensors: Tensors) -> Message:
     fields: dict = header.fields
-    if header.kind == "opening":
+    if header.kind == "open":
         return OpenSession(**fields, tensors=tensors, params=header.params)
     if header.kind == "block":
         condition = {k.removeprefix("condition."): t for k, t in tensors.items() if k != "x"}

@@ -29,9 +29,10 @@ import time
 import torch
 
 from everface.core.errors import BadInput
-from everface.runtime import serialization
-from everface.runtime.transport.base import SLOTS, ChannelError, OnCancel, QueuedReceiver, CreditedSender
-from everface.runtime.stage import UNBUFFERED, Message
+from everface.runtime.messages import UNBUFFERED, Message
+from everface.runtime.signal import Signal
+from everface.runtime.transport import serialization
+from everface.runtime.transport.base import SLOTS, ChannelError, CreditedSender, OnCancel, QueuedReceiver
 
 RECORD = struct.Struct("<iiq")
 INLINE, SLOT, MEMORY = 1, 2, 3
@@ -94,17 +95,17 @@ class SharedSender(CreditedSender):
         super().__init__(slots, timeout_s, connected=False)
         self._path, self._join_s = path, join_s
         self._stream: SocketStream | None = None
-        self._turn = threading.Lock()  # messages that need a credit, one by one
+        self._sending = threading.Lock()  # messages that need a credit, one by one
         self._memory: list[torch.Tensor | None] = [None] * slots
         self._count = 0
         self._start(self._receive_credits, f"credits of {path}")
 
-    def put(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         packet = serialization.pack(message)
         if isinstance(message, UNBUFFERED):
             self._send_inline(packet)
             return
-        with self._turn:
+        with self._sending:
             stream = self._connected_stream()
             self._acquire_credit()
             slot, self._count = self._count % len(self._memory), self._count + 1
@@ -205,8 +206,10 @@ class SharedReceiver(QueuedReceiver):
     Raises BadInput when the path is too long for a socket, OSError when it cannot be listened at.
     """
 
-    def __init__(self, path: str, on_cancel: OnCancel, timeout_s: float = 120.0, join_s: float = JOIN_S):
-        super().__init__(on_cancel, connected=False)
+    def __init__(
+        self, path: str, on_cancel: OnCancel | None, timeout_s: float = 120.0, join_s: float = JOIN_S, signal: Signal | None = None
+    ):
+        super().__init__(on_cancel, connected=False, signal=signal)
         self._path, self._timeout_s, self._join_s = path, timeout_s, join_s
         self._stream: SocketStream | None = None
         self._memory: dict[int, torch.Tensor] = {}
@@ -221,7 +224,7 @@ class SharedReceiver(QueuedReceiver):
             raise
         self._start(lambda: self._receive_messages(listener), f"messages of {path}")
 
-    def take(self, timeout_s: float) -> Message | None:
+    def receive(self, timeout_s: float) -> Message | None:
         message = self._dequeue(timeout_s)
         if message is not None and not isinstance(message, UNBUFFERED):
             stream = self._stream
@@ -229,7 +232,7 @@ class SharedReceiver(QueuedReceiver):
             try:
                 stream.send(b"\1")
             except OSError as error:  # the message is good all the same; the next take will tell
-                self._fail(f"the stage before went away: {error.strerror or error}")
+                self._fail(f"the previous stage went away: {error.strerror or error}")
         return message
 
     def _disconnect(self) -> None:
@@ -270,7 +273,7 @@ class SharedReceiver(QueuedReceiver):
                 kind, slot, size = RECORD.unpack(record)
                 self._follow(stream, kind, slot, size, descriptors)
         except (OSError, EOFError, RuntimeError, ValueError) as error:
-            self._fail(f"the stage before went away: {getattr(error, 'strerror', None) or error}")
+            self._fail(f"the previous stage went away: {getattr(error, 'strerror', None) or error}")
         finally:
             if stream:
                 stream.close()

@@ -10,8 +10,8 @@ import pytest
 import torch
 from tests.avatar.latents import FACTORY
 
-from everface.avatar.conditions import Noise
-from everface.avatar.parts import build_conditioner, build_dit
+from everface.models.live_avatar.conditions import Noise
+from everface.models.live_avatar.builders import build_conditioner, build_dit
 from everface.core.config import Deployment, StreamConfig
 from everface.media.image import fit_image, read_image
 from everface.model.schedule import Schedule, sink_distance

@@ -10,7 +10,7 @@ import torch
 
 from everface import Avatar, Deployment, Session, StreamConfig
 from everface.avatar.demo import PICTURE, SOUND
-from everface.avatar.parts import DEFAULT_WEIGHTS
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.core.config import SAMPLE_RATE
 from everface.core.errors import Unavailable
 from everface.media.audio import read_audio

@@ -16,7 +16,7 @@ import torch
 from tests.csrc.conftest import Build
 
 import everface
-from everface.core.block import Block, Closing
+from everface.runtime.messages import Block, CloseSession
 from everface.core.errors import BadInput
 from everface.runtime import wire
 from everface.runtime.transport.base import Broken, Local

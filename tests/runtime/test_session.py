@@ -6,7 +6,7 @@ import pytest
 import torch
 import toy
 
-from everface.core.block import Block
+from everface.runtime.messages import Block
 from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable
 from everface.runtime.events import Segment

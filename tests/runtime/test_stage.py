@@ -7,7 +7,7 @@ import pytest
 import torch
 import toy
 
-from everface.core.block import Block, CloseSession, OpenSession
+from everface.runtime.messages import Block, CloseSession, OpenSession
 from everface.runtime.transport.base import ChannelError, LocalChannel
 from everface.runtime.planning.placement import roles_of
 from everface.runtime.stage import Cancel, Failure, Stage, Stop, Cancelled

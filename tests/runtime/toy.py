@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from everface.core.block import Block, CloseSession, OpenSession
+from everface.runtime.messages import Block, CloseSession, OpenSession
 from everface.core.errors import Unavailable
 from everface.runtime import desk, plan, session, stage
 from everface.runtime.pipeline import Pipeline

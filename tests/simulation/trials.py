@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from everface.core.block import Block, CloseSession, OpenSession
+from everface.runtime.messages import Block, CloseSession, OpenSession
 from everface.core.config import SAMPLES_PER_FRAME
 from everface.core.errors import Unavailable
 from everface.core.log import log

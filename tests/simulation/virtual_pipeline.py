@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from everface.core.block import Block
+from everface.runtime.messages import Block
 from everface.runtime.transport.base import SLOTS, ChannelError, LocalChannel
 from everface.runtime.pipeline import MESSAGES, Lost, Pipeline
 from everface.runtime.stage import Answer, Cancel, Message, Role, Stage, answer_of

@@ -15,7 +15,7 @@ from everface.runtime.transport.selection import open_sender, open_receiver
 def live(kind: str, side: str, path: str) -> None:
     import torch
 
-    from everface.core.block import Block
+    from everface.runtime.messages import Block
 
     if side == "sender":
         sender = open_sender(kind, path)

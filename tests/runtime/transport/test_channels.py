@@ -19,7 +19,7 @@ import pytest
 import torch
 import toy
 
-from everface.core.block import Block, CloseSession, OpenSession
+from everface.runtime.messages import Block, CloseSession, OpenSession
 from everface.core.errors import BadInput
 from everface.runtime import shared, wire
 from everface.runtime.transport.selection import open_sender, open_receiver

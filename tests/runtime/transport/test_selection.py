@@ -19,7 +19,7 @@ import peers
 import torch
 
 from everface.core import native
-from everface.core.block import Block
+from everface.runtime.messages import Block
 from everface.core.errors import Unavailable
 from everface.runtime import selection, serialization
 from everface.runtime.transport.selection import choose, open_sender, open_receiver

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from everface.core.block import Block, CloseSession, OpenSession
+from everface.runtime.messages import Block, CloseSession, OpenSession
 from everface.core.errors import BadInput
 from everface.runtime import serialization
 from everface.runtime.stage import Cancel, Message, Stop, Cancelled

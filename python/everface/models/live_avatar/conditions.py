@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from everface.core.block import Tensors
+from everface.runtime.messages import Tensors
 from everface.core.config import LATENT_STRIDE, SAMPLES_PER_FRAME, ModelConfig, StreamConfig
 from everface.model.audio import PAST_FRAMES, CausalAudioEncoder
 from everface.model.features import FrontEnd
@@ -43,14 +43,18 @@ class Conditioner:
         return self.front_end.lookahead_samples
 
     @torch.inference_mode()
-    def opening(self, picture_3HW: torch.Tensor, stream: StreamConfig) -> Tensors:
+    def initial_state(self, image_3HW: torch.Tensor, stream: StreamConfig) -> Tensors:
         """Reference latent [16, 1, h, w], motion latents [16, 19, h, w] and text features [L, C] of a session.
 
-        `picture_3HW` is float32 in -1..1. The motion history is the still picture, as upstream's pipeline has it.
+        `image_3HW` is float32 in -1..1.
         """
-        picture = picture_3HW.to(self.device)
-        reference, motion = still_latents(self.vae, picture, self.config.still_frames)
-        return {"reference": reference.cpu(), "motion": motion.cpu(), "text": self.prompter.features(stream.prompt)}
+        return {**self.image_state(image_3HW), "text": self.prompter.features(stream.prompt)}
+
+    @torch.inference_mode()
+    def image_state(self, image_3HW: torch.Tensor) -> Tensors:
+        """The part of it that depends on the image. The motion history is the still image, as in upstream's pipeline."""
+        reference, motion = still_latents(self.vae, image_3HW.to(self.device), self.config.still_frames)
+        return {"reference": reference.cpu(), "motion": motion.cpu()}
 
     @torch.inference_mode()
     def block(self, pcm_S: torch.Tensor, compat: str) -> Tensors:

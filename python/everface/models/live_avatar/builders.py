@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from everface.avatar.conditions import Conditioner
+from everface.models.live_avatar.conditions import Conditioner
 from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import BadInput
 from everface.kernels.attention import backend
@@ -19,7 +19,7 @@ from everface.model.vae import VAE
 from everface.weights.load import Checkpoint, load_into, open_checkpoint
 from everface.weights.quantize import ATTENTION_CODED, CODED, quantise_for
 
-DEFAULT_WEIGHTS = Path(__file__).parent.parent / "default"
+DEFAULT_WEIGHTS = Path(__file__).parents[2] / "default"
 AUDIO_ENCODER = "casual_audio_encoder."
 WAV2VEC_LOOKBACK_S, WAV2VEC_LOOKAHEAD_S = 4.0, 1.0  # offline; docs/numerics.md has what shorter windows cost
 

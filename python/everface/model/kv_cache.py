@@ -1,43 +1,10 @@
-"""The nouns that travel: what a viewer's stream is opened with, and one block of it."""
+"""Keys and values of one denoising step of one session: an attention sink, then a ring of recent blocks."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
-
-Tensors = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Opening:
-    """Starts a session on every stage. `tensors` is opaque to the runtime (picture and prompt, as latents and features)."""
-
-    session: int
-    tensors: Tensors
-    params: dict[str, int | float | str | bool] = field(default_factory=dict)
-
-
-@dataclass
-class Block:
-    """One block in flight. The runtime reads the header only; the model reads `x` and `condition`."""
-
-    session: int
-    epoch: int  # grows with every interruption; blocks of an older epoch are dropped
-    index: int  # block number since the session opened, never reset
-    pts: int  # first audio sample that this block shows, at 16 kHz
-    frames: int  # video frames of it to keep, counted from its first
-    x: torch.Tensor  # latent [16, 3, h, w] between steps; uint8 frames [12, H, W, 3] after the decoder
-    condition: Tensors = field(default_factory=dict)  # audio tokens; a new sink, when this block is the first to need it
-    last: bool = False  # the segment ends with this block
-
-
-@dataclass(frozen=True)
-class Closing:
-    """Ends a session on every stage and frees its caches."""
-
-    session: int
-
 
 PITCH = 16  # bytes: what a row of coded values is padded to
 
