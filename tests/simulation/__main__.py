@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import multiprocessing
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 
-from tests.simulation.trials import Outcome, run
+from tests.simulation.trials import Outcome, run_quietly
 
 from everface.core.machine import cores
-
-
-def quiet_run(seeds: range) -> tuple[dict[int, str], list[int]]:
-    logging.getLogger("everface").setLevel("CRITICAL")  # every loss of every trial would be a line
-    return run(seeds)
 
 
 def main() -> int:
@@ -28,7 +22,7 @@ def main() -> int:
     end = args.first + args.seeds
     parts = [range(at, min(at + share, end)) for at in range(args.first, end, share)]
     with ProcessPoolExecutor(len(parts), multiprocessing.get_context("spawn")) as pool:
-        results = list(pool.map(quiet_run, parts))
+        results = list(pool.map(run_quietly, parts))
     failed = {seed: what for part, _ in results for seed, what in part.items()}
     for seed, what in sorted(failed.items())[:20]:
         print(f"seed {seed}: {what}\n  again: python -m tests.simulation --first {seed} --seeds 1")
