@@ -42,7 +42,7 @@ class Avatar:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self, picture: Path | torch.Tensor, stream: StreamConfig | None = None) -> Session:
+    def open(self, picture: str | Path | torch.Tensor, stream: StreamConfig | None = None) -> Session:
         """A session that shows `picture` speaking: a file, or float32 [3, H, W] in -1..1 of the right size.
 
         Push 16 kHz mono float32 PCM into it, poll uint8 frames [T, H, W, 3] at 25 fps out of it.
