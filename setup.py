@@ -43,8 +43,8 @@ def check_links() -> None:
 
 class Build(build):
     def run(self) -> None:
-        if MISSING:
-            print(f"everface: built without everface._native, as this machine lacks {', '.join(MISSING)}", file=sys.stderr)
+        if missing := missing_tools():
+            print(f"everface: built without everface._native, as this machine lacks {', '.join(missing)}", file=sys.stderr)
         super().run()
 
 
@@ -64,9 +64,7 @@ class CMakeBuild(build_ext):
             print(f"everface: built without everface._native, as cmake failed with status {error.returncode}", file=sys.stderr)
 
 
-check_links()
-MISSING = missing_tools()
-setup(
-    cmdclass={"build": Build, "build_ext": CMakeBuild},
-    ext_modules=[] if MISSING else [Extension("everface._native", sources=[])],
-)
+if __name__ == "__main__":
+    check_links()
+    native = [] if missing_tools() else [Extension("everface._native", sources=[])]
+    setup(cmdclass={"build": Build, "build_ext": CMakeBuild}, ext_modules=native)
