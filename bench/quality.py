@@ -18,12 +18,12 @@ import torch
 
 from bench.stream.random14b import random_dit
 from everface.avatar.avatar import Avatar
-from everface.avatar.parts import DEFAULT_WEIGHTS
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.core.config import SAMPLE_RATE, Deployment, DiTConfig, StreamConfig
 from everface.kernels.attention.block_causal import block_causal_reference
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference
 from everface.kernels.fused.qk_norm_rope_code import codes_of
-from everface.media.sound import read_sound
+from everface.media.audio import read_audio
 from everface.model.coding import power_of_two
 from everface.weights.quantize import quantise_for
 
@@ -38,7 +38,7 @@ RANDOM = DiTConfig(
 
 def video(dtype: str, seconds: float) -> torch.Tensor:
     """uint8 [T, H, W, 3] of the bundled character saying the bundled clip, official sampler, no encoder of video in between."""
-    pcm_S = torch.cat([torch.as_tensor(part) for part in read_sound(SOUND, SAMPLE_RATE)])[: int(seconds * SAMPLE_RATE)]
+    pcm_S = torch.cat([torch.as_tensor(part) for part in read_audio(SOUND, SAMPLE_RATE)])[: int(seconds * SAMPLE_RATE)]
     with Avatar(deployment=Deployment(dtype=dtype)) as avatar, avatar.open(PICTURE, StreamConfig(seed=SEED)) as session:
         for part_S in pcm_S.split(SAMPLE_RATE // 2):
             while not session.push(part_S):

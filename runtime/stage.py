@@ -1,129 +1,48 @@
-"""The roles of one device, run in order, and the messages that they are sent.
+"""The roles of one device, run in order over the messages sent to it.
 
-What goes wrong in a role is told downstream as a Failure, in the place of the block, and costs one session its state on this device;
-the process and the other sessions go on. Only an error that leaves the device itself unusable is raised, which ends the process.
+An error in a role travels downstream as a Failure in the place of the block, and costs one session its state on this device; the
+process and the other sessions go on. Only an error that leaves the device itself unusable is raised, which ends the process.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
 
 import torch
 
-from everface.core.block import Block, Closing, Opening
-from everface.core.errors import BadInput
 from everface.core.log import log
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """Interruption: blocks of `session` older than `epoch` are worthless from now on. Overtakes the blocks in its way."""
-
-    session: int
-    epoch: int
-
-
-@dataclass(frozen=True)
-class Tombstone:
-    """Stands for a dropped block to the end of the pipeline, so that the count in flight stays right."""
-
-    session: int
-    epoch: int
-    index: int
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Stands for a block that could not be made, or, with index -1, for a session that could not be opened."""
-
-    session: int
-    epoch: int
-    index: int
-    role: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Opened:
-    """Every stage has the session."""
-
-    session: int
-
-
-@dataclass(frozen=True)
-class Closed:
-    """No stage has the session any more."""
-
-    session: int
-
-
-@dataclass(frozen=True)
-class Stop:
-    """The pipeline ends: a stage hands it on and returns."""
-
-
-Message = Opening | Block | Closing | Epoch | Tombstone | Failure | Opened | Closed | Stop
-Answer = Block | Tombstone | Failure | Opened | Closed  # what leaves the last stage
-URGENT = (Epoch, Stop)  # need no credit, so they reach a stage whose hop is full
-
-
-class Role(Protocol):
-    """One denoising step, or the decoder. Keeps its own state per session; sees the blocks of a session in rising order.
-
-    `close` also comes to a role that failed to open, or that came after it; nothing is freed then.
-    """
-
-    def open(self, opening: Opening) -> None: ...
-
-    def run(self, block: Block) -> Block: ...
-
-    def close(self, closing: Closing) -> None: ...
-
-
-Factory = Callable[[str, dict[str, Any]], Role]
-"""A role from its name and a JSON-able spec, in the process where it will run."""
-
-
-def find_factory(name: str) -> Factory:
-    """The function that "module:function" names."""
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ModuleNotFoundError, AttributeError, ValueError) as error:
-        raise BadInput(f"role factory {name!r} cannot be imported: {error}; give it as 'module:function'") from None
+from everface.runtime.messages import Block, Cancel, Cancelled, CloseSession, Failure, Message, OpenSession
+from everface.runtime.model import Role
 
 
 class Stage:
-    """Runs messages through the roles of one device. `run` belongs to one thread; `hear` may be called from any other."""
+    """`run` belongs to one thread; `on_cancel` may be called from any other."""
 
     def __init__(self, roles: Mapping[str, Role]):
         self.roles = dict(roles)
-        self._newest: dict[int, int] = {}  # session -> newest epoch heard of
+        self._newest: dict[int, int] = {}  # session -> newest revision known
         self._next: dict[int, int] = {}  # open session -> lowest block index that may still come
 
-    def hear(self, notice: Epoch) -> None:
+    def on_cancel(self, cancel: Cancel) -> None:
         """Take note of an interruption; a block being run is dropped before its next role."""
-        self._newest[notice.session] = max(notice.epoch, self._newest.get(notice.session, 0))
+        self._newest[cancel.session] = max(cancel.revision, self._newest.get(cancel.session, 0))
 
     def run(self, message: Message) -> Message:
-        """What to give to the next stage for `message`: a block run or dropped or failed, anything else itself."""
+        """What to send to the next stage for `message`: a block run or dropped or failed, anything else itself."""
         with torch.no_grad():
             if isinstance(message, Block):
                 return self._run_block(message)
-            if isinstance(message, Opening):
+            if isinstance(message, OpenSession):
                 return self._open(message)
-            if isinstance(message, Closing):
+            if isinstance(message, CloseSession):
                 self._close(message.session)
                 self._newest.pop(message.session, None)
-            elif isinstance(message, Epoch):
-                self.hear(message)
+            elif isinstance(message, Cancel):
+                self.on_cancel(message)
             return message
 
     def reset(self) -> None:
-        """Forget every session, keep the roles: the pipeline is connected anew and sessions will be opened again."""
+        """Forget every session, keep the roles: the pipeline is being connected again and sessions will be opened again."""
         for session in list(self._next):
             self._close(session)
         self._newest.clear()
@@ -132,7 +51,7 @@ class Stage:
     def sessions(self) -> Iterable[int]:
         return self._next.keys()
 
-    def _open(self, opening: Opening) -> Opening | Failure:
+    def _open(self, opening: OpenSession) -> OpenSession | Failure:
         self._next[opening.session] = 0
         at = 0
         try:
@@ -141,20 +60,20 @@ class Stage:
                 at += 1
         except Exception as error:
             self._close(opening.session)
-            return Failure(opening.session, 0, -1, list(self.roles)[at], _tell(error))
+            return Failure(opening.session, 0, -1, list(self.roles)[at], _reason(error))
         return opening
 
     def _close(self, session: int) -> None:
         if self._next.pop(session, None) is not None:
             for role in self.roles.values():
-                role.close(Closing(session))
+                role.close(CloseSession(session))
 
-    def _run_block(self, block: Block) -> Block | Tombstone | Failure:
-        header = (block.session, block.epoch, block.index)
-        if block.epoch < self._newest.get(block.session, 0):
-            return Tombstone(*header)
+    def _run_block(self, block: Block) -> Block | Cancelled | Failure:
+        header = (block.session, block.revision, block.index)
+        if block.revision < self._newest.get(block.session, 0):
+            return Cancelled(*header)
         expected = self._next.get(block.session)
-        if expected is None:  # it failed here, and the session has not heard of it yet
+        if expected is None:  # it failed here, and the scheduler does not know yet
             return Failure(*header, next(iter(self.roles)), "the session is not open on this stage")
         if block.index < expected:
             raise RuntimeError(f"block {block.index} of session {block.session} came after block {expected - 1}")
@@ -162,27 +81,18 @@ class Stage:
         at = 0
         try:
             for role in self.roles.values():
-                if block.epoch < self._newest.get(block.session, 0):
-                    return Tombstone(*header)
+                if block.revision < self._newest.get(block.session, 0):
+                    return Cancelled(*header)
                 block = role.run(block)
                 at += 1
         except Exception as error:
             self._close(block.session)
-            return Failure(*header, list(self.roles)[at], _tell(error))
+            return Failure(*header, list(self.roles)[at], _reason(error))
         return block
 
 
-def answer_of(message: Message) -> Answer | None:
-    """What the caller is to hear of a message that has passed the last stage."""
-    if isinstance(message, Opening):
-        return Opened(message.session)
-    if isinstance(message, Closing):
-        return Closed(message.session)
-    return message if isinstance(message, Block | Tombstone | Failure) else None
-
-
-def _tell(error: Exception) -> str:
-    """The error in one line. Raises it on if the device is lost: after such an error CUDA answers nothing any more."""
+def _reason(error: Exception) -> str:
+    """The error in one line. Raises it again if the device is lost: after such an error CUDA accepts no call any more."""
     lost = getattr(torch, "AcceleratorError", None)
     if lost is not None and isinstance(error, lost) and not isinstance(error, torch.OutOfMemoryError):
         raise error

@@ -232,7 +232,7 @@ BAD_IMPORTS = {
     "python/everface/attic/old.py": "import everface.core",
 }
 GOOD_IMPORTS = {
-    "runtime/stage.py": "from everface.core.block import Block\nfrom .handoff import Hop\nfrom everface.runtime import plan\nimport torch",
+    "runtime/stage.py": "from everface.core.errors import BadInput\nfrom .transport import base\nfrom everface.runtime import messages\nimport torch",
     "python/everface/__init__.py": "from everface.avatar.avatar import Avatar\nfrom .core import config",
     "python/everface/cli.py": "from everface import __version__\nfrom everface.train import vae",
     "tests/test_x.py": "from everface.cli import main",

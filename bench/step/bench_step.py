@@ -27,14 +27,14 @@ from bench.stopwatch import commit, compiled, launched
 from bench.stream.random14b import CONFIG, LATENT, ON_GPU, random_dit
 from tests.runtime.launches import predicted
 
-from everface.core.block import KVCache
+from everface.model.kv_cache import KVCache
 from everface.core.config import DiTConfig
 from everface.kernels.fused.qk_norm_rope_code import codes_of
 from everface.model.dit import DiT, Place, StepMod, cache_shape
 from everface.model.layers import Heard, Reading
 from everface.model.linear import Residual
 from everface.model.rope import Rope
-from everface.runtime.graph import Shelf, Step
+from everface.runtime.cuda_graph import Shelf, Step
 from everface.weights.quantize import ATTENTION_CODED, CODED, ROWS, quantise_for
 
 CFG = CONFIG.dit

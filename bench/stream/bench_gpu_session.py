@@ -26,10 +26,10 @@ from bench.stopwatch import commit
 from bench.stream import random14b
 
 from everface.core.config import FPS, Deployment, StreamConfig
-from everface.runtime.desk import Desk
-from everface.runtime.event import FrameBlock
+from everface.runtime.scheduler import Desk
+from everface.runtime.events import FrameBlock
 from everface.runtime.pipeline import start
-from everface.runtime.plan import place
+from everface.runtime.planning.placement import place
 from everface.runtime.session import Session
 
 ON_GPU = torch.cuda.is_available()

@@ -24,12 +24,12 @@ from everface.avatar.avatar import Avatar
 from everface.avatar.bench import cpu_name
 from everface.avatar.demo import PICTURE, SOUND
 from everface.core.config import SAMPLE_RATE, Deployment, StreamConfig
-from everface.media.sound import read_sound
-from everface.runtime.desk import Desk
+from everface.media.audio import read_audio
+from everface.runtime.scheduler import Desk
 from everface.runtime.pipeline import ProcessPipeline, start
-from everface.runtime.plan import DECODE, place
+from everface.runtime.planning.placement import DECODE, place
 from everface.runtime.session import Session
-from everface.runtime.simulate import Times, simulate
+from everface.runtime.planning.forecast import Times, simulate
 
 ROOT = str(Path(__file__).parents[2])
 STEP_MS, BLOCKS, BLOCK = 50.0, 100, 7680
@@ -80,10 +80,10 @@ def test_sleeping_stages(benchmark: Any, monkeypatch: pytest.MonkeyPatch, proces
     gaps = [b - a for a, b in pairwise(stamps[4:])]  # block 4 waits for the sink
     rate, ideal = 1 / statistics.mean(gaps), 1e3 / (deepest * STEP_MS)
     slept = sum(slept_ms)  # a sleep takes a little longer than it was asked to
-    hop_ms = (latency_ms - slept) / (len(plan.devices) + 1)
-    forecast = simulate(plan, Times(STEP_MS, STEP_MS, hop_ms=hop_ms), blocks=BLOCKS)
+    transfer_ms = (latency_ms - slept) / (len(plan.devices) + 1)
+    forecast = simulate(plan, Times(STEP_MS, STEP_MS, transfer_ms=transfer_ms), blocks=BLOCKS)
     record(
-        benchmark, placement=processes, blocks_per_s=rate, ideal=ideal, share_of_ideal=rate / ideal, hop_ms=hop_ms,
+        benchmark, placement=processes, blocks_per_s=rate, ideal=ideal, share_of_ideal=rate / ideal, transfer_ms=transfer_ms,
         work_ms=[round(ms, 2) for ms in slept_ms],
         period_p99_ms=1e3 * sorted(gaps)[int(0.99 * len(gaps))], foretold_blocks_per_s=forecast.fps / 12,
     )  # fmt: skip
@@ -95,7 +95,7 @@ def test_the_bundled_model(benchmark: Any, placement: str, sampler: str) -> None
     if sampler == "skip-null" and placement == "5":
         pytest.skip("three steps and a decoder have four places")
     config = StreamConfig(sampler=sampler)
-    pcm_S = next(read_sound(SOUND, 8 * SAMPLE_RATE))
+    pcm_S = next(read_audio(SOUND, 8 * SAMPLE_RATE))
     with Avatar(deployment=Deployment(placement, threads=None if placement in ("inline", "1") else 1)) as avatar:
         picture = avatar.fit(PICTURE, config)
 
@@ -120,6 +120,6 @@ def test_the_bundled_model(benchmark: Any, placement: str, sampler: str) -> None
             work = [1e3 * statistics.mean(list(c.watch.seconds)[-10:]) for c in desk.pipeline._supervisor.children]
             info["work_ms"] = [round(ms, 1) for ms in work]
             if placement == "5":  # a stage a role: the forecast knows each role's time
-                forecast = simulate(place(4, 5), Times(statistics.mean(work[:4]), work[4], hop_ms=1.0))
+                forecast = simulate(place(4, 5), Times(statistics.mean(work[:4]), work[4], transfer_ms=1.0))
                 info["foretold_fps"], info["error"] = forecast.fps, forecast.fps / fps - 1
         record(benchmark, placement=placement, sampler=sampler, fps=fps, first_frame_ms=1e3 * (stamps[0] - began), **info)

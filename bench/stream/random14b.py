@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from everface.avatar.parts import decoder_dtype, dtype_of
-from everface.avatar.steps import DecodeRole, Denoiser, StepRole
-from everface.core.block import Tensors
+from everface.models.live_avatar.builders import decoder_dtype, dtype_of
+from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
+from everface.runtime.messages import Tensors
 from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
 from everface.model.dit import DiT
 from everface.model.schedule import Schedule
@@ -63,7 +63,7 @@ _denoisers: dict[str, Denoiser] = {}  # one transformer a process, shared by its
 
 
 def build(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
-    """The pipeline's factory, as everface.avatar.steps.build_role, of a spec with `deployment` and `sampler` alone."""
+    """The pipeline's factory, as everface.models.live_avatar.roles.build_role, of a spec with `deployment` and `sampler` alone."""
     deployment = Deployment(**{**spec["deployment"], "device": spec.get("device", spec["deployment"]["device"])})
     if name == "decode":
         return DecodeRole(random_decoder(CONFIG.vae, deployment.device, decoder_dtype(deployment)), deployment)

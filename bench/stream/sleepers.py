@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from everface.core.block import Block, Closing, Opening
-from everface.runtime.plan import DECODE
+from everface.runtime.messages import Block, CloseSession, OpenSession
+from everface.runtime.planning.placement import DECODE
 
 FACTORY = "bench.stream.sleepers:build"
 FRAMES = torch.zeros(12, 128, 128, 3, dtype=torch.uint8)
@@ -21,7 +21,7 @@ class Sleeper:
     def __init__(self, name: str, spec: dict[str, Any]):
         self.name, self.sleep_s = name, spec["ms"] / 1000
 
-    def open(self, opening: Opening) -> None: ...
+    def open(self, opening: OpenSession) -> None: ...
 
     def run(self, block: Block) -> Block:
         end_s = time.perf_counter() + self.sleep_s
@@ -32,7 +32,7 @@ class Sleeper:
             return block
         return replace(block, x=FRAMES, condition={"clean": block.x} if block.index == 0 else {})
 
-    def close(self, closing: Closing) -> None: ...
+    def close(self, closing: CloseSession) -> None: ...
 
 
 def build(name: str, spec: dict[str, Any]) -> Sleeper:

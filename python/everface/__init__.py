@@ -1,10 +1,10 @@
-"""everface: a real-time runtime for Live Avatar. Sound goes in, a talking face comes out, for ever.
+"""everface: a real-time runtime for Live Avatar. Audio goes in, video of a talking face comes out, without end.
 
     from everface import Avatar, StreamConfig
 
     with Avatar() as avatar, avatar.open("face.png", StreamConfig(seed=7)) as session:
-        session.push(pcm)             # mono float32 at 16 kHz
-        for block in session.poll():  # block.frames_THW3: uint8 at 25 fps; block.pts: the first sample it shows
+        session.push_audio(audio_S)   # mono float32 at 16 kHz
+        for block in session.poll():  # block.frames_THW3: uint8 at 25 fps; block.pts: the first audio sample it shows
             ...
 """
 
@@ -15,22 +15,24 @@ if TYPE_CHECKING:
     from everface.avatar.avatar import Avatar
     from everface.core.config import Deployment, StreamConfig
     from everface.core.errors import EverfaceError
-    from everface.runtime.event import FrameBlock, Recovered, Recovering, Segment
+    from everface.runtime.events import Recovered, Recovering, SegmentEnd, VideoBlock
     from everface.runtime.session import Session
 
 __version__ = "0.1.0"
-__all__ = ["Avatar", "Deployment", "EverfaceError", "FrameBlock", "Recovered", "Recovering", "Segment", "Session", "StreamConfig"]
+__all__ = [
+    "Avatar", "Deployment", "EverfaceError", "Recovered", "Recovering", "SegmentEnd", "Session", "StreamConfig", "VideoBlock",
+]  # fmt: skip
 
 _HOMES = {
     "Avatar": "everface.avatar.avatar",
     "Deployment": "everface.core.config",
     "EverfaceError": "everface.core.errors",
-    "FrameBlock": "everface.runtime.event",
-    "Recovered": "everface.runtime.event",
-    "Recovering": "everface.runtime.event",
-    "Segment": "everface.runtime.event",
+    "Recovered": "everface.runtime.events",
+    "Recovering": "everface.runtime.events",
+    "SegmentEnd": "everface.runtime.events",
     "Session": "everface.runtime.session",
     "StreamConfig": "everface.core.config",
+    "VideoBlock": "everface.runtime.events",
 }
 
 

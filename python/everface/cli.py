@@ -82,7 +82,7 @@ def render(args: argparse.Namespace) -> None:
     stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler, compat=args.compat, prompt=args.prompt)
     from everface.avatar.render import RenderJob, render
 
-    job = RenderJob(args.picture, args.sound, args.out, args.weights, args.lora, stream, _deployment(args), args.force)
+    job = RenderJob(args.image, args.audio, args.out, args.weights, args.lora, stream, _deployment(args), args.force)
     with _progress() as progress:
         report = render(job, progress)
     _report(report)
@@ -106,7 +106,7 @@ def pull(args: argparse.Namespace) -> None:
     from everface.weights.pull import pull
 
     folder = pull(args.dir)
-    print(f"complete and verified; next: everface render PICTURE SOUND -o OUT --weights {folder}")
+    print(f"complete and verified; next: everface render IMAGE AUDIO -o OUT --weights {folder}")
 
 
 def convert(args: argparse.Namespace) -> None:
@@ -117,37 +117,24 @@ def convert(args: argparse.Namespace) -> None:
 
 
 def simulate(args: argparse.Namespace) -> int:
-    if args.faults:
-        return _simulate_faults(args.first, args.seeds)
-    from everface.runtime.plan import place
-    from everface.runtime.simulate import Times, paper_table, simulate
+    from everface.models.live_avatar.forecast import block_times, paper_table
+    from everface.models.live_avatar.model import role_specs
+    from everface.runtime.planning.forecast import simulate
+    from everface.runtime.planning.placement import place
 
     if args.paper:
         print(f"{'configuration':<20} {'fps':>6} {'paper':>6}   {'first frame':>11} {'paper':>6}")
         for what, fps, paper_fps, first_ms, paper_ms in paper_table():
             print(f"{what:<20} {fps:6.1f} {paper_fps:6.1f}   {first_ms:8.0f} ms {paper_ms or '-':>6}")
         return 0
-    plan = place(args.steps, args.devices)
-    times = Times(args.step_ms, args.decode_ms, args.hop_ms, jitter=args.jitter)
-    report = asdict(simulate(plan, times, sessions=args.sessions, live=args.live))
-    print(f"{'placement':<15} {' | '.join('+'.join(device) for device in plan.devices)}")
+    placement = place(role_specs(args.steps), args.devices)
+    times = block_times(args.steps, args.step_ms, args.decode_ms, args.transfer_ms, jitter=args.jitter)
+    report = asdict(simulate(placement, times, sessions=args.sessions, live=args.live))
+    print(f"{'placement':<15} {' | '.join('+'.join(device) for device in placement.devices)}")
     for name, value in report.items():
         values = value if isinstance(value, tuple) else (value,)
         print(f"{name:<15} {' '.join(f'{v:.3g}' if v < 10 else f'{v:.1f}' for v in values)}")
     return 0
-
-
-def _simulate_faults(first: int, seeds: int) -> int:
-    from everface.runtime.trial import run_many
-
-    began = time.monotonic()
-    failed, outcome = run_many(first, seeds, cores())
-    for seed, what in sorted(failed.items())[:20]:
-        print(f"seed {seed}: {what}\n  again: everface simulate --faults --first {seed} --seeds 1")
-    print(f"{'seeds':<15} {seeds} from {first}, {len(failed)} broke an invariant, {time.monotonic() - began:.0f} s")
-    for name, value in asdict(outcome).items():
-        print(f"{name:<15} {value}")
-    return 1 if failed else 0
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -227,8 +214,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_deployment_flags(p)
 
     p = add("render", render, "make a video of a picture saying a sound", "render face.png speech.wav -o talk.mp4")
-    p.add_argument("picture", type=Path, metavar="PICTURE", help="a portrait: any still image file")
-    p.add_argument("sound", type=Path, metavar="SOUND", help="speech: wav, flac, mp3, m4a or ogg")
+    p.add_argument("image", type=Path, metavar="IMAGE", help="a portrait: any still image file")
+    p.add_argument("audio", type=Path, metavar="AUDIO", help="speech: wav, flac, mp3, m4a or ogg")
     p.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the video to write, .mp4")
     _add_model_flags(p)
     p.add_argument("--prompt", default="", help="a sentence about the scene, for models that read one")
@@ -254,13 +241,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=_count, default=4, metavar="N", help="forwards a block (%(default)s)")
     p.add_argument("--step-ms", type=float, default=265.5, metavar="MS", help="one forward (%(default)s, the paper's)")
     p.add_argument("--decode-ms", type=float, default=150.0, metavar="MS", help="decoding a block (%(default)s)")
-    p.add_argument("--hop-ms", type=float, default=0.5, metavar="MS", help="from device to device (%(default)s)")
+    p.add_argument("--transfer-ms", type=float, default=0.5, metavar="MS", help="from device to device (%(default)s)")
     p.add_argument("--jitter", type=float, default=0.0, metavar="CV", help="of all times, standard deviation / mean (%(default)s)")
     p.add_argument("--sessions", type=_count, default=1, metavar="N", help="viewers (%(default)s)")
     p.add_argument("--live", action="store_true", help="sound comes as it is spoken, not at once")
-    p.add_argument("--faults", action="store_true", help="no forecast: the real runtime on virtual time, with seeded faults")
-    p.add_argument("--seeds", type=_count, default=1000, metavar="N", help="trials with faults (%(default)s)")
-    p.add_argument("--first", type=int, default=0, metavar="SEED", help="of the trials, to see one again (%(default)s)")
 
     p = add("pull", pull, "download the official weights, 47 GB, resumable", "pull")
     p.add_argument("--dir", type=Path, metavar="DIR", help="where to (live-avatar in the cache, which EVERFACE_CACHE names)")

@@ -17,7 +17,7 @@ from everface.core.errors import BadInput, Unavailable
 from everface.core.machine import cores
 
 if TYPE_CHECKING:
-    from everface.runtime.choose import Needs
+    from everface.models.live_avatar.forecast import DeviceMemory
 
 
 # Packages that are used when they are there: import name, distribution, purpose.
@@ -75,29 +75,30 @@ class Question:
 def plan(question: Question) -> int:
     """Print what each number of devices would do for the official model, the best one marked. Raises BadInput if nothing fits."""
     from everface.core.config import FPS, StreamConfig
-    from everface.runtime.choose import best, explain, options, refuse
-    from everface.runtime.simulate import Times
+    from everface.models.live_avatar.forecast import block_times
+    from everface.models.live_avatar.model import role_specs
+    from everface.runtime.planning.planner import best, explain, options, refuse
 
-    steps, times = StreamConfig(sampler=question.sampler).steps, Times(question.step_ms, question.decode_ms)
-    limits_gib, needs = _limits(question), _needs(question)
-    used = min(len(limits_gib), steps + 1)
-    found = options(steps, limits_gib[:used], needs, times, question.sessions)
+    steps = StreamConfig(sampler=question.sampler).steps
+    roles, times = [role.name for role in role_specs(steps)], block_times(steps, question.step_ms, question.decode_ms)
+    limits_gib, memory = _limits(question), _memory(question)
+    used = min(len(limits_gib), len(roles))
+    found = options(roles, limits_gib[:used], memory, times, question.sessions)
     chosen = best(found)
     if chosen is None:
-        raise refuse(found, needs, question.sessions)
+        raise refuse(found, memory, question.sessions)
     height, width = question.size
     print(
         f"{steps} steps and the decoder at {width}x{height}, weights in {question.dtype}, {question.sessions} session(s); "
-        f"a forward takes {times.step_ms:g} ms, decoding a block {times.decode_ms:g} ms"
+        f"a forward takes {question.step_ms:g} ms, decoding a block {question.decode_ms:g} ms"
     )
     print(f"\n{'devices':<9}{'fps':>6}  {'first frame':>11}  {'GiB of each':<32}  roles")
     for count in range(1, used + 1):
-        here = [option for option in found if len(option.plan.devices) == count]
+        here = [option for option in found if len(option.placement.devices) == count]
         row = best(here) or min(here, key=lambda option: option.rank)
-        memory = " ".join(f"{m:.1f}{'' if m <= limit else '!'}" for m, limit in zip(row.memory_gib, row.limits_gib))
-        shape = " | ".join("+".join(roles) for roles in row.plan.devices)
+        held = " ".join(f"{m:.1f}{'' if m <= limit else '!'}" for m, limit in zip(row.memory_gib, row.limits_gib))
         rate = f"{row.forecast.fps:6.1f}  {row.forecast.first_frame_ms:8.0f} ms" if row.fits else f"{'does not fit':>19}"
-        print(f"{f'{count} *' if row is chosen else count:<9}{rate}  {memory:<32}  {shape}")
+        print(f"{f'{count} *' if row is chosen else count:<9}{rate}  {held:<32}  {row.shape()}")
     if len(limits_gib) > used:
         rest = f"{used + 1}-{len(limits_gib)}" if len(limits_gib) > used + 1 else f"{used + 1}"
         print(f"{rest:<9}as {used}: there are {used} roles; what is left serves a second pipeline")
@@ -120,18 +121,19 @@ def _limits(question: Question) -> list[float]:
     return [question.memory_gib] * count if question.memory_gib is not None else here[:count]
 
 
-def _needs(question: Question) -> Needs:
+def _memory(question: Question) -> DeviceMemory:
     """Bytes that the official model takes."""
     from everface.core.config import LATENT_STRIDE, ModelConfig
     from everface.model import sizes
-    from everface.runtime.choose import GIB, Needs
+    from everface.models.live_avatar.forecast import DeviceMemory
+    from everface.runtime.planning.planner import GIB
 
     model, (height, width) = ModelConfig(), question.size
     if height % 64 or width % 64:
         raise BadInput(f"{width}x{height} cannot be generated: both sides are multiples of 64, as in 704x384")
     h, w = height // LATENT_STRIDE[1], width // LATENT_STRIDE[2]
     decoder, stream = sizes.decoder_sizes(model.vae, h, w)
-    return Needs(
+    return DeviceMemory(
         process=GIB,  # a guess: context and libraries 0.5, what the allocator cannot use 0.5
         weights=sizes.dit_bytes(model.dit, coded=question.dtype == "fp8"),
         step_work=4 * sizes.step_work_values(model.dit, h, w),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from everface.avatar import steps
-from everface.core.block import Block, Closing, Opening
+from everface.runtime.messages import Block, CloseSession, OpenSession
 
 FACTORY = "tests.avatar.latents:build"
 

@@ -39,6 +39,6 @@ def test_it_leaves_a_playable_file_and_no_process(small_model: Path, face: Path,
     assert process.returncode == 128 + number and "interrupted" in said and str(out) in said and "Traceback" not in said
     info = probe_video(out)
     assert info.frames >= 25 and info.fps == pytest.approx(25)
-    assert info.sound_duration_s is not None and abs(info.sound_duration_s - info.duration_s) <= 0.04
+    assert info.audio_duration_s is not None and abs(info.audio_duration_s - info.duration_s) <= 0.04
     assert not [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["long.wav", "x.mp4"]

@@ -10,14 +10,14 @@ import pytest
 import torch
 from tests.avatar.latents import FACTORY
 
-from everface.avatar.conditions import Noise
-from everface.avatar.parts import build_conditioner, build_dit
+from everface.models.live_avatar.conditions import Noise
+from everface.models.live_avatar.builders import build_conditioner, build_dit
 from everface.core.config import Deployment, StreamConfig
-from everface.media.picture import fit_picture, read_picture
+from everface.media.image import fit_image, read_image
 from everface.model.schedule import Schedule, sink_distance
-from everface.runtime.desk import Desk
+from everface.runtime.scheduler import Desk
 from everface.runtime.pipeline import start
-from everface.runtime.plan import place
+from everface.runtime.planning.placement import place
 from everface.runtime.session import Session
 
 BLOCKS, SEED, LATENT = 12, 11, (16, 8, 8)
@@ -34,7 +34,7 @@ def sequential(model: Path, face: Path, sampler: str) -> torch.Tensor:
     """Block after block, step after step, in plain Python without the runtime. Returns latents [blocks, 16, 3, h, w]."""
     conditioner = build_conditioner(model, None, DEPLOYMENT)
     _, dit = build_dit(model, None, DEPLOYMENT)
-    opening = conditioner.opening(fit_picture(read_picture(face), (64, 64)), STREAM)
+    opening = conditioner.opening(fit_image(read_image(face), (64, 64)), STREAM)
     schedule, noise = Schedule.for_sampler(sampler), Noise(SEED, LATENT, 3, 4)
     text_kv = dit.text_kv(dit.embed_text(opening["text"]))
     caches = [dit.new_cache(8, 8) for _ in range(schedule.steps)]
@@ -63,7 +63,7 @@ def streamed(model: Path, face: Path, placement: str, sampler: str, refresh_at: 
     steps = Schedule.for_sampler(sampler).steps
     with closing(Desk(start(place(steps, placement), FACTORY, spec, DEPLOYMENT))) as desk:
         session = Session(
-            desk, conditioner.opening(fit_picture(read_picture(face), (64, 64)), STREAM),
+            desk, conditioner.opening(fit_image(read_image(face), (64, 64)), STREAM),
             lambda _, pcm: conditioner.block(pcm, "everface"), Noise(SEED, LATENT, 3, 4),
             params={"seed": SEED, "rope_fp16": False}, lookback_samples=conditioner.lookback_samples, refresh_at=refresh_at,
         ).wait_open()  # fmt: skip

@@ -28,7 +28,7 @@ def test_render_from_the_command_line(small_model: Path, face: Path, voice: Path
     assert "53" in said and str(out) in said and "seed" in said
     info = probe_video(out)
     assert (info.fps, info.frames, info.width, info.height) == (25, 53, 64, 64)  # ceil(2.1 s * 25)
-    assert info.sound_duration_s is not None and abs(info.duration_s - info.sound_duration_s) <= 0.04
+    assert info.audio_duration_s is not None and abs(info.duration_s - info.audio_duration_s) <= 0.04
     assert [p.name for p in tmp_path.iterdir()] == ["talk.mp4"]
 
 
@@ -116,7 +116,7 @@ def test_demo_with_the_shipped_model(tmp_path: Path) -> None:
     assert main(["demo", "-o", str(tmp_path)]) == 0
     report, info = json.loads((tmp_path / "demo.json").read_text()), probe_video(tmp_path / "demo.mp4")
     assert info.frames == report["frames"] and info.duration_s >= 8 and info.fps == 25
-    assert info.sound_duration_s is not None and abs(info.duration_s - info.sound_duration_s) <= 0.04
+    assert info.audio_duration_s is not None and abs(info.duration_s - info.audio_duration_s) <= 0.04
     frames = frames_of(tmp_path / "demo.mp4").astype(np.float32)
     mouth, corner = frames[:, 80:110, 40:88], frames[:, :12, :12]
     assert np.abs(np.diff(mouth, axis=0)).mean() > 2 * np.abs(np.diff(corner, axis=0)).mean()  # the mouth moves, the wall does not

@@ -10,10 +10,10 @@ import torch
 
 from everface import Avatar, Deployment, Session, StreamConfig
 from everface.avatar.demo import PICTURE, SOUND
-from everface.avatar.parts import DEFAULT_WEIGHTS
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.core.config import SAMPLE_RATE
 from everface.core.errors import Unavailable
-from everface.media.sound import read_sound
+from everface.media.audio import read_audio
 
 
 def play(session: Session, pcm_S: torch.Tensor) -> torch.Tensor:
@@ -25,7 +25,7 @@ def play(session: Session, pcm_S: torch.Tensor) -> torch.Tensor:
 
 
 def speech(seconds: float) -> torch.Tensor:
-    return torch.as_tensor(next(read_sound(SOUND, int(seconds * SAMPLE_RATE)))).contiguous()
+    return torch.as_tensor(next(read_audio(SOUND, int(seconds * SAMPLE_RATE)))).contiguous()
 
 
 @pytest.mark.parametrize("placement", ["inline", "2"])

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from everface.avatar.parts import dtype_of
-from everface.avatar.steps import DecodeRole, Denoiser, StepRole
-from everface.core.block import Block, Closing, Opening, Tensors
+from everface.models.live_avatar.builders import dtype_of
+from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
+from everface.runtime.messages import Block, CloseSession, OpenSession, Tensors
 from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
 from everface.core.errors import BadInput, Unavailable
 from everface.kernels.fused.flow_step import flow_step_tokens

@@ -16,11 +16,11 @@ import torch
 from tests.csrc.conftest import Build
 
 import everface
-from everface.core.block import Block, Closing
+from everface.runtime.messages import Block, CloseSession
 from everface.core.errors import BadInput
 from everface.runtime import wire
-from everface.runtime.handoff import Broken, Local
-from everface.runtime.nccl import Libraries, NcclGiver, NcclTaker
+from everface.runtime.transport.base import Broken, Local
+from everface.runtime.transport.nccl import Libraries, NcclGiver, NcclTaker
 from everface.runtime.stage import Epoch, Message, Stop
 
 CPU = torch.device("cpu")

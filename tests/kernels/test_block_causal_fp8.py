@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 if not torch.cuda.is_available():
     import tests.kernels.interpreter  # noqa: F401  the interpreter, mended
 
-from everface.core.block import kv_pair
+from everface.model.kv_cache import kv_pair
 from everface.kernels.attention.block_causal import block_causal_reference
 from everface.kernels.attention.block_causal_fp8 import (
     block_causal_fp8,

@@ -56,13 +56,13 @@ def test_flash_and_beep_agree(tmp_path: Path, count: int, rate: int):
     frames_THW3, sound_S = pattern(count), beep(count, rate)
     with VideoWriter(path, H, W, rate) as writer:
         for i in range(0, count, 12):
-            writer.write_sound(sound_S[i * rate // 25 : (i + 12) * rate // 25])
+            writer.write_audio(sound_S[i * rate // 25 : (i + 12) * rate // 25])
             writer.write(frames_THW3[i : i + 12])
     info = probe_video(path)
     assert (info.codec, info.width, info.height, info.frames) == ("h264", W, H, count)
     assert info.fps == pytest.approx(25) and info.duration_s == pytest.approx(count / 25)
     assert info.sound_codec == "aac" and info.sound_rate_hz == (48_000 if rate == 16_000 else rate) and info.sound_channels == 1
-    assert info.sound_duration_s is not None and abs(info.sound_duration_s - count / 25) < 0.04
+    assert info.audio_duration_s is not None and abs(info.audio_duration_s - count / 25) < 0.04
     decoded = list(read_frames(path))
     assert len(decoded) == count
     assert np.argmax([f.mean() for f in decoded]) == FLASH
@@ -80,7 +80,7 @@ def test_an_independent_reader_agrees(tmp_path: Path):
     """The ffmpeg program, where there is one, counts and times the same."""
     path = tmp_path / "a.mp4"
     with VideoWriter(path, H, W) as writer:
-        writer.write_sound(beep(50, SAMPLE_RATE))
+        writer.write_audio(beep(50, SAMPLE_RATE))
         writer.write(pattern(50))
     try:
         command = ["ffprobe", "-v", "error", "-count_frames", "-select_streams", "v", "-of", "csv=p=0"]
@@ -104,7 +104,7 @@ def test_colours_survive(tmp_path: Path):
 def test_sound_is_padded_or_trimmed_to_the_picture(tmp_path: Path, seconds: float):
     path = tmp_path / "a.mp4"
     with VideoWriter(path, H, W) as writer:
-        writer.write_sound(np.full(round(seconds * SAMPLE_RATE), 0.5, np.float32))
+        writer.write_audio(np.full(round(seconds * SAMPLE_RATE), 0.5, np.float32))
         writer.write(pattern(75))
     x_SC, rate = decode_sound(path)
     assert abs(len(x_SC) / rate - 3.0) < 0.04
@@ -115,7 +115,7 @@ def test_sound_is_padded_or_trimmed_to_the_picture(tmp_path: Path, seconds: floa
 def test_stereo_at_another_rate(tmp_path: Path):
     left_S = beep(25, 22_050)
     with VideoWriter(tmp_path / "a.mp4", H, W, 22_050, 2) as writer:
-        writer.write_sound(np.stack([left_S, np.zeros_like(left_S)], 1))
+        writer.write_audio(np.stack([left_S, np.zeros_like(left_S)], 1))
         writer.write(pattern(25))
     x_SC, rate = decode_sound(tmp_path / "a.mp4")
     assert rate == 48_000 and x_SC.shape[1] == 2
@@ -126,25 +126,25 @@ def test_without_sound(tmp_path: Path):
     with VideoWriter(tmp_path / "a.mp4", H, W, None) as writer:
         writer.write(pattern(30))
         with pytest.raises(BadInput, match="without sound"):
-            writer.write_sound(np.zeros(640, np.float32))
+            writer.write_audio(np.zeros(640, np.float32))
     info = probe_video(tmp_path / "a.mp4")
-    assert info.frames == 30 and info.sound_codec is None and info.sound_duration_s is None
+    assert info.frames == 30 and info.sound_codec is None and info.audio_duration_s is None
 
 
 def test_an_interrupted_file_plays(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt), VideoWriter(tmp_path / "a.mp4", H, W) as writer:
-        writer.write_sound(beep(200, SAMPLE_RATE))
+        writer.write_audio(beep(200, SAMPLE_RATE))
         writer.write(pattern(37))
         raise KeyboardInterrupt
     info = probe_video(tmp_path / "a.mp4")
     assert info.frames == len(list(read_frames(tmp_path / "a.mp4"))) == 37
-    assert info.sound_duration_s is not None and abs(info.sound_duration_s - 37 / 25) < 0.04
+    assert info.audio_duration_s is not None and abs(info.audio_duration_s - 37 / 25) < 0.04
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_without_frames_nothing_is_left(tmp_path: Path):
     with pytest.raises(ZeroDivisionError), VideoWriter(tmp_path / "a.mp4", H, W) as writer:
-        writer.write_sound(np.zeros(640, np.float32))
+        writer.write_audio(np.zeros(640, np.float32))
         raise ZeroDivisionError
     with pytest.raises(BadInput, match="no frame was written"), VideoWriter(tmp_path / "a.mp4", H, W):
         pass
@@ -168,7 +168,7 @@ def test_the_final_name_appears_only_at_close(tmp_path: Path):
 def test_a_killed_writer_leaves_playable_seconds(tmp_path: Path):
     writer = VideoWriter(tmp_path / "a.mp4", H, W)
     for _ in range(10):
-        writer.write_sound(np.zeros(25 * SAMPLES_PER_FRAME, np.float32))
+        writer.write_audio(np.zeros(25 * SAMPLES_PER_FRAME, np.float32))
         writer.write(pattern(25))
     (part,) = tmp_path.iterdir()  # as SIGKILL would leave it
     assert probe_video(part).frames >= 125
@@ -204,9 +204,9 @@ def test_bad_data(tmp_path: Path):
             with pytest.raises(BadInput, match="do not fit"):
                 writer.write(frames)
         with pytest.raises(BadInput, match="does not fit"):
-            writer.write_sound(np.zeros((640, 2), np.float32))
+            writer.write_audio(np.zeros((640, 2), np.float32))
         with pytest.raises(BadInput, match="not a number"):
-            writer.write_sound(np.array([0, np.nan], np.float32))
+            writer.write_audio(np.array([0, np.nan], np.float32))
         writer.write(pattern(14))
     assert probe_video(tmp_path / "a.mp4").frames == 14
 
@@ -216,13 +216,13 @@ def test_sound_and_picture_may_not_drift_apart_without_bound(tmp_path: Path):
     with VideoWriter(tmp_path / "a.mp4", H, W) as writer:
         with pytest.raises(BadInput, match="sound is 30 s ahead"):
             for _ in range(40):
-                writer.write_sound(second_S)
+                writer.write_audio(second_S)
         with pytest.raises(BadInput, match="picture is 30 s ahead"):
             for _ in range(80):
                 writer.write(second_THW3)
     info = probe_video(tmp_path / "a.mp4")
     assert 61 <= info.frames / 25 <= 62
-    assert info.sound_duration_s is not None and abs(info.sound_duration_s - info.frames / 25) < 0.04
+    assert info.audio_duration_s is not None and abs(info.audio_duration_s - info.frames / 25) < 0.04
 
 
 def noise(seed: int) -> np.ndarray:
@@ -255,7 +255,7 @@ def fill(path: Path) -> str:
     """Write noise until the disk refuses; the sentence it refuses with."""
     with pytest.raises(Unavailable) as caught, VideoWriter(path, H, W) as writer:
         for seed in range(400):
-            writer.write_sound(np.zeros(SAMPLE_RATE, np.float32))
+            writer.write_audio(np.zeros(SAMPLE_RATE, np.float32))
             writer.write(noise(seed))
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -304,7 +304,7 @@ def test_memory_is_flat(tmp_path: Path):
     frames_THW3, sound_S = pattern(20), np.random.default_rng(0).normal(0, 0.1, 20 * SAMPLES_PER_FRAME).astype(np.float32)
     with VideoWriter(tmp_path / "a.mp4", H, W) as writer:
         for i in range(150):
-            writer.write_sound(sound_S)
+            writer.write_audio(sound_S)
             writer.write(frames_THW3)
             rss[i] = process.memory_info().rss
     assert probe_video(tmp_path / "a.mp4").frames == 3000

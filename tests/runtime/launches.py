@@ -16,7 +16,7 @@ from everface.kernels.linear.fp8_linear import TILES
 from everface.model.dit import DiT, Place
 from everface.model.layers import Reading
 from everface.model.rope import Rope
-from everface.runtime.graph import Shelf, Step
+from everface.runtime.cuda_graph import Shelf, Step
 from everface.weights.quantize import quantise_for
 
 FREE = {
@@ -85,7 +85,7 @@ def predicted(cfg: DiTConfig, h: int, w: int, dtype: str = "bfloat16") -> Counte
         kv = torch.empty(1, cfg.text_len, cfg.num_heads, cfg.head_dim, dtype=torch.bfloat16)
         reading = [Reading(kv, kv, torch.empty(1))] * cfg.num_layers
         local = torch.empty(cfg.block_frames, cfg.num_audio_token + 1, cfg.dim)
-        heard, cache = dit.hear(local, local[:, 0]), dit.new_cache(h, w, device="meta")
+        cancels, cache = dit.on_cancel(local, local[:, 0]), dit.new_cache(h, w, device="meta")
         rope: Rope = dit.rope((h // cfg.patch_size[1], w // cfg.patch_size[2]))
         x = torch.empty(16, cfg.block_frames, h, w, dtype=torch.bfloat16)
         first, sink, start = (torch.empty((), dtype=torch.int64) for _ in range(3))
@@ -93,7 +93,7 @@ def predicted(cfg: DiTConfig, h: int, w: int, dtype: str = "bfloat16") -> Counte
 
         def step(used: int, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             place = Place(first, sink, start, used)
-            return (dit.step(x, 1.0, 0.86, mod, reading, heard, cache, rope, place),)
+            return (dit.step(x, 1.0, 0.86, mod, reading, cancels, cache, rope, place),)
 
         counted = Counted()
         with counted:

@@ -15,10 +15,10 @@ import toy
 
 from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable
-from everface.runtime.desk import Desk
+from everface.runtime.scheduler import Desk
 from everface.runtime.pipeline import Pipeline, ProcessPipeline, start
-from everface.runtime.plan import place
-from everface.runtime.stage import Tombstone
+from everface.runtime.planning.placement import place
+from everface.runtime.stage import Cancelled
 
 STEPS = 4
 SPEECH = {12: toy.speech(12 * 0.48 - 0.1), 40: toy.speech(40 * 0.48 - 0.3)}  # seconds, for that many blocks
@@ -148,9 +148,9 @@ def test_five_processes_interruption_and_back_pressure(references: dict[int, tor
             pusher.start()
             blocks = list(s.frames())
             pusher.join()
-            assert [(b.epoch, b.pts) for b in blocks] == [(1, 160_000), (1, 160_000 + 7680)]
-            old = [a for a in answers if a is not None and a.epoch == 0]
-            assert len(old) == 6 and sum(isinstance(a, Tombstone) for a in old) >= 3  # what waited was not decoded
+            assert [(b.revision, b.pts) for b in blocks] == [(1, 160_000), (1, 160_000 + 7680)]
+            old = [a for a in answers if a is not None and a.revision == 0]
+            assert len(old) == 6 and sum(isinstance(a, Cancelled) for a in old) >= 3  # what waited was not decoded
         assert pipeline.in_flight == 0
         assert torch.equal(render(pipeline, 12), references[12])  # nothing of the last session is left
         render_two_at_once(start_on("5"), references)
@@ -196,7 +196,7 @@ def test_roles_that_cannot_be_built() -> None:
     with pytest.raises(BadInput, match="cannot be imported"):
         start(place(3, "inline"), "nowhere:build", {}, Deployment())
     with pytest.raises(
-        Unavailable, match=r"^stage step0\+.*decode ended with exit status 1, its last line being \"KeyError: 'a'\": mend that"
+        Unavailable, match=r"^stage step0\+.*decode ended with exit status 1, its last stream being \"KeyError: 'a'\": mend that"
     ):
         start(place(3, 1), toy.FACTORY, {}, Deployment("1", threads=1))
     assert not psutil.Process().children()

@@ -1,4 +1,4 @@
-"""A session over pipelines in this process: windows, tails, epochs, the sink rule, back-pressure."""
+"""A session over pipelines in this process: windows, tails, revisions, the sink rule, back-pressure."""
 
 from collections import deque
 
@@ -6,13 +6,13 @@ import pytest
 import torch
 import toy
 
-from everface.core.block import Block
+from everface.runtime.messages import Block
 from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable
-from everface.runtime.event import Segment
+from everface.runtime.events import Segment
 from everface.runtime.pipeline import Pipeline, start
-from everface.runtime.plan import place, roles_of
-from everface.runtime.stage import Answer, Epoch, Message, Stage, answer_of
+from everface.runtime.planning.placement import place, roles_of
+from everface.runtime.stage import Answer, Cancel, Message, Stage, answer_of
 
 BLOCK = 7680
 
@@ -27,8 +27,8 @@ class Held(Pipeline):
         self.seen: list[Block] = []
 
     def _put(self, message: Message) -> None:
-        if isinstance(message, Epoch):
-            self.stage.hear(message)
+        if isinstance(message, Cancel):
+            self.stage.on_cancel(message)
             return
         if isinstance(message, Block):
             self.seen.append(Block(**vars(message)))
@@ -139,15 +139,15 @@ def test_interruption() -> None:
         assert pipeline.in_flight == 3 and s.poll() == []
         new = toy.speech(1.2, seed=8)
         blocks = toy.play(s, new)
-        assert [(b.index, b.epoch, b.pts) for b in blocks] == [(i, 1, 48_000 + (i - 6) * BLOCK) for i in (6, 7, 8)]
+        assert [(b.index, b.revision, b.pts) for b in blocks] == [(i, 1, 48_000 + (i - 6) * BLOCK) for i in (6, 7, 8)]
         assert sum(len(b.frames_THW3) for b in blocks) == 30
-        assert torch.equal(windows[6], torch.cat([torch.zeros(3840), new[:BLOCK]]))  # nothing of the old sound is heard
+        assert torch.equal(windows[6], torch.cat([torch.zeros(3840), new[:BLOCK]]))  # nothing of the old sound is cancels
         assert s.interrupt() == 2 and list_of_frames(s, toy.speech(0.04)) == [(9, 2, 48_000 + 19_200)]
         assert [b.index for b in s.clock.beats if b.delivered_s is None] == [3, 4, 5]
 
 
 def list_of_frames(s, pcm: torch.Tensor) -> list[tuple[int, int, int]]:
-    return [(b.index, b.epoch, b.pts) for b in toy.play(s, pcm)]
+    return [(b.index, b.revision, b.pts) for b in toy.play(s, pcm)]
 
 
 def test_interruption_between_two_frames() -> None:
@@ -159,7 +159,7 @@ def test_interruption_between_two_frames() -> None:
         s.interrupt()
         s.push(toy.speech(0.1))
         s.end()
-        assert [(b.index, b.epoch) for b in blocks] == [(3, 1)]
+        assert [(b.index, b.revision) for b in blocks] == [(3, 1)]
 
 
 def test_the_sink_is_waited_for_and_rides_once() -> None:

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from everface.core.block import Block, Closing, Opening
+from everface.runtime.messages import Block, CloseSession, OpenSession
 from everface.core.errors import Unavailable
 from everface.runtime import desk, plan, session, stage
 from everface.runtime.pipeline import Pipeline
@@ -19,7 +19,7 @@ DESKS: WeakKeyDictionary[Pipeline, desk.Desk] = WeakKeyDictionary()
 
 
 class Toy:
-    """x <- tanh(a x + b state + audio), state <- x; `sink` replaces the bias. Opening params can make one role slow or fail."""
+    """x <- tanh(a x + b state + audio), state <- x; `sink` replaces the bias. OpenSession params can make one role slow or fail."""
 
     def __init__(self, name: str, spec: dict[str, Any]):
         self.name, self.a, self.b, self.sleep_s = name, spec["a"], spec["b"], spec.get("sleep_s", 0.0)
@@ -28,7 +28,7 @@ class Toy:
         self.params: dict[int, dict[str, Any]] = {}
         self.done: set[tuple[int, str]] = set()  # faults that have happened, so that they happen once
 
-    def open(self, opening: Opening) -> None:
+    def open(self, opening: OpenSession) -> None:
         if opening.params.get("refuse_role") == self.name:
             raise Unavailable("toy memory is short")
         self.params[opening.session] = opening.params
@@ -60,7 +60,7 @@ class Toy:
         block.condition = {**block.condition, "finite": torch.cat([block.condition.get("finite", finite[:0]), finite])}
         return block
 
-    def close(self, closing: Closing) -> None:
+    def close(self, closing: CloseSession) -> None:
         self.state.pop(closing.session, None)
         self.bias.pop(closing.session, None)
         self.params.pop(closing.session, None)

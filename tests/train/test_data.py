@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from everface.avatar.parts import DEFAULT_WEIGHTS
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.core.config import ModelConfig, VAEConfig
 from everface.core.errors import BadInput, Unavailable
 from everface.model.vae import VAE

@@ -30,7 +30,7 @@ def film(path: Path, frames: int, flash: int = FLASH) -> Path:
     with VideoWriter(path, 64, 96, 48_000) as writer:
         for n in range(frames):
             writer.write(np.full((1, 64, 96, 3), 255 if n == flash else 8 * (n % 4), np.uint8))
-            writer.write_sound(click[n * 1920 : (n + 1) * 1920])
+            writer.write_audio(click[n * 1920 : (n + 1) * 1920])
     return path
 
 

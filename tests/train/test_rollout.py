@@ -8,9 +8,9 @@ import pytest
 import torch
 from tests.train.test_forcing import SMALL, small_model
 
-from everface.avatar.conditions import Noise
-from everface.avatar.steps import Denoiser, StepRole
-from everface.core.block import Block, Opening
+from everface.models.live_avatar.conditions import Noise
+from everface.models.live_avatar.roles import Denoiser, StepRole
+from everface.runtime.messages import Block, OpenSession
 from everface.core.config import Deployment, ModelConfig
 from everface.model.dit import DiT
 from everface.model.schedule import Schedule

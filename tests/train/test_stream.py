@@ -10,7 +10,7 @@ import torch
 from tests.avatar.conftest import SMALL, small_model  # noqa: F401
 
 from everface.avatar.avatar import Avatar
-from everface.avatar.parts import DEFAULT_WEIGHTS, build_decoder
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_decoder
 from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.model.audio import PAST_FRAMES

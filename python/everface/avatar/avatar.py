@@ -1,39 +1,41 @@
-"""The public face: an Avatar is weights on devices, a Session is one viewer's endless stream of it."""
+"""The public API: an Avatar is a checkpoint on devices, a Session is one endless stream of it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Self
 
 import torch
 
-from everface.avatar.conditions import Noise
-from everface.avatar.parts import DEFAULT_WEIGHTS, build_conditioner
-from everface.core.config import FPS, LATENT_STRIDE, Deployment, StreamConfig
+from everface.core.config import FPS, Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
-from everface.media.picture import fit_picture, read_picture, target_size
-from everface.runtime.desk import Desk
-from everface.runtime.pipeline import start
-from everface.runtime.plan import place
+from everface.models import LIVE_AVATAR
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
+from everface.models.live_avatar.model import LiveAvatar
+from everface.runtime.planning.placement import place
+from everface.runtime.registry import path_of
+from everface.runtime.scheduler import Scheduler
 from everface.runtime.session import Session
+from everface.runtime.start import start_pipeline
 
 
 class Avatar:
-    """Loads a checkpoint (the shipped default without one) and opens sessions on it.
+    """Loads a checkpoint (the bundled one without `weights`) and opens sessions on it.
 
-    The stages start with the first session, for that session's sampler, and stay up until `close`; sessions share them.
+    The stages start with the first session, for that session's sampler, and stay up until `close`; sessions share them. Thread-safe but
+    for the first `open`, which starts the stages. Raises BadWeights.
+
+        with Avatar() as avatar, avatar.open("face.png") as session:
+            session.push_audio(audio_S)
     """
 
     def __init__(self, weights: Path | None = None, lora: Path | None = None, deployment: Deployment | None = None) -> None:
         self.deployment = deployment or Deployment()
-        self.weights, self.lora = Path(weights or DEFAULT_WEIGHTS), lora
         if self.deployment.threads:
             torch.set_num_threads(self.deployment.threads)
-        self.conditioner = build_conditioner(self.weights, self.lora, self.deployment)
-        self.config = self.conditioner.config
-        self.desk: Desk | None = None
+        self.model = LiveAvatar(Path(weights or DEFAULT_WEIGHTS), lora, self.deployment)
+        self.scheduler: Scheduler | None = None
         self.sampler = ""
 
     def __enter__(self) -> Self:
@@ -42,67 +44,33 @@ class Avatar:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self, picture: str | Path | torch.Tensor, stream: StreamConfig | None = None) -> Session:
-        """A session that shows `picture` speaking: a file, or float32 [3, H, W] in -1..1 of the right size.
+    def open(self, image: Path | str | torch.Tensor, stream: StreamConfig | None = None) -> Session:
+        """A session that shows `image` speaking: a file, or float32 [3, H, W] in -1..1 of the right size.
 
-        Push 16 kHz mono float32 PCM into it, poll uint8 frames [T, H, W, 3] at 25 fps out of it.
+        Push 16 kHz mono float32 audio into it, poll uint8 frames [T, H, W, 3] at 25 fps out of it. Raises BadInput for an image or
+        configuration that cannot be used, Unavailable when there are too many sessions or a stage does not start.
         """
         stream = stream or StreamConfig()
-        rgb_3HW = picture if isinstance(picture, torch.Tensor) else self.fit(Path(picture), stream)
-        desk = self.start(stream)
-        conditioner, dit = self.conditioner, self.config.dit
-        if stream.prompt and self.config.text.kind == "none":
-            log.warning("these weights were trained without text: the prompt has no effect")
-        height, width = rgb_3HW.shape[-2:]
-        correlation = 0.0 if stream.compat == "official" else self.config.noise_correlation
-        latent = (dit.in_dim, height // LATENT_STRIDE[1], width // LATENT_STRIDE[2])
-        return Session(
-            desk,
-            conditioner.opening(rgb_3HW, stream),
-            params={"seed": stream.seed, "rope_fp16": stream.compat == "official"},
-            frames_per_block=conditioner.block_frames,
-            lookback_samples=conditioner.lookback_samples,
-            lookahead_samples=conditioner.lookahead_samples,
-            condition=lambda _, pcm_S: conditioner.block(pcm_S, stream.compat),
-            noise=Noise(stream.seed, latent, dit.block_frames, dit.window_blocks, correlation),
-            refresh_at=dit.window_blocks if stream.refresh_sink else None,
-        ).wait_open()
+        session = self.model.session(Path(image) if isinstance(image, str) else image, stream)
+        return self.start(stream).open_session(session).wait_open()
 
-    def change(self, session: Session, picture: Path | torch.Tensor, stream: StreamConfig) -> None:
-        """Show another picture, of the session's size, or follow another prompt, from the next block on: `stream.prompt` is read."""
-        rgb_3HW = picture if isinstance(picture, torch.Tensor) else self.fit(Path(picture), stream)
-        opening = self.conditioner.opening(rgb_3HW, stream)
-        session.change({"sink": opening["reference"], "motion": opening["motion"], "text": opening["text"]})
+    def fit(self, image: Path, stream: StreamConfig) -> torch.Tensor:
+        """Read an image and bring it to the size of the stream: float32 [3, H, W] in -1..1, as `open` takes it. Raises BadInput."""
+        return self.model.fit(image, stream)
 
-    def fit(self, picture: Path, stream: StreamConfig) -> torch.Tensor:
-        """Read a picture and bring it to the size of the stream: the model's own, the wanted one, or by its aspect ratio."""
-        image_HW3 = read_picture(picture)
-        size = stream.size or self.config.size
-        if self.config.size and stream.size and tuple(stream.size) != tuple(self.config.size):
-            height, width = self.config.size
-            raise BadInput(f"these weights were trained at {width}x{height} only: leave --size out, or choose other weights")
-        height, width = image_HW3.shape[:2]
-        return fit_picture(image_HW3, size or target_size(height, width, stream.area), stream.compat)
-
-    def start(self, stream: StreamConfig) -> Desk:
+    def start(self, stream: StreamConfig) -> Scheduler:
         """Start the stages, once."""
-        if self.desk is None:
-            spec = {
-                "weights": str(self.weights),
-                "lora": str(self.lora) if self.lora else None,
-                "sampler": stream.sampler,
-                "deployment": asdict(self.deployment),
-            }
-            plan = place(stream.steps, self.deployment.placement)
-            log.info("placement %s, sampler %s, %d fps", plan, stream.sampler, FPS)
-            pipeline = start(plan, "everface.avatar.steps:build_role", spec, self.deployment)
-            self.desk, self.sampler = Desk(pipeline, self.deployment.sessions), stream.sampler
+        if self.scheduler is None:
+            placement = place(self.model.roles(stream), self.deployment.placement)
+            log.info("placement %s, sampler %s, %d fps", placement, stream.sampler, FPS)
+            pipeline = start_pipeline(placement, path_of(LIVE_AVATAR), self.model.spec(stream), self.deployment)
+            self.scheduler, self.sampler = Scheduler(pipeline, self.deployment.sessions), stream.sampler
         elif stream.sampler != self.sampler:
             raise BadInput(f"this avatar runs the {self.sampler} sampler: close it before opening a {stream.sampler} session")
-        return self.desk
+        return self.scheduler
 
     def close(self) -> None:
         """Stop the stages. Sessions still open end here."""
-        if self.desk is not None:
-            self.desk.close()
-            self.desk = None
+        if self.scheduler is not None:
+            self.scheduler.close()
+            self.scheduler = None

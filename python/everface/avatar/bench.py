@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 
 from everface.avatar.avatar import Avatar
-from everface.avatar.demo import PICTURE, SOUND
+from everface.avatar.demo import IMAGE, AUDIO
 from everface.core.config import SAMPLE_RATE, Deployment, StreamConfig
-from everface.media.sound import read_sound
+from everface.media.audio import read_audio
 
 
 @dataclass(frozen=True)
 class BenchReport:
     """Medians over the repeats, with the machine they were taken on."""
 
-    fps: float  # frames / seconds from the first sound pushed to the last frame in hand, decode included
+    fps: float  # frames / seconds from the first audio pushed to the last frame in hand, decode included
     fps_each: tuple[float, ...]
     first_frame_ms: float
     block_ms: float  # one block through every role, in steady state
@@ -46,20 +46,20 @@ def bench(
     """Run the same session `repeats` times, after one that is not counted."""
     stream = stream or StreamConfig()
     load = os.getloadavg()[0]
-    pcm_S = next(read_sound(SOUND, int(seconds * SAMPLE_RATE)))
+    audio_S = next(read_audio(AUDIO, int(seconds * SAMPLE_RATE)))
     fps, first_ms, block_ms, frames, size = [], [], [], 0, (0, 0)
     with Avatar(weights, lora, deployment) as avatar:
-        picture = avatar.fit(PICTURE, stream)
+        image = avatar.fit(IMAGE, stream)
         for repeat in range(repeats + 1):
-            session = avatar.open(picture, stream)
+            session = avatar.open(image, stream)
             began = time.perf_counter()
             stamps, frames = [], 0
-            for part in torch.as_tensor(pcm_S).split(SAMPLE_RATE // 2):
-                while not session.push(part.numpy()):
+            for part in torch.as_tensor(audio_S).split(SAMPLE_RATE // 2):
+                while not session.push_audio(part.numpy()):
                     session.wait(1.0)
                     frames += _take(session.poll(), stamps)
                 frames += _take(session.poll(), stamps)
-            session.end()
+            session.end_segment()
             for block in session.frames():
                 frames += _take([block], stamps)
                 size = (int(block.frames_THW3.shape[1]), int(block.frames_THW3.shape[2]))

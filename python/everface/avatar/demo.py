@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from everface.avatar.parts import DEFAULT_WEIGHTS
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.avatar.render import Progress, RenderJob, RenderReport, render
 from everface.core.config import Deployment, StreamConfig
 
-PICTURE = DEFAULT_WEIGHTS / "ada.png"
-SOUND = DEFAULT_WEIGHTS / "speech.wav"
+IMAGE = DEFAULT_WEIGHTS / "ada.png"
+AUDIO = DEFAULT_WEIGHTS / "speech.wav"
 
 
 def demo(out_dir: Path, deployment: Deployment | None = None, progress: Progress | None = None) -> RenderReport:
     """Render out_dir/demo.mp4 and out_dir/demo.json (the report). Overwrites an earlier demo."""
     out_dir.mkdir(parents=True, exist_ok=True)
     job = RenderJob(
-        PICTURE,
-        SOUND,
+        IMAGE,
+        AUDIO,
         out_dir / "demo.mp4",
         stream=StreamConfig(seed=7),
         deployment=deployment or Deployment(),

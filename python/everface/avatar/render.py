@@ -14,9 +14,9 @@ import psutil
 from everface.avatar.avatar import Avatar
 from everface.core.config import FPS, SAMPLE_RATE, Deployment, StreamConfig
 from everface.core.errors import BadInput
-from everface.media.sound import probe_sound, read_sound, read_track
+from everface.media.audio import probe_audio, read_audio, read_track
 from everface.media.video import VideoWriter
-from everface.runtime.event import FrameBlock
+from everface.runtime.events import VideoBlock
 from everface.runtime.session import WAIT_S, Session
 
 DROPPED_FRAMES = 3  # upstream's files lack the first three frames of a stream
@@ -26,8 +26,8 @@ DROPPED_FRAMES = 3  # upstream's files lack the first three frames of a stream
 class RenderJob:
     """What to render, with what, to where."""
 
-    picture: Path
-    sound: Path
+    image: Path
+    audio: Path
     out: Path
     weights: Path | None = None
     lora: Path | None = None
@@ -45,9 +45,9 @@ class RenderReport:
     seconds: float  # of video
     width: int
     height: int
-    render_s: float  # from the first sound to the last frame written
+    render_s: float  # from the first audio to the last frame written
     fps: float  # frames / render_s
-    first_frame_s: float  # from the first sound pushed to the first frame delivered
+    first_frame_s: float  # from the first audio pushed to the first frame delivered
     load_s: float  # weights, stages and sink
     placement: str
     sampler: str
@@ -67,25 +67,25 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
 
     Interrupted (Ctrl-C), it leaves a playable file of what was done and raises KeyboardInterrupt on.
     """
-    info = probe_sound(job.sound)
+    info = probe_audio(job.audio)
     if job.out.exists() and not job.overwrite:
         raise BadInput(f"{job.out} is there already: name another file, or pass --force to replace it")
     total = None if info.duration_s is None else math.ceil(info.duration_s * FPS)
     began = time.perf_counter()
     with Avatar(job.weights, job.lora, job.deployment) as avatar:
-        picture_3HW = avatar.fit(job.picture, job.stream)
-        height, width = picture_3HW.shape[-2:]
+        image_3HW = avatar.fit(job.image, job.stream)
+        height, width = image_3HW.shape[-2:]
         channels = 1 if info.channels > 2 else info.channels
         writing = VideoWriter(job.out, height, width, info.rate_hz, channels)
-        with writing as writer, avatar.open(picture_3HW, job.stream) as session:
+        with writing as writer, avatar.open(image_3HW, job.stream) as session:
             loaded = time.perf_counter()
-            for blocks in _feed(session, job.sound, info.rate_hz, channels, writer):
+            for blocks in _feed(session, job.audio, info.rate_hz, channels, writer):
                 for block in blocks:
                     cut = DROPPED_FRAMES if block.index == 0 and job.stream.compat == "official" else 0
                     writer.write(block.frames_THW3[cut:].cpu().numpy())
                     if progress:
                         progress(writer.frames, total, writer.frames / (time.perf_counter() - loaded))
-            done, frames, first_s = time.perf_counter(), writer.frames, session.clock.first_frame_s or 0.0
+            done, frames, first_s = time.perf_counter(), writer.frames, session.timeline.first_frame_s or 0.0
     return RenderReport(
         out=str(job.out),
         frames=frames,
@@ -104,19 +104,19 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
     )
 
 
-def _feed(session: Session, sound: Path, rate_hz: int, channels: int, writer: VideoWriter) -> Iterator[list[FrameBlock]]:
+def _feed(session: Session, audio: Path, rate_hz: int, channels: int, writer: VideoWriter) -> Iterator[list[VideoBlock]]:
     """Push the file's sound into the session and its own track into the video, half a second at a time; yield what is finished."""
-    track = read_track(sound, rate_hz // 2)
-    for pcm_S in read_sound(sound, SAMPLE_RATE // 2):
+    track = read_track(audio, rate_hz // 2)
+    for audio_S in read_audio(audio, SAMPLE_RATE // 2):
         part_SC = next(track, None)
         if part_SC is not None:
-            writer.write_sound(part_SC if part_SC.shape[1] == channels else part_SC.mean(1, keepdims=True))
-        while not session.push(pcm_S):  # the buffer is full: let the pipeline catch up
+            writer.write_audio(part_SC if part_SC.shape[1] == channels else part_SC.mean(1, keepdims=True))
+        while not session.push_audio(audio_S):  # the buffer is full: let the pipeline catch up
             session.wait(WAIT_S)
             yield session.poll()
         yield session.poll()
     for part_SC in track:
-        writer.write_sound(part_SC if part_SC.shape[1] == channels else part_SC.mean(1, keepdims=True))
-    session.end()
+        writer.write_audio(part_SC if part_SC.shape[1] == channels else part_SC.mean(1, keepdims=True))
+    session.end_segment()
     for block in session.frames():
         yield [block]

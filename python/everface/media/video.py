@@ -26,7 +26,7 @@ from av.video.reformatter import Colorspace, VideoReformatter
 
 from everface.core.config import FPS, SAMPLE_RATE
 from everface.core.errors import BadInput, EverfaceError, Unavailable
-from everface.media.sound import RATES, open_media
+from everface.media.audio import RATES, open_media
 
 FILE_OPTIONS = {"movflags": "frag_keyframe+empty_moov+delay_moov+default_base_moof", "flush_packets": "1"}
 # No B-frames: decode order is display order and time starts at 0. No keyframes at scene cuts: a fragment is one second.
@@ -39,7 +39,7 @@ BT709 = 1
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file holds, counted packet by packet. `sound_duration_s` starts at time 0: priming is not part of it."""
+    """What a video file holds, counted packet by packet. `audio_duration_s` starts at time 0: priming is not part of it."""
 
     codec: str
     width: int
@@ -50,7 +50,7 @@ class VideoInfo:
     sound_codec: str | None = None
     sound_rate_hz: int | None = None
     sound_channels: int | None = None
-    sound_duration_s: float | None = None
+    audio_duration_s: float | None = None
 
 
 def probe_video(path: str | Path) -> VideoInfo:
@@ -180,7 +180,7 @@ class VideoWriter:
         except (OSError, FFmpegError) as error:
             self._give_up(error)
 
-    def write_sound(self, pcm: np.ndarray) -> None:
+    def write_audio(self, pcm: np.ndarray) -> None:
         """Append sound, float32 [S] or [S, channels], full scale 1, at the writer's sound rate; beyond -1..1 it is clipped."""
         pcm_SC = np.asarray(pcm, dtype=np.float32)
         pcm_SC = pcm_SC[:, None] if pcm_SC.ndim == 1 else pcm_SC

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from everface.core.block import KVCache, kv_pair
+from everface.model.kv_cache import KVCache, kv_pair
 from everface.core.config import DiTConfig
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.flow_step import flow_step_tokens, unpatchify

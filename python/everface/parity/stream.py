@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from everface.core.block import KVCache
+from everface.model.kv_cache import KVCache
 from everface.model.dit import DiT
 from everface.model.layers import KV
 from everface.model.schedule import Schedule, sigmas

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everface.core.block import Block
+from everface.runtime.messages import Block
 from everface.core.config import FPS, LATENT_STRIDE, SAMPLES_PER_FRAME, StreamConfig
 from everface.core.log import log
 from everface.model.audio import PAST_FRAMES

@@ -30,12 +30,12 @@ from safetensors.torch import save_file
 from everface.core.config import FPS, LATENT_STRIDE, SAMPLE_RATE, SAMPLES_PER_FRAME
 from everface.core.errors import BadInput
 from everface.core.log import log
-from everface.media.picture import fit_picture
-from everface.media.sound import open_media
+from everface.media.image import fit_image
+from everface.media.audio import open_media
 from everface.model.audio import PAST_FRAMES
 from everface.model.features import LogMel
 from everface.model.vae import VAE
-from everface.runtime.intake import Intake
+from everface.runtime.audio_buffer import Intake
 from everface.train.clips import MOVING_LATENTS, STILL_FRAMES
 from everface.train.data import read_vae
 from everface.train.descent import autocast
@@ -141,7 +141,7 @@ def cut_clips(film: Film, size: tuple[int, int], front: LogMel) -> Iterator[Clip
     """rgb [3, 5 + 64, H, W] in -1..1 and features [L, C, 5 + 64] of one clip after the other."""
     sound = film.sound or film.video
     frames = read_frames(film.video, size)
-    pieces = read_sound(sound, first_s(film.video, "video") if sound == film.video else first_s(sound, "audio"))
+    pieces = read_audio(sound, first_s(film.video, "video") if sound == film.video else first_s(sound, "audio"))
     intake = Intake(FRAMES * SAMPLES_PER_FRAME, front.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME, front.lookahead_samples)
     still: torch.Tensor | None = None
     while len(moving := list(islice(frames, FRAMES))) == FRAMES:
@@ -173,7 +173,7 @@ def read_frames(path: Path, size: tuple[int, int]) -> Iterator[torch.Tensor]:
     reformatter = VideoReformatter()
 
     def fitted(frame: av.VideoFrame) -> torch.Tensor:
-        return fit_picture(reformatter.reformat(frame, format="rgb24").to_ndarray(), size)
+        return fit_image(reformatter.reformat(frame, format="rgb24").to_ndarray(), size)
 
     with open_media(path, "video") as container:
         number, held, zero_s = 0, None, None
@@ -190,7 +190,7 @@ def read_frames(path: Path, size: tuple[int, int]) -> Iterator[torch.Tensor]:
             yield fitted(held)
 
 
-def read_sound(path: Path, zero_s: float) -> Iterator[torch.Tensor]:
+def read_audio(path: Path, zero_s: float) -> Iterator[torch.Tensor]:
     """Mono pieces at 16 kHz whose first sample is heard at `zero_s`. The file holds sound: `first_s` has found some. Not media.sound's,
     which refuses films, as whoever renders passes sound."""
     resampler, surplus = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE), None

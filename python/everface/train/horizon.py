@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from everface.core.block import Block
+from everface.runtime.messages import Block
 from everface.core.config import FPS, SAMPLES_PER_FRAME, StreamConfig
 from everface.core.log import log
 from everface.train import metrics, voices

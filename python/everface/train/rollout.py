@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from everface.avatar.conditions import Noise
-from everface.core.block import KVCache
+from everface.models.live_avatar.conditions import Noise
+from everface.model.kv_cache import KVCache
 from everface.kernels.fused.flow_step import flow_step
 from everface.model.dit import DiT, Place, StepMod
 from everface.model.layers import KV, Heard, Reading

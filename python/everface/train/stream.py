@@ -19,17 +19,17 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from everface.avatar.conditions import Noise
-from everface.avatar.parts import DEFAULT_WEIGHTS, build_conditioner, build_decoder, build_dit
-from everface.avatar.steps import DecodeRole, Denoiser, StepRole, Viewer
-from everface.core.block import Block, Closing, Opening
+from everface.models.live_avatar.conditions import Noise
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_conditioner, build_decoder, build_dit
+from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole, Viewer
+from everface.runtime.messages import Block, CloseSession, OpenSession
 from everface.core.config import SAMPLES_PER_FRAME, Deployment, StreamConfig, VAEConfig
 from everface.core.memory import keep_freed_memory
 from everface.kernels.fused.flow_step import flow_step
 from everface.model.dit import Place
 from everface.model.rope import SINK_TIME
 from everface.model.schedule import Schedule, sigmas
-from everface.runtime.intake import Intake
+from everface.runtime.audio_buffer import Intake
 from everface.train.plans import Streamed
 
 

@@ -1,0 +1,109 @@
+"""Modules built from a checkpoint, each with only what its role runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from everface.models.live_avatar.conditions import Conditioner
+from everface.core.config import Deployment, ModelConfig
+from everface.core.errors import BadInput
+from everface.kernels.attention import backend
+from everface.model.audio import CausalAudioEncoder
+from everface.model.dit import DiT
+from everface.model.features import FrontEnd, LogMel
+from everface.model.text import NoText, Prompter, TextEncoder, UMT5Encoder, load_tokenizer
+from everface.model.vae import VAE
+from everface.weights.load import Checkpoint, load_into, open_checkpoint
+from everface.weights.quantize import ATTENTION_CODED, CODED, quantise_for
+
+DEFAULT_WEIGHTS = Path(__file__).parents[2] / "default"
+AUDIO_ENCODER = "casual_audio_encoder."
+WAV2VEC_LOOKBACK_S, WAV2VEC_LOOKAHEAD_S = 4.0, 1.0  # offline; docs/numerics.md has what shorter windows cost
+
+
+def dtype_of(deployment: Deployment) -> torch.dtype:
+    """The torch dtype of activations that a deployment names; "fp8" is bfloat16 around products of 8-bit codes, "fp8-attention" around
+    attention of codes too."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, **dict.fromkeys(CODED, torch.bfloat16)}
+    if deployment.dtype not in known:
+        raise BadInput(f"unknown dtype {deployment.dtype!r}: choose one of {', '.join(known)}")
+    return known[deployment.dtype]
+
+
+def decoder_dtype(deployment: Deployment) -> torch.dtype:
+    """That of the video decoder: float32 on a CPU, whose convolutions in bfloat16 take minutes a block."""
+    return torch.float32 if torch.device(deployment.device).type == "cpu" else dtype_of(deployment)
+
+
+def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple[ModelConfig, DiT]:
+    """The whole transformer on its device, ready for inference."""
+    on = torch.device(deployment.device)
+    least = {"fp8": (8, 9), ATTENTION_CODED: (9, 0)}.get(deployment.dtype, (0, 0))
+    if on.type == "cuda" and torch.cuda.get_device_capability(on) < least:
+        raise BadInput(f"{torch.cuda.get_device_name(on)} does not compute in {deployment.dtype}: choose bfloat16")
+    checkpoint = open_checkpoint(weights, lora)
+    backend.ask(deployment.attention)
+    if on.type == "cuda" and dtype_of(deployment) != torch.float32:
+        coded = deployment.dtype == ATTENTION_CODED
+        backend.choose(on, backend.FP8 if coded else dtype_of(deployment), checkpoint.config.dit.head_dim)
+    with torch.device("meta"):
+        dit = DiT(checkpoint.config.dit)
+    load_into(dit, checkpoint.dit(), dtype=dtype_of(deployment), device=deployment.device)
+    dit.eval().requires_grad_(False).fuse()
+    quantise_for(dit, deployment.dtype)
+    return checkpoint.config, dit
+
+
+def build_decoder(weights: Path, deployment: Deployment) -> VAE:
+    """The VAE's decoder alone."""
+    checkpoint = open_checkpoint(weights)
+    vae = VAE(checkpoint.config.vae, encoder=False)
+    load_into(vae, checkpoint.vae(("conv2.", "decoder.")), dtype=decoder_dtype(deployment), device=deployment.device)
+    return vae.eval().requires_grad_(False)
+
+
+def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) -> Conditioner:
+    """What the session's process needs: VAE encoder, sound front end, small audio encoder, prompt encoder. Float32."""
+    checkpoint = open_checkpoint(weights, lora)
+    checkpoint.prepare()  # convert and merge here, once, before the stages start and only read
+    config, dit = checkpoint.config, checkpoint.config.dit
+    vae = VAE(config.vae, decoder=False)
+    load_into(vae, checkpoint.vae(("conv1.", "encoder.")), dtype=torch.float32, device=deployment.device)
+    audio_encoder = CausalAudioEncoder(dit.dim, dit.audio_dim, dit.wav2vec_layers, dit.num_audio_token)
+    load_into(audio_encoder, checkpoint.dit((AUDIO_ENCODER,)), AUDIO_ENCODER, torch.float32)
+    front_end = build_front_end(checkpoint)
+    if (front_end.layers, front_end.channels) != (dit.wav2vec_layers, dit.audio_dim):
+        raise BadInput(
+            f"the sound front end gives {front_end.layers} layers of {front_end.channels} channels where the transformer wants "
+            f"{dit.wav2vec_layers} of {dit.audio_dim}: the parts of {weights} do not belong together"
+        )
+    for module in (vae, audio_encoder):
+        module.eval().requires_grad_(False)
+    return Conditioner(config, vae, audio_encoder, front_end, build_prompter(checkpoint), torch.device(deployment.device))
+
+
+def build_front_end(checkpoint: Checkpoint) -> FrontEnd:
+    """Log-mel for models trained on it, wav2vec2 for the official one."""
+    audio = checkpoint.config.audio
+    if audio.kind == "logmel":
+        return LogMel(audio.mels, audio.hops)
+    from everface.model.wav2vec import Wav2Vec2, build_wav2vec2  # transformers takes seconds to import
+
+    sizes = json.loads((checkpoint.audio_folder() / "config.json").read_text())
+    model = build_wav2vec2(sizes, dict(checkpoint.audio()))
+    rate = 16_000
+    return Wav2Vec2(model, int(WAV2VEC_LOOKBACK_S * rate), int(WAV2VEC_LOOKAHEAD_S * rate))
+
+
+def build_prompter(checkpoint: Checkpoint) -> Prompter:
+    """The prompt encoder, or zeros for a model trained without text."""
+    config = checkpoint.config
+    if config.text.kind == "none":
+        return NoText(config.dit.text_dim)
+    with torch.device("meta"):
+        encoder = UMT5Encoder(config.text)
+    load_into(encoder, checkpoint.text(), dtype=torch.float32)
+    return TextEncoder(encoder.eval(), load_tokenizer(checkpoint.tokenizer(), config.dit.text_len))

@@ -1,0 +1,114 @@
+"""What a block is conditioned on: the picture and prompt once a session, the sound once a block, the noise once a clip.
+
+Runs in the process that owns the sessions; nothing here needs the big transformer, only its small audio encoder.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from everface.runtime.messages import Tensors
+from everface.core.config import LATENT_STRIDE, SAMPLES_PER_FRAME, ModelConfig, StreamConfig
+from everface.model.audio import PAST_FRAMES, CausalAudioEncoder
+from everface.model.features import FrontEnd
+from everface.model.text import Prompter
+from everface.model.vae import VAE
+
+MOTION_LATENTS = 19  # the motion history before the stream: the still picture, repeated
+
+
+class Conditioner:
+    """Turns a picture, a prompt and sound into tensors that ride with the blocks."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        vae: VAE,
+        audio_encoder: CausalAudioEncoder,
+        front_end: FrontEnd,
+        prompter: Prompter,
+        device: torch.device,
+    ) -> None:
+        self.config, self.vae, self.audio_encoder, self.front_end = config, vae, audio_encoder, front_end
+        self.prompter, self.device = prompter, device  # the VAE's encoder runs on the device, the rest on the CPU
+        self.block_frames = config.dit.block_frames * LATENT_STRIDE[0]  # 12 video frames
+
+    @property
+    def lookback_samples(self) -> int:
+        """Sound before a block that its features depend on: the front end's own, and five frames for the audio encoder."""
+        return self.front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
+
+    @property
+    def lookahead_samples(self) -> int:
+        return self.front_end.lookahead_samples
+
+    @torch.inference_mode()
+    def initial_state(self, image_3HW: torch.Tensor, stream: StreamConfig) -> Tensors:
+        """Reference latent [16, 1, h, w], motion latents [16, 19, h, w] and text features [L, C] of a session.
+
+        `image_3HW` is float32 in -1..1.
+        """
+        return {**self.image_state(image_3HW), "text": self.prompter.features(stream.prompt)}
+
+    @torch.inference_mode()
+    def image_state(self, image_3HW: torch.Tensor) -> Tensors:
+        """The part of it that depends on the image. The motion history is the still image, as in upstream's pipeline."""
+        reference, motion = still_latents(self.vae, image_3HW.to(self.device), self.config.still_frames)
+        return {"reference": reference.cpu(), "motion": motion.cpu()}
+
+    @torch.inference_mode()
+    def block(self, pcm_S: torch.Tensor, compat: str) -> Tensors:
+        """Audio tokens of one block: local [3, K, D] and global [3, D].
+
+        `pcm_S` holds lookback + 12 frames + lookahead samples at 16 kHz. With compat "official" the five frames before the
+        block are replaced by copies of its first one, as the released code does; by default the real past is used.
+        """
+        features_LCT = self.front_end.features(pcm_S, PAST_FRAMES + self.block_frames)
+        past_LCT, now_LCT = features_LCT[..., :PAST_FRAMES], features_LCT[..., PAST_FRAMES:]
+        local_FKD, global_FD = self.audio_encoder.encode_block(now_LCT, None if compat == "official" else past_LCT)
+        return {"audio_local": local_FKD, "audio_global": global_FD}
+
+
+def still_latents(vae: VAE, picture_3HW: torch.Tensor, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents of a still picture: its one-frame latent [16, 1, h, w] and 19 latents of the still as a video.
+
+    `frames` of it are encoded, 73 upstream; of fewer, the last latent stands for those that are missing.
+    """
+    z_16thw = vae.encode(picture_3HW[None, :, None].expand(-1, -1, frames, -1, -1))[0]
+    rest = z_16thw[:, -1:].expand(-1, MOTION_LATENTS - z_16thw.shape[1], -1, -1)
+    # The causal encoder sees the first frame alone, so latent 0 of the video is the one-frame latent.
+    return z_16thw[:, :1].clone(), torch.cat([z_16thw, rest], dim=1)
+
+
+class Noise:
+    """The starting noise of every block, drawn as upstream draws it: one normal draw [16, 12, h, w] a clip of four blocks,
+    from a generator seeded with seed + clip. Drawn on the CPU in float32, so that every device starts from the same numbers.
+
+    With a `correlation` r, each latent frame's noise is r times the one before plus sqrt(1 - r^2) of the fresh draw: still normal in
+    every frame, but what an undistilled model leaves to chance then changes slowly instead of jumping from block to block.
+    Blocks must then be asked for in order, as a session does.
+    """
+
+    def __init__(
+        self, seed: int, shape_Chw: tuple[int, int, int], block_frames: int, clip_blocks: int, correlation: float = 0.0
+    ) -> None:
+        self.seed, self.block_frames, self.clip_blocks, self.correlation = seed, block_frames, clip_blocks, correlation
+        channels, h, w = shape_Chw
+        self.shape = (channels, block_frames * clip_blocks, h, w)
+        self.clip = -1
+        self.draw = torch.empty(0)
+        self.last: torch.Tensor | None = None
+
+    def __call__(self, block_index: int) -> torch.Tensor:
+        clip, place = divmod(block_index, self.clip_blocks)
+        if clip != self.clip:
+            self.clip = clip
+            self.draw = torch.randn(self.shape, generator=torch.Generator().manual_seed(self.seed + clip))
+        first = place * self.block_frames
+        noise = self.draw[:, first : first + self.block_frames].clone()
+        if self.correlation:
+            for f in range(self.block_frames):
+                if self.last is not None:
+                    noise[:, f] = self.correlation * self.last + (1 - self.correlation**2) ** 0.5 * noise[:, f]
+                self.last = noise[:, f]
+        return noise

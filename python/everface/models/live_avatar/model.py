@@ -1,0 +1,179 @@
+"""Live Avatar as the runtime sees it: its roles, and one session's conditions, noise and attention sink."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from everface.core.config import LATENT_STRIDE, Deployment, StreamConfig
+from everface.core.errors import BadInput
+from everface.core.log import log
+from everface.media.image import fit_image, read_image, target_size
+from everface.models.live_avatar import roles
+from everface.models.live_avatar.builders import build_conditioner
+from everface.models.live_avatar.conditions import Conditioner, Noise
+from everface.models.live_avatar.roles import CLEAN, FINITE, SINK, DecodeRole, StepRole
+from everface.runtime.messages import Params, Tensors
+from everface.runtime.model import BlockFormat, RoleSpec, SessionModel
+
+DECODE = "decode"
+DECODE_COST = 0.6  # of a denoising step's
+
+
+def role_specs(steps: int) -> tuple[RoleSpec, ...]:
+    """step0 .. step{steps-1}, then the decoder. Raises BadInput."""
+    if steps < 1:
+        raise BadInput(f"a pipeline of {steps} denoising steps does nothing: use 3 or 4")
+    return (*(RoleSpec(f"step{i}") for i in range(steps)), RoleSpec(DECODE, DECODE_COST, own_thread=True))
+
+
+class LiveAvatar:
+    """A checkpoint opened in the process that owns the sessions: image, audio and prompt encoders. The roles build their own parts.
+
+    Raises BadWeights.
+    """
+
+    def __init__(self, weights: Path, lora: Path | None, deployment: Deployment) -> None:
+        self.weights, self.lora, self.deployment = weights, lora, deployment
+        self.conditioner = build_conditioner(weights, lora, deployment)
+        self.config = self.conditioner.config
+
+    @staticmethod
+    def build_role(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
+        return roles.build_role(name, spec)
+
+    @staticmethod
+    def roles(stream: StreamConfig) -> tuple[RoleSpec, ...]:
+        return role_specs(stream.steps)
+
+    def spec(self, stream: StreamConfig) -> dict[str, Any]:
+        """What `build_role` needs in whatever process, as plain data."""
+        lora = str(self.lora) if self.lora else None
+        return {"weights": str(self.weights), "lora": lora, "sampler": stream.sampler, "deployment": asdict(self.deployment)}
+
+    def fit(self, image: Path, stream: StreamConfig) -> torch.Tensor:
+        """Read an image and bring it to the size of the stream: the model's own, the wanted one, or by its aspect ratio.
+
+        Returns float32 [3, H, W] in -1..1. Raises BadInput.
+        """
+        image_HW3 = read_image(image)
+        size = stream.size or self.config.size
+        if self.config.size and stream.size and tuple(stream.size) != tuple(self.config.size):
+            height, width = self.config.size
+            raise BadInput(f"these weights were trained at {width}x{height} only: leave --size out, or choose other weights")
+        height, width = image_HW3.shape[:2]
+        return fit_image(image_HW3, size or target_size(height, width, stream.area), stream.compat)
+
+    def session(self, image: Path | torch.Tensor, stream: StreamConfig) -> LiveAvatarSession:
+        """The model's side of a new session. `image`: a file, or float32 [3, H, W] in -1..1 of the right size."""
+        if stream.prompt and self.config.text.kind == "none":
+            log.warning("these weights were trained without text: the prompt has no effect")
+        return LiveAvatarSession(self, image, stream)
+
+    def image_tensor(self, image: Path | torch.Tensor, stream: StreamConfig) -> torch.Tensor:
+        return image if isinstance(image, torch.Tensor) else self.fit(Path(image), stream)
+
+
+class LiveAvatarSession(SessionModel):
+    """After the first clip the first generated latent replaces the reference image as the attention sink: block 0 brings it back,
+    block `refresh_at` carries it, and is not sent before it is there, so that every placement computes the same bits."""
+
+    def __init__(self, model: LiveAvatar, image: Path | torch.Tensor, stream: StreamConfig) -> None:
+        conditioner, dit, config = model.conditioner, model.config.dit, model.config
+        self._model, self._stream = model, stream
+        rgb_3HW = model.image_tensor(image, stream)
+        self._tensors = conditioner.initial_state(rgb_3HW, stream)
+        height, width = rgb_3HW.shape[-2:]
+        self._latent = (dit.in_dim, height // LATENT_STRIDE[1], width // LATENT_STRIDE[2])
+        correlation = 0.0 if stream.compat == "official" else config.noise_correlation
+        self._noise = Noise(stream.seed, self._latent, dit.block_frames, dit.window_blocks, correlation)
+        self._sink = SinkRefresh(dit.window_blocks if stream.refresh_sink else None)
+        self.format = block_format(conditioner)
+
+    def initial_state(self) -> tuple[Tensors, Params]:
+        return self._tensors, {"seed": self._stream.seed, "rope_fp16": self._stream.compat == "official"}
+
+    def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
+        return self._model.conditioner.block(audio_S, self._stream.compat)
+
+    def latent(self, index: int, retry: int) -> torch.Tensor:
+        if retry:  # other noise
+            shape = (self._latent[0], self._model.config.dit.block_frames, *self._latent[1:])
+            return torch.randn(shape, generator=torch.Generator().manual_seed(index))
+        return self._noise(index)
+
+    def depends_on(self, index: int) -> int | None:
+        return self._sink.depends_on(index)
+
+    def update(self, index: int) -> Tensors | None:
+        return self._sink.update(index)
+
+    def result(self, index: int, outputs: Tensors) -> None:
+        self._sink.result(index, outputs)
+
+    def invalid(self, outputs: Tensors) -> str | None:
+        return not_finite(outputs)
+
+    def change(self, *, image: Path | torch.Tensor | None = None, prompt: str | None = None) -> Tensors:  # type: ignore[override]  # named
+        """Show another image, of the session's size, or follow another prompt."""
+        update: Tensors = {}
+        if image is not None:
+            rgb_3HW = self._model.image_tensor(image, self._stream)
+            state = self._model.conditioner.image_state(rgb_3HW)
+            update = {SINK: state["reference"], "motion": state["motion"]}
+            self._sink.skip()
+        if prompt is not None:
+            update["text"] = self._model.conditioner.prompter.features(prompt)
+        if not update:
+            raise BadInput("nothing is to be changed: pass an image or a prompt")
+        return update
+
+
+class SinkRefresh:
+    """`at`: the first block that must carry the new sink; None: it was set, or never will be."""
+
+    def __init__(self, at: int | None) -> None:
+        self._at = at
+        self._clean: torch.Tensor | None = None
+
+    def depends_on(self, index: int) -> int | None:
+        return 0 if self._at is not None and index >= self._at and self._clean is None else None
+
+    def update(self, index: int) -> Tensors | None:
+        if self._at is None or index < self._at:
+            return None
+        self._at = None
+        if self._clean is None:
+            log.warning("a session keeps its first sink: its first block was interrupted")
+            return None
+        return {SINK: self._clean}
+
+    def result(self, index: int, outputs: Tensors) -> None:
+        if index == 0 and self._at is not None and self._clean is None:
+            if CLEAN not in outputs:
+                raise RuntimeError("block 0 came back without its clean latent, which the sink needs")
+            self._clean = outputs[CLEAN].clone()
+
+    def skip(self) -> None:
+        """Another image was chosen: the refresh would bring the old one back."""
+        self._at = None
+
+
+def block_format(conditioner: Conditioner) -> BlockFormat:
+    return BlockFormat(
+        frames=conditioner.block_frames,
+        lookback_samples=conditioner.lookback_samples,
+        lookahead_samples=conditioner.lookahead_samples,
+        history=conditioner.config.dit.window_blocks - 1,  # with the next block they fill a KV ring
+    )
+
+
+def not_finite(outputs: Tensors) -> str | None:
+    """Which role returned values that are not finite, if one did."""
+    finite = outputs.get(FINITE)
+    if finite is None or bool(finite.all()):
+        return None
+    return f"role {int((finite == 0).nonzero()[0])} of the pipeline returned values that are not finite"

@@ -1,0 +1,260 @@
+"""The roles of a pipeline, built from a checkpoint in the process where they run: a denoising step, the decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from everface.models.live_avatar.builders import build_decoder, build_dit, decoder_dtype, dtype_of
+from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
+from everface.runtime.messages import Block, CloseSession, OpenSession, Tensors
+from everface.core.config import Deployment, ModelConfig
+from everface.core.errors import Unavailable
+from everface.core.memory import keep_freed_memory
+from everface.kernels.video.to_rgb import to_rgb
+from everface.model.dit import DiT, Place, cache_shape
+from everface.model.layers import Heard, Reading
+from everface.model.rope import Rope
+from everface.model.schedule import Schedule, sink_distance
+from everface.model.vae import VAE, VAEStream
+from everface.runtime.cache_pool import CachePool
+from everface.runtime.cuda_graph import CapturedGraph, GraphPool
+
+WARM_UP_LATENTS = 7  # of the still picture, decoded and thrown away, so that the first real latent finds warm caches
+CLEAN, SINK, FINITE = "clean", "sink", "finite"
+PRIMING = {SINK: "reference", "motion": "motion", "text": "text"}  # what a condition may bring -> which tensor of the opening it is
+# FINITE: uint8 [roles so far]: 1 where all that the role made was finite
+
+
+@dataclass(eq=False)
+class SlotState:
+    """What lives as long as a slot of the pool and serves one session after another: constants, and what reads them.
+    Nothing in here leads back to the slot or to the slot_state, so an evicted slot's memory is free at once."""
+
+    rope: Rope
+    reading: list[Reading]  # of the text, a layer each: views of the slot's, and scales that `prime` fills
+    heard: list[Heard]  # of the block that is being denoised
+    hear: CapturedGraph
+    steps: dict[tuple[float, ...], CapturedGraph] = field(default_factory=dict)  # by noise level before and after
+
+
+@dataclass
+class SessionState:
+    """One session on one device. Sink, text keys and sound do not depend on the step, so steps of one device share them."""
+
+    seed: int
+    caches: SessionCaches
+    slot_state: SlotState
+    opened: Tensors  # reference, motion and text as they stand now
+    runs: dict[int, int] = field(default_factory=dict)  # step -> blocks that it has run for this session
+    primed: int | None = None  # the block whose condition the sink came with, None: the opening
+    heard: int | None = None  # the block whose sound is in the slot_state
+
+
+class Denoiser:
+    """The transformer of one device and the sessions on it, shared by the step roles placed there."""
+
+    def __init__(self, dit: DiT, config: ModelConfig, deployment: Deployment) -> None:
+        self.dit, self.config = dit, config
+        self.device, self.dtype = torch.device(deployment.device), dtype_of(deployment)
+        self.sessions: dict[int, SessionState] = {}
+        self.pool = CachePool(self.device, deployment.sessions)
+        self.graph_pool = GraphPool(self.device)
+
+    def open(self, opening: OpenSession, step: int) -> None:
+        """Take a slot and fill sink and text keys, for the first step of this device; a ring for each. All or nothing."""
+        try:
+            fp16, latent = bool(opening.params["rope_fp16"]), tuple(opening.tensors["motion"].shape[-2:])
+            caches = open_caches(self.pool, opening.session, step, self.layout(latent, fp16))
+            state = self.sessions.get(opening.session)
+            if state is None:
+                state = SessionState(int(opening.params["seed"]), caches, self.slot_state(caches, latent, fp16), {})
+                self.sessions[opening.session] = state
+                self.prime(state, opening.tensors)
+            state.runs[step] = 0
+        except torch.OutOfMemoryError:
+            self.close(opening.session)
+            raise Unavailable(f"a session does not fit on {self.device}: close another or take a smaller picture") from None
+        except BaseException:
+            self.close(opening.session)
+            raise
+
+    def close(self, session: int) -> None:
+        self.sessions.pop(session, None)
+        self.pool.close(session)
+
+    def layout(self, latent: tuple[int, ...], fp16: bool) -> KVLayout:
+        cfg = self.dit.cfg
+        (layers, ring, heads, width), (_, sink, _, _) = cache_shape(cfg, *latent)
+        return KVLayout(layers, ring, sink, cfg.text_len, heads, width, self.dtype, self.dit.codes, kind=(latent, fp16))
+
+    def slot_state(self, caches: SessionCaches, latent: tuple[int, ...], fp16: bool) -> SlotState:
+        """That of the slot, made when the slot is new."""
+        attached = caches.slot.attached
+        if not isinstance(attached.get("state"), SlotState):
+            dit, cfg = self.dit, self.dit.cfg
+            rows, cols = latent[0] // cfg.patch_size[1], latent[1] // cfg.patch_size[2]
+            local = torch.zeros(cfg.block_frames, cfg.num_audio_token + 1, cfg.dim, dtype=self.dtype, device=self.device)
+            sound = {"local_FKD": local, "global_FD": torch.zeros_like(local[:, 0])}
+            heard = dit.hear(**sound)
+            kept = [t for one in heard for t in one]
+
+            def hear(_: object, **sound: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                for place, new in zip(kept, (t for one in dit.hear(**sound) for t in one), strict=True):
+                    place.copy_(new)
+                return ()
+
+            reading = [Reading(k[None], v[None], torch.ones(1, device=self.device)) for k, v in zip(*caches.text, strict=True)]
+            graph = CapturedGraph(hear, sound, self.graph_pool)
+            attached["state"] = SlotState(dit.rope((rows, cols), fp16=fp16), reading, heard, graph)
+        slot_state = attached["state"]
+        assert isinstance(slot_state, SlotState)
+        return slot_state
+
+    def prime(self, state: SessionState, brought: Tensors) -> None:
+        """Fill sink and text keys in place, from what is brought anew and what is known: every step of this device sees them."""
+        state.opened = state.opened | {k: self.onto(v) for k, v in brought.items()}
+        known, fp16 = state.opened, state.slot_state.rope.fp16
+        text_kv = self.dit.text_kv(self.dit.embed_text(known["text"]))
+        sink = self.dit.prefill_sink(known["reference"], known["motion"], text_kv, rope_fp16=fp16)
+        state.caches.set_sink(*sink)
+        for kept, new in zip(state.slot_state.reading, self.dit.reading(text_kv), strict=True):
+            for place, tensor in zip(kept, new, strict=True):
+                place.copy_(tensor)
+
+    def follow(self, state: SessionState, block: Block) -> None:
+        """Bring the state's sink, text and sound to this block, once for all the steps of this device."""
+        brought = {PRIMING[name]: tensor for name, tensor in block.condition.items() if name in PRIMING}
+        if brought and state.primed != block.index:
+            self.prime(state, brought)
+            state.primed = block.index
+        if state.heard != block.index:
+            sound = block.condition["audio_local"], block.condition["audio_global"]
+            state.slot_state.hear.run(local_FKD=self.onto(sound[0]), global_FD=self.onto(sound[1]))
+            state.heard = block.index
+
+    def onto(self, tensor: torch.Tensor) -> torch.Tensor:
+        """On this device and in its dtype. To a GPU by way of pinned memory, so that nobody waits for the copy."""
+        if self.device.type == "cuda" and not tensor.is_cuda:
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, self.dtype, non_blocking=True)
+
+
+class StepRole:
+    """One denoising step of every session: its own KV ring at its own noise level.
+
+    The slot of the ring goes by how many blocks this step has run for the session, so a session whose first block is not block 0, or
+    which lost some to an interruption, attends to nothing that was not written. Rotations go by the block's own number.
+    """
+
+    def __init__(self, denoiser: Denoiser, schedule: Schedule, step: int) -> None:
+        self.denoiser, self.step = denoiser, step
+        self.sigmas = schedule.sigmas[step], schedule.sigmas[step + 1]
+        with torch.inference_mode():
+            self.mod = denoiser.dit.modulations(denoiser.dit.time(schedule.timesteps[step]))
+        self.last = step == len(schedule.timesteps) - 1
+
+    def open(self, opening: OpenSession) -> None:
+        with torch.inference_mode():
+            self.denoiser.open(opening, self.step)
+
+    def run(self, block: Block) -> Block:
+        with torch.inference_mode():
+            return self._run(block)
+
+    def _run(self, block: Block) -> Block:
+        d = self.denoiser
+        state = d.sessions[block.session]
+        d.follow(state, block)
+        run, state.runs[self.step] = state.runs[self.step], state.runs[self.step] + 1
+        first, sink, start, used = self.place(state, block, run)
+        x, finite = self.captured(state, block.x).run(used, x=d.onto(block.x), first=first, sink=sink, start=start)
+        kept = dict(block.condition)
+        if self.last:  # the decoder needs no audio; the session waits for the first clean latent to make it the new sink
+            kept = {CLEAN: x[:, :1].float().cpu()} if block.index == 0 else {}
+        return replace(block, x=x, condition=kept | noted(block, finite))
+
+    def place(self, state: SessionState, block: Block, run: int) -> Place:
+        """Where the block stands, the `run`-th of this step."""
+        dit = self.denoiser.dit
+        return dit.place(dit.grid(block.x), block.index, sink_distance(state.seed, block.index, self.step), run)
+
+    def captured(self, state: SessionState, x: torch.Tensor) -> CapturedGraph:
+        """This step over the state's caches."""
+        key, steps = (*self.sigmas, float(self.step)), state.slot_state.steps
+        if key not in steps:
+            d, rope, reading, heard = self.denoiser, state.slot_state.rope, state.slot_state.reading, state.slot_state.heard
+            dit, cache, mod, sigmas = d.dit, state.caches.cache(self.step), self.mod, self.sigmas
+
+            def step(used: int, x: torch.Tensor, **place: Any) -> tuple[torch.Tensor, ...]:
+                x = dit.step(x, *sigmas, mod, reading, heard, cache, rope, Place(**place, used=used))
+                return x, all_finite(x)
+
+            places = {n: torch.zeros((), dtype=torch.int64, device=d.device) for n in ("first", "sink", "start")}
+            steps[key] = CapturedGraph(step, {"x": torch.zeros_like(x, dtype=d.dtype, device=d.device), **places}, d.graph_pool)
+        return steps[key]
+
+    def close(self, closing: CloseSession) -> None:
+        self.denoiser.close(closing.session)
+
+
+class DecodeRole:
+    """The streaming decoder of every session: three latents in, twelve uint8 frames out."""
+
+    def __init__(self, vae: VAE, deployment: Deployment) -> None:
+        self.vae = vae
+        self.device, self.dtype = torch.device(deployment.device), decoder_dtype(deployment)
+        self.to_host = deployment.frames == "host"
+        self.streams: dict[int, VAEStream] = {}
+
+    def open(self, opening: OpenSession) -> None:
+        with torch.inference_mode():
+            motion_16Thw = opening.tensors["motion"].to(self.device, self.dtype)
+            self.streams[opening.session] = self.vae.warm_up(motion_16Thw[None, :, :WARM_UP_LATENTS])
+
+    def run(self, block: Block) -> Block:
+        with torch.inference_mode():
+            z_16Fhw = block.x.to(self.device, self.dtype)
+            video_3THW = self.vae.decode_stream(z_16Fhw[None], self.streams[block.session])[0]
+            condition = block.condition | noted(block, all_finite(video_3THW))
+            frames_THW3 = to_rgb(video_3THW)
+            if self.to_host:
+                frames_THW3 = frames_THW3.cpu()
+            elif frames_THW3.is_cuda:
+                torch.cuda.current_stream(self.device).synchronize()  # whoever takes them is on another stream
+            return replace(block, x=frames_THW3, condition=condition)
+
+    def close(self, closing: CloseSession) -> None:
+        self.streams.pop(closing.session, None)
+
+
+def all_finite(x: torch.Tensor) -> torch.Tensor:
+    """uint8 [1]: whether every element is; it stays on the device."""
+    return torch.isfinite(x).all().to(torch.uint8)[None]
+
+
+def noted(block: Block, finite_1: torch.Tensor) -> Tensors:
+    """The block's notes on what was finite, with this role's added."""
+    before = block.condition.get(FINITE)
+    return {FINITE: finite_1 if before is None else torch.cat((before.to(finite_1.device, non_blocking=True), finite_1))}
+
+
+_denoisers: dict[str, Denoiser] = {}  # one transformer a process, whatever the number of steps placed in it
+
+
+def build_role(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
+    """The pipeline's factory: `step0`.. or `decode`, from a JSON-able spec. Builds only what this role runs."""
+    deployment = Deployment(**{**spec["deployment"], "device": spec.get("device", spec["deployment"]["device"])})
+    weights, lora = Path(spec["weights"]), Path(spec["lora"]) if spec["lora"] else None
+    if deployment.device == "cpu":
+        keep_freed_memory()
+    if name == "decode":
+        return DecodeRole(build_decoder(weights, deployment), deployment)
+    key = repr((weights, lora, deployment))
+    if key not in _denoisers:
+        config, dit = build_dit(weights, lora, deployment)
+        _denoisers[key] = Denoiser(dit, config, deployment)
+    return StepRole(_denoisers[key], Schedule.for_sampler(spec["sampler"]), int(name.removeprefix("step")))

@@ -1,0 +1,60 @@
+"""A session's audio, cut into windows of whole blocks. Windows depend on the samples alone, never on the pieces they came in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from everface.runtime.model import BlockFormat
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The audio of one block [lookback + block + lookahead], and where the block stands."""
+
+    audio_S: torch.Tensor  # float32, on the host
+    pts: int  # first sample of the block
+    frames: int  # video frames that show accepted audio
+    last: bool  # the segment ends with this block
+    turn: int
+
+
+class AudioBuffer:
+    """Samples that wait, with the look-back of the next block before them. Positions count the samples accepted since the session opened.
+
+    Not thread-safe: the session's lock guards it.
+    """
+
+    def __init__(self, format: BlockFormat):
+        self.format = format
+        self.accepted = 0
+        self.begin = 0  # first sample of the turn
+        self.at = 0  # first sample of the next block
+        self.ended = False  # the segment is complete
+        self._audio_S = torch.zeros(format.lookback_samples)  # from at - lookback to accepted
+
+    def add(self, audio_S: torch.Tensor) -> None:
+        self._audio_S = torch.cat([self._audio_S, audio_S.detach().cpu()])
+        self.accepted += audio_S.numel()
+
+    def restart(self) -> None:
+        """Begin a new turn: its first windows have silence before them."""
+        self.begin = self.at = self.accepted
+        self._audio_S = torch.zeros(self.format.lookback_samples)
+        self.ended = False
+
+    def take_window(self, index: int, turn: int) -> Window | None:
+        """Cut the next block, number `index`; None while its audio is not complete."""
+        fmt, waiting = self.format, self.accepted - self.at
+        block = fmt.samples(index)
+        if waiting <= 0 or (waiting < block + fmt.lookahead_samples and not self.ended):
+            return None
+        length = fmt.lookback_samples + block + fmt.lookahead_samples
+        audio_S = self._audio_S[:length]
+        audio_S = torch.nn.functional.pad(audio_S, (0, length - audio_S.numel()))
+        frames, last = -(-min(waiting, block) // fmt.samples_per_frame), self.ended and waiting <= block
+        window = Window(audio_S, self.at, frames, last, turn)
+        self.at = min(self.accepted, self.at + block)
+        self._audio_S = self._audio_S[block:].clone()
+        return window

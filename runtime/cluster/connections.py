@@ -1,0 +1,69 @@
+"""The two channels of a process. They are opened for each generation of a pipeline's connections and closed without a trace."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from everface.runtime.cluster.control import Connect
+from everface.runtime.messages import Cancel
+from everface.runtime.signal import Signal
+from everface.runtime.transport.base import ChannelError, OnCancel, Receiver, Sender
+from everface.runtime.transport.selection import open_receiver, open_sender
+
+CONNECT_S = 60.0  # for processes that have their roles to connect
+
+
+class Connections:
+    """From the previous stage, to the next stage. `on_cancel` is called at once with a Cancel, which is then passed on.
+
+    Opening them takes no time; `wait_connected` waits for the neighbours, and may be ended by `abort` from another thread.
+    `signal` is set when a message arrives.
+    """
+
+    def __init__(self, connect: Connect, on_cancel: OnCancel, signal: Signal | None = None):
+        after = (connect.rank + 1) % connect.world
+        caller, last = connect.rank == connect.world - 1, connect.rank == connect.world - 2
+
+        def path(to: int) -> str:
+            return f"{connect.folder}/{connect.generation}.{to}"
+
+        def pass_on(cancel: Cancel) -> None:
+            on_cancel(cancel)
+            if not caller and not last:
+                self.sender.send(cancel)
+
+        def receiver() -> Receiver:
+            kind, timeout_s = connect.kinds[connect.rank], connect.timeout_s
+            return open_receiver(kind, path(connect.rank), pass_on, connect.device, timeout_s, CONNECT_S, signal=signal)
+
+        def sender() -> Sender:
+            kind, timeout_s = connect.kinds[after], connect.timeout_s
+            return open_sender(kind, path(after), connect.device, connect.slots[after], timeout_s, CONNECT_S)
+
+        # kinds that wait for the other end need an order: the caller opens its sender first, every stage its receiver
+        if caller:
+            self.sender, self.receiver = sender(), receiver()
+        else:
+            self.receiver, self.sender = receiver(), sender()
+
+    def wait_connected(self) -> None:
+        """Raises ChannelError if a neighbour does not come."""
+        for end in (self.receiver, self.sender):
+            if not end.wait_connected(CONNECT_S):
+                raise ChannelError(f"a neighbour did not connect within {CONNECT_S:g} s")
+
+    def abort(self, reason: str) -> None:
+        """Wake whoever waits at either channel. From any thread."""
+        self.receiver.abort(reason)
+        self.sender.abort(reason)
+
+    def close(self) -> None:
+        self.abort("the connections are closed")
+        self.receiver.join()
+        self.sender.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,100 @@
+"""Every role in the caller's process, on one thread, or on more where the model says so: then consecutive blocks overlap.
+
+On a GPU each thread has a stream of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from everface.core import env
+from everface.core.config import Deployment
+from everface.core.errors import Unavailable
+from everface.core.log import log
+from everface.runtime.messages import Cancel, Message, Reply, reply_of
+from everface.runtime.pipeline import MOST_CONTROL, Pipeline
+from everface.runtime.planning.placement import Placement
+from everface.runtime.registry import load_model
+from everface.runtime.stage import Stage
+from everface.runtime.transport.base import SLOTS, ChannelError
+from everface.runtime.transport.local import LocalChannel
+
+IDLE_S = 3600.0  # a stage's thread looks around so often
+
+
+class InlinePipeline(Pipeline):
+    """`model` is the import path of a registered model, `spec` plain data for its roles."""
+
+    def __init__(self, placement: Placement, model: str, spec: dict[str, Any], deployment: Deployment):
+        parts = placement.threads
+        super().__init__(depth=max(2, len(parts)))
+        threads = deployment.threads or env.threads()
+        if threads:
+            torch.set_num_threads(threads)
+        build = load_model(model).build_role
+        self._stages = [Stage({role: build(role, spec) for role in part}) for part in parts]
+        if torch.device(deployment.device).type == "cuda":
+            torch.cuda.synchronize()  # the roles were made on this thread's stream and run on others, which do not wait for it
+        self._channels = [LocalChannel(SLOTS, self._cancel_handler(at)) for at in range(len(parts))]
+        self._channels.append(LocalChannel(self.depth + MOST_CONTROL, signal=self.signal))
+        self._threads = [
+            threading.Thread(target=self._work, args=(at, deployment.device), name=f"everface {'+'.join(part)}", daemon=True)
+            for at, part in enumerate(parts)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def close(self) -> None:
+        for channel in self._channels:
+            channel.abort("the pipeline is closed: start another")
+        for thread in self._threads:
+            thread.join()
+
+    def _cancel_handler(self, at: int) -> Callable[[Cancel], None]:
+        def on_cancel(cancel: Cancel) -> None:
+            self._stages[at].on_cancel(cancel)
+            self._channels[at + 1].send(cancel)
+
+        return on_cancel
+
+    def _work(self, at: int, device: str) -> None:
+        """One stage's thread."""
+        stage, receiver, sender = self._stages[at], self._channels[at], self._channels[at + 1]
+        last = sender is self._channels[-1]
+        stream = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
+        try:
+            with torch.cuda.stream(stream) if stream else contextlib.nullcontext():
+                while True:
+                    message = receiver.receive(IDLE_S)
+                    if message is None:
+                        continue
+                    result = stage.run(message)
+                    del message
+                    passed = reply_of(result) if last else result
+                    if passed is not None:
+                        sender.send(passed)
+        except ChannelError:
+            pass
+        except BaseException as error:
+            log.exception("a stage failed")
+            for channel in self._channels:
+                channel.abort(f"a device was lost ({type(error).__name__}: {str(error)[:200]}): start again")
+        finally:
+            stage.reset()
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._channels[0].send(message)
+        except ChannelError as error:
+            raise Unavailable(str(error)) from None
+
+    def _receive(self) -> Reply | None:
+        try:
+            return self._channels[-1].receive(0.0)  # type: ignore[return-value]  # the last stage passes replies only
+        except ChannelError as error:
+            raise Unavailable(str(error)) from None

@@ -1,0 +1,104 @@
+"""What the runtime asks of a model: its roles, and one object a session. The model side implements this and registers itself.
+
+A pipeline runs every block through the model's roles in order. What a role computes and what the tensors mean is the model's affair.
+`everface.runtime.registry` finds a model by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from everface.runtime.messages import Block, CloseSession, OpenSession, Params, Tensors
+
+
+@dataclass(frozen=True)
+class RoleSpec:
+    """One role of a pipeline, in the order in which a block meets them."""
+
+    name: str
+    cost: float = 1.0  # time a block, in any unit: the planner balances devices by it
+    own_thread: bool = False  # inline placement: on a thread of its own, so that two blocks overlap
+
+
+class Role(Protocol):
+    """Keeps its own state per session; sees the blocks of a session in rising order. Called from one thread.
+
+    `close` also comes to a role that failed to open, or that follows one that did; there is nothing to free then.
+    """
+
+    def open(self, opening: OpenSession) -> None: ...
+
+    def run(self, block: Block) -> Block: ...
+
+    def close(self, closing: CloseSession) -> None: ...
+
+
+class Model(Protocol):
+    """What a registered import path names."""
+
+    def build_role(self, name: str, spec: dict[str, Any]) -> Role:
+        """Build one role in the process where it will run. `spec` is plain JSON, with the role's "device" in it."""
+        ...
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """The sizes of a block of video and of the audio window that conditions it."""
+
+    frames: int = 12
+    first_frames: int | None = None  # of block 0, where it differs
+    samples_per_frame: int = 640  # audio samples a video frame: sample_rate / frames per second
+    sample_rate: int = 16_000  # Hz
+    lookback_samples: int = 0  # audio before the block that its window includes
+    lookahead_samples: int = 0  # audio after the block that its window includes
+    history: int = 3  # delivered blocks to run again, when the roles have lost their state, to restore it
+
+    def samples(self, index: int) -> int:
+        """Audio samples of block `index`."""
+        frames = self.frames if index or self.first_frames is None else self.first_frames
+        return frames * self.samples_per_frame
+
+    @property
+    def block_s(self) -> float:
+        return self.samples(1) / self.sample_rate
+
+
+class SessionModel(Protocol):
+    """The model's side of one session, in the process that owns it. The scheduler's thread calls it, unless said otherwise."""
+
+    format: BlockFormat
+
+    def initial_state(self) -> tuple[Tensors, Params]:
+        """What every role needs to open the session."""
+        ...
+
+    def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
+        """Conditions of block `index` from its window of float32 audio [lookback + block + lookahead]. From a worker thread."""
+        ...
+
+    def latent(self, index: int, retry: int) -> torch.Tensor:
+        """What block `index` starts from. `retry` counts results of it that were invalid. Called with rising index."""
+        ...
+
+    def depends_on(self, index: int) -> int | None:
+        """The block whose result must come back before block `index` may be sent, or None."""
+        ...
+
+    def update(self, index: int) -> Tensors | None:
+        """State that every role must take over with block `index`, which is sent for the first time; None for no change."""
+        ...
+
+    def result(self, index: int, outputs: Tensors) -> None:
+        """Block `index` came back with `outputs`, the last role's conditions: keep what later blocks need of it."""
+        ...
+
+    def invalid(self, outputs: Tensors) -> str | None:
+        """Why a block with these outputs must be computed again, or None."""
+        ...
+
+    def change(self, **what: Any) -> Tensors:
+        """The state update for a caller's wish, such as another image. From the caller's thread. Raises BadInput."""
+        ...

@@ -1,0 +1,143 @@
+"""A channel between two processes over TCP, by torch's gloo: for systems without Unix sockets.
+
+Each channel has a group of its own, since a channel ends by closing the connections of its group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
+
+from everface.runtime.messages import UNBUFFERED, Message
+from everface.runtime.signal import Signal
+from everface.runtime.transport import serialization
+from everface.runtime.transport.base import SLOTS, ChannelError, CreditedSender, EndState, OnCancel, QueuedReceiver
+
+FORWARD, CREDIT, NEVER = 1, 2, 3  # tags; nothing is ever sent with the last one
+EVER = timedelta(days=30)  # a receiving thread waits on its socket until something comes or the channel ends
+PASS_S = 10.0  # for one message or credit to pass to a peer whose thread always receives
+
+
+class Group(Protocol):
+    """What a channel needs of a ProcessGroupGloo. Both calls return a work with wait(timedelta), which raises RuntimeError."""
+
+    def send(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any: ...
+
+    def recv(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any: ...
+
+
+def join_pair(path: str, rank: int, timeout_s: float) -> Group:
+    """The group of one channel: sender rank 0, receiver rank 1, meeting at the file `path`, over the loopback interface.
+
+    Raises ChannelError.
+    """
+    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options._timeout = timedelta(seconds=timeout_s)
+    options._devices = [ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    try:
+        return ProcessGroupGloo(FileStore(path, 2), rank, 2, options)  # type: ignore[return-value]
+    except RuntimeError as error:
+        raise ChannelError(f"the other stage was not there after {timeout_s:g} s: {_first_line(error)}") from None
+
+
+class GlooEnd(EndState):
+    """What both ends do with their group, which is released by `join`."""
+
+    _group: Group | None
+    _peer: int
+    _timeout_s: float
+
+    def join(self) -> None:
+        super().join()
+        self._group = None  # its last reference: gloo's threads and sockets go now
+
+    def _open(self) -> Group:
+        if self._group is None:
+            raise RuntimeError("the channel is closed")
+        return self._group
+
+    def _send(self, tensor: torch.Tensor, tag: int) -> None:
+        """Send and wait until it has passed. Gloo forgets a send that the peer's end overtakes, and then nothing but a timeout ends
+        the wait: neither the channel's break nor a closed connection. Raises RuntimeError."""
+        self._open().send([tensor], self._peer, tag).wait(timedelta(seconds=min(PASS_S, self._timeout_s)))
+
+    def _disconnect(self) -> None:
+        # Gloo has no way to end a wait but this: the timeout of any one closes every connection of its group.
+        with contextlib.suppress(RuntimeError):
+            self._open().recv([torch.empty(1, dtype=torch.uint8)], self._peer, NEVER).wait(timedelta(milliseconds=1))
+
+
+class GlooSender(GlooEnd, CreditedSender):
+    """Upstream end of a channel to process `peer`. Tag 1 carries a length and that many bytes; a byte comes back per message received."""
+
+    def __init__(self, group: Group, peer: int, slots: int = SLOTS, timeout_s: float = 120.0):
+        super().__init__(slots, timeout_s)
+        self._group, self._peer = group, peer
+        self._sending = threading.Lock()  # the length and its bytes go together
+        self._start(self._receive_credits, f"credits from {peer}")
+
+    def send(self, message: Message) -> None:
+        packet = serialization.pack(message)
+        if not isinstance(message, UNBUFFERED):
+            self._acquire_credit()
+        data = serialization.write(packet, torch.empty(packet.size, dtype=torch.uint8))
+        try:
+            with self._sending:
+                for tensor in (torch.tensor([packet.size]), data):
+                    self._send(tensor, FORWARD)
+        except RuntimeError as error:
+            self._fail(f"the next stage cannot be reached: {_first_line(error)}")
+            raise ChannelError(self._broken) from None
+
+    def _receive_credits(self) -> None:
+        credit, group = torch.zeros(1, dtype=torch.uint8), self._open()
+        try:
+            while True:
+                group.recv([credit], self._peer, CREDIT).wait(EVER)
+                self._add_credits(1)
+        except RuntimeError as error:
+            self._fail(f"the next stage went away: {_first_line(error)}")
+
+
+class GlooReceiver(GlooEnd, QueuedReceiver):
+    """Downstream end of a channel from process `peer`."""
+
+    def __init__(
+        self, group: Group, peer: int, on_cancel: OnCancel | None, timeout_s: float = 120.0, signal: Signal | None = None
+    ):
+        super().__init__(on_cancel, signal=signal)
+        self._group, self._peer, self._timeout_s = group, peer, timeout_s
+        self._credit = torch.ones(1, dtype=torch.uint8)
+        self._start(self._receive_messages, f"messages from {peer}")
+
+    def receive(self, timeout_s: float) -> Message | None:
+        message = self._dequeue(timeout_s)
+        if message is not None and not isinstance(message, UNBUFFERED):
+            try:
+                self._send(self._credit, CREDIT)
+            except RuntimeError as error:  # the message is good all the same; the next receive raises
+                self._fail(f"the previous stage went away: {_first_line(error)}")
+        return message
+
+    def _receive_messages(self) -> None:
+        length, group = torch.zeros(1, dtype=torch.int64), self._open()
+        try:
+            while True:
+                group.recv([length], self._peer, FORWARD).wait(EVER)
+                if not 0 < length.item() <= serialization.MOST_BYTES:
+                    raise RuntimeError(f"a message of {length.item()} bytes")
+                data = torch.empty(int(length.item()), dtype=torch.uint8)
+                group.recv([data], self._peer, FORWARD).wait(EVER)
+                self._enqueue(serialization.decode(data))
+        except (RuntimeError, ValueError) as error:
+            self._fail(f"the previous stage went away: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    words = (str(error).splitlines() or [type(error).__name__])[0]
+    return "nothing passed in time" if "Application timeout" in words or "Timed out" in words else words

@@ -1,0 +1,128 @@
+"""Every stage of five in turn is killed, stopped, made to throw, to give NaN and to run out of memory, while a viewer watches.
+
+Run with -s for the table of what it cost.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+
+import psutil
+import pytest
+import toy
+from test_pipeline import assert_gone
+
+from everface.core.config import Deployment
+from everface.runtime.scheduler import Desk
+from everface.runtime.events import FrameBlock, Recovered, Recovering, Segment
+from everface.runtime.pipeline import ProcessPipeline, start
+from everface.runtime.planning.placement import place, roles_of
+from everface.runtime.session import Session
+from everface.runtime.cluster.watchdog import HANG_S
+
+BLOCK_S = 0.03  # a role's work, by sleeping: the block period of five stages that do nothing else
+BLOCKS, FAULT_AT = 60, 30
+ROLES = roles_of(4)
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
+FAULTS = (*SIGNALS, "throw", "nan", "memory")
+TOLD_S = {"kill": 1.0, "stop": HANG_S + 1.0}  # for a client to be told, from the fault on; the bars are 1 s after it was found
+
+
+@dataclass
+class Cost:
+    """What one fault cost, in seconds from the fault."""
+
+    role: str
+    fault: str
+    told_s: float
+    resumed_s: float
+    again: int
+
+    def stream(self) -> str:
+        return f"{self.fault:<7} {self.role:<7} told {1e3 * self.told_s:6.0f} ms  resumed {1e3 * self.resumed_s:6.0f} ms  made again {self.again}"
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    with start(place(4, "5"), toy.FACTORY, {**toy.SPEC, "sleep_s": BLOCK_S}, Deployment("5", threads=1)) as pipeline:
+        yield pipeline
+
+
+def watch(session: Session, strike: Callable[[], float]) -> tuple[list[FrameBlock], float, float, Recovered]:
+    """Push, poll, strike at block FAULT_AT; answers blocks, when the client was told, when frames came again, and the event."""
+    pcm, at, blocks = toy.speech(BLOCKS * 0.48 - 0.1), 0, []
+    struck_s = told_s = resumed_s = 0.0
+    recovered = None
+    end_s = time.monotonic() + 60
+    while sum(b.frames_THW3.shape[0] for b in blocks) < 12 * BLOCKS - 3:
+        assert time.monotonic() < end_s, "the stream did not end"
+        if at < len(pcm):
+            at += 8000 * session.push(pcm[at : at + 8000])
+            if at >= len(pcm):
+                session.end()
+        session.wait(0.005)
+        fresh = session.poll()
+        blocks += fresh
+        if not struck_s and len(blocks) >= FAULT_AT:
+            struck_s = strike()
+        for event in session.events():
+            if isinstance(event, Recovering):
+                assert not told_s
+                told_s = time.monotonic()
+            elif isinstance(event, Recovered):
+                recovered, resumed_s = event, time.monotonic()
+            else:
+                assert isinstance(event, Segment) and not event.interrupted
+    assert recovered and struck_s
+    return blocks, told_s - struck_s, resumed_s - struck_s, recovered
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_stage_in_turn(pipeline: ProcessPipeline, fault: str, capsys: pytest.CaptureFixture) -> None:
+    costs = []
+    for rank, role in enumerate(ROLES):
+        before = pipeline.processes
+        params = {} if fault in SIGNALS else {"fault": fault, "fail_role": role, "fail_at": FAULT_AT + 3}
+        desk = Desk(pipeline)
+        # not closed at the end: the pipeline serves the next one too
+        session = toy.open_at(desk, params=params).wait_open()
+
+        def strike(rank: int = rank, before: list[int] = before) -> float:
+            if fault in SIGNALS:
+                os.kill(before[rank], SIGNALS[fault])
+            return time.monotonic()
+
+        with session:
+            blocks, told_s, resumed_s, recovered = watch(session, strike)
+        assert [b.index for b in blocks] == list(range(BLOCKS))  # nothing lost, doubled or out of order
+        assert [b.pts for b in blocks] == [7680 * i for i in range(BLOCKS)]
+        after = pipeline.processes
+        changed = [a != b for a, b in zip(before, after)]
+        assert changed == [fault in SIGNALS and r == rank for r in range(len(ROLES))]  # the others kept their roles
+        assert_gone([pid for pid, new in zip(before, changed) if new])
+        assert told_s <= TOLD_S.get(fault, 1.0)
+        assert recovered.again <= 3 + pipeline.depth
+        costs.append(Cost(role, fault, told_s, resumed_s, recovered.again))
+        pipeline._supervisor.losses.clear()
+        desk.abandon()
+    with capsys.disabled():
+        print("", *(cost.stream() for cost in costs), sep="\n")
+    assert len(psutil.Process().children()) == len(ROLES)
+
+
+def test_two_stages_at_once(pipeline: ProcessPipeline) -> None:
+    with closing(Desk(pipeline)) as desk:
+        first, second = (toy.open_at(desk).wait_open() for _ in range(2))
+        first.push(toy.speech(4.8))
+        second.push(toy.speech(4.8))
+        for pid in pipeline.processes[1:3]:
+            os.kill(pid, signal.SIGKILL)
+        for session in (first, second):
+            session.end()
+            assert [b.index for b in session.frames()] == list(range(10))
+            assert any(isinstance(e, Recovering) for e in session.events())

@@ -1,0 +1,110 @@
+"""A hundred interruptions a second, and a thousand sessions: nothing stale, nothing left."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import threading
+import time
+from contextlib import closing
+
+import psutil
+import toy
+
+from everface.core.config import Deployment
+from everface.runtime.scheduler import Desk
+from everface.runtime.events import Segment
+from everface.runtime.pipeline import ProcessPipeline, start
+from everface.runtime.planning.placement import place
+
+FULL = "EVERFACE_FULL_STORM" in os.environ  # by hand: as long as the operations page says
+STORM_S, VISITS = (30.0, 1000) if FULL else (5.0, 250)
+
+
+def start_on(placement: str):
+    return start(place(4, placement), toy.FACTORY, toy.SPEC, Deployment(placement, threads=1))
+
+
+def test_a_storm_of_interruptions() -> None:
+    with closing(Desk(start_on("3"))) as desk:
+        session = toy.open_at(desk).wait_open()
+        spoken: set[int] = set()
+        segments: dict[int, Segment] = {}
+        stale: list[int] = []
+        over = threading.Event()
+
+        def view() -> None:
+            while not over.is_set():
+                session.wait(0.05)
+                revision = session.revision  # an interruption may come while we poll: then both are right
+                for block in session.poll():
+                    if block.revision < revision:
+                        stale.append(block.revision)
+                read()
+
+        def read() -> None:
+            for event in session.events():
+                assert isinstance(event, Segment) and event.revision not in segments
+                segments[event.revision] = event
+
+        viewer = threading.Thread(target=view)
+        viewer.start()
+        rng, interruptions, began_s = random.Random(1), 0, time.monotonic()
+        while time.monotonic() - began_s < STORM_S:
+            if session.push(toy.speech(rng.choice((0.1, 0.5, 1.0)), seed=interruptions)):
+                spoken.add(session.revision)
+            session.interrupt()
+            session.interrupt()  # twice is once
+            interruptions += 1
+            time.sleep(max(0.0, began_s + interruptions / 100 - time.monotonic()))
+        session.push(toy.speech(2.0))
+        spoken.add(session.revision)
+        session.end()
+        while session.revision not in segments:
+            assert time.monotonic() - began_s < STORM_S + 30
+            time.sleep(0.01)
+        over.set()
+        viewer.join()
+        assert not stale
+        assert segments.keys() == spoken
+        assert interruptions > 80 * STORM_S and session.revision == interruptions
+        assert not segments[session.revision].interrupted and segments[session.revision].shown == session.accepted
+        at = 0
+        for revision in sorted(segments):
+            assert segments[revision].begin == at
+            at = segments[revision].end
+
+
+def test_many_sessions_leave_nothing() -> None:
+    pipeline = start_on("2")
+    assert isinstance(pipeline, ProcessPipeline)
+    with closing(Desk(pipeline)) as desk:
+
+        def visit(count: int, played: int = 10) -> None:
+            for number in range(count):
+                with toy.open_at(desk).wait_open() as session:
+                    session.push(toy.speech(1.2, seed=number % 7))  # with two answers 5 messages, prime to the 18 slots
+                    if number % played == 0:
+                        session.end()
+                        assert len(list(session.frames())) == 3
+
+        def standing() -> tuple[list[int], list[int], int]:
+            gc.collect()
+            processes = [psutil.Process(), *map(psutil.Process, pipeline.processes)]
+            return (
+                [p.num_fds() for p in processes],
+                [p.num_threads() for p in processes],
+                sum(p.memory_info().rss for p in processes),
+            )
+
+        visit(60, played=1)  # every slot of every channel has carried frames: its memory is there to stay
+        fds, threads, memory = standing()
+        visit(VISITS)
+        fds_after, threads_after, memory_after = standing()
+        assert fds_after == fds and threads_after == threads
+        assert memory_after < memory + 20e6
+        deadline_s = time.monotonic() + 5
+        while desk._sessions and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        assert not desk._sessions and pipeline.in_flight == 0

@@ -1,0 +1,246 @@
+"""A pipeline on virtual time: the real stages, channels, sessions, desk and watchdogs, with processes, sockets and waiting left out.
+
+Everything that takes time is an event in one heap, so that a run is one thread and the same for the same seed, and a minute of it takes
+milliseconds. A device takes a message from its channel when it is idle, runs it through its Stage when the time of its work is over, and
+waits with the answer while the next channel is full.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from everface.runtime.messages import Block
+from everface.runtime.transport.base import SLOTS, ChannelError, LocalChannel
+from everface.runtime.pipeline import MESSAGES, Lost, Pipeline
+from everface.runtime.stage import Answer, Cancel, Message, Role, Stage, answer_of
+from everface.runtime.cluster.supervisor import TICK_S
+from everface.runtime.cluster.watchdog import Watchdog
+from everface.runtime.cluster.worker import BEAT_S
+
+NOTICE_S = 0.001  # for the end of a process to be seen
+
+
+@dataclass(order=True)
+class _Event:
+    at_s: float
+    order: int
+    act: Callable[[], None] = field(compare=False)
+
+
+class World:
+    """Virtual time. `step` does what comes next."""
+
+    def __init__(self, seed: int):
+        self.rng = random.Random(seed)
+        self.now_s = 0.0
+        self._events: list[_Event] = []
+        self._count = 0
+
+    def now(self) -> float:
+        return self.now_s
+
+    def after(self, seconds: float, act: Callable[[], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._events, _Event(self.now_s + seconds, self._count, act))
+
+    def step(self) -> bool:
+        if not self._events:
+            return False
+        event = heapq.heappop(self._events)
+        self.now_s = event.at_s
+        event.act()
+        return True
+
+    def run_for(self, seconds: float) -> None:
+        end_s = self.now_s + seconds
+        while self._events and self._events[0].at_s <= end_s:
+            self.step()
+        self.now_s = end_s
+
+
+class Device:
+    """One process and its stage. state: idle, busy, blocked (an answer waits for a slot), hung, dead."""
+
+    def __init__(self, world: World, name: str, roles: dict[str, Role], work_s: Callable[[Message], float]):
+        self.world, self.name, self.roles, self.work_s = world, name, roles, work_s
+        self.stage = Stage(roles)
+        self.watch = Watchdog(name, timeout_s=30.0)
+        self.state = "idle"
+        self.answer: Message | None = None
+        self.life = 0  # work begun in an earlier life does not end in this one
+        self.done: Callable[[], None] = lambda: None
+
+    def begin(self, message: Message) -> None:
+        self.state = "busy"
+        block = isinstance(message, Block)
+        self.watch.enter(self.world.now_s, f"block {message.index}" if block else "a message")
+        life = self.life
+
+        def finish() -> None:
+            if life == self.life and self.state == "busy":
+                self.answer = self.stage.run(message)
+                self.watch.leave(self.world.now_s)
+                self.state = "blocked"
+                self.done()
+
+        self.world.after(self.work_s(message), finish)
+
+    def again(self, anew: bool) -> None:
+        """Connected again: with fresh roles, or with the old ones and no sessions."""
+        self.life += 1
+        self.state, self.answer = "idle", None
+        self.stage.reset()
+        if anew:
+            self.stage = Stage(self.roles)
+        self.watch.begin(self.world.now_s)
+
+
+class VirtualPipeline(Pipeline):
+    """As many devices as `roles` has entries, each with its channel; the last channel leads to the caller."""
+
+    def __init__(self, world: World, roles: list[dict[str, Role]], work_s: Callable[[Message], float], restart_s: float):
+        super().__init__(depth=len(roles) + 1)
+        self.world, self.restart_s = world, restart_s
+        self.devices = [Device(world, "+".join(r), r, work_s) for r in roles]
+        for device in self.devices:
+            device.done = self._move
+            device.watch.begin(0.0)
+        self.lost: dict[int, str] = {}
+        self.losses = 0
+        self.most_held = 0
+        self._connect()
+        self._tick()
+        self._beat()
+
+    # faults
+
+    def kill(self, at: int) -> None:
+        device = self.devices[at]
+        if device.state != "dead":
+            device.state = "dead"
+            self.world.after(NOTICE_S, lambda: self._lose(at, "was killed") if device.state == "dead" else None)
+
+    def hang(self, at: int) -> None:
+        if self.devices[at].state != "dead":
+            self.devices[at].state = "hung"
+
+    # Pipeline
+
+    def wake(self) -> None:
+        pass
+
+    def close(self) -> None:
+        for channel in self.channels:
+            channel.abort("the pipeline is closed")
+
+    def recover(self) -> list[str]:
+        self.world.run_for(self.world.rng.uniform(0.5, 1.5) * self.restart_s)
+        for at, device in enumerate(self.devices):
+            if device.state in ("dead", "hung"):  # it would not have joined
+                self._lose(at, "was lost meanwhile")
+        lost, self.lost = self.lost, {}
+        self._connect()
+        for at, device in enumerate(self.devices):
+            device.again(anew=at in lost)
+        with self._lock:
+            self.in_flight = 0
+        return [self.devices[at].name for at in lost]
+
+    def _put(self, message: Message) -> None:
+        if self.lost and not isinstance(message, Cancel):
+            self._raise()
+        try:
+            while not isinstance(message, Cancel) and not self.channels[0].room():
+                if not self.world.step():
+                    raise RuntimeError("a put waits for ever")
+            self.channels[0].put(message)
+        except ChannelError:
+            self._raise()
+        self._move()
+
+    def _take(self, timeout_s: float) -> Answer | None:
+        self._move()
+        try:
+            message = self.channels[-1].take(0.0)
+        except ChannelError:
+            self._raise()
+        self._move()
+        return message  # type: ignore[return-value]
+
+    # inside
+
+    def _connect(self) -> None:
+        count = len(self.devices)
+
+        def hearer(at: int) -> Callable[[Cancel], None] | None:
+            return (lambda notice: self._on_cancel(at, notice)) if at < count else None
+
+        self.channels = [LocalChannel(SLOTS if d < count else self.depth + MESSAGES, hearer(d)) for d in range(count + 1)]
+
+    def _on_cancel(self, at: int, notice: Cancel) -> None:
+        if self.devices[at].state in ("dead", "hung"):
+            return  # and nobody after it hears
+        self.devices[at].stage.on_cancel(notice)
+        self.channels[at + 1].put(notice)
+
+    def _move(self) -> None:
+        """Whatever can move without time passing."""
+        moved = True
+        while moved:
+            moved = False
+            for at, device in enumerate(self.devices):
+                if device.state == "blocked":
+                    moved |= self._give(at, device)
+                if device.state == "idle" and self.channels[at].held:
+                    try:
+                        message = self.channels[at].take(0.0)
+                    except ChannelError:
+                        continue
+                    if message is not None:
+                        device.begin(message)
+                        moved = True
+            self.most_held = max(self.most_held, *(channel.held for channel in self.channels[:-1]))
+
+    def _give(self, at: int, device: Device) -> bool:
+        message = device.answer
+        assert message is not None
+        told = message if at < len(self.devices) - 1 else answer_of(message)
+        if told is not None:
+            if not self.channels[at + 1].room():
+                return False
+            try:
+                self.channels[at + 1].put(told)
+            except ChannelError:
+                return False
+        device.state, device.answer = "idle", None
+        return True
+
+    def _lose(self, at: int, why: str) -> None:
+        if at in self.lost:
+            return
+        self.lost[at] = f"stage {self.devices[at].name} {why}"
+        self.losses += 1
+        self.devices[at].state = "dead"
+        for device in self.devices:
+            device.watch.rest()
+        for channel in self.channels:
+            channel.abort(self.lost[at])
+
+    def _tick(self) -> None:
+        for at, device in enumerate(self.devices):
+            if why := device.watch.late(self.world.now_s):
+                self._lose(at, why)
+        self.world.after(TICK_S, self._tick)
+
+    def _beat(self) -> None:
+        for device in self.devices:
+            if device.state not in ("dead", "hung"):
+                device.watch.on_cancel(self.world.now_s)
+        self.world.after(BEAT_S, self._beat)
+
+    def _raise(self) -> NoReturn:
+        raise Lost(next(iter(self.lost.values()), "the pipeline is closed"))
