@@ -45,9 +45,9 @@ torch.set_num_threads(1)
 there = open_receiver({kind!r}, {folder!r} + "/0.0", print)
 back = open_sender({kind!r}, {folder!r} + "/0.1")
 while True:
-    message = there.take(3600.0)
+    message = there.receive(3600.0)
     if isinstance(message, CloseSession) or message.last:
-        back.put(message)
+        back.send(message)
 """
 
 
@@ -64,16 +64,16 @@ class Connections:
             raise RuntimeError("the other process did not come")
 
     def round_trip(self, block: Block) -> Block:
-        self.there.put(block)
-        answer = self.back.take(WAIT_S)
+        self.there.send(block)
+        answer = self.back.receive(WAIT_S)
         assert isinstance(answer, Block) and answer.x.shape == block.x.shape
         return answer
 
     def one_way(self, block: Block) -> None:
         for _ in range(BATCH):
-            self.there.put(block)
-        self.there.put(CloseSession(1))
-        assert isinstance(self.back.take(WAIT_S), CloseSession)
+            self.there.send(block)
+        self.there.send(CloseSession(1))
+        assert isinstance(self.back.receive(WAIT_S), CloseSession)
 
     def close(self) -> None:
         self.peer.kill()

@@ -24,19 +24,19 @@ def test_two_slots_then_wait_for_credit() -> None:
 
     def give() -> None:
         for index in range(6):
-            channel.put(block(index))
+            channel.send(block(index))
             put.append(index)
 
     sender = threading.Thread(target=give)
     sender.start()
     time.sleep(0.1)
     assert put == [0, 1]
-    channel.put(Cancel(1, 1))
-    channel.put(Stop())  # both reach a full channel
+    channel.send(Cancel(1, 1))
+    channel.send(Stop())  # both reach a full channel
     assert cancels == [Cancel(1, 1)]
-    messages = [channel.take(1.0) for _ in range(7)]
+    messages = [channel.receive(1.0) for _ in range(7)]
     sender.join()
-    assert [m.index for m in messages if isinstance(m, Block)] == list(range(6)) and channel.take(0.0) is None
+    assert [m.index for m in messages if isinstance(m, Block)] == list(range(6)) and channel.receive(0.0) is None
 
 
 def test_abort_wakes_both_ends() -> None:
@@ -48,8 +48,8 @@ def test_abort_wakes_both_ends() -> None:
         broken.append(str(caught.value))
 
     empty, full = LocalChannel(), LocalChannel(slots=1)
-    full.put(block(0))
-    threads = [threading.Thread(target=wait, args=(act,)) for act in (lambda: empty.take(60.0), lambda: full.put(block(1)))]
+    full.send(block(0))
+    threads = [threading.Thread(target=wait, args=(act,)) for act in (lambda: empty.receive(60.0), lambda: full.send(block(1)))]
     for thread in threads:
         thread.start()
     time.sleep(0.05)
@@ -58,18 +58,18 @@ def test_abort_wakes_both_ends() -> None:
     for thread in threads:
         thread.join(5.0)
     assert broken == ["bang", "bang"]
-    assert isinstance(full.take(0.0), Block)  # what came before the end can still be had
+    assert isinstance(full.receive(0.0), Block)  # what came before the end can still be had
 
 
 def test_nobody_takes() -> None:
     channel = LocalChannel(slots=1, timeout_s=0.05)
-    channel.put(block(0))
+    channel.send(block(0))
     with pytest.raises(ChannelError, match=r"took nothing for 0.05 s"):
-        channel.put(block(1))
+        channel.send(block(1))
 
 
 def test_stage_epochs_and_order() -> None:
-    stage = Stage({name: toy.build(name, toy.SPEC) for name in roles_of(3)})
+    stage = Stage({name: toy.Toy.build_role(name, toy.SPEC) for name in roles_of(3)})
     stage.run(OpenSession(1, {"picture": torch.zeros(toy.LATENT)}))
     assert isinstance(stage.run(block(0)), Block)
     stage.on_cancel(Cancel(1, 2))
@@ -87,7 +87,7 @@ def test_stage_epochs_and_order() -> None:
 def test_interruption_between_two_roles_of_a_device() -> None:
     ran: list[str] = []
 
-    class Interrupting(toy.Toy):
+    class Interrupting(toy.ToyRole):
         def run(self, block: Block) -> Block:
             ran.append(self.name)
             stage.on_cancel(Cancel(1, 1))
@@ -99,7 +99,7 @@ def test_interruption_between_two_roles_of_a_device() -> None:
 
 
 def test_failed_opening_frees_what_was_opened() -> None:
-    class Short(toy.Toy):
+    class Short(toy.ToyRole):
         def open(self, opening: OpenSession) -> None:
             raise MemoryError("no room")
 
@@ -111,7 +111,7 @@ def test_failed_opening_frees_what_was_opened() -> None:
 
 
 def test_a_failed_block_closes_its_session_on_this_stage() -> None:
-    stage = Stage({name: toy.build(name, toy.SPEC) for name in roles_of(3)})
+    stage = Stage({name: toy.Toy.build_role(name, toy.SPEC) for name in roles_of(3)})
     params = {"fault": "throw", "fail_role": "step1", "fail_at": 0}
     stage.run(OpenSession(1, {"picture": torch.zeros(toy.LATENT)}, params))
     stage.run(OpenSession(2, {"picture": torch.zeros(toy.LATENT)}))

@@ -1,31 +1,44 @@
-"""Toy roles whose state depends on all that came before, so that a lost, doubled or reordered block shows in every later frame."""
+"""A toy model whose state depends on all that came before, so that a lost, doubled or reordered block shows in every later frame."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 
-from everface.runtime.messages import Block, CloseSession, OpenSession
 from everface.core.errors import Unavailable
-from everface.runtime import desk, plan, session, stage
+from everface.runtime.messages import Block, CloseSession, OpenSession, Params, Tensors
+from everface.runtime.model import BlockFormat, Role, RoleSpec, SessionModel
 from everface.runtime.pipeline import Pipeline
+from everface.runtime.registry import register
+from everface.runtime.scheduler import Scheduler
+from everface.runtime.session import Session, VideoBlock
 
-FACTORY = "toy:build"
+MODEL = "toy:Toy"
+LAST = "decode"
 LATENT = (16, 3, 4, 4)
-DESKS: WeakKeyDictionary[Pipeline, desk.Desk] = WeakKeyDictionary()
+SPEC = {"a": 0.9, "b": 0.7}
+REFRESH_AT = 4  # the block that carries what block 0 brought back
+SCHEDULERS: WeakKeyDictionary[Pipeline, Scheduler] = WeakKeyDictionary()
+
+register("toy", MODEL)
 
 
-class Toy:
-    """x <- tanh(a x + b state + audio), state <- x; `sink` replaces the bias. OpenSession params can make one role slow or fail."""
+def roles_of(steps: int) -> tuple[RoleSpec, ...]:
+    return (*(RoleSpec(f"step{i}") for i in range(steps)), RoleSpec(LAST, 0.6, own_thread=True))
+
+
+class ToyRole:
+    """x <- tanh(a x + b state + audio), state <- x; `bias` in a condition replaces the bias. Params can make a role slow or fail."""
 
     def __init__(self, name: str, spec: dict[str, Any]):
         self.name, self.a, self.b, self.sleep_s = name, spec["a"], spec["b"], spec.get("sleep_s", 0.0)
         self.state: dict[int, torch.Tensor] = {}
         self.bias: dict[int, torch.Tensor] = {}
-        self.params: dict[int, dict[str, Any]] = {}
+        self.params: dict[int, Params] = {}
         self.done: set[tuple[int, str]] = set()  # faults that have happened, so that they happen once
 
     def open(self, opening: OpenSession) -> None:
@@ -33,7 +46,7 @@ class Toy:
             raise Unavailable("toy memory is short")
         self.params[opening.session] = opening.params
         self.state[opening.session] = torch.zeros(LATENT)
-        self.bias[opening.session] = opening.tensors["picture"].clone()
+        self.bias[opening.session] = opening.tensors["bias"].clone()
 
     def run(self, block: Block) -> Block:
         s = block.session
@@ -47,11 +60,11 @@ class Toy:
         if fault == "memory":
             torch.empty(1 << 60, dtype=torch.uint8)
         if params.get("slow_role") == self.name:
-            time.sleep(params["slow_s"])
+            time.sleep(float(params["slow_s"]))
         if self.sleep_s:
             time.sleep(self.sleep_s)
-        if "sink" in block.condition:
-            self.bias[s] = block.condition["sink"].clone()
+        if "bias" in block.condition:
+            self.bias[s] = block.condition["bias"].clone()
         drive = self.b * self.state[s] + block.condition["audio"][None, :, None, None] + self.bias[s]
         block.x = self.state[s] = torch.tanh(self.a * block.x + drive)
         if fault == "nan":
@@ -66,55 +79,149 @@ class Toy:
         self.params.pop(closing.session, None)
 
 
-class Decoder(Toy):
-    """Twelve frames of 8 x 8 from a latent and all latents before it. Block 0 gives its clean latent back."""
+class ToyDecoder(ToyRole):
+    """Twelve frames of 8 x 8 from a latent and all latents before it. Block 0 brings its latent back."""
 
     def run(self, block: Block) -> Block:
-        clean = block.x[:, :1].expand(LATENT).contiguous()
+        latent = block.x[:, :1].expand(LATENT).contiguous()
         block = super().run(block)
-        block.condition = {"finite": block.condition["finite"], **({"clean": clean} if block.index == 0 else {})}
+        block.condition = {"finite": block.condition["finite"], **({"latent": latent} if block.index == 0 else {})}
         block.x = (block.x.flatten()[:768].view(1, 4, 8, 24).expand(3, 4, 8, 24).reshape(12, 8, 8, 3) * 127 + 128).to(torch.uint8)
         return block
 
 
-def build(name: str, spec: dict[str, Any]) -> stage.Role:
-    return (Decoder if name == plan.DECODE else Toy)(name, spec)
+class Toy:
+    """The registered model."""
+
+    @staticmethod
+    def build_role(name: str, spec: dict[str, Any]) -> Role:
+        return (ToyDecoder if name == LAST else ToyRole)(name, spec)
 
 
-SPEC = {"a": 0.9, "b": 0.7}
-
-
-def condition(index: int, pcm: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"audio": pcm.view(3, -1).mean(1) * (1 + index % 3)}
+def condition(index: int, audio_S: torch.Tensor) -> Tensors:
+    return {"audio": audio_S.view(3, -1).mean(1) * (1 + index % 3)}
 
 
 def noise(index: int) -> torch.Tensor:
     return torch.randn(LATENT, generator=torch.Generator().manual_seed(1000 + index))
 
 
+class ToySession(SessionModel):
+    """Block 0 brings a latent back, which block `refresh_at` carries as the new bias."""
+
+    def __init__(
+        self,
+        *,
+        lookback_samples: int = 640 * 6,
+        lookahead_samples: int = 0,
+        condition: Callable[[int, torch.Tensor], Tensors] = condition,
+        params: Params | None = None,
+        refresh_at: int | None = REFRESH_AT,
+    ):
+        self.format = BlockFormat(lookback_samples=lookback_samples, lookahead_samples=lookahead_samples)
+        self.condition, self.params, self.refresh_at = condition, params or {}, refresh_at
+        self.latent0: torch.Tensor | None = None
+
+    def initial_state(self) -> tuple[Tensors, Params]:
+        return {"bias": torch.linspace(-1, 1, 768).view(LATENT)}, self.params
+
+    def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
+        return self.condition(index, audio_S)
+
+    def latent(self, index: int, retry: int) -> torch.Tensor:
+        return noise(index + 5000 * retry)
+
+    def depends_on(self, index: int) -> int | None:
+        return 0 if self.refresh_at is not None and index >= self.refresh_at and self.latent0 is None else None
+
+    def update(self, index: int) -> Tensors | None:
+        if self.refresh_at is None or index < self.refresh_at:
+            return None
+        self.refresh_at = None
+        return None if self.latent0 is None else {"bias": self.latent0}
+
+    def result(self, index: int, outputs: Tensors) -> None:
+        if index == 0 and self.refresh_at is not None and self.latent0 is None:
+            if "latent" not in outputs:
+                raise RuntimeError("block 0 came back without its latent")
+            self.latent0 = outputs["latent"].clone()
+
+    def invalid(self, outputs: Tensors) -> str | None:
+        finite = outputs.get("finite")
+        return None if finite is None or bool(finite.all()) else f"role {int((finite == 0).nonzero()[0])} returned values"
+
+    def change(self, *, bias: torch.Tensor) -> Tensors:
+        self.refresh_at = None
+        return {"bias": bias}
+
+
 def speech(seconds: float, seed: int = 7) -> torch.Tensor:
     return torch.randn(int(seconds * 16_000), generator=torch.Generator().manual_seed(seed))
 
 
-def open_session(pipeline: Pipeline, **options: Any) -> session.Session:
-    """On a desk without a thread, one for each pipeline: the caller's polls do the work."""
-    if pipeline not in DESKS:
-        DESKS[pipeline] = desk.Desk(pipeline, threaded=False)
-    return open_at(DESKS[pipeline], **options).wait_open()
+def scheduler_of(pipeline: Pipeline) -> Scheduler:
+    """One without threads for each pipeline: `push`, `poll`, `frames` and `play` here do the work."""
+    if pipeline not in SCHEDULERS:
+        SCHEDULERS[pipeline] = Scheduler(pipeline, threaded=False)
+    return SCHEDULERS[pipeline]
 
 
-def open_at(at: desk.Desk, **options: Any) -> session.Session:
-    options = {"lookback_samples": 640 * 6, "lookahead_samples": 0, "condition": condition, "noise": noise, **options}
-    picture = torch.linspace(-1, 1, 768).view(LATENT)
-    return session.Session(at, {"picture": picture}, **options)
+def open_session(pipeline: Pipeline, **options: Any) -> Session:
+    scheduler = scheduler_of(pipeline)
+    s = open_at(scheduler, **options)
+    while s.state == "opening" and not s.failed:
+        step(scheduler)
+    return s.wait_open()
 
 
-def play(s: session.Session, pcm: torch.Tensor, piece: int = 16_000) -> list[session.FrameBlock]:
+def open_at(scheduler: Scheduler, buffer_s: float = 10.0, **options: Any) -> Session:
+    return scheduler.open_session(ToySession(**options), buffer_s)
+
+
+def _driver(s: Session) -> Scheduler | None:
+    """The scheduler to run for this session, if it has no thread of its own."""
+    return next((x for x in SCHEDULERS.values() if any(y.session is s for y in x._sessions.values())), None)
+
+
+def step(scheduler: Scheduler) -> None:
+    scheduler.run_once()
+    scheduler.pipeline.signal.wait(0.001)
+
+
+def push(s: Session, audio_S: torch.Tensor) -> bool:
+    accepted = s.push_audio(audio_S)
+    if scheduler := _driver(s):
+        scheduler.dispatch()
+    return accepted
+
+
+def poll(s: Session) -> list[VideoBlock]:
+    scheduler = _driver(s)
+    if scheduler:
+        scheduler.run_once()
+    blocks = s.poll()
+    if scheduler and blocks:
+        scheduler.dispatch()
+    return blocks
+
+
+def frames(s: Session) -> list[VideoBlock]:
+    """All blocks until the segment's end."""
+    scheduler, blocks = _driver(s), []
+    if scheduler is None:
+        return list(s.frames())
+    while not s.finished:
+        step(scheduler)
+        blocks += s.poll()
+    return blocks
+
+
+def play(s: Session, audio_S: torch.Tensor, piece: int = 16_000) -> list[VideoBlock]:
     """Push all, respecting back-pressure, and collect all."""
     blocks = []
-    for start in range(0, len(pcm), piece):
-        while not s.push(pcm[start : start + piece]):
-            blocks += s.poll()
+    for start in range(0, len(audio_S), piece):
+        while not push(s, audio_S[start : start + piece]):
+            blocks += poll(s)
             time.sleep(0.001)
-    s.end()
-    return [*blocks, *s.frames()]
+    s.end_segment()
+    return [*blocks, *frames(s)]

@@ -26,3 +26,11 @@ def log_level() -> str:
 def interpret_triton() -> bool:
     """TRITON_INTERPRET=1 runs kernels on the CPU; must be set before triton is first imported."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def avoid_amx() -> None:
+    """Keep oneDNN from AMX, whose bfloat16 gradient of a 3-D convolution aborts the process (torch 2.13, Xeon with amx_bf16).
+
+    Takes effect before the process's first convolution or GEMM only. A value of the user's own for ONEDNN_MAX_CPU_ISA stays.
+    """
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")

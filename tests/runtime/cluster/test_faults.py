@@ -18,9 +18,10 @@ import toy
 from test_pipeline import assert_gone
 
 from everface.core.config import Deployment
-from everface.runtime.scheduler import Desk
-from everface.runtime.events import FrameBlock, Recovered, Recovering, Segment
-from everface.runtime.pipeline import ProcessPipeline, start
+from everface.runtime.scheduler import Scheduler
+from everface.runtime.events import VideoBlock, Recovered, Recovering, SegmentEnd
+from everface.runtime.start import start_pipeline
+from everface.runtime.pipeline import ProcessPipeline
 from everface.runtime.planning.placement import place, roles_of
 from everface.runtime.session import Session
 from everface.runtime.cluster.watchdog import HANG_S
@@ -49,11 +50,11 @@ class Cost:
 
 @pytest.fixture(scope="module")
 def pipeline():
-    with start(place(4, "5"), toy.FACTORY, {**toy.SPEC, "sleep_s": BLOCK_S}, Deployment("5", threads=1)) as pipeline:
+    with start_pipeline(place(toy.roles_of(4), "5"), toy.MODEL, {**toy.SPEC, "sleep_s": BLOCK_S}, Deployment("5", threads=1)) as pipeline:
         yield pipeline
 
 
-def watch(session: Session, strike: Callable[[], float]) -> tuple[list[FrameBlock], float, float, Recovered]:
+def watch(session: Session, strike: Callable[[], float]) -> tuple[list[VideoBlock], float, float, Recovered]:
     """Push, poll, strike at block FAULT_AT; answers blocks, when the client was told, when frames came again, and the event."""
     pcm, at, blocks = toy.speech(BLOCKS * 0.48 - 0.1), 0, []
     struck_s = told_s = resumed_s = 0.0
@@ -62,9 +63,9 @@ def watch(session: Session, strike: Callable[[], float]) -> tuple[list[FrameBloc
     while sum(b.frames_THW3.shape[0] for b in blocks) < 12 * BLOCKS - 3:
         assert time.monotonic() < end_s, "the stream did not end"
         if at < len(pcm):
-            at += 8000 * session.push(pcm[at : at + 8000])
+            at += 8000 * session.push_audio(pcm[at : at + 8000])
             if at >= len(pcm):
-                session.end()
+                session.end_segment()
         session.wait(0.005)
         fresh = session.poll()
         blocks += fresh
@@ -77,7 +78,7 @@ def watch(session: Session, strike: Callable[[], float]) -> tuple[list[FrameBloc
             elif isinstance(event, Recovered):
                 recovered, resumed_s = event, time.monotonic()
             else:
-                assert isinstance(event, Segment) and not event.interrupted
+                assert isinstance(event, SegmentEnd) and not event.interrupted
     assert recovered and struck_s
     return blocks, told_s - struck_s, resumed_s - struck_s, recovered
 
@@ -88,9 +89,9 @@ def test_every_stage_in_turn(pipeline: ProcessPipeline, fault: str, capsys: pyte
     for rank, role in enumerate(ROLES):
         before = pipeline.processes
         params = {} if fault in SIGNALS else {"fault": fault, "fail_role": role, "fail_at": FAULT_AT + 3}
-        desk = Desk(pipeline)
+        scheduler = Scheduler(pipeline)
         # not closed at the end: the pipeline serves the next one too
-        session = toy.open_at(desk, params=params).wait_open()
+        session = toy.open_at(scheduler, params=params).wait_open()
 
         def strike(rank: int = rank, before: list[int] = before) -> float:
             if fault in SIGNALS:
@@ -109,20 +110,20 @@ def test_every_stage_in_turn(pipeline: ProcessPipeline, fault: str, capsys: pyte
         assert recovered.again <= 3 + pipeline.depth
         costs.append(Cost(role, fault, told_s, resumed_s, recovered.again))
         pipeline._supervisor.losses.clear()
-        desk.abandon()
+        scheduler.abandon()
     with capsys.disabled():
         print("", *(cost.stream() for cost in costs), sep="\n")
     assert len(psutil.Process().children()) == len(ROLES)
 
 
 def test_two_stages_at_once(pipeline: ProcessPipeline) -> None:
-    with closing(Desk(pipeline)) as desk:
-        first, second = (toy.open_at(desk).wait_open() for _ in range(2))
-        first.push(toy.speech(4.8))
-        second.push(toy.speech(4.8))
+    with closing(Scheduler(pipeline)) as scheduler:
+        first, second = (toy.open_at(scheduler).wait_open() for _ in range(2))
+        first.push_audio(toy.speech(4.8))
+        second.push_audio(toy.speech(4.8))
         for pid in pipeline.processes[1:3]:
             os.kill(pid, signal.SIGKILL)
         for session in (first, second):
-            session.end()
+            session.end_segment()
             assert [b.index for b in session.frames()] == list(range(10))
             assert any(isinstance(e, Recovering) for e in session.events())

@@ -13,9 +13,10 @@ import psutil
 import toy
 
 from everface.core.config import Deployment
-from everface.runtime.scheduler import Desk
-from everface.runtime.events import Segment
-from everface.runtime.pipeline import ProcessPipeline, start
+from everface.runtime.scheduler import Scheduler
+from everface.runtime.events import SegmentEnd
+from everface.runtime.start import start_pipeline
+from everface.runtime.pipeline import ProcessPipeline
 from everface.runtime.planning.placement import place
 
 FULL = "EVERFACE_FULL_STORM" in os.environ  # by hand: as long as the operations page says
@@ -23,14 +24,14 @@ STORM_S, VISITS = (30.0, 1000) if FULL else (5.0, 250)
 
 
 def start_on(placement: str):
-    return start(place(4, placement), toy.FACTORY, toy.SPEC, Deployment(placement, threads=1))
+    return start_pipeline(place(toy.roles_of(4), placement), toy.MODEL, toy.SPEC, Deployment(placement, threads=1))
 
 
 def test_a_storm_of_interruptions() -> None:
-    with closing(Desk(start_on("3"))) as desk:
-        session = toy.open_at(desk).wait_open()
+    with closing(Scheduler(start_on("3"))) as scheduler:
+        session = toy.open_at(scheduler).wait_open()
         spoken: set[int] = set()
-        segments: dict[int, Segment] = {}
+        segments: dict[int, SegmentEnd] = {}
         stale: list[int] = []
         over = threading.Event()
 
@@ -45,22 +46,22 @@ def test_a_storm_of_interruptions() -> None:
 
         def read() -> None:
             for event in session.events():
-                assert isinstance(event, Segment) and event.revision not in segments
+                assert isinstance(event, SegmentEnd) and event.revision not in segments
                 segments[event.revision] = event
 
         viewer = threading.Thread(target=view)
         viewer.start()
         rng, interruptions, began_s = random.Random(1), 0, time.monotonic()
         while time.monotonic() - began_s < STORM_S:
-            if session.push(toy.speech(rng.choice((0.1, 0.5, 1.0)), seed=interruptions)):
+            if session.push_audio(toy.speech(rng.choice((0.1, 0.5, 1.0)), seed=interruptions)):
                 spoken.add(session.revision)
             session.interrupt()
             session.interrupt()  # twice is once
             interruptions += 1
             time.sleep(max(0.0, began_s + interruptions / 100 - time.monotonic()))
-        session.push(toy.speech(2.0))
+        session.push_audio(toy.speech(2.0))
         spoken.add(session.revision)
-        session.end()
+        session.end_segment()
         while session.revision not in segments:
             assert time.monotonic() - began_s < STORM_S + 30
             time.sleep(0.01)
@@ -79,14 +80,14 @@ def test_a_storm_of_interruptions() -> None:
 def test_many_sessions_leave_nothing() -> None:
     pipeline = start_on("2")
     assert isinstance(pipeline, ProcessPipeline)
-    with closing(Desk(pipeline)) as desk:
+    with closing(Scheduler(pipeline)) as scheduler:
 
         def visit(count: int, played: int = 10) -> None:
             for number in range(count):
-                with toy.open_at(desk).wait_open() as session:
-                    session.push(toy.speech(1.2, seed=number % 7))  # with two answers 5 messages, prime to the 18 slots
+                with toy.open_at(scheduler).wait_open() as session:
+                    session.push_audio(toy.speech(1.2, seed=number % 7))  # with two answers 5 messages, prime to the 18 slots
                     if number % played == 0:
-                        session.end()
+                        session.end_segment()
                         assert len(list(session.frames())) == 3
 
         def standing() -> tuple[list[int], list[int], int]:
@@ -105,6 +106,6 @@ def test_many_sessions_leave_nothing() -> None:
         assert fds_after == fds and threads_after == threads
         assert memory_after < memory + 20e6
         deadline_s = time.monotonic() + 5
-        while desk._sessions and time.monotonic() < deadline_s:
+        while scheduler._sessions and time.monotonic() < deadline_s:
             time.sleep(0.01)
-        assert not desk._sessions and pipeline.in_flight == 0
+        assert not scheduler._sessions and pipeline.in_flight == 0

@@ -20,15 +20,15 @@ def live(kind: str, side: str, path: str) -> None:
     if side == "sender":
         sender = open_sender(kind, path)
         for index in count():
-            sender.put(Block(1, 0, index, 0, 12, torch.zeros(30_000)))
+            sender.send(Block(1, 0, index, 0, 12, torch.zeros(30_000)))
     if side == "echo":
         back = open_sender(kind, f"{path[:-1]}1", "cuda:0")
         there = open_receiver(kind, path, back.put, "cuda:0")
-        while message := there.take(60.0):
-            back.put(message)
+        while message := there.receive(60.0):
+            back.send(message)
     receiver = open_receiver(kind, path, print)
     while side == "receiver":
-        receiver.take(60.0)
+        receiver.receive(60.0)
     threading.Event().wait()
 
 

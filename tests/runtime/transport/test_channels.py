@@ -88,13 +88,13 @@ def test_messages_pass_bit_for_bit_in_order(kind: str, folder: Path) -> None:
 
     def give() -> None:
         for message in said:
-            sender.put(message)
-        sender.put(Cancel(1, 4))
-        sender.put(Stop())
+            sender.send(message)
+        sender.send(Cancel(1, 4))
+        sender.send(Stop())
 
     giving = threading.Thread(target=give)
     giving.start()
-    got = [receiver.take(30.0) for _ in range(len(said) + 1)]
+    got = [receiver.receive(30.0) for _ in range(len(said) + 1)]
     giving.join()
     assert [type(m) for m in got] == [*(type(m) for m in said), Stop] and cancels == [Cancel(1, 4)]
     for a, b in zip(map(serialization.pack, said), map(serialization.pack, filter(None, got))):
@@ -110,17 +110,17 @@ def test_five_hundred_messages_of_any_size_with_epochs_among_them(folder: Path) 
 
     def give() -> None:
         for index, size in said:
-            sender.put(Block(1, 0, index, 0, 12, torch.full((size,), index % 251, dtype=torch.uint8)))
+            sender.send(Block(1, 0, index, 0, 12, torch.full((size,), index % 251, dtype=torch.uint8)))
 
     def interrupt() -> None:
         for revision in range(200):
-            sender.put(Cancel(1, revision))
+            sender.send(Cancel(1, revision))
 
     threads = [threading.Thread(target=act) for act in (give, interrupt)]
     for thread in threads:
         thread.start()
     for index, size in said:
-        message = receiver.take(30.0)
+        message = receiver.receive(30.0)
         assert isinstance(message, Block) and message.index == index and message.x.shape == (size,)
         assert bool((message.x == index % 251).all())
     for thread in threads:
@@ -136,8 +136,8 @@ def test_what_was_taken_is_the_takers_own(folder: Path) -> None:
     sender, receiver = open_both("shared", folder / "0.0")
     kept = []
     for index in range(20):
-        sender.put(frames(index, 100_000))
-        message = receiver.take(10.0)
+        sender.send(frames(index, 100_000))
+        message = receiver.receive(10.0)
         assert isinstance(message, Block)
         kept.append((message.x, message.x.clone()))
     close_both(sender, receiver)
@@ -148,8 +148,8 @@ def test_a_slot_grows_and_shrinks_with_its_messages(folder: Path) -> None:
     sender, receiver = open_both("shared", folder / "0.0")
     sizes = []
     for size in (5000, 40_000_000, 40_000_000, 100_000, 100_000, 150_000, 150_000):
-        sender.put(frames(0, size))
-        assert isinstance(receiver.take(10.0), Block)
+        sender.send(frames(0, size))
+        assert isinstance(receiver.receive(10.0), Block)
         sizes.append([memory.numel() if memory is not None else 0 for memory in sender._memory])
     close_both(sender, receiver)
     assert sizes[2] == [1 << 26, 1 << 26] and sizes[4] == [1 << 17, 1 << 17] and sizes[6] == [1 << 18, 1 << 18]
@@ -160,16 +160,16 @@ def test_wake_ends_a_take_at_once(kind: str, folder: Path) -> None:
     sender, receiver = [LocalChannel()] * 2 if kind == "local" else open_both(kind, folder / "0.0")
     threading.Timer(0.1, receiver.wake).start()
     begin = time.monotonic()
-    assert receiver.take(60.0) is None and time.monotonic() - begin < 10
+    assert receiver.receive(60.0) is None and time.monotonic() - begin < 10
     receiver.wake()  # nobody waits: the next take does not either
     receiver.wake()
-    assert receiver.take(60.0) is None
+    assert receiver.receive(60.0) is None
     receiver.wake()
-    sender.put(block(7))
-    message = next(m for m in iter(lambda: receiver.take(60.0), "never") if m)  # a wake loses no message
+    sender.send(block(7))
+    message = next(m for m in iter(lambda: receiver.receive(60.0), "never") if m)  # a wake loses no message
     assert isinstance(message, Block) and message.index == 7
     begin = time.monotonic()
-    assert [receiver.take(0.05) for _ in range(3)] == [None] * 3 and time.monotonic() - begin > 0.05
+    assert [receiver.receive(0.05) for _ in range(3)] == [None] * 3 and time.monotonic() - begin > 0.05
     close_both(sender, receiver)
 
 
@@ -179,7 +179,7 @@ sys.path[:] = {path!r}
 from everface.runtime.transport.selection import open_receiver
 receiver = open_receiver({kind!r}, {at!r}, lambda notice: print(notice, flush=True))
 for stream in sys.stdin:
-    print(receiver.take(60.0).index, flush=True)
+    print(receiver.receive(60.0).index, flush=True)
 """
 
 
@@ -189,22 +189,22 @@ def test_slots_urgency_and_the_death_of_the_peer(kind: str, folder: Path) -> Non
     peer = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
     assert peer.stdin and peer.stdout
     sender: Any = open_sender(kind, str(folder / "0.0"), timeout_s=0.25)
-    sender.put(block(0))
-    sender.put(block(1))
+    sender.send(block(0))
+    sender.send(block(1))
     begin = time.monotonic()
     with pytest.raises(ChannelError, match=r"took nothing for 0.25 s"):
-        sender.put(block(2))
+        sender.send(block(2))
     assert 0.25 <= time.monotonic() - begin < 5
-    sender.put(Cancel(1, 1))
+    sender.send(Cancel(1, 1))
     assert peer.stdout.readline() == "Cancel(session=1, revision=1)\n"  # overtook both
     peer.stdin.write("\n")
     assert peer.stdout.readline() == "0\n"
     sender._timeout_s = 60.0
-    sender.put(block(2))  # the slot of block 0
+    sender.send(block(2))  # the slot of block 0
     threading.Timer(0.2, peer.kill).start()
     begin = time.monotonic()
     with pytest.raises(ChannelError, match="went away"):
-        sender.put(block(3))
+        sender.send(block(3))
     assert time.monotonic() - begin < 10
     sender.join()
     assert not sender.thread.is_alive()
@@ -214,17 +214,17 @@ def test_slots_urgency_and_the_death_of_the_peer(kind: str, folder: Path) -> Non
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_received_before_the_end_can_still_be_had(kind: str, folder: Path) -> None:
     sender, receiver = open_both(kind, folder / "0.0")
-    sender.put(block(0))
-    sender.put(frames(1, 200_000))
-    sender.put(Stop())
+    sender.send(block(0))
+    sender.send(frames(1, 200_000))
+    sender.send(Stop())
     deadline = time.monotonic() + 10
     while len(receiver._messages) < 3 and time.monotonic() < deadline:
         time.sleep(0.001)
     begin = time.monotonic()
     sender.abort()
-    assert [type(receiver.take(10.0)) for _ in range(3)] == [Block, Block, Stop]
+    assert [type(receiver.receive(10.0)) for _ in range(3)] == [Block, Block, Stop]
     with pytest.raises(ChannelError, match="went away"):
-        receiver.take(10.0)
+        receiver.receive(10.0)
     assert time.monotonic() - begin < 60  # gloo loses one in five of the credits that cross the end: ten seconds, not two minutes
     close_both(sender, receiver)
 
@@ -232,11 +232,11 @@ def test_what_was_received_before_the_end_can_still_be_had(kind: str, folder: Pa
 @pytest.mark.parametrize("kind", KINDS)
 def test_abort_wakes_a_put_that_waits(kind: str, folder: Path) -> None:
     sender, receiver = open_both(kind, folder / "0.0")
-    sender.put(block(0))
-    sender.put(block(1))
+    sender.send(block(0))
+    sender.send(block(1))
     threading.Timer(0.1, sender.abort, ("pulled",)).start()
     with pytest.raises(ChannelError, match="pulled"):
-        sender.put(block(2))
+        sender.send(block(2))
     close_both(sender, receiver)
 
 
@@ -245,7 +245,7 @@ def test_the_other_end_never_comes(side: str, folder: Path) -> None:
     path = str(folder / "0.0")
     end = SharedSender(path, join_s=0.1) if side == "sender" else SharedReceiver(path, print, join_s=0.1)
     with pytest.raises(ChannelError, match=r"for 0.1 s"):
-        end.put(block(0)) if isinstance(end, SharedSender) else end.take(60.0)
+        end.send(block(0)) if isinstance(end, SharedSender) else end.receive(60.0)
     end.join()
     assert not list(folder.iterdir())
     late = SharedSender(path) if side == "sender" else SharedReceiver(path, print)
@@ -267,7 +267,7 @@ def test_records_that_make_no_sense_break_the_hop(folder: Path) -> None:
         sender, receiver = open_both("shared", folder / "0.0")
         sender._connected_stream().send(record)
         with pytest.raises(ChannelError, match=r"the stage before went away: a (record of kind|message of)"):
-            receiver.take(10.0)
+            receiver.receive(10.0)
         close_both(sender, receiver)
 
 
@@ -275,8 +275,8 @@ def test_without_memory_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.delattr(os, "memfd_create", raising=False)
     sender, receiver = open_both("shared", folder / "0.0")
     sent = frames(0, 300_000)
-    sender.put(sent)
-    message = receiver.take(10.0)
+    sender.send(sent)
+    message = receiver.receive(10.0)
     assert isinstance(message, Block) and torch.equal(message.x, sent.x)
     close_both(sender, receiver)
     assert not list(folder.iterdir())
@@ -289,9 +289,9 @@ def test_two_hundred_hops_leave_nothing(kind: str, times: int, folder: Path) -> 
     for turn in range(times):
         sender, receiver = open_both(kind, folder / f"0.{turn}")
         if turn % 3:
-            sender.put(frames(0, 100_000))
+            sender.send(frames(0, 100_000))
         if turn % 3 == 2:
-            assert isinstance(receiver.take(10.0), Block)
+            assert isinstance(receiver.receive(10.0), Block)
         first, second = (sender, receiver) if turn % 2 else (receiver, sender)
         first.abort()
         first.join()
@@ -318,15 +318,15 @@ def test_hops_are_rebuilt_while_their_peers_are_killed(kind: str, folder: Path) 
         end: Any = open_receiver(kind, path, print) if side == "sender" else open_sender(kind, path, timeout_s=0.2)
         assert end.wait_connected(60.0)
         if side == "sender":
-            assert isinstance(end.take(60.0), Block)
+            assert isinstance(end.receive(60.0), Block)
         else:
-            end.put(block(0))
+            end.send(block(0))
         if stopped:
             os.kill(peer, signal.SIGSTOP)
             if side != "sender":
                 with pytest.raises(ChannelError, match=r"took nothing for 0.2 s|nothing passed in time"):
                     for index in range(1, 5):
-                        end.put(block(index))
+                        end.send(block(index))
                 end.abort()
                 end.join()  # while the peer still stands
         os.kill(peer, signal.SIGKILL)
@@ -334,7 +334,7 @@ def test_hops_are_rebuilt_while_their_peers_are_killed(kind: str, folder: Path) 
             begin = time.monotonic()
             with pytest.raises(ChannelError, match=r"went away|cannot be reached"):
                 while time.monotonic() < begin + 20:
-                    end.take(20.0) if side == "sender" else end.put(frames(1, 50_000))
+                    end.receive(20.0) if side == "sender" else end.send(frames(1, 50_000))
             assert time.monotonic() - begin < 15
         end.abort()
         end.join()

@@ -118,15 +118,15 @@ def test_blocks_stay_on_one_gpu_and_hops_are_rebuilt() -> None:
             sender = open_sender("ipc", there, "cuda:0")
             for index in range(40):
                 sent = gpu_block(index, "cuda:0")
-                sender.put(sent)
+                sender.send(sent)
                 sent.x.zero_()  # a captured step writes its output anew
-                got = receiver.take(60.0)
+                got = receiver.receive(60.0)
                 expected = gpu_block(index, "cuda:0")
                 assert isinstance(got, Block) and got.x.is_cuda and torch.equal(got.x, expected.x)
                 assert all(torch.equal(got.condition[k].to(v.device), v) for k, v in expected.condition.items())
-            sender.put(Cancel(1, 2))
-            sender.put(Stop())
-            assert isinstance(receiver.take(60.0), Stop) and cancels == [Cancel(1, 2)]
+            sender.send(Cancel(1, 2))
+            sender.send(Stop())
+            assert isinstance(receiver.receive(60.0), Stop) and cancels == [Cancel(1, 2)]
             os.kill(peer, signal.SIGKILL)
             for end in (sender, receiver):
                 end.abort()

@@ -15,8 +15,9 @@ import toy
 
 from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable
-from everface.runtime.scheduler import Desk
-from everface.runtime.pipeline import Pipeline, ProcessPipeline, start
+from everface.runtime.scheduler import Scheduler
+from everface.runtime.start import start_pipeline
+from everface.runtime.pipeline import Pipeline, ProcessPipeline
 from everface.runtime.planning.placement import place
 from everface.runtime.stage import Cancelled
 
@@ -25,7 +26,7 @@ SPEECH = {12: toy.speech(12 * 0.48 - 0.1), 40: toy.speech(40 * 0.48 - 0.3)}  # s
 
 
 def start_on(placement: str, steps: int = STEPS) -> Pipeline:
-    return start(place(steps, placement), toy.FACTORY, toy.SPEC, Deployment(placement, threads=1, timeout_s=60.0))
+    return start_pipeline(place(toy.roles_of(steps), placement), toy.MODEL, toy.SPEC, Deployment(placement, threads=1, timeout_s=60.0))
 
 
 def render(pipeline: Pipeline, blocks: int, **options) -> torch.Tensor:
@@ -71,9 +72,9 @@ def alive(pid: int) -> bool:
 
 def render_two_at_once(pipeline: Pipeline, references: dict[int, torch.Tensor]) -> None:
     """Two viewers whose blocks interleave: each sees what it would see alone."""
-    desk = Desk(pipeline)
+    scheduler = Scheduler(pipeline)
     try:
-        sessions = [toy.open_at(desk).wait_open() for _ in SPEECH]
+        sessions = [toy.open_at(scheduler).wait_open() for _ in SPEECH]
         videos: dict[int, torch.Tensor] = {}
 
         def play(s, blocks: int) -> None:
@@ -85,10 +86,10 @@ def render_two_at_once(pipeline: Pipeline, references: dict[int, torch.Tensor]) 
         for thread in threads:
             thread.join()
         assert all(torch.equal(videos[blocks], references[blocks]) for blocks in SPEECH)
-        late = sessions[0].clock.beats[-1].delivered_s
-        assert late and sessions[1].clock.beats[0].emitted_s < late  # they did overlap
+        late = sessions[0].timeline.blocks[-1].delivered_s
+        assert late and sessions[1].timeline.blocks[0].sent_s < late  # they did overlap
     finally:
-        desk.close()
+        scheduler.close()
 
 
 def test_two_sessions_inline(references: dict[int, torch.Tensor]) -> None:
@@ -135,7 +136,7 @@ def test_five_processes_interruption_and_back_pressure(references: dict[int, tor
         with toy.open_session(pipeline, params={"slow_role": "decode", "slow_s": 0.2}, refresh_at=None) as s:
             answers, take = [], pipeline.take
             pipeline.take = lambda timeout_s: answers.append(take(timeout_s)) or answers[-1]  # type: ignore[method-assign]
-            s.push(toy.speech(10.0))
+            s.push_audio(toy.speech(10.0))
             held = []
             for _ in range(20):
                 held.append(pipeline.in_flight)
@@ -144,7 +145,7 @@ def test_five_processes_interruption_and_back_pressure(references: dict[int, tor
             assert max(held) == 6  # full, and no further
             del answers[:]
             assert s.interrupt() == 1
-            pusher = threading.Thread(target=lambda: (s.push(toy.speech(0.5)), s.end()))
+            pusher = threading.Thread(target=lambda: (s.push_audio(toy.speech(0.5)), s.end_segment()))
             pusher.start()
             blocks = list(s.frames())
             pusher.join()
@@ -167,7 +168,7 @@ sys.path[:0] = {path!r}
 import test_pipeline, toy
 pipeline = test_pipeline.start_on("2", steps=3)
 s = toy.open_session(pipeline, params={{"slow_role": "step0", "slow_s": 0.2}})
-s.push(toy.speech(9.0))
+s.push_audio(toy.speech(9.0))
 print(*pipeline.processes, flush=True)
 {end}
 """
@@ -192,11 +193,11 @@ def test_parent_gone_leaves_no_orphan(end: str) -> None:
 
 def test_roles_that_cannot_be_built() -> None:
     with pytest.raises(BadInput, match="plain JSON"):
-        start(place(3, 2), toy.FACTORY, {"a": torch.zeros(1)}, Deployment("2"))
+        start_pipeline(place(toy.roles_of(3), 2), toy.MODEL, {"a": torch.zeros(1)}, Deployment("2"))
     with pytest.raises(BadInput, match="cannot be imported"):
-        start(place(3, "inline"), "nowhere:build", {}, Deployment())
+        start_pipeline(place(toy.roles_of(3), "inline"), "nowhere:build", {}, Deployment())
     with pytest.raises(
         Unavailable, match=r"^stage step0\+.*decode ended with exit status 1, its last stream being \"KeyError: 'a'\": mend that"
     ):
-        start(place(3, 1), toy.FACTORY, {}, Deployment("1", threads=1))
+        start_pipeline(place(toy.roles_of(3), 1), toy.MODEL, {}, Deployment("1", threads=1))
     assert not psutil.Process().children()
