@@ -30,8 +30,8 @@ checkout, target = Path(sys.argv[1]), Path(sys.argv[2])
 assert Path(everface.__file__).is_relative_to(target), everface.__file__
 assert not [p for p in map(Path, sys.path) if p.is_relative_to(checkout / "python") or p == checkout], sys.path
 with Avatar() as avatar, avatar.open(target / "everface" / "default" / "ada.png", StreamConfig(seed=7)) as session:
-    session.push(torch.zeros(8000).numpy())
-    session.end()
+    session.push_audio(torch.zeros(8000))
+    session.end_segment()
     frames = sum(len(block.frames_THW3) for block in session.frames())
 print(frames, "frames,", "native" if native.find() else "pure")
 """
