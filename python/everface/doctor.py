@@ -236,7 +236,7 @@ def native_line() -> str:
     from everface.core import native
 
     try:
-        return "built" if native.find() else "-              the nccl hand-off (make native)"
+        return "built" if native.find() else "-              the nccl transport (make native)"
     except Unavailable as trouble:
         return str(trouble)
 

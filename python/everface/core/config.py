@@ -20,7 +20,7 @@ class _FromDict:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
-        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        known = {f.name for f in fields(cls)}  # pyright: ignore[reportArgumentType]  each subclass is a dataclass
         try:
             return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known})
         except TypeError as error:

@@ -54,7 +54,7 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, c_in: int, c_out: int, space: int = 3) -> None:
         super().__init__(c_in, c_out, (3, space, space), padding=(0, space // 2, space // 2))
 
-    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # type: ignore[override]
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  a stream more
         y_BCTHW, stream.caches[self.slot] = causal_conv3d(x_BCTHW, stream.caches[self.slot], self.weight, self.bias)
         return y_BCTHW
 
@@ -76,7 +76,7 @@ class Pointwise(nn.Conv3d):
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(c_in, c_out, 1)
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x_BCTHW: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  another argument name
         return F.linear(x_BCTHW.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
 
 
@@ -92,8 +92,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
         r = self.residual
-        h_BCTHW = r["2"].normed(x_BCTHW, r["0"].gamma, stream)  # type: ignore[operator]
-        return r["6"].normed(h_BCTHW, r["3"].gamma, stream, self.shortcut(x_BCTHW))  # type: ignore[operator]
+        h_BCTHW = r["2"].normed(x_BCTHW, r["0"].gamma, stream)  # pyright: ignore[reportCallIssue]  a ModuleDict forgets what it holds
+        return r["6"].normed(h_BCTHW, r["3"].gamma, stream, self.shortcut(x_BCTHW))  # pyright: ignore[reportCallIssue]  a ModuleDict forgets what it holds
 
 
 class Attention(nn.Module):
@@ -139,7 +139,7 @@ class TemporalStride(nn.Conv3d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, (3, 1, 1), stride=(2, 1, 1))
 
-    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # type: ignore[override]
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  a stream more
         past, stream.caches[self.slot] = stream.caches[self.slot], keep(x_BCTHW[:, :, -1:])
         return x_BCTHW if past is None else super().forward(torch.cat([past.to(x_BCTHW.dtype), x_BCTHW], 2))
 
@@ -154,11 +154,12 @@ class Upsample(nn.Module):
         self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels // 2, 3, padding=1)})
 
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
-        double = self.time_conv is not None and not stream.first
-        if double:
-            x_BCTHW = self.time_conv(x_BCTHW, stream)  # type: ignore[misc]
+        time_conv = None if stream.first else self.time_conv
+        if time_conv is not None:
+            x_BCTHW = time_conv(x_BCTHW, stream)
         conv = self.resample["1"]
-        return upsample_conv(x_BCTHW, conv.weight, conv.bias, 2 if double else 1)  # type: ignore[arg-type]
+        factor = 1 if time_conv is None else 2
+        return upsample_conv(x_BCTHW, conv.weight, conv.bias, factor)  # pyright: ignore[reportArgumentType]  it is a Conv2d
 
 
 class Head(nn.ModuleDict):
@@ -168,7 +169,7 @@ class Head(nn.ModuleDict):
         super().__init__({"0": Gamma(c_in), "2": CausalConv3d(c_in, c_out)})
 
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
-        return self["2"].normed(x_BCTHW, self["0"].gamma, stream)  # type: ignore[operator]
+        return self["2"].normed(x_BCTHW, self["0"].gamma, stream)  # pyright: ignore[reportCallIssue]  a ModuleDict forgets what it holds
 
 
 def to_frames(x_BCTHW: Tensor) -> Tensor:

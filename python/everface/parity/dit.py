@@ -75,7 +75,7 @@ def one_block(file: Golden, check: Check) -> None:
     k, v = (torch.cat((x, x.new_zeros(slots, *x.shape[1:]))) for x in (rotate(sink_k, read_table), sink_v))
 
     def step(x_TD: torch.Tensor, at: int) -> torch.Tensor:
-        table = frames_table(frames * at, frames, grid, cfg.head_dim)  # type: ignore[arg-type]
+        table = frames_table(frames * at, frames, grid, cfg.head_dim)
         ring = Ring(k, v, sink + at * tokens, sink + (at + 1) * tokens, table)
         x = Residual(x_TD.to(check.dtype).view(1, frames, -1, cfg.dim))
         return block.stream(x, block.modulations(e0_noisy), block.cross_attn.reading(text_kv), ring).closed()

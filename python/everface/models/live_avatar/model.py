@@ -118,7 +118,7 @@ class LiveAvatarSession(SessionModel):
     def invalid(self, outputs: Tensors) -> str | None:
         return not_finite(outputs)
 
-    def change(self, *, image: Path | torch.Tensor | None = None, prompt: str | None = None) -> Tensors:  # type: ignore[override]  # named
+    def change(self, *, image: Path | torch.Tensor | None = None, prompt: str | None = None) -> Tensors:  # pyright: ignore[reportIncompatibleMethodOverride]  the protocol takes any keyword
         """Show another image, of the session's size, or follow another prompt."""
         update: Tensors = {}
         if image is not None:
