@@ -19,16 +19,23 @@ from typing import Any
 import torch
 
 from everface.kernels.attention.cross import (
-    by_descriptor,
     cross_reference,
     descriptor,
-    padded,
+    padded_width,
     precision,
     runs_attention,
     softmax_scale,
+    uses_descriptors,
 )
-from everface.kernels.attention.online_softmax import finish, queries, start, sweep, sweep_at, tile_at
-from everface.kernels.launch import Build, Tiles, Work, jit, metadata, pick, processors, tile, tl
+from everface.kernels.attention.online_softmax import (
+    attend_range,
+    attend_range_pointers,
+    init_state,
+    load_queries,
+    load_tile,
+    store_output,
+)
+from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, multiprocessors, select_tile, tile, tl
 
 # --- reference
 
@@ -41,16 +48,16 @@ def block_causal_reference(q_THd: torch.Tensor, k_NHd: torch.Tensor, v_NHd: torc
 # --- kernel
 
 
-def work(tokens: int, keys: int, heads: int, d: int, itemsize: int) -> Work:
+def cost(tokens: int, keys: int, heads: int, d: int, itemsize: int) -> Cost:
     """Of one call: two products of every query with every key; q, o, k, v moved once."""
-    return Work(4 * tokens * keys * heads * d, itemsize * heads * d * 2 * (tokens + keys))
+    return Cost(4 * tokens * keys * heads * d, itemsize * heads * d * 2 * (tokens + keys))
 
 
-def _work(a: dict[str, Any]) -> Work:
-    return work(a["tokens"], a["used"], a["heads"], a["d"], a["o"].element_size())
+def _cost(a: dict[str, Any]) -> Cost:
+    return cost(a["tokens"], a["used"], a["heads"], a["d"], a["o"].element_size())
 
 
-@jit(launch_metadata=metadata("block_causal", _work))
+@jit(launch_metadata=metadata("block_causal", _cost))
 def block_causal_kernel(q, k, v, o, tokens, used, heads, scale, d: tl.constexpr, D: tl.constexpr,
                         BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """Persistent: a program takes every n-th tile of BM queries of one head, head by head, so that the programs which run at the
@@ -58,23 +65,23 @@ def block_causal_kernel(q, k, v, o, tokens, used, heads, scale, d: tl.constexpr,
     tiles = tl.cdiv(tokens, BM)
     for tile_id in tl.range(tl.program_id(0), tiles * heads, tl.num_programs(0)):
         first, column = tile_id % tiles * BM, tile_id // tiles * d
-        q_MD = queries(q, first, column, d, D)
-        acc, l, m = start(BM, D)
-        acc, l, m = sweep(acc, l, m, q_MD, k, v, 0, column, used, scale, BN, PRECISION)
-        finish(acc, l, o, first, tokens, 0, column, heads * d, d, D, BM)
+        q_MD = load_queries(q, first, column, d, D)
+        acc, l, m = init_state(BM, D)
+        acc, l, m = attend_range(acc, l, m, q_MD, k, v, 0, column, used, scale, BN, PRECISION)
+        store_output(acc, l, o, first, tokens, 0, column, heads * d, d, D, BM)
 
 
-@jit(launch_metadata=metadata("block_causal", _work))
+@jit(launch_metadata=metadata("block_causal", _cost))
 def block_causal_pointer_kernel(q, k, v, o, tokens, used, heads, scale, d: tl.constexpr, D: tl.constexpr,
                                 BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """The same where all are pointers to contiguous rows of heads * d."""
     tiles, stride = tl.cdiv(tokens, BM), heads * d
     for tile_id in tl.range(tl.program_id(0), tiles * heads, tl.num_programs(0)):
         first, column = tile_id % tiles * BM, tile_id // tiles * d
-        q_MD = tile_at(q, first, column, stride, tokens - first, d, D, BM)
-        acc, l, m = start(BM, D)
-        acc, l, m = sweep_at(acc, l, m, q_MD, k, v, 0, column, stride, used, scale, d, D, BN, PRECISION)
-        finish(acc, l, o, first, tokens, 0, column, stride, d, D, BM)
+        q_MD = load_tile(q, first, column, stride, tokens - first, d, D, BM)
+        acc, l, m = init_state(BM, D)
+        acc, l, m = attend_range_pointers(acc, l, m, q_MD, k, v, 0, column, stride, used, scale, d, D, BN, PRECISION)
+        store_output(acc, l, o, first, tokens, 0, column, stride, d, D, BM)
 
 
 # --- tiles: (bytes an element, padded width). Argued on paper and from the compile report, not measured: no GPU was at hand.
@@ -98,21 +105,21 @@ TILES: Tiles = {
 
 
 def launch_block_causal(
-    q_THd: torch.Tensor, k_NHd: torch.Tensor, v_NHd: torch.Tensor, used: int, described: bool | None = None
+    q_THd: torch.Tensor, k_NHd: torch.Tensor, v_NHd: torch.Tensor, used: int, use_descriptors: bool | None = None
 ) -> torch.Tensor:
     """The kernel, on a GPU or under the interpreter; `described` None is by_descriptor's choice."""
-    (tokens, heads, d), device, D = q_THd.shape, q_THd.device, padded(q_THd.shape[-1])
+    (tokens, heads, d), device, D = q_THd.shape, q_THd.device, padded_width(q_THd.shape[-1])
     if not 0 < used <= len(k_NHd):
         raise ValueError(f"{used} slots used of {len(k_NHd)}")
     o_THd = torch.empty((tokens, heads, d), dtype=q_THd.dtype, device=device)
-    options = pick("block_causal", TILES, device, (q_THd.element_size(), D)).options()
-    if by_descriptor(device) if described is None else described:
+    options = select_tile("block_causal", TILES, device, (q_THd.element_size(), D)).options()
+    if uses_descriptors(device) if use_descriptors is None else use_descriptors:
         k, v = (descriptor(x, used, options["BN"], D) for x in (k_NHd, v_NHd))
         inputs, kernel = (descriptor(q_THd, tokens, options["BM"], D), k, v), block_causal_kernel
     else:
         inputs, kernel = tuple(x.contiguous() for x in (q_THd, k_NHd, v_NHd)), block_causal_pointer_kernel
     tiles = -(-tokens // options["BM"]) * heads
-    kernel[(min(tiles, processors(device)),)](
+    kernel[(min(tiles, multiprocessors(device)),)](
         *inputs, o_THd, tokens, used, heads, softmax_scale(d),
         d=d, D=D, PRECISION=precision(q_THd.dtype), **options,
     )  # fmt: skip
@@ -140,21 +147,21 @@ def block_causal(q_THd: torch.Tensor, k_NHd: torch.Tensor, v_NHd: torch.Tensor, 
 # --- what CI compiles
 
 
-def _build(chip: int, dtype: str, d: int) -> Build:
-    chosen = pick("block_causal", TILES, chip, (2, padded(d)))
+def _compile_spec(chip: int, dtype: str, d: int) -> CompileSpec:
+    chosen = select_tile("block_causal", TILES, chip, (2, padded_width(d)))
     size = dict(chosen.sizes)
-    inputs = dict.fromkeys(("k", "v"), f"tensordesc<{dtype}[{size['BN']}, {padded(d)}]>")
-    inputs |= {"q": f"tensordesc<{dtype}[{size['BM']}, {padded(d)}]>"}
+    inputs = dict.fromkeys(("k", "v"), f"tensordesc<{dtype}[{size['BN']}, {padded_width(d)}]>")
+    inputs |= {"q": f"tensordesc<{dtype}[{size['BM']}, {padded_width(d)}]>"}
     signature = (inputs if chip >= 90 else dict.fromkeys(inputs, f"*{dtype}")) | {"o": f"*{dtype}", "scale": "fp32"}
     signature |= dict.fromkeys(("tokens", "used", "heads"), "i32")
-    sizes = size | {"d": d, "D": padded(d), "PRECISION": "tf32"}
+    sizes = size | {"d": d, "D": padded_width(d), "PRECISION": "tf32"}
     kernel = block_causal_kernel if chip >= 90 else block_causal_pointer_kernel
-    return Build(f"block_causal {dtype} d{d}", kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
-                 loose=("tokens", "used", "heads"), matrix=True)  # fmt: skip
+    return CompileSpec(f"block_causal {dtype} d{d}", kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
+                 unaligned=("tokens", "used", "heads"), needs_wgmma=True)  # fmt: skip
 
 
 COMPILE = [
-    _build(chip, dtype, d)
+    _compile_spec(chip, dtype, d)
     for dtype, d in (("bf16", 128), ("bf16", 48))
     for chip in (80, 90, 100)
 ]

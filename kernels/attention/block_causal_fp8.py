@@ -29,10 +29,22 @@ from typing import Any
 
 import torch
 
-from everface.kernels.attention.cross import descriptor, padded, softmax_scale
-from everface.kernels.attention.online_softmax import finish, queries, start
-from everface.kernels.fused.row import E4M3
-from everface.kernels.launch import Build, Tiles, Work, arch, jit, metadata, pick, processors, runs_triton, tile, tl
+from everface.kernels.attention.cross import descriptor, padded_width, softmax_scale
+from everface.kernels.attention.online_softmax import init_state, load_queries, store_output
+from everface.kernels.fused.row_primitives import E4M3
+from everface.kernels.launch import (
+    CompileSpec,
+    Cost,
+    Tiles,
+    arch,
+    jit,
+    metadata,
+    multiprocessors,
+    runs_triton,
+    select_tile,
+    tile,
+    tl,
+)
 
 LIFT = 8.0  # log2 of what weights are multiplied by before they are coded
 
@@ -59,17 +71,17 @@ def block_causal_fp8_reference(
 # --- kernel
 
 
-def work(tokens: int, keys: int, heads: int, d: int) -> Work:
+def cost(tokens: int, keys: int, heads: int, d: int) -> Cost:
     """Of one call: two products of every query with every key; q, k, v moved once, o in two bytes."""
-    return Work(4 * tokens * keys * heads * d, heads * d * (3 * tokens + 2 * keys))
+    return Cost(4 * tokens * keys * heads * d, heads * d * (3 * tokens + 2 * keys))
 
 
-def _work(a: dict[str, Any]) -> Work:
-    return work(a["tokens"], a["used"], a["heads"], a["d"])
+def _cost(a: dict[str, Any]) -> Cost:
+    return cost(a["tokens"], a["used"], a["heads"], a["d"])
 
 
 @jit
-def fold(acc, l, m, q, k, vT, seen, scale, LIFT: tl.constexpr):
+def softmax_step(acc, l, m, q, k, vT, seen, scale, LIFT: tl.constexpr):
     """One tile of keys k_SD and values vT_DS; columns that are not `seen` (None: all are) weigh nothing. At least one must be."""
     s = tl.dot(q, k.T)
     if seen is not None:
@@ -82,19 +94,19 @@ def fold(acc, l, m, q, k, vT, seen, scale, LIFT: tl.constexpr):
 
 
 @jit
-def sweep(acc, l, m, q, keys, values, column, count, scale, BN: tl.constexpr, LIFT: tl.constexpr):
+def attend_range(acc, l, m, q, keys, values, column, count, scale, BN: tl.constexpr, LIFT: tl.constexpr):
     """Fold in the first `count` keys and values of one head: whole tiles without a mask, then what is left with one. Beside the range
     a descriptor reads zeros."""
     whole = count // BN * BN
     for first in tl.range(0, whole, BN):  # type: ignore[reportGeneralTypeIssues]
-        acc, l, m = fold(acc, l, m, q, keys.load([first, column]), values.load([column, first]), None, scale, LIFT)
+        acc, l, m = softmax_step(acc, l, m, q, keys.load([first, column]), values.load([column, first]), None, scale, LIFT)
     if whole < count:
         seen = tl.arange(0, BN) < count - whole
-        acc, l, m = fold(acc, l, m, q, keys.load([whole, column]), values.load([column, whole]), seen, scale, LIFT)
+        acc, l, m = softmax_step(acc, l, m, q, keys.load([whole, column]), values.load([column, whole]), seen, scale, LIFT)
     return acc, l, m
 
 
-@jit(launch_metadata=metadata("block_causal_fp8", _work))
+@jit(launch_metadata=metadata("block_causal_fp8", _cost))
 def block_causal_fp8_kernel(
     q, k, v, qk_scale, v_scale, o, tokens, used, heads, scale, d: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     LIFT: tl.constexpr,
@@ -106,10 +118,10 @@ def block_causal_fp8_kernel(
         first, head = tile_id % tiles * BM, tile_id // tiles
         column = head * d
         log2_scale = scale * tl.load(qk_scale + head)
-        q_MD = queries(q, first, column, d, D)
-        acc, l, m = start(BM, D)
-        acc, l, m = sweep(acc, l, m, q_MD, k, v, column, used, log2_scale, BN, LIFT)
-        finish(acc * tl.load(v_scale + head), l, o, first, tokens, 0, column, heads * d, d, D, BM)
+        q_MD = load_queries(q, first, column, d, D)
+        acc, l, m = init_state(BM, D)
+        acc, l, m = attend_range(acc, l, m, q_MD, k, v, column, used, log2_scale, BN, LIFT)
+        store_output(acc * tl.load(v_scale + head), l, o, first, tokens, 0, column, heads * d, d, D, BM)
 
 
 # --- tiles: by padded width. Argued on paper and from the compile report, not measured: no GPU was at hand.
@@ -151,11 +163,11 @@ def launch_block_causal_fp8(
     if not 0 < used <= len(k_NHd):
         raise ValueError(f"{used} slots used of {len(k_NHd)}")
     o_THd = torch.empty((tokens, heads, d), dtype=torch.bfloat16, device=device)
-    D = padded(d)
-    options = pick("block_causal_fp8", TILES, device, D).options()
+    D = padded_width(d)
+    options = select_tile("block_causal_fp8", TILES, device, D).options()
     k, v = descriptor(k_NHd, used, options["BN"], D), values(vT_HdN, used, options["BN"], D)
     tiles = -(-tokens // options["BM"]) * heads
-    programs = min(tiles, PROGRAMS * processors(device))
+    programs = min(tiles, PROGRAMS * multiprocessors(device))
     block_causal_fp8_kernel[(programs,)](
         descriptor(q_THd, tokens, options["BM"], D), k, v, qk_scale_H, v_scale_H, o_THd, tokens, used, heads, softmax_scale(d),
         d=d, D=D, LIFT=LIFT, **options,
@@ -210,17 +222,17 @@ def block_causal_fp8(
 # --- what CI compiles
 
 
-def _build(chip: int, d: int) -> Build:
-    chosen = pick("block_causal_fp8", TILES, chip, padded(d))
+def _compile_spec(chip: int, d: int) -> CompileSpec:
+    chosen = select_tile("block_causal_fp8", TILES, chip, padded_width(d))
     size = dict(chosen.sizes)
-    D = padded(d)
+    D = padded_width(d)
     signature = {name: f"tensordesc<fp8e4nv[{size[rows]}, {D}]>" for name, rows in (("q", "BM"), ("k", "BN"))}
     signature |= {"v": f"tensordesc<fp8e4nv[{D}, {size['BN']}]>"}
     signature |= {"qk_scale": "*fp32", "v_scale": "*fp32", "o": "*bf16", "scale": "fp32"}
-    loose = ("tokens", "used", "heads")
+    unaligned = ("tokens", "used", "heads")
     sizes = size | {"d": d, "D": D, "LIFT": LIFT}
-    return Build(f"block_causal_fp8 d{d}", block_causal_fp8_kernel, signature | dict.fromkeys(loose, "i32"), sizes, chosen.num_warps,
-                 chosen.num_stages, (chip,), loose=loose, matrix=True)  # fmt: skip
+    return CompileSpec(f"block_causal_fp8 d{d}", block_causal_fp8_kernel, signature | dict.fromkeys(unaligned, "i32"), sizes, chosen.num_warps,
+                 chosen.num_stages, (chip,), unaligned=unaligned, needs_wgmma=True)  # fmt: skip
 
 
-COMPILE = [_build(chip, d) for d in (128, 48) for chip in (90, 100)]
+COMPILE = [_compile_spec(chip, d) for d in (128, 48) for chip in (90, 100)]

@@ -26,10 +26,10 @@ from typing import Any
 
 import torch
 
-from everface.kernels.attention.block_causal import work
+from everface.kernels.attention.block_causal import cost
 from everface.kernels.attention.cross import softmax_scale
 from everface.kernels.attention.gluon import (
-    WHY_NOT,
+    UNAVAILABLE,
     fence_async_shared,
     gl,
     jit,
@@ -38,7 +38,7 @@ from everface.kernels.attention.gluon import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from everface.kernels.launch import Build, Tiles, Work, metadata, pick, processors, tile
+from everface.kernels.launch import CompileSpec, Cost, Tiles, metadata, multiprocessors, select_tile, tile
 
 D = 128  # the only width of a head
 
@@ -174,11 +174,11 @@ def attend(half: gl.constexpr, o, qk_scale, v_scale, scale, slots, full, empty, 
         gl.store(o + at, acc.to(gl.bfloat16), mask=(t < tokens)[:, None])
 
 
-def _work(a: dict[str, Any]) -> Work:
-    return work(a["tokens"], a["used"], a["heads"], D, 1 if a["FP8"] else 2)
+def _cost(a: dict[str, Any]) -> Cost:
+    return cost(a["tokens"], a["used"], a["heads"], D, 1 if a["FP8"] else 2)
 
 
-@jit(launch_metadata=metadata("block_causal_hopper", _work), do_not_specialize=("tokens", "used", "heads"))
+@jit(launch_metadata=metadata("block_causal_hopper", _cost), do_not_specialize=("tokens", "used", "heads"))
 def block_causal_hopper_kernel(q, k, v, qk_scale, v_scale, o, tokens, used, heads, scale, D: gl.constexpr, BM: gl.constexpr,
                                BN: gl.constexpr, STAGES: gl.constexpr, FP8: gl.constexpr):  # fmt: skip
     """q, k and v are descriptors with the layouts of their slots; qk_scale and v_scale are None unless FP8."""
@@ -257,10 +257,10 @@ def _launch(q_THd: torch.Tensor, k_NHd: torch.Tensor, v: torch.Tensor, used: int
     if not 0 < used <= len(k_NHd):
         raise ValueError(f"{used} slots used of {len(k_NHd)}")
     o_THd = torch.empty((tokens, heads, d), dtype=torch.bfloat16, device=q_THd.device)
-    options = pick("block_causal_hopper", TILES, q_THd.device, q_THd.element_size()).options()
+    options = select_tile("block_causal_hopper", TILES, q_THd.device, q_THd.element_size()).options()
     BM, BN, fp8 = options["BM"], options["BN"], q_THd.element_size() == 1
     tiles = -(-tokens // BM) * heads
-    block_causal_hopper_kernel[(min(tiles, processors(q_THd.device)),)](
+    block_causal_hopper_kernel[(min(tiles, multiprocessors(q_THd.device)),)](
         _by_rows(q_THd, tokens, BM // 2), _by_rows(k_NHd, used, BN), (_by_columns if fp8 else _by_rows)(v, used, BN), *scales, o_THd,
         tokens, used, heads, softmax_scale(d), D=D, FP8=fp8, **options,
     )  # fmt: skip
@@ -291,7 +291,7 @@ def launch_hopper_fp8(
 # --- what CI compiles
 
 
-def _build(itemsize: int) -> Build:
+def _compile_spec(itemsize: int) -> CompileSpec:
     chosen = TILES[90][itemsize]
     size, fp8 = dict(chosen.sizes), itemsize == 1
 
@@ -304,8 +304,8 @@ def _build(itemsize: int) -> Build:
     scales = ("qk_scale", "v_scale")
     signature |= dict.fromkeys(scales, "*fp32") if fp8 else {}
     sizes = size | {"D": D, "FP8": fp8} | ({} if fp8 else dict.fromkeys(scales))
-    return Build(f"block_causal_hopper {'e4m3' if fp8 else 'bf16'}", block_causal_hopper_kernel, signature, sizes, chosen.num_warps,
-                 chosen.num_stages, (90,), loose=("tokens", "used", "heads"), matrix=True)  # fmt: skip
+    return CompileSpec(f"block_causal_hopper {'e4m3' if fp8 else 'bf16'}", block_causal_hopper_kernel, signature, sizes, chosen.num_warps,
+                 chosen.num_stages, (90,), unaligned=("tokens", "used", "heads"), needs_wgmma=True)  # fmt: skip
 
 
-COMPILE = [] if WHY_NOT else [_build(2), _build(1)]
+COMPILE = [] if UNAVAILABLE else [_compile_spec(2), _compile_spec(1)]

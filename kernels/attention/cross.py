@@ -19,10 +19,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from everface.kernels.attention.online_softmax import finish, fold, queries, start, sweep, sweep_at, tile_at
-from everface.kernels.fused.row import codes_of
-from everface.kernels.launch import Build, Tiles, Work, arch, jit, metadata, pick, runs_triton, tile, tl
-from everface.kernels.linear.quantise_rows import encodes
+from everface.kernels.attention.online_softmax import (
+    attend_range,
+    attend_range_pointers,
+    init_state,
+    load_queries,
+    load_tile,
+    softmax_step,
+    store_output,
+)
+from everface.kernels.fused.row_primitives import to_e4m3
+from everface.kernels.launch import CompileSpec, Cost, Tiles, arch, jit, metadata, runs_triton, select_tile, tile, tl
+from everface.kernels.linear.quantize_rows import writes_e4m3
 
 ONCE = 16  # up to this many keys are one tile, held in registers: no loop, no running maximum
 
@@ -36,69 +44,69 @@ def cross_reference(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Te
     return F.scaled_dot_product_attention(q, k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)).transpose(1, 2)
 
 
-def cross_coded_reference(
+def cross_quantized_reference(
     q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, scale_1: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Plain torch; also the CPU path."""
     o_BTHd = cross_reference(q_BTHd.float(), k_BSHd.float(), v_BSHd.float()) / scale_1
-    return codes_of(o_BTHd), scale_1.expand(*q_BTHd.shape[:2], 1).contiguous()
+    return to_e4m3(o_BTHd), scale_1.expand(*q_BTHd.shape[:2], 1).contiguous()
 
 
 # --- kernel
 
 
-def work(batch: int, tokens: int, keys: int, heads: int, d: int, kv_batch: int, itemsize: int) -> Work:
+def cost(batch: int, tokens: int, keys: int, heads: int, d: int, kv_batch: int, itemsize: int) -> Cost:
     """Of one call: two products of every query with every key; q, o, k, v moved once."""
-    return Work(4 * batch * tokens * keys * heads * d, itemsize * heads * d * 2 * (batch * tokens + kv_batch * keys))
+    return Cost(4 * batch * tokens * keys * heads * d, itemsize * heads * d * 2 * (batch * tokens + kv_batch * keys))
 
 
-def _work(a: dict[str, Any]) -> Work:
-    return work(a["batch"], a["tokens"], a["keys"], a["heads"], a["d"], a["batch"] if a["kv_B"] else 1, a["o"].element_size())
+def _cost(a: dict[str, Any]) -> Cost:
+    return cost(a["batch"], a["tokens"], a["keys"], a["heads"], a["d"], a["batch"] if a["kv_B"] else 1, a["o"].element_size())
 
 
 @jit
-def rescaled(l, coded, scales, first, tokens, row, BM: tl.constexpr):
+def rescale(l, quantized, scales, first, tokens, row, BM: tl.constexpr):
     """The sums of weights times the scale of o's codes, so that dividing by them gives codes; the first head notes it for every row."""
-    if coded is not None:
-        scale = tl.load(coded)
+    if quantized is not None:
+        scale = tl.load(quantized)
         l = l * scale
         t = first + tl.arange(0, BM)
         tl.store(scales + row + t, tl.zeros([BM], tl.float32) + scale, mask=(t < tokens) & (tl.program_id(1) == 0))
     return l
 
 
-@jit(launch_metadata=metadata("cross", _work))
-def cross_kernel(q, k, v, o, coded, scales, batch, tokens, keys, heads, kv_B, scale, d: tl.constexpr, D: tl.constexpr,
+@jit(launch_metadata=metadata("cross", _cost))
+def cross_kernel(q, k, v, o, quantized, scales, batch, tokens, keys, heads, kv_B, scale, d: tl.constexpr, D: tl.constexpr,
                  BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, ONE: tl.constexpr):  # fmt: skip
     """One program: BM queries of one head and batch row over all keys. ONE: they are a single tile, and the softmax is plain.
     q, k and v are descriptors [rows, heads * d]; batch row b of k and v begins at row b * kv_B. With a scale `coded` o is in codes."""
     first, column, b = tl.program_id(0) * BM, tl.program_id(1) * d, tl.program_id(2)
-    q_MD = queries(q, b * tokens + first, column, d, D)
-    acc, l, m = start(BM, D)
+    q_MD = load_queries(q, b * tokens + first, column, d, D)
+    acc, l, m = init_state(BM, D)
     if ONE:
         k_SD, v_SD = k.load([b * kv_B, column]), v.load([b * kv_B, column])
-        acc, l, m = fold(acc, l, m, q_MD, k_SD.T, v_SD, tl.arange(0, BN) < keys, scale, PRECISION)
+        acc, l, m = softmax_step(acc, l, m, q_MD, k_SD.T, v_SD, tl.arange(0, BN) < keys, scale, PRECISION)
     else:
-        acc, l, m = sweep(acc, l, m, q_MD, k, v, b * kv_B, column, keys, scale, BN, PRECISION)
-    l = rescaled(l, coded, scales, first, tokens, b * tokens, BM)
-    finish(acc, l, o, first, tokens, b * tokens, column, heads * d, d, D, BM)
+        acc, l, m = attend_range(acc, l, m, q_MD, k, v, b * kv_B, column, keys, scale, BN, PRECISION)
+    l = rescale(l, quantized, scales, first, tokens, b * tokens, BM)
+    store_output(acc, l, o, first, tokens, b * tokens, column, heads * d, d, D, BM)
 
 
-@jit(launch_metadata=metadata("cross", _work))
-def cross_pointer_kernel(q, k, v, o, coded, scales, batch, tokens, keys, heads, kv_B, scale, d: tl.constexpr, D: tl.constexpr,
+@jit(launch_metadata=metadata("cross", _cost))
+def cross_pointer_kernel(q, k, v, o, quantized, scales, batch, tokens, keys, heads, kv_B, scale, d: tl.constexpr, D: tl.constexpr,
                          BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, ONE: tl.constexpr):  # fmt: skip
     """The same where q, k and v are pointers to contiguous rows of heads * d."""
     first, column, b, stride = tl.program_id(0) * BM, tl.program_id(1) * d, tl.program_id(2), heads * d
-    q_MD = tile_at(q, b * tokens + first, column, stride, tokens - first, d, D, BM)
-    acc, l, m = start(BM, D)
+    q_MD = load_tile(q, b * tokens + first, column, stride, tokens - first, d, D, BM)
+    acc, l, m = init_state(BM, D)
     if ONE:
-        k_SD = tile_at(k, b * kv_B, column, stride, keys, d, D, BN)
-        v_SD = tile_at(v, b * kv_B, column, stride, keys, d, D, BN)
-        acc, l, m = fold(acc, l, m, q_MD, k_SD.T, v_SD, tl.arange(0, BN) < keys, scale, PRECISION)
+        k_SD = load_tile(k, b * kv_B, column, stride, keys, d, D, BN)
+        v_SD = load_tile(v, b * kv_B, column, stride, keys, d, D, BN)
+        acc, l, m = softmax_step(acc, l, m, q_MD, k_SD.T, v_SD, tl.arange(0, BN) < keys, scale, PRECISION)
     else:
-        acc, l, m = sweep_at(acc, l, m, q_MD, k, v, b * kv_B, column, stride, keys, scale, d, D, BN, PRECISION)
-    l = rescaled(l, coded, scales, first, tokens, b * tokens, BM)
-    finish(acc, l, o, first, tokens, b * tokens, column, stride, d, D, BM)
+        acc, l, m = attend_range_pointers(acc, l, m, q_MD, k, v, b * kv_B, column, stride, keys, scale, d, D, BN, PRECISION)
+    l = rescale(l, quantized, scales, first, tokens, b * tokens, BM)
+    store_output(acc, l, o, first, tokens, b * tokens, column, stride, d, D, BM)
 
 
 # --- tiles: (keys, bytes an element, padded width). Argued on paper and from the compile report, not measured: no GPU was at hand.
@@ -122,7 +130,7 @@ TILES: Tiles = {
 # --- op
 
 
-def padded(d: int) -> int:
+def padded_width(d: int) -> int:
     """The width a kernel works at."""
     if d > 128:
         raise ValueError(f"heads of {d} are wider than the 128 these kernels hold")
@@ -139,7 +147,7 @@ def runs_attention(*tensors: torch.Tensor) -> bool:
     return runs_triton(*tensors) and tensors[0].element_size() == 2
 
 
-def by_descriptor(device: torch.device) -> bool:
+def uses_descriptors(device: torch.device) -> bool:
     """Descriptors from sm_90 on, and under the interpreter. Before it they are no hardware: the loop loads late and spills 4 KB a thread,
     so the kernels there take pointers."""
     return device.type != "cuda" or arch(device) >= 90
@@ -164,34 +172,34 @@ def descriptor(x: torch.Tensor, rows: int, BN: int, D: int) -> Any:
 
 
 def launch_cross(
-    q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, described: bool | None = None
+    q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, use_descriptors: bool | None = None
 ) -> torch.Tensor:  # fmt: skip
     """The kernel, on a GPU or under the interpreter; `described` None is by_descriptor's choice."""
     o_BTHd = torch.empty_like(q_BTHd, memory_format=torch.contiguous_format)
-    _launch(q_BTHd, k_BSHd, v_BSHd, o_BTHd, None, None, described)
+    _launch(q_BTHd, k_BSHd, v_BSHd, o_BTHd, None, None, use_descriptors)
     return o_BTHd
 
 
-def launch_cross_coded(
-    q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, scale_1: torch.Tensor, described: bool | None = None
+def launch_cross_quantized(
+    q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, scale_1: torch.Tensor, use_descriptors: bool | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The same, for codes and their scales."""
-    codes_BTHd = torch.empty(q_BTHd.shape, dtype=torch.float8_e4m3fn, device=q_BTHd.device)
+    quantized_BTHd = torch.empty(q_BTHd.shape, dtype=torch.float8_e4m3fn, device=q_BTHd.device)
     scale_BT1 = torch.empty((*q_BTHd.shape[:2], 1), dtype=torch.float32, device=q_BTHd.device)
-    _launch(q_BTHd, k_BSHd, v_BSHd, codes_BTHd, scale_1, scale_BT1, described)
-    return codes_BTHd, scale_BT1
+    _launch(q_BTHd, k_BSHd, v_BSHd, quantized_BTHd, scale_1, scale_BT1, use_descriptors)
+    return quantized_BTHd, scale_BT1
 
 
 def _launch(
     q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, o_BTHd: torch.Tensor, scale_1: torch.Tensor | None,
-    scale_BT1: torch.Tensor | None, described: bool | None,
+    scale_BT1: torch.Tensor | None, use_descriptors: bool | None,
 ) -> None:  # fmt: skip
     (batch, tokens, heads, d), (kv_batch, keys) = q_BTHd.shape, k_BSHd.shape[:2]
     q, k, v = q_BTHd.contiguous(), k_BSHd.contiguous(), v_BSHd.contiguous()
-    one, D = keys <= ONCE, padded(d)
-    options = pick("cross", TILES, q.device, ("short" if one else "long", q.element_size(), D)).options()
+    one, D = keys <= ONCE, padded_width(d)
+    options = select_tile("cross", TILES, q.device, ("short" if one else "long", q.element_size(), D)).options()
     inputs, kernel = (q, k, v), cross_pointer_kernel
-    if by_descriptor(q.device) if described is None else described:
+    if uses_descriptors(q.device) if use_descriptors is None else use_descriptors:
         inputs, kernel = (
             descriptor(q, batch * tokens, options["BM"], D), *(descriptor(x, kv_batch * keys, options["BN"], D) for x in (k, v))
         ), cross_kernel  # fmt: skip
@@ -218,51 +226,51 @@ def cross(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> t
     return cross_reference(q_BTHd, k_BSHd, v_BSHd)
 
 
-@torch.library.custom_op("everface::cross_coded", mutates_args=(), device_types="cuda")
-def cross_coded_op(
+@torch.library.custom_op("everface::cross_quantized", mutates_args=(), device_types="cuda")
+def cross_quantized_op(
     q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, scale_1: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return launch_cross_coded(q_BTHd, k_BSHd, v_BSHd, scale_1)
+    return launch_cross_quantized(q_BTHd, k_BSHd, v_BSHd, scale_1)
 
 
-@cross_coded_op.register_fake
+@cross_quantized_op.register_fake
 def _(
     q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, scale_1: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     return q_BTHd.new_empty(q_BTHd.shape, dtype=torch.float8_e4m3fn), scale_1.new_empty((*q_BTHd.shape[:2], 1))
 
 
-def cross_coded(
+def cross_quantized(
     q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, scale_1: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The op that ends in codes. Returns (codes_BTHd, scale_BT1)."""
-    if runs_attention(q_BTHd, k_BSHd, v_BSHd) and encodes(q_BTHd):
-        return cross_coded_op(q_BTHd, k_BSHd, v_BSHd, scale_1)
-    return cross_coded_reference(q_BTHd, k_BSHd, v_BSHd, scale_1)
+    if runs_attention(q_BTHd, k_BSHd, v_BSHd) and writes_e4m3(q_BTHd):
+        return cross_quantized_op(q_BTHd, k_BSHd, v_BSHd, scale_1)
+    return cross_quantized_reference(q_BTHd, k_BSHd, v_BSHd, scale_1)
 
 
 # --- what CI compiles
 
 
-def _build(chip: int, keys: str, dtype: str, d: int, coded: bool = False) -> Build:
-    chosen = pick("cross", TILES, chip, (keys, 2, padded(d)))
+def _compile_spec(chip: int, keys: str, dtype: str, d: int, quantized: bool = False) -> CompileSpec:
+    chosen = select_tile("cross", TILES, chip, (keys, 2, padded_width(d)))
     size = dict(chosen.sizes)
-    tiles = {name: f"tensordesc<{dtype}[{size[rows]}, {padded(d)}]>" for name, rows in (("q", "BM"), ("k", "BN"), ("v", "BN"))}
+    tiles = {name: f"tensordesc<{dtype}[{size[rows]}, {padded_width(d)}]>" for name, rows in (("q", "BM"), ("k", "BN"), ("v", "BN"))}
     inputs = tiles if chip >= 90 else dict.fromkeys(tiles, f"*{dtype}")
     signature = inputs | {"o": f"*{dtype}", "scale": "fp32"} | dict.fromkeys(("batch", "tokens", "keys", "heads", "kv_B"), "i32")
-    sizes = size | {"d": d, "D": padded(d), "PRECISION": "tf32", "ONE": keys == "short"}
-    if coded:
-        signature |= {"o": "*fp8e4nv", "coded": "*fp32", "scales": "*fp32"}
+    sizes = size | {"d": d, "D": padded_width(d), "PRECISION": "tf32", "ONE": keys == "short"}
+    if quantized:
+        signature |= {"o": "*fp8e4nv", "quantized": "*fp32", "scales": "*fp32"}
     else:
-        sizes |= {"coded": None, "scales": None}
+        sizes |= {"quantized": None, "scales": None}
     kernel = cross_kernel if chip >= 90 else cross_pointer_kernel
-    return Build(f"cross {keys} {dtype} d{d}{' coded' if coded else ''}", kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
-                 loose=("batch", "tokens", "keys", "heads", "kv_B"), matrix=keys == "long")  # fmt: skip
+    return CompileSpec(f"cross {keys} {dtype} d{d}{' quantized' if quantized else ''}", kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
+                 unaligned=("batch", "tokens", "keys", "heads", "kv_B"), needs_wgmma=keys == "long")  # fmt: skip
 
 
 COMPILE = [
-    _build(chip, keys, dtype, d)
+    _compile_spec(chip, keys, dtype, d)
     for keys in ("short", "long")
     for dtype, d in (("bf16", 128), ("bf16", 48))
     for chip in (80, 90, 100)
-] + [_build(chip, "long", "bf16", 128, coded=True) for chip in (90, 100)]
+] + [_compile_spec(chip, "long", "bf16", 128, quantized=True) for chip in (90, 100)]

@@ -13,13 +13,13 @@ from everface.kernels.launch import jit, tl
 
 
 @jit
-def start(BM: tl.constexpr, D: tl.constexpr):
+def init_state(BM: tl.constexpr, D: tl.constexpr):
     """acc, l, m before the first key."""
     return tl.zeros([BM, D], tl.float32), tl.zeros([BM], tl.float32), tl.full([BM], float("-inf"), tl.float32)
 
 
 @jit
-def fold(acc, l, m, q, k, v, seen, scale, PRECISION: tl.constexpr):
+def softmax_step(acc, l, m, q, k, v, seen, scale, PRECISION: tl.constexpr):
     """One tile of keys k_DS, v_SD; columns that are not `seen` (None: all are) weigh nothing. At least one must be."""
     s = tl.dot(q, k, input_precision=PRECISION)
     if seen is not None:
@@ -32,21 +32,21 @@ def fold(acc, l, m, q, k, v, seen, scale, PRECISION: tl.constexpr):
 
 
 @jit
-def sweep(acc, l, m, q, keys, values, row, column, count, scale, BN: tl.constexpr, PRECISION: tl.constexpr):
+def attend_range(acc, l, m, q, keys, values, row, column, count, scale, BN: tl.constexpr, PRECISION: tl.constexpr):
     """Fold in `count` keys and values from `row` on: tiles [BN, D] of two-dimensional descriptors, at `column`. Whole tiles without a
     mask, then what is left with one. What a descriptor reads beside the range is zeros or a neighbour's, and weighs nothing."""
     whole = count // BN * BN
     for first in tl.range(0, whole, BN):  # type: ignore[reportGeneralTypeIssues]
         k, v = keys.load([row + first, column]), values.load([row + first, column])
-        acc, l, m = fold(acc, l, m, q, k.T, v, None, scale, PRECISION)
+        acc, l, m = softmax_step(acc, l, m, q, k.T, v, None, scale, PRECISION)
     if whole < count:
         k, v = keys.load([row + whole, column]), values.load([row + whole, column])
-        acc, l, m = fold(acc, l, m, q, k.T, v, tl.arange(0, BN) < count - whole, scale, PRECISION)
+        acc, l, m = softmax_step(acc, l, m, q, k.T, v, tl.arange(0, BN) < count - whole, scale, PRECISION)
     return acc, l, m
 
 
 @jit
-def tile_at(x, row, column, stride, left, d: tl.constexpr, D: tl.constexpr, BN: tl.constexpr):
+def load_tile(x, row, column, stride, left, d: tl.constexpr, D: tl.constexpr, BN: tl.constexpr):
     """Rows row.. of x [rows, stride], channels column.., as a tile [BN, D] by plain loads, for chips whose descriptors are no hardware.
     Channels beyond d read as zero, and so do rows from the `left`-th on."""
     r, c = tl.arange(0, BN)[:, None], tl.arange(0, D)[None, :]
@@ -54,19 +54,19 @@ def tile_at(x, row, column, stride, left, d: tl.constexpr, D: tl.constexpr, BN: 
 
 
 @jit
-def sweep_at(acc, l, m, q, keys, values, row, column, stride, count, scale, d: tl.constexpr, D: tl.constexpr, BN: tl.constexpr,
+def attend_range_pointers(acc, l, m, q, keys, values, row, column, stride, count, scale, d: tl.constexpr, D: tl.constexpr, BN: tl.constexpr,
              PRECISION: tl.constexpr):  # fmt: skip
     """Fold in `count` keys and values from `row` on of [rows, stride], by pointers: one loop whose every tile may be ragged."""
     for first in tl.range(0, count, BN):  # type: ignore[reportGeneralTypeIssues]
         left = count - first
-        k = tile_at(keys, row + first, column, stride, left, d, D, BN)
-        v = tile_at(values, row + first, column, stride, left, d, D, BN)
-        acc, l, m = fold(acc, l, m, q, k.T, v, tl.arange(0, BN) < left, scale, PRECISION)
+        k = load_tile(keys, row + first, column, stride, left, d, D, BN)
+        v = load_tile(values, row + first, column, stride, left, d, D, BN)
+        acc, l, m = softmax_step(acc, l, m, q, k.T, v, tl.arange(0, BN) < left, scale, PRECISION)
     return acc, l, m
 
 
 @jit
-def queries(q, row, column, d: tl.constexpr, D: tl.constexpr):
+def load_queries(q, row, column, d: tl.constexpr, D: tl.constexpr):
     """A tile of queries by descriptor; channels beyond d, which are the next head's, read as zero."""
     q_MD = q.load([row, column])
     if d < D:
@@ -75,7 +75,7 @@ def queries(q, row, column, d: tl.constexpr, D: tl.constexpr):
 
 
 @jit
-def finish(acc, l, o, first, tokens, row, column, stride, d: tl.constexpr, D: tl.constexpr, BM: tl.constexpr):
+def store_output(acc, l, o, first, tokens, row, column, stride, d: tl.constexpr, D: tl.constexpr, BM: tl.constexpr):
     """Divide by the sum and store rows first.. of `tokens`; o is a pointer, as a descriptor would write the next head's channels."""
     t, c = first + tl.arange(0, BM)[:, None], tl.arange(0, D)[None, :]
     at = (row + t).to(tl.int64) * stride + column + c

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from everface.kernels.launch import Build, Tiles, Work, jit, metadata, pick, runs_triton, tile, tl
+from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, runs_triton, select_tile, tile, tl
 
 # --- tiles
 
@@ -49,13 +49,13 @@ def flow_step_tokens_reference(
 # --- kernel
 
 
-def work(args: dict[str, Any]) -> Work:
+def cost(args: dict[str, Any]) -> Cost:
     """Of one launch, from its arguments by name."""
     tensors = (args["x_ptr"], args["out_ptr"], args["next_ptr"])
-    return Work(2 * args["size"], sum(t.numel() * t.element_size() for t in tensors))
+    return Cost(2 * args["size"], sum(t.numel() * t.element_size() for t in tensors))
 
 
-@jit(launch_metadata=metadata("flow_step_tokens", work))
+@jit(launch_metadata=metadata("flow_step_tokens", cost))
 def flow_step_tokens_kernel(
     x_ptr, out_ptr, next_ptr, change, size, channels, frames, h, w, PY: tl.constexpr, PX: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -75,7 +75,7 @@ def flow_step_tokens_kernel(
 
 
 COMPILE = [
-    Build(
+    CompileSpec(
         name="flow_step_tokens",
         kernel=flow_step_tokens_kernel,
         signature={"x_ptr": "*bf16", "out_ptr": "*bf16", "next_ptr": "*bf16", "change": "fp32"}
@@ -83,7 +83,7 @@ COMPILE = [
         constexprs={"PY": 2, "PX": 2, "BLOCK": 1024},
         num_warps=4,
         num_stages=1,
-        loose=("frames",),
+        unaligned=("frames",),
     )
 ]
 
@@ -96,7 +96,7 @@ def launch(
     x: torch.Tensor, out: torch.Tensor, rows: int, cols: int, py: int, px: int, change: float, latent: torch.Tensor
 ) -> None:  # fmt: skip
     """The kernel, into a contiguous latent that the caller owns. x and out contiguous."""
-    picked = pick("flow_step_tokens", TILES, x.device, "any")
+    picked = select_tile("flow_step_tokens", TILES, x.device, "any")
     options = picked.options()
     _, channels, frames, h, w = x.shape
     assert (h, w) == (rows * py, cols * px), (x.shape, rows, cols, py, px)

@@ -25,9 +25,18 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from everface.kernels.fused.row import TILES, element, encoded, load, normalised, parts, rounded, variant
-from everface.kernels.launch import Build, Work, jit, metadata, pick, runs_triton, tl
-from everface.kernels.linear.quantise_rows import codes_like, encodes, quantise_rows_reference
+from everface.kernels.fused.row_primitives import (
+    TILES,
+    load_row,
+    normalize_row,
+    quantize_row,
+    round_to,
+    row_sizes,
+    triton_dtype,
+    variant,
+)
+from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_triton, select_tile, tl
+from everface.kernels.linear.quantize_rows import empty_quantized, quantize_rows_reference, writes_e4m3
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -65,20 +74,20 @@ def gate_norm_modulate_reference(
 # --- kernel
 
 
-def work(args: dict[str, Any]) -> Work:
+def cost(args: dict[str, Any]) -> Cost:
     """Of one launch, from its arguments by name: every row read or written once. The rows of modulation stay in the cache."""
     names = ("x_ptr", "y_ptr", "residual_ptr", "u_ptr")
-    return Work(0, sum(t.numel() * t.element_size() for t in (args[n] for n in names) if t is not None))
+    return Cost(0, sum(t.numel() * t.element_size() for t in (args[n] for n in names) if t is not None))
 
 
 @jit
 def residual(x_ptr, y_ptr, gate_ptr, residual_ptr, row, y_row, gate_row, cols, mask):
     """Part of a row of x', stored where there is a y to make it differ from x."""
-    x = load(x_ptr + row, cols, mask)
+    x = load_row(x_ptr + row, cols, mask)
     if y_ptr is not None:
-        y = load(y_ptr + y_row, cols, mask)
+        y = load_row(y_ptr + y_row, cols, mask)
         if gate_ptr is not None:
-            y = y * load(gate_ptr + gate_row, cols, mask)
+            y = y * load_row(gate_ptr + gate_row, cols, mask)
         x = x + y
         tl.store(residual_ptr + row + cols, x, mask=mask)
     return x
@@ -90,16 +99,16 @@ def finished(
 ):  # fmt: skip
     """Part of a row of u from the normalised one, both roundings done."""
     if weight_ptr is not None:
-        n = n * load(weight_ptr, cols, mask) + load(bias_ptr, cols, mask)
-    n = rounded(n, NORM)
+        n = n * load_row(weight_ptr, cols, mask) + load_row(bias_ptr, cols, mask)
+    n = round_to(n, NORM)
     if shift_ptr is not None:
-        n = n * (1.0 + load(scale_ptr + scale_row, cols, mask)) + load(shift_ptr + shift_row, cols, mask)
-    return rounded(n, OUT)
+        n = n * (1.0 + load_row(scale_ptr + scale_row, cols, mask)) + load_row(shift_ptr + shift_row, cols, mask)
+    return round_to(n, OUT)
 
 
-@jit(launch_metadata=metadata("gate_norm_modulate", work))
+@jit(launch_metadata=metadata("gate_norm_modulate", cost))
 def gate_norm_modulate_kernel(
-    x_ptr, y_ptr, gate_ptr, weight_ptr, bias_ptr, shift_ptr, scale_ptr, residual_ptr, u_ptr, codes_scale_ptr,
+    x_ptr, y_ptr, gate_ptr, weight_ptr, bias_ptr, shift_ptr, scale_ptr, residual_ptr, u_ptr, u_scale_ptr,
     y_stride, gate_stride, shift_stride, scale_stride, tokens, eps,
     D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, NORM: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
@@ -116,15 +125,15 @@ def gate_norm_modulate_kernel(
     a = residual(x_ptr, y_ptr, gate_ptr, residual_ptr, row, y_row, gate_row, cols_a, mask_a)
     b = residual(x_ptr, y_ptr, gate_ptr, residual_ptr, row, y_row, gate_row, cols_b, mask_b)
     if u_ptr is not None:
-        a, b = normalised(rounded(a, NORM), rounded(b, NORM), mask_a, mask_b, eps, D)
+        a, b = normalize_row(round_to(a, NORM), round_to(b, NORM), mask_a, mask_b, eps, D)
         shift_row = frame * shift_stride
         scale_row = frame * scale_stride
         a = finished(a, weight_ptr, bias_ptr, shift_ptr, scale_ptr, shift_row, scale_row, cols_a, mask_a, NORM, OUT)
         b = finished(b, weight_ptr, bias_ptr, shift_ptr, scale_ptr, shift_row, scale_row, cols_b, mask_b, NORM, OUT)
-        if codes_scale_ptr is not None:
+        if u_scale_ptr is not None:
             # What lies beyond the row is 0 or a shift of 0, so it does not raise the largest value.
-            a, b, codes_scale = encoded(a, b)
-            tl.store(codes_scale_ptr + token, codes_scale)
+            a, b, u_scale = quantize_row(a, b)
+            tl.store(u_scale_ptr + token, u_scale)
         tl.store(u_ptr + row + cols_a, a, mask=mask_a)
         tl.store(u_ptr + row + cols_b, b, mask=mask_b)
 
@@ -134,33 +143,33 @@ def gate_norm_modulate_kernel(
 STRIDES = {"y_stride": "i32", "gate_stride": "i32", "shift_stride": "i32", "scale_stride": "i32", "tokens": "i32", "eps": "fp32"}
 
 
-def build(name: str, pointers: dict[str, str], norm: Any, archs: tuple[int, ...] = (80, 90, 100)) -> Build:
+def compile_spec(name: str, pointers: dict[str, str], norm: Any, archs: tuple[int, ...] = (80, 90, 100)) -> CompileSpec:
     """A check of one way to call the kernel at width 5120: pointer name without `_ptr` -> type, those left out are None."""
-    names = ("x", "y", "gate", "weight", "bias", "shift", "scale", "residual", "u", "codes_scale")
+    names = ("x", "y", "gate", "weight", "bias", "shift", "scale", "residual", "u", "u_scale")
     types = {f"{n}_ptr": pointers[n] for n in names if n in pointers}
     absent = {f"{n}_ptr": None for n in names if n not in pointers}
-    constexprs = {**absent, **parts(5120), "NORM": norm, "OUT": element(torch.bfloat16)}
-    return Build(f"gate_norm_modulate {name}", gate_norm_modulate_kernel, {**types, **STRIDES}, constexprs, 8, 1, archs)
+    constexprs = {**absent, **row_sizes(5120), "NORM": norm, "OUT": triton_dtype(torch.bfloat16)}
+    return CompileSpec(f"gate_norm_modulate {name}", gate_norm_modulate_kernel, {**types, **STRIDES}, constexprs, 8, 1, archs)
 
 
-def builds() -> list[Build]:
-    b16, f32 = element(torch.bfloat16), element(torch.float32)
+def compile_specs() -> list[CompileSpec]:
+    b16, f32 = triton_dtype(torch.bfloat16), triton_dtype(torch.float32)
     modulated = {"shift": "*fp32", "scale": "*fp32"}
     added = {"x": "*fp32", "y": "*bf16", "residual": "*fp32"}
     norm3 = {"x": "*bf16", "y": "*bf16", "gate": "*fp32", "residual": "*fp32", "weight": "*bf16", "bias": "*bf16", "u": "*bf16"}
     return [
-        build("input", {"x": "*bf16", "u": "*bf16", **modulated}, b16),
-        build("norm3", norm3, b16),
-        build("ffn", {**added, "u": "*bf16", **modulated}, f32),
-        build("input fp8", {"x": "*bf16", "u": "*fp8e4nv", "codes_scale": "*fp32", **modulated}, b16, (90, 100)),
-        build("norm3 fp8", {**norm3, "u": "*fp8e4nv", "codes_scale": "*fp32"}, b16, (90, 100)),
-        build("ffn fp8", {**added, "u": "*fp8e4nv", "codes_scale": "*fp32", **modulated}, f32, (90, 100)),
-        build("end", {**added, "residual": "*bf16", "gate": "*fp32"}, f32),
-        build("end and input", {**added, **modulated, "residual": "*bf16", "gate": "*fp32", "u": "*bf16"}, b16),
+        compile_spec("input", {"x": "*bf16", "u": "*bf16", **modulated}, b16),
+        compile_spec("norm3", norm3, b16),
+        compile_spec("ffn", {**added, "u": "*bf16", **modulated}, f32),
+        compile_spec("input fp8", {"x": "*bf16", "u": "*fp8e4nv", "u_scale": "*fp32", **modulated}, b16, (90, 100)),
+        compile_spec("norm3 fp8", {**norm3, "u": "*fp8e4nv", "u_scale": "*fp32"}, b16, (90, 100)),
+        compile_spec("ffn fp8", {**added, "u": "*fp8e4nv", "u_scale": "*fp32", **modulated}, f32, (90, 100)),
+        compile_spec("end", {**added, "residual": "*bf16", "gate": "*fp32"}, f32),
+        compile_spec("end and input", {**added, **modulated, "residual": "*bf16", "gate": "*fp32", "u": "*bf16"}, b16),
     ]
 
 
-COMPILE = builds() if tl is not None else []
+COMPILE = compile_specs() if tl is not None else []
 
 
 # --- op
@@ -174,7 +183,7 @@ def rows(m: torch.Tensor | None, x: torch.Tensor) -> tuple[torch.Tensor | None, 
     return table, table.stride(0)
 
 
-@torch.library.custom_op("everface::gate_norm_modulate", mutates_args=("residual", "u", "codes_scale"))
+@torch.library.custom_op("everface::gate_norm_modulate", mutates_args=("residual", "u", "u_scale"))
 def launch(
     x: torch.Tensor,
     y: torch.Tensor | None,
@@ -188,19 +197,19 @@ def launch(
     dtype: torch.dtype,
     residual: torch.Tensor | None,
     u: torch.Tensor | None,
-    codes_scale: torch.Tensor | None,
+    u_scale: torch.Tensor | None,
 ) -> None:
-    """The kernel, into outputs that the caller owns; u and codes_scale both None: the residual alone."""
+    """The kernel, into outputs that the caller owns; u and u_scale both None: the residual alone."""
     width, x = x.shape[-1], x.contiguous()
     if y is not None:
         y = y.contiguous() if y.numel() in (x.numel(), width) else y.expand(x.shape).contiguous()
     y_stride = 0 if y is None or (y.numel() == width and y.numel() != x.numel()) else width
     gates, shifts, scales = (rows(m, x) for m in (gate, shift, scale))
-    options = pick("gate_norm_modulate", TILES, x.device, variant(width)).options()
+    options = select_tile("gate_norm_modulate", TILES, x.device, variant(width)).options()
     gate_norm_modulate_kernel[(x.numel() // width,)](
-        x, y, gates[0], weight, bias, shifts[0], scales[0], residual, u, codes_scale,
+        x, y, gates[0], weight, bias, shifts[0], scales[0], residual, u, u_scale,
         y_stride, gates[1], shifts[1], scales[1], x.shape[-2], eps,
-        **parts(width), NORM=element(norm_dtype), OUT=element(dtype), **options,
+        **row_sizes(width), NORM=triton_dtype(norm_dtype), OUT=triton_dtype(dtype), **options,
     )  # fmt: skip
 
 
@@ -275,10 +284,10 @@ def gate_norm_modulate_fp8(
     """The op with u coded for an 8-bit product. Returns (x', (codes, scale))."""
     affine_, modulation_ = affine or (None, None), modulation or (None, None)
     given = [t for t in (x, y, gate, *affine_, *modulation_) if t is not None]
-    if not (encodes(*given) and framewise(x, gate, *modulation_)):
+    if not (writes_e4m3(*given) and framewise(x, gate, *modulation_)):
         new, u = gate_norm_modulate_reference(x, y, gate, affine, modulation, eps, norm_dtype, dtype, residual_dtype)
-        return new, quantise_rows_reference(u)
+        return new, quantize_rows_reference(u)
     new, written = _outputs(x, y, norm_dtype, residual_dtype)
-    codes, codes_scale = codes_like(x)
-    launch(x, y, gate, *affine_, *modulation_, eps, norm_dtype, dtype, written, codes, codes_scale)
-    return new, (codes, codes_scale)
+    quantized, u_scale = empty_quantized(x)
+    launch(x, y, gate, *affine_, *modulation_, eps, norm_dtype, dtype, written, quantized, u_scale)
+    return new, (quantized, u_scale)

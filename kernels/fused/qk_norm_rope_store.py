@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from everface.kernels.fused.row import E4M3, TILES, codes_of, load, parts, rounded, variant
-from everface.kernels.launch import Build, Work, jit, metadata, pick, runs_triton, tl
+from everface.kernels.fused.row_primitives import E4M3, TILES, load_row, round_to, row_sizes, to_e4m3, variant
+from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_triton, select_tile, tl
 
 Start = int | torch.Tensor
 
@@ -72,19 +72,19 @@ def qk_norm_rope_store_reference(
 # --- kernel
 
 
-def work(args: dict[str, Any]) -> Work:
+def cost(args: dict[str, Any]) -> Cost:
     """Of one launch, from its arguments by name: q, k, v read and written once, the table read once."""
     q, ring = args["q_ptr"], args["ring_k_ptr"]
     tokens, width = q.shape
-    return Work(0, tokens * width * (4 * q.element_size() + 2 * ring.element_size()) + args["table_ptr"].numel() * 4)
+    return Cost(0, tokens * width * (4 * q.element_size() + 2 * ring.element_size()) + args["table_ptr"].numel() * 4)
 
 
 @jit
 def rotated(x, table_ptr, cols, mask, HEAD: tl.constexpr, N: tl.constexpr, DTYPE: tl.constexpr):
     """Part of a row, N columns, with its pairs turned. A token's table serves every head: it is read again from the cache."""
-    cos, sin = tl.split(tl.reshape(load(table_ptr, cols % HEAD, mask), [N // 2, 2]))
+    cos, sin = tl.split(tl.reshape(load_row(table_ptr, cols % HEAD, mask), [N // 2, 2]))
     even, odd = tl.split(tl.reshape(x, [N // 2, 2]))
-    return rounded(tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), [N]), DTYPE)
+    return round_to(tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), [N]), DTYPE)
 
 
 @jit
@@ -97,12 +97,12 @@ def norm_rope(
     cols_b = A + tl.arange(0, B)
     mask_a = cols_a < D
     mask_b = cols_b < D
-    a = load(x_ptr, cols_a, mask_a)
-    b = load(x_ptr, cols_b, mask_b)
+    a = load_row(x_ptr, cols_a, mask_a)
+    b = load_row(x_ptr, cols_b, mask_b)
     if weight_ptr is not None:
         factor = tl.rsqrt((tl.sum(a * a, 0) + tl.sum(b * b, 0)) / D + eps)
-        a = rounded(rounded(a * factor, DTYPE) * load(weight_ptr, cols_a, mask_a), DTYPE)
-        b = rounded(rounded(b * factor, DTYPE) * load(weight_ptr, cols_b, mask_b), DTYPE)
+        a = round_to(round_to(a * factor, DTYPE) * load_row(weight_ptr, cols_a, mask_a), DTYPE)
+        b = round_to(round_to(b * factor, DTYPE) * load_row(weight_ptr, cols_b, mask_b), DTYPE)
     if table_ptr is not None:
         a = rotated(a, table_ptr, cols_a, mask_a, HEAD, A, DTYPE)
         b = rotated(b, table_ptr, cols_b, mask_b, HEAD, B, DTYPE)
@@ -110,7 +110,7 @@ def norm_rope(
     tl.store(out_ptr + cols_b, b, mask=mask_b)
 
 
-@jit(launch_metadata=metadata("qk_norm_rope_store", work))
+@jit(launch_metadata=metadata("qk_norm_rope_store", cost))
 def qk_norm_rope_store_kernel(
     q_ptr, k_ptr, v_ptr, weight_q_ptr, weight_k_ptr, table_ptr, out_ptr, ring_k_ptr, ring_v_ptr,
     q_stride, k_stride, v_stride, start, start_ptr, eps,
@@ -126,17 +126,17 @@ def qk_norm_rope_store_kernel(
     norm_rope(k_ptr + token * k_stride, weight_k_ptr, table_ptr, ring_k_ptr + slot, eps, D, A, B, HEAD)
     cols_a = tl.arange(0, A)
     cols_b = A + tl.arange(0, B)
-    tl.store(ring_v_ptr + slot + cols_a, load(v_ptr + token * v_stride, cols_a, cols_a < D), mask=cols_a < D)
-    tl.store(ring_v_ptr + slot + cols_b, load(v_ptr + token * v_stride, cols_b, cols_b < D), mask=cols_b < D)
+    tl.store(ring_v_ptr + slot + cols_a, load_row(v_ptr + token * v_stride, cols_a, cols_a < D), mask=cols_a < D)
+    tl.store(ring_v_ptr + slot + cols_b, load_row(v_ptr + token * v_stride, cols_b, cols_b < D), mask=cols_b < D)
 
 
-def rows_work(args: dict[str, Any]) -> Work:
+def norm_rope_cost(args: dict[str, Any]) -> Cost:
     """Of one launch of norm_rope_kernel, from its arguments by name."""
     x, table = args["x_ptr"], args["table_ptr"]
-    return Work(0, x.numel() * (x.element_size() + args["out_ptr"].element_size()) + (0 if table is None else table.numel() * 4))
+    return Cost(0, x.numel() * (x.element_size() + args["out_ptr"].element_size()) + (0 if table is None else table.numel() * 4))
 
 
-@jit(launch_metadata=metadata("norm_rope", rows_work))
+@jit(launch_metadata=metadata("norm_rope", norm_rope_cost))
 def norm_rope_kernel(
     x_ptr, weight_ptr, table_ptr, out_ptr, tokens, pitch, eps,
     D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HEAD: tl.constexpr,
@@ -154,25 +154,25 @@ def norm_rope_kernel(
 
 COMPILE = [
     *(
-        Build(
+        CompileSpec(
             name=f"qk_norm_rope_store{where}",
             kernel=qk_norm_rope_store_kernel,
             signature=dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "weight_q_ptr", "weight_k_ptr"), "*bf16")
             | {"table_ptr": "*fp32", "out_ptr": "*bf16", "ring_k_ptr": "*bf16", "ring_v_ptr": "*bf16"}
             | {"q_stride": "i32", "k_stride": "i32", "v_stride": "i32", "start": "i32", "eps": "fp32"}
             | ({"start_ptr": "*i64"} if where else {}),
-            constexprs={**parts(5120), "HEAD": 128} | ({} if where else {"start_ptr": None}),
+            constexprs={**row_sizes(5120), "HEAD": 128} | ({} if where else {"start_ptr": None}),
             num_warps=TILES[80]["wide"].num_warps,
             num_stages=1,
         )
         for where in ("", " from memory")
     ),
     *(
-        Build(
+        CompileSpec(
             name=name,
             kernel=norm_rope_kernel,
             signature={"x_ptr": "*bf16", given: kind, "out_ptr": out, "tokens": "i32", "pitch": "i32", "eps": "fp32"},
-            constexprs={absent: None, **parts(5120), "HEAD": 128},
+            constexprs={absent: None, **row_sizes(5120), "HEAD": 128},
             num_warps=TILES[80]["wide"].num_warps,
             num_stages=1,
             archs=archs,
@@ -180,7 +180,7 @@ COMPILE = [
         for name, given, kind, absent, out, archs in (
             ("rms_norm", "weight_ptr", "*bf16", "table_ptr", "*bf16", (80, 90, 100)),
             ("rotate", "table_ptr", "*fp32", "weight_ptr", "*bf16", (80, 90, 100)),
-            ("rotate to codes", "table_ptr", "*fp32", "weight_ptr", "*fp8e4nv", (90, 100)),
+            ("rotate to e4m3", "table_ptr", "*fp32", "weight_ptr", "*fp8e4nv", (90, 100)),
         )
     ),
 ]
@@ -210,10 +210,10 @@ def launch(
     assert start_at is None or (start_at.dtype == torch.int64 and start_at.numel() == 1)
     assert start + tokens <= ring_k.shape[0] and ring_k.is_contiguous() and ring_v.is_contiguous()
     assert q.stride(1) == k.stride(1) == v.stride(1) == 1 and weight_q.dtype == weight_k.dtype == q.dtype
-    options = pick("qk_norm_rope_store", TILES, q.device, variant(width)).options()
+    options = select_tile("qk_norm_rope_store", TILES, q.device, variant(width)).options()
     qk_norm_rope_store_kernel[(tokens,)](
         q, k, v, weight_q, weight_k, table, out, ring_k, ring_v, q.stride(0), k.stride(0), v.stride(0), start, start_at, eps,
-        **parts(width), HEAD=ring_k.shape[2], **options,
+        **row_sizes(width), HEAD=ring_k.shape[2], **options,
     )  # fmt: skip
 
 
@@ -229,8 +229,8 @@ def launch_rows(x: torch.Tensor, weight: torch.Tensor | None, table: torch.Tenso
     rows, width = x.shape
     assert (weight is None or weight.dtype == x.dtype) and out[0].is_contiguous()
     tokens, head = (1, 2) if table is None else (table.shape[0], 2 * table.shape[1])
-    options = pick("norm_rope", TILES, x.device, variant(width)).options()
-    norm_rope_kernel[(rows,)](x, weight, table, out, tokens, out.stride(0), eps, **parts(width), HEAD=head, **options)
+    options = select_tile("norm_rope", TILES, x.device, variant(width)).options()
+    norm_rope_kernel[(rows,)](x, weight, table, out, tokens, out.stride(0), eps, **row_sizes(width), HEAD=head, **options)
 
 
 @launch_rows.register_fake
@@ -255,7 +255,7 @@ def rotate(x_THd: torch.Tensor, table_TP2: torch.Tensor, out: torch.Tensor | Non
         turned = rotate_reference(x_THd, table_TP2)
         if out is None:
             return turned
-        return out.copy_(codes_of(turned) if out.dtype == E4M3 else turned)
+        return out.copy_(to_e4m3(turned) if out.dtype == E4M3 else turned)
     rows = x_THd.reshape(-1, x_THd.shape[-2] * x_THd.shape[-1]).contiguous()
     if out is None:
         out = torch.empty_like(x_THd, memory_format=torch.contiguous_format)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from everface.kernels.launch import Build, Tiles, Work, jit, metadata, pick, runs_triton, tile, tl
+from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, runs_triton, select_tile, tile, tl
 from everface.kernels.video.norm_silu import norm_silu, norm_silu_into
 
 PAST = 2  # frames
@@ -81,11 +81,11 @@ def next_past(x_BCTHW: torch.Tensor, past_BC2HW: torch.Tensor | None) -> torch.T
 # --- kernel
 
 
-def work(args: dict[str, Any]) -> Work:
+def cost(args: dict[str, Any]) -> Cost:
     """Of one launch, from its arguments by name: every tap of every output counted, every tensor moved once."""
     names = ("x_ptr", "past_ptr", "w_ptr", "residual_ptr", "y_ptr")
     moved = sum(args[n].numel() * args[n].element_size() for n in names if args[n] is not None)
-    return Work(2 * args["y_ptr"].numel() * args["CI"] * args["KT"] * args["KS"] ** 2, moved)
+    return Cost(2 * args["y_ptr"].numel() * args["CI"] * args["KT"] * args["KS"] ** 2, moved)
 
 
 @jit
@@ -127,7 +127,7 @@ def finish_part(acc, bias_ptr, residual_ptr, y_ptr, pixel, there, first, N: tl.c
     tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@jit(launch_metadata=metadata("causal_conv3d", work))
+@jit(launch_metadata=metadata("causal_conv3d", cost))
 def causal_conv3d_kernel(
     x_ptr, past_ptr, w_ptr, bias_ptr, residual_ptr, y_ptr, frames, videos_x_frames, H, W,
     CI: tl.constexpr, CO: tl.constexpr, KT: tl.constexpr, KS: tl.constexpr, SIDE: tl.constexpr, UP: tl.constexpr,
@@ -234,7 +234,7 @@ def launch(
 ) -> None:
     """The kernel, into an output that the caller owns. All contiguous, channels last: x [B, T, H, W, side * CI],
     past [B, KT - 1, H, W, CI], w [CO, KT, KS, KS, CI], residual and y [B, side * T, up * H, up * W, CO]."""
-    chosen = pick("causal_conv3d", TILES, x.device, variant(w.shape[-1], w.shape[0], x.element_size()))
+    chosen = select_tile("causal_conv3d", TILES, x.device, variant(w.shape[-1], w.shape[0], x.element_size()))
     launch_tile(x, past, w, bias, residual, side, up, y, chosen.options())
 
 
@@ -321,26 +321,26 @@ def normed_conv3d(
 # --- what CI compiles
 
 
-def build(
+def compile_spec(
     chip: int, name: str, dtype: str, c_in: int, c_out: int, taps: int, space: int, up: int = 1, given: str = "past"
-) -> Build:
+) -> CompileSpec:
     """`given`: which of past and residual there are. `up` 2 reads two frames a pixel."""
     itemsize = 4 if dtype == "fp32" else 2
-    chosen = pick("causal_conv3d", TILES, chip, variant(c_in, c_out, itemsize))
+    chosen = select_tile("causal_conv3d", TILES, chip, variant(c_in, c_out, itemsize))
     pointers = [n for n in ("x", "past", "w", "bias", "residual", "y") if n in ("x", "w", "bias", "y") or n in given]
     absent = {f"{n}_ptr": None for n in ("past", "residual") if n not in pointers}
     signature = {f"{n}_ptr": f"*{dtype}" for n in pointers} | dict.fromkeys(("frames", "videos_x_frames", "H", "W"), "i32")
     channels = {"CI": c_in, "CO": c_out, "KT": taps, "KS": space, "SIDE": up, "UP": up}
     sizes = absent | dict(chosen.sizes) | channels | {"PRECISION": precision(itemsize)}
-    return Build(f"{name} {dtype} {c_in}>{c_out}", causal_conv3d_kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
-                 loose=("frames", "videos_x_frames", "H", "W"), matrix=c_out >= 64)  # fmt: skip
+    return CompileSpec(f"{name} {dtype} {c_in}>{c_out}", causal_conv3d_kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
+                 unaligned=("frames", "videos_x_frames", "H", "W"), needs_wgmma=c_out >= 64)  # fmt: skip
 
 
 COMPILE = [
-    *(build(chip, "conv3d", "bf16", c, c, 3, 3, given="past residual") for c in (384, 192, 96) for chip in (80, 90, 100)),
-    *(build(chip, "conv3d", "bf16", 192, 384, 3, 3) for chip in (90, 100)),
-    *(build(chip, "conv3d", "bf16", 16, 384, 3, 3) for chip in (80, 90, 100)),
-    *(build(chip, "conv3d", "bf16", 96, 3, 3, 3) for chip in (80, 90, 100)),
-    *(build(chip, "conv3d time", "bf16", 384, 768, 3, 1) for chip in (90, 100)),
-    *(build(chip, "conv3d", "fp32", 96, 96, 3, 3, given="past residual") for chip in (80, 90, 100)),
+    *(compile_spec(chip, "conv3d", "bf16", c, c, 3, 3, given="past residual") for c in (384, 192, 96) for chip in (80, 90, 100)),
+    *(compile_spec(chip, "conv3d", "bf16", 192, 384, 3, 3) for chip in (90, 100)),
+    *(compile_spec(chip, "conv3d", "bf16", 16, 384, 3, 3) for chip in (80, 90, 100)),
+    *(compile_spec(chip, "conv3d", "bf16", 96, 3, 3, 3) for chip in (80, 90, 100)),
+    *(compile_spec(chip, "conv3d time", "bf16", 384, 768, 3, 1) for chip in (90, 100)),
+    *(compile_spec(chip, "conv3d", "fp32", 96, 96, 3, 3, given="past residual") for chip in (80, 90, 100)),
 ]

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from everface.kernels.fused.row import load, parts
-from everface.kernels.launch import Build, Tiles, Work, jit, metadata, pick, runs_triton, tile, tl
+from everface.kernels.fused.row_primitives import load_row, row_sizes
+from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, runs_triton, select_tile, tile, tl
 
 # --- reference
 
@@ -46,9 +46,9 @@ def norm_silu_into(out_BxC: torch.Tensor, x_BCx: torch.Tensor, gamma: torch.Tens
 # --- kernel
 
 
-def work(args: dict[str, Any]) -> Work:
+def cost(args: dict[str, Any]) -> Cost:
     """Of one launch, from its arguments by name: every pixel read once and written once."""
-    return Work(0, sum(args[n].numel() * args[n].element_size() for n in ("x_ptr", "y_ptr")))
+    return Cost(0, sum(args[n].numel() * args[n].element_size() for n in ("x_ptr", "y_ptr")))
 
 
 @jit
@@ -56,7 +56,7 @@ def activated(n, SILU: tl.constexpr):
     return n * tl.sigmoid(n) if SILU else n
 
 
-@jit(launch_metadata=metadata("norm_silu", work))
+@jit(launch_metadata=metadata("norm_silu", cost))
 def norm_silu_kernel(
     x_ptr, gamma_ptr, y_ptr, pixels, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BP: tl.constexpr, SILU: tl.constexpr
 ):  # fmt: skip
@@ -68,12 +68,12 @@ def norm_silu_kernel(
     cols_b = A + tl.arange(0, B)[None, :]
     mask_a = there & (cols_a < D)
     mask_b = there & (cols_b < D)
-    a = load(x_ptr + row, cols_a, mask_a)
-    b = load(x_ptr + row, cols_b, mask_b)
+    a = load_row(x_ptr + row, cols_a, mask_a)
+    b = load_row(x_ptr + row, cols_b, mask_b)
     length = tl.sqrt(tl.sum(a * a, 1) + tl.sum(b * b, 1))
     factor = (tl.sqrt(1.0 * D) / tl.maximum(length, 1e-12))[:, None]
-    a = activated(a * factor * load(gamma_ptr, cols_a, cols_a < D), SILU)
-    b = activated(b * factor * load(gamma_ptr, cols_b, cols_b < D), SILU)
+    a = activated(a * factor * load_row(gamma_ptr, cols_a, cols_a < D), SILU)
+    b = activated(b * factor * load_row(gamma_ptr, cols_b, cols_b < D), SILU)
     tl.store(y_ptr + row + cols_a, a.to(y_ptr.dtype.element_ty), mask=mask_a)
     tl.store(y_ptr + row + cols_b, b.to(y_ptr.dtype.element_ty), mask=mask_b)
 
@@ -88,15 +88,15 @@ def variant(channels: int) -> int | str:
     return next((most for most in (96, 192, 384) if channels <= most), "wide")
 
 
-def build(channels: int, dtype: str, silu: bool) -> Build:
+def compile_spec(channels: int, dtype: str, silu: bool) -> CompileSpec:
     chosen = TILES[80][variant(channels)]
     signature = {"x_ptr": f"*{dtype}", "gamma_ptr": f"*{dtype}", "y_ptr": f"*{dtype}", "pixels": "i32"}
-    sizes = {**parts(channels), **dict(chosen.sizes), "SILU": silu}
+    sizes = {**row_sizes(channels), **dict(chosen.sizes), "SILU": silu}
     name = f"{'norm_silu' if silu else 'rms_norm_channels'} {dtype} {channels}"
-    return Build(name, norm_silu_kernel, signature, sizes, chosen.num_warps, 1, loose=("pixels",))
+    return CompileSpec(name, norm_silu_kernel, signature, sizes, chosen.num_warps, 1, unaligned=("pixels",))
 
 
-COMPILE = [build(c, "bf16", True) for c in (96, 192, 384)] + [build(384, "bf16", False), build(96, "fp32", True)]
+COMPILE = [compile_spec(c, "bf16", True) for c in (96, 192, 384)] + [compile_spec(384, "bf16", False), compile_spec(96, "fp32", True)]
 
 
 # --- op
@@ -107,8 +107,8 @@ def launch(x_xC: torch.Tensor, gamma: torch.Tensor, silu: bool, y_xC: torch.Tens
     """The kernel over contiguous [..., C], into an output that the caller owns."""
     channels = x_xC.shape[-1]
     pixels = x_xC.numel() // channels
-    options = pick("norm_silu", TILES, x_xC.device, variant(channels)).options()
-    norm_silu_kernel[(-(-pixels // options["BP"]),)](x_xC, gamma, y_xC, pixels, SILU=silu, **parts(channels), **options)
+    options = select_tile("norm_silu", TILES, x_xC.device, variant(channels)).options()
+    norm_silu_kernel[(-(-pixels // options["BP"]),)](x_xC, gamma, y_xC, pixels, SILU=silu, **row_sizes(channels), **options)
 
 
 @launch.register_fake

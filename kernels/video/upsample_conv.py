@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from everface.kernels.video.causal_conv3d import build, last, launch, runs_kernel
+from everface.kernels.video.causal_conv3d import compile_spec, last, launch, runs_kernel
 
 # --- reference
 
@@ -65,4 +65,4 @@ def upsample_conv(x_BCTHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
     return y_BTHWC.movedim(-1, 1)
 
 
-COMPILE = [build(chip, "upsample_conv", "bf16", c, c // 2, 1, 3, up=2, given="") for c in (384, 192) for chip in (80, 90, 100)]
+COMPILE = [compile_spec(chip, "upsample_conv", "bf16", c, c // 2, 1, 3, up=2, given="") for c in (384, 192) for chip in (80, 90, 100)]

@@ -30,7 +30,7 @@ class Poisoned:
         return self.inside
 
 
-def same_codes(a: torch.Tensor, b: torch.Tensor) -> bool:
+def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Bit for bit: torch.equal would call 0 and -0 the same."""
     return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 

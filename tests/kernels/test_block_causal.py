@@ -13,8 +13,8 @@ from everface.kernels.attention.block_causal import (
     block_causal,
     block_causal_op,
     block_causal_reference,
+    cost,
     launch_block_causal,
-    work,
 )
 from everface.kernels.launch import runs_triton
 
@@ -49,12 +49,12 @@ def error(o: torch.Tensor, case: Case) -> float:
         (65, 64, 64, 1, 128, torch.float16),  # a single tile
     ],
 )
-@pytest.mark.parametrize("described", [True, False], ids=["descriptors", "pointers"])
+@pytest.mark.parametrize("use_descriptors", [True, False], ids=["descriptors", "pointers"])
 def test_kernel_equals_reference(
-    tokens: int, slots: int, used: int, heads: int, d: int, dtype: torch.dtype, described: bool
+    tokens: int, slots: int, used: int, heads: int, d: int, dtype: torch.dtype, use_descriptors: bool
 ) -> None:
     case = draw(tokens, slots, used, heads, d, dtype)
-    o = launch_block_causal(*case, described)
+    o = launch_block_causal(*case, use_descriptors)
     assert o.shape == case[0].shape and o.dtype == dtype
     assert error(o, case) <= TOLERANCE[dtype]
 
@@ -109,6 +109,6 @@ def test_op_traces_without_data() -> None:
 
 
 def test_work_counts_both_products_and_every_byte() -> None:
-    done = work(3168, 15312, 40, 128, 2)
+    done = cost(3168, 15312, 40, 128, 2)
     assert done == (4 * 3168 * 15312 * 5120, 2 * 5120 * 2 * (3168 + 15312))
     assert 0.99e12 < done.flops < 1.0e12

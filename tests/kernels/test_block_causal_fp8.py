@@ -17,8 +17,8 @@ from everface.kernels.attention.block_causal_fp8 import (
     block_causal_fp8,
     block_causal_fp8_op,
     block_causal_fp8_reference,
+    cost,
     launch_block_causal_fp8,
-    work,
 )
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -153,4 +153,4 @@ def test_op_traces_without_data() -> None:
 
 
 def test_work_counts_both_products_and_every_byte() -> None:
-    assert work(3168, 15312, 40, 128) == (4 * 3168 * 15312 * 5120, 5120 * (3 * 3168 + 2 * 15312))
+    assert cost(3168, 15312, 40, 128) == (4 * 3168 * 15312 * 5120, 5120 * (3 * 3168 + 2 * 15312))

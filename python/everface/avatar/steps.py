@@ -14,8 +14,8 @@ from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import Unavailable
 from everface.core.memory import keep_freed_memory
 from everface.kernels.video.to_rgb import to_rgb
-from everface.model.dit import DiT, Place, cache_shape
-from everface.model.layers import Heard, Reading
+from everface.model.dit import BlockPosition, DiT, cache_shape
+from everface.model.layers import AudioKV, TextKV
 from everface.model.rope import Rope
 from everface.model.schedule import Schedule, sink_distance
 from everface.model.vae import VAE, VAEStream
@@ -33,8 +33,8 @@ class Seat:
     Nothing in here leads back to the slot or to the seat, so an evicted slot's memory is free at once."""
 
     rope: Rope
-    reading: list[Reading]  # of the text, a layer each: views of the slot's, and scales that `prime` fills
-    heard: list[Heard]  # of the block that is being denoised
+    reading: list[TextKV]  # of the text, a layer each: views of the slot's, and scales that `prime` fills
+    heard: list[AudioKV]  # of the block that is being denoised
     hear: Step
     steps: dict[tuple[float, ...], Step] = field(default_factory=dict)  # by noise level before and after
 
@@ -87,7 +87,7 @@ class Denoiser:
     def shape(self, latent: tuple[int, ...], fp16: bool) -> KVShape:
         cfg = self.dit.cfg
         (layers, ring, heads, width), (_, sink, _, _) = cache_shape(cfg, *latent)
-        return KVShape(layers, ring, sink, cfg.text_len, heads, width, self.dit.codes, kind=(latent, fp16))
+        return KVShape(layers, ring, sink, cfg.text_len, heads, width, self.dit.quantized_dtype, kind=(latent, fp16))
 
     def seat(self, slot: Slot, latent: tuple[int, ...], fp16: bool) -> Seat:
         """That of the slot, made when the slot is new."""
@@ -96,15 +96,15 @@ class Denoiser:
             rows, cols = latent[0] // cfg.patch_size[1], latent[1] // cfg.patch_size[2]
             local = torch.zeros(cfg.block_frames, cfg.num_audio_token + 1, cfg.dim, dtype=self.dtype, device=self.device)
             sound = {"local_FKD": local, "global_FD": torch.zeros_like(local[:, 0])}
-            heard = dit.hear(**sound)
+            heard = dit.audio_kv(**sound)
             kept = [t for one in heard for t in one]
 
             def hear(_: object, **sound: torch.Tensor) -> tuple[torch.Tensor, ...]:
-                for place, new in zip(kept, (t for one in dit.hear(**sound) for t in one), strict=True):
+                for place, new in zip(kept, (t for one in dit.audio_kv(**sound) for t in one), strict=True):
                     place.copy_(new)
                 return ()
 
-            reading = [Reading(k[None], v[None], torch.ones(1, device=self.device)) for k, v in zip(*slot.text, strict=True)]
+            reading = [TextKV(k[None], v[None], torch.ones(1, device=self.device)) for k, v in zip(*slot.text, strict=True)]
             slot.kept["seat"] = Seat(dit.rope((rows, cols), fp16=fp16), reading, heard, Step(hear, sound, self.shelf))
         seat = slot.kept["seat"]
         assert isinstance(seat, Seat)
@@ -117,7 +117,7 @@ class Denoiser:
         text_kv = self.dit.text_kv(self.dit.embed_text(known["text"]))
         sink = self.dit.prefill_sink(known["reference"], known["motion"], text_kv, rope_fp16=fp16)
         slot.prime(*sink)
-        for kept, new in zip(viewer.seat.reading, self.dit.reading(text_kv), strict=True):
+        for kept, new in zip(viewer.seat.reading, self.dit.stream_text_kv(text_kv), strict=True):
             for place, tensor in zip(kept, new, strict=True):
                 place.copy_(tensor)
 
@@ -173,10 +173,10 @@ class StepRole:
             kept = {"clean": x[:, :1].float().cpu()} if block.index == 0 else {}
         return replace(block, x=x, condition=kept | noted(block, finite))
 
-    def place(self, viewer: Viewer, block: Block, run: int) -> Place:
+    def place(self, viewer: Viewer, block: Block, run: int) -> BlockPosition:
         """Where the block stands, the `run`-th of this step."""
         dit = self.denoiser.dit
-        return dit.place(dit.grid(block.x), block.index, sink_distance(viewer.seed, block.index, self.step), run)
+        return dit.block_position(dit.grid(block.x), block.index, sink_distance(viewer.seed, block.index, self.step), run)
 
     def captured(self, viewer: Viewer, x: torch.Tensor) -> Step:
         """This step over the viewer's caches."""
@@ -186,7 +186,7 @@ class StepRole:
             dit, cache, mod, sigmas = d.dit, viewer.slot.cache(self.step), self.mod, self.sigmas
 
             def step(used: int, x: torch.Tensor, **place: Any) -> tuple[torch.Tensor, ...]:
-                x = dit.step(x, *sigmas, mod, reading, heard, cache, rope, Place(**place, used=used))
+                x = dit.step(x, *sigmas, mod, reading, heard, cache, rope, BlockPosition(**place, used=used))
                 return x, all_finite(x)
 
             places = {n: torch.zeros((), dtype=torch.int64, device=d.device) for n in ("first", "sink", "start")}

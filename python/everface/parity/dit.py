@@ -15,7 +15,7 @@ from everface.core.errors import BadInput
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.qk_norm_rope_store import rotate
 from everface.model.dit import DiT
-from everface.model.layers import AudioInjector, Block, Heard, Ring
+from everface.model.layers import AudioInjector, AudioKV, Block, Ring
 from everface.model.linear import Residual
 from everface.model.rope import frames_table
 from everface.parity.golden import Golden
@@ -78,7 +78,7 @@ def one_block(file: Golden, check: Check) -> None:
         table = frames_table(frames * at, frames, grid, cfg.head_dim)  # type: ignore[arg-type]
         ring = Ring(k, v, sink + at * tokens, sink + (at + 1) * tokens, table)
         x = Residual(x_TD.to(check.dtype).view(1, frames, -1, cfg.dim))
-        return block.stream(x, block.modulations(e0_noisy), block.cross_attn.reading(text_kv), ring).closed()
+        return block.stream(x, block.modulations(e0_noisy), block.cross_attn.text_kv(text_kv), ring).value()
 
     for at in (0, 1):
         check(f"noisy.block{at}.y", step(file["noisy.x"], at), 2e-5)
@@ -157,16 +157,16 @@ def watched(check: Check, dit: DiT) -> Iterator[None]:
     def watch_block(layer: int, block: Block) -> None:
         def stream(*args: Any) -> Residual:
             out = Block.stream(block, *args)
-            check(f"noisy.block{layer}.out", out.closed(), 2e-5)
+            check(f"noisy.block{layer}.out", out.value(), 2e-5)
             if layer not in injected:
-                check(f"noisy.block{layer}.after_audio", out.closed(), 2e-5)
+                check(f"noisy.block{layer}.after_audio", out.value(), 2e-5)
             return out
 
         vars(block)["stream"] = stream
 
-    def watched_audio(r: Residual, index: int, heard: Heard) -> Residual:
-        out = AudioInjector.stream(dit.audio_injector, r, index, heard)
-        check(f"noisy.block{injected[index]}.after_audio", out.closed(), 2e-5)
+    def watched_audio(r: Residual, index: int, audio_kv: AudioKV) -> Residual:
+        out = AudioInjector.stream(dit.audio_injector, r, index, audio_kv)
+        check(f"noisy.block{injected[index]}.after_audio", out.value(), 2e-5)
         return out
 
     hooks = [block.register_forward_hook(after_sink) for block in blocks]

@@ -20,15 +20,15 @@ from typing import Any
 import torch
 
 from everface.kernels.fused.qk_norm_rope_store import Start, norm_rope, rms_norm_reference, rotate_reference
-from everface.kernels.fused.row import E4M3, TILES, codes_of, load, parts, variant
-from everface.kernels.launch import Build, Work, jit, metadata, pick, runs_triton, tl
+from everface.kernels.fused.row_primitives import E4M3, TILES, load_row, row_sizes, to_e4m3, variant
+from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_triton, select_tile, tl
 
 BT = BC = 64  # tokens and channels of a tile of values
 
 # --- reference
 
 
-def qk_norm_rope_code_reference(
+def qk_norm_rope_quantize_reference(
     q_TD: torch.Tensor,
     k_TD: torch.Tensor,
     v_TD: torch.Tensor,
@@ -47,22 +47,22 @@ def qk_norm_rope_code_reference(
     k = rotate_reference(rms_norm_reference(k_TD, weight_k_D, eps).unflatten(-1, heads), table_TP2)
     v = v_TD.unflatten(-1, heads).float() * v_factor_H[:, None]
     slots = start + torch.arange(tokens, device=k_TD.device)
-    ring_k_SHd.view(torch.uint8)[slots] = codes_of(k).view(torch.uint8)  # as bytes: not every device indexes e4m3
-    ring_vT_HdS.view(torch.uint8)[..., slots] = codes_of(v).view(torch.uint8).permute(1, 2, 0)
-    return codes_of(q)
+    ring_k_SHd.view(torch.uint8)[slots] = to_e4m3(k).view(torch.uint8)  # as bytes: not every device indexes e4m3
+    ring_vT_HdS.view(torch.uint8)[..., slots] = to_e4m3(v).view(torch.uint8).permute(1, 2, 0)
+    return to_e4m3(q)
 
 
 # --- kernel
 
 
-def work(args: dict[str, Any]) -> Work:
+def cost(args: dict[str, Any]) -> Cost:
     """Of one launch, from its arguments by name: q, k, v read, their codes written, the table read once."""
     q = args["q_ptr"]
-    return Work(0, 3 * q.numel() * (q.element_size() + 1) + args["table_ptr"].numel() * 4)
+    return Cost(0, 3 * q.numel() * (q.element_size() + 1) + args["table_ptr"].numel() * 4)
 
 
-@jit(launch_metadata=metadata("qk_norm_rope_code", work))
-def qk_norm_rope_code_kernel(
+@jit(launch_metadata=metadata("qk_norm_rope_quantize", cost))
+def qk_norm_rope_quantize_kernel(
     q_ptr, k_ptr, v_ptr, weight_q_ptr, weight_k_ptr, table_ptr, out_ptr, ring_k_ptr, ring_v_ptr, v_factor_ptr,
     q_stride, k_stride, v_stride, pitch, start, start_ptr, tokens, eps,
     D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HEAD: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
@@ -80,8 +80,8 @@ def qk_norm_rope_code_kernel(
         rows = tile // tl.cdiv(D, BC) * BT + tl.arange(0, BT)
         cols = tile % tl.cdiv(D, BC) * BC + tl.arange(0, BC)
         mask = (rows < tokens)[:, None] & (cols < D)[None, :]
-        factor = load(v_factor_ptr, cols // HEAD, cols < D)
-        v = load(v_ptr, rows[:, None] * v_stride + cols[None, :], mask) * factor[None, :]
+        factor = load_row(v_factor_ptr, cols // HEAD, cols < D)
+        v = load_row(v_ptr, rows[:, None] * v_stride + cols[None, :], mask) * factor[None, :]
         at = cols[:, None].to(tl.int64) * pitch + start + rows[None, :]
         tl.store(ring_v_ptr + at, tl.trans(v.to(tl.float8e4nv)), mask=tl.trans(mask))
 
@@ -89,18 +89,18 @@ def qk_norm_rope_code_kernel(
 # --- tiles: those of row.py
 
 COMPILE = [
-    Build(
-        name="qk_norm_rope_code",
-        kernel=qk_norm_rope_code_kernel,
+    CompileSpec(
+        name="qk_norm_rope_quantize",
+        kernel=qk_norm_rope_quantize_kernel,
         signature=dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "weight_q_ptr", "weight_k_ptr"), "*bf16")
         | dict.fromkeys(("out_ptr", "ring_k_ptr", "ring_v_ptr"), "*fp8e4nv")
         | {"table_ptr": "*fp32", "v_factor_ptr": "*fp32", "start_ptr": "*i64", "eps": "fp32"}
         | dict.fromkeys(("q_stride", "k_stride", "v_stride", "pitch", "start", "tokens"), "i32"),
-        constexprs={**parts(5120), "HEAD": 128, "BT": BT, "BC": BC},
+        constexprs={**row_sizes(5120), "HEAD": 128, "BT": BT, "BC": BC},
         num_warps=TILES[80]["wide"].num_warps,
         num_stages=1,
         archs=(90, 100),
-        loose=("start_ptr", "start", "tokens"),
+        unaligned=("start_ptr", "start", "tokens"),
     )
 ]
 
@@ -108,7 +108,7 @@ COMPILE = [
 # --- op
 
 
-@torch.library.custom_op("everface::qk_norm_rope_code", mutates_args=("out", "ring_k", "ring_v"))
+@torch.library.custom_op("everface::qk_norm_rope_quantize", mutates_args=("out", "ring_k", "ring_v"))
 def launch(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -130,11 +130,11 @@ def launch(
     assert start + tokens <= ring_k.shape[0] and ring_k.is_contiguous() and v_factor.shape == (heads,)
     assert ring_v.stride(2) == 1 and ring_v.stride(0) == head * ring_v.stride(1)
     assert q.stride(1) == k.stride(1) == v.stride(1) == 1 and weight_q.dtype == weight_k.dtype == q.dtype
-    options = pick("qk_norm_rope_code", TILES, q.device, variant(width)).options()
+    options = select_tile("qk_norm_rope_quantize", TILES, q.device, variant(width)).options()
     programs = tokens + -(-tokens // BT) * -(-width // BC)
-    qk_norm_rope_code_kernel[(programs,)](
+    qk_norm_rope_quantize_kernel[(programs,)](
         q, k, v, weight_q, weight_k, table, out, ring_k, ring_v, v_factor, q.stride(0), k.stride(0), v.stride(0), ring_v.stride(1),
-        start, start_at, tokens, eps, **parts(width), HEAD=head, BT=BT, BC=BC, **options,
+        start, start_at, tokens, eps, **row_sizes(width), HEAD=head, BT=BT, BC=BC, **options,
     )  # fmt: skip
 
 
@@ -143,7 +143,7 @@ def _(*args: Any) -> None:
     return None
 
 
-def qk_norm_rope_code(
+def qk_norm_rope_quantize(
     q_TD: torch.Tensor,
     k_TD: torch.Tensor,
     v_TD: torch.Tensor,
@@ -159,7 +159,7 @@ def qk_norm_rope_code(
     """The op. Writes the ring slot, returns q_THd."""
     given = (q_TD, k_TD, v_TD, weight_q_D, weight_k_D, eps)
     if not runs_triton(q_TD, k_TD, v_TD, weight_q_D, weight_k_D):
-        return qk_norm_rope_code_reference(*given, table_TP2, ring_k_SHd, ring_vT_HdS, v_factor_H, start)
+        return qk_norm_rope_quantize_reference(*given, table_TP2, ring_k_SHd, ring_vT_HdS, v_factor_H, start)
     q_THd = q_TD.new_empty((len(q_TD), *ring_k_SHd.shape[1:]), dtype=E4M3)
     where = (0, start) if isinstance(start, torch.Tensor) else (start, None)
     launch(*given, table_TP2.contiguous(), q_THd, ring_k_SHd, ring_vT_HdS, v_factor_H, *where)

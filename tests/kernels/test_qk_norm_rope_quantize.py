@@ -6,9 +6,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from tests.kernels.poison import DEVICE, Poisoned, same_codes
+from tests.kernels.poison import DEVICE, Poisoned, same_bits
 
-from everface.kernels.fused import qk_norm_rope_code as op
+from everface.kernels.fused import qk_norm_rope_quantize as op
 from everface.kernels.fused.qk_norm_rope_store import qk_norm_rope_store_reference, rotate
 
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
@@ -43,11 +43,11 @@ def test_kernel_is_the_reference(tokens: int, heads: int, head: int, told: bool)
     outputs = out.inside, ring_k.inside, ring_v.inside
     op.launch(q, k, v, *weights, 1e-6, table(tokens, head), *outputs, factor, *where)
     want_k, want_v = (torch.full_like(r.inside.float(), float("nan")).to(E4M3) for r in (ring_k, ring_v))
-    want = op.qk_norm_rope_code_reference(q, k, v, *weights, 1e-6, table(tokens, head), want_k, want_v, factor, start)
+    want = op.qk_norm_rope_quantize_reference(q, k, v, *weights, 1e-6, table(tokens, head), want_k, want_v, factor, start)
     near(out.written(), want)
     slot = slice(start, start + tokens)
     near(ring_k.inside[slot], want_k[slot])
-    assert same_codes(ring_v.inside, want_v) and (ring_v.inside[..., slot].float().abs() == 448).any()  # some saturate, none is NaN
+    assert same_bits(ring_v.inside, want_v) and (ring_v.inside[..., slot].float().abs() == 448).any()  # some saturate, none is NaN
     for ring in (ring_k, ring_v):
         assert ring.whole.float().isnan().sum() == ring.whole.numel() - tokens * width
 
@@ -60,9 +60,9 @@ def test_codes_are_those_of_what_the_plain_op_stores() -> None:
     plain = qk_norm_rope_store_reference(q, k, v, a, b, 1e-6, turn, ring_k, ring_v, 12)
     codes_k, codes_vT = torch.zeros_like(ring_k, dtype=E4M3), torch.zeros(heads, head, slots, device=DEVICE).to(E4M3)
     factor = torch.full((heads,), 16.0, device=DEVICE)
-    codes = op.qk_norm_rope_code(q, k, v, a / 4, b / 4, 1e-6, turn, codes_k, codes_vT, factor, 12)
+    quantized = op.qk_norm_rope_quantize(q, k, v, a / 4, b / 4, 1e-6, turn, codes_k, codes_vT, factor, 12)
     check = near if DEVICE == "cuda" else lambda a, b: torch.testing.assert_close(a.float(), b.float(), rtol=0, atol=0)
-    check(codes, (plain / 4).to(E4M3))
+    check(quantized, (plain / 4).to(E4M3))
     check(codes_k, (ring_k / 4).to(E4M3))
     check(codes_vT.permute(2, 0, 1).contiguous(), (ring_v * 16).to(E4M3))
 
@@ -71,7 +71,7 @@ def test_a_rotation_that_ends_in_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     x, turn = 100 * made(2, 3, 3, 64, seed=4), table(3, 64)
     want = rotate(x, turn).clamp(-448, 448).to(E4M3)
     if DEVICE == "cpu":
-        assert same_codes(rotate(x, turn, torch.empty_like(want)), want)
+        assert same_bits(rotate(x, turn, torch.empty_like(want)), want)
         monkeypatch.setattr("everface.kernels.fused.qk_norm_rope_store.runs_triton", lambda *_: True)
     cache = torch.zeros(2, 5, 3, 64, device=DEVICE).to(E4M3)
     near(rotate(x, turn, out=cache[:, :3]), want)
