@@ -22,7 +22,7 @@ from everface.avatar.parts import DEFAULT_WEIGHTS
 from everface.core.config import SAMPLE_RATE, Deployment, DiTConfig, StreamConfig
 from everface.kernels.attention.block_causal import block_causal_reference
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference
-from everface.kernels.fused.qk_norm_rope_quantize import to_e4m3
+from everface.kernels.fused.row_primitives import to_e4m3
 from everface.media.sound import read_sound
 from everface.model.qkv_scales import power_of_two
 from everface.weights.quantize import quantize_for_dtype

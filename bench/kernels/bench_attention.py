@@ -20,7 +20,7 @@ import torch
 from bench.peaks import device
 from bench.timing import SETS, compiled, measure
 
-from everface.kernels.attention import backend, cross, library_backends
+from everface.kernels.attention import backend, cross, library_backends, self_attention
 from everface.kernels.attention import block_causal as block
 
 ON_GPU = torch.cuda.is_available()
@@ -70,7 +70,7 @@ def test_block_causal(benchmark: Any, used: int, by: str) -> None:
         if by == "torch.compile":
             calls.append(lambda a=case: reference()(*a))
         elif by == "op":
-            calls.append(lambda a=case: block.block_causal(*a))
+            calls.append(lambda a=case: self_attention.block_causal(*a))
         else:
             calls.append(lambda a=case: backend.attend(*a, backend=name))
     cost = block.cost(TOKENS, used, HEADS, D, 2)

@@ -17,8 +17,9 @@ from bench.timing import SETS, measure, way
 from everface.kernels.fused import audio_inject as audio
 from everface.kernels.fused import flow_step as flow
 from everface.kernels.fused import gate_norm_modulate as gate_norm
+from everface.kernels.fused import norm_rope
 from everface.kernels.fused import qk_norm_rope_store as qk
-from everface.kernels.linear import quantize_rows as quantise
+from everface.kernels.linear import quantize_rows as rows
 
 ON_GPU = torch.cuda.is_available()
 FRAMES, ROWS, COLS, HEADS, HEAD, FFN = (3, 24, 44, 40, 128, 13824) if ON_GPU else (3, 2, 4, 3, 64, 448)
@@ -47,7 +48,7 @@ def test_gate_norm_modulate(benchmark: Any, site: str, out: str, by: str) -> Non
 
     def reference(x: Any, y: Any, gate: Any, pairs: Any) -> object:
         new, u = gate_norm.gate_norm_modulate_reference(x, y, gate, pairs[0], pairs[1], 1e-6, norm_dtype, BF16)
-        return new, (quantise.quantize_rows_reference(u) if out == "fp8" else u)
+        return new, (rows.quantize_rows_reference(u) if out == "fp8" else u)
 
     def op(x: Any, y: Any, gate: Any, pairs: Any) -> object:
         run = gate_norm.gate_norm_modulate_fp8 if out == "fp8" else gate_norm.gate_norm_modulate
@@ -93,8 +94,8 @@ def test_qk_norm_rope_store(benchmark: Any, by: str) -> None:
 @BY
 def test_rms_norm(benchmark: Any, by: str) -> None:
     weight, sets = made(WIDTH), [made(FRAMES * TOKENS, WIDTH) for _ in range(SETS)]
-    run = way(by, qk.rms_norm, qk.rms_norm_reference)
-    cost = qk.norm_rope_cost({"x_ptr": sets[0], "out_ptr": sets[0], "table_ptr": None})
+    run = way(by, norm_rope.rms_norm, norm_rope.rms_norm_reference)
+    cost = norm_rope.norm_rope_cost({"x_ptr": sets[0], "out_ptr": sets[0], "table_ptr": None})
     measure(benchmark, [lambda x=x: run(x, weight, 1e-6) for x in sets], cost, shape=SHAPE, by=by)
 
 
@@ -111,9 +112,9 @@ def test_audio_inject(benchmark: Any, by: str) -> None:
 @pytest.mark.parametrize("width", [WIDTH, FFN])
 def test_quantize_rows(benchmark: Any, width: int, by: str) -> None:
     sets = [made(FRAMES * TOKENS, width) for _ in range(SETS)]
-    run = way(by, quantise.quantize_rows, quantise.quantize_rows_reference)
-    quantized, scale = quantise.empty_quantized(sets[0])
-    cost = quantise.cost({"x_ptr": sets[0], "quantized_ptr": quantized, "scale_ptr": scale})
+    run = way(by, rows.quantize_rows, rows.quantize_rows_reference)
+    quantized, scale = rows.empty_quantized(sets[0])
+    cost = rows.cost({"x_ptr": sets[0], "quantized_ptr": quantized, "scale_ptr": scale})
     measure(benchmark, [lambda x=x: run(x) for x in sets], cost, shape=f"{FRAMES * TOKENS}x{width}", by=by)
 
 

@@ -14,6 +14,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from everface.core.config import ATTENTIONS
 from everface.core.errors import BadInput, Unavailable
@@ -106,9 +107,7 @@ def select_backend(device: torch.device, dtype: torch.dtype, d: int) -> Selectio
     return _selected[key]
 
 
-def attend(
-    q_THd: torch.Tensor, k_NHd: torch.Tensor, v_NHd: torch.Tensor, used: int, backend: str | None = None
-) -> torch.Tensor:
+def attend(q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor, used: int, backend: str | None = None) -> Tensor:
     """block_causal on a GPU in two bytes an element, by the selected backend, or by the named one without a check. Returns o_THd."""
     name = backend or select_backend(q_THd.device, q_THd.dtype, q_THd.shape[-1]).name
     run = {"triton": launch_block_causal, "gluon": launch_hopper}.get(name) or library_backends.load_block_attention(name)
@@ -116,14 +115,8 @@ def attend(
 
 
 def attend_fp8(
-    q_THd: torch.Tensor,
-    k_NHd: torch.Tensor,
-    vT_HdN: torch.Tensor,
-    used: int,
-    qk_scale_H: torch.Tensor,
-    v_scale_H: torch.Tensor,
-    backend: str | None = None,
-) -> torch.Tensor:
+    q_THd: Tensor, k_NHd: Tensor, vT_HdN: Tensor, used: int, qk_scale_H: Tensor, v_scale_H: Tensor, backend: str | None = None
+) -> Tensor:  # fmt: skip
     """block_causal_fp8 likewise. Returns o_THd in bfloat16."""
     name = backend or select_backend(q_THd.device, q_THd.dtype, q_THd.shape[-1]).name
     run = {"triton": launch_block_causal_fp8, "gluon": launch_hopper_fp8}[name]

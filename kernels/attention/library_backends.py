@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from everface.kernels.attention.block_causal import block_causal_reference
+
 BlockAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # q_BTHd, k_BSHd, v_BSHd -> o_BTHd
 
@@ -75,8 +77,6 @@ def load_block_attention(name: str) -> BlockAttention:
 def find_fault(name: str, device: torch.device, dtype: torch.dtype, d: int) -> str:
     """Why the library cannot serve heads of width d, "" if it can. It is imported, run on a few ragged tokens and compared with the
     reference in float32, so that a broken installation shows here and not in the first step."""
-    from everface.kernels.attention.block_causal import block_causal_reference
-
     random = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(n, 2, d, generator=random).to(device) for n in (33, 70, 70))
     try:

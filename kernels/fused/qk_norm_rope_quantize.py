@@ -1,16 +1,16 @@
-"""qk_norm_rope_store for attention in e4m3: rotated queries and the block's ring slot in codes, values transposed.
+"""qk_norm_rope_store for attention in e4m3: rotated queries and the ring slot of the block are quantized, values transposed.
 
 Contract
-    q = e4m3(rotate(rms(q, weight_q))), ring_k[start:start+T] = e4m3(rotate(rms(k, weight_k))),
+    q = e4m3(rotate(rms_norm(q, weight_q))), ring_k[start:start+T] = e4m3(rotate(rms_norm(k, weight_k))),
     ring_vT[h, :, start:start+T] = e4m3(v * v_factor[h])^T
-    rms, rotate, their roundings and the inputs as in qk_norm_rope_store; codes are made from the rounded values, nearest even, saturated
-    Whoever calls divides the weights by what the codes are to be multiplied with; by a power of two that changes no rounding.
+    rms_norm, rotate, their roundings and the inputs as in qk_norm_rope_store; e4m3 is made from the rounded values, nearest even, saturated
+    The caller divides the weights by the scales of q and k; a power of two changes no rounding.
     ring_k_SHd float8_e4m3fn, contiguous; ring_vT_HdS float8_e4m3fn, the slots of a channel side by side, channels `pitch` apart, both
     written in place; v_factor_H float32 -> q_THd float8_e4m3fn
 Cost
-    memory: 146 MB a layer at 3168 x 5120, of which 49 MB are codes; qk_norm_rope_store moves 195.
-    A token's values would be 5120 bytes in 5120 places: programs of their own turn tiles of 64 tokens by 64 channels instead, in the
-    same launch.
+    memory: 146 MB a layer at 3168 x 5120, of which 49 MB are e4m3; qk_norm_rope_store moves 195.
+    The values of one token would be 5120 bytes in 5120 places: separate programs in the same launch transpose tiles of 64 tokens by 64
+    channels instead.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from everface.kernels.fused.qk_norm_rope_store import Start, norm_rope, rms_norm_reference, rotate_reference
+from everface.kernels.fused.norm_rope import norm_rope, norm_rope_reference
+from everface.kernels.fused.qk_norm_rope_store import Start, split_start
 from everface.kernels.fused.row_primitives import E4M3, TILES, load_row, row_sizes, to_e4m3, variant
 from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_triton, select_tile, tl
 
@@ -29,24 +31,14 @@ BT = BC = 64  # tokens and channels of a tile of values
 
 
 def qk_norm_rope_quantize_reference(
-    q_TD: torch.Tensor,
-    k_TD: torch.Tensor,
-    v_TD: torch.Tensor,
-    weight_q_D: torch.Tensor,
-    weight_k_D: torch.Tensor,
-    eps: float,
-    table_TP2: torch.Tensor,
-    ring_k_SHd: torch.Tensor,
-    ring_vT_HdS: torch.Tensor,
-    v_factor_H: torch.Tensor,
-    start: Start,
-) -> torch.Tensor:
+    q_TD: Tensor, k_TD: Tensor, v_TD: Tensor, weight_q_D: Tensor, weight_k_D: Tensor, eps: float, table_TP2: Tensor, ring_k_SHd: Tensor,
+    ring_vT_HdS: Tensor, v_factor_H: Tensor, start: Start,
+) -> Tensor:  # fmt: skip
     """Plain torch; also the CPU path."""
-    heads, tokens = ring_k_SHd.shape[1:], len(k_TD)
-    q = rotate_reference(rms_norm_reference(q_TD, weight_q_D, eps).unflatten(-1, heads), table_TP2)
-    k = rotate_reference(rms_norm_reference(k_TD, weight_k_D, eps).unflatten(-1, heads), table_TP2)
+    _, *heads = ring_k_SHd.shape
+    q, k = (norm_rope_reference(x, w, eps, table_TP2, (heads[0], heads[1])) for x, w in ((q_TD, weight_q_D), (k_TD, weight_k_D)))
     v = v_TD.unflatten(-1, heads).float() * v_factor_H[:, None]
-    slots = start + torch.arange(tokens, device=k_TD.device)
+    slots = start + torch.arange(len(k), device=k_TD.device)
     ring_k_SHd.view(torch.uint8)[slots] = to_e4m3(k).view(torch.uint8)  # as bytes: not every device indexes e4m3
     ring_vT_HdS.view(torch.uint8)[..., slots] = to_e4m3(v).view(torch.uint8).permute(1, 2, 0)
     return to_e4m3(q)
@@ -56,7 +48,7 @@ def qk_norm_rope_quantize_reference(
 
 
 def cost(args: dict[str, Any]) -> Cost:
-    """Of one launch, from its arguments by name: q, k, v read, their codes written, the table read once."""
+    """Of one launch, from its arguments by name: q, k, v read and written in e4m3, the table read once."""
     q = args["q_ptr"]
     return Cost(0, 3 * q.numel() * (q.element_size() + 1) + args["table_ptr"].numel() * 4)
 
@@ -110,21 +102,10 @@ COMPILE = [
 
 @torch.library.custom_op("everface::qk_norm_rope_quantize", mutates_args=("out", "ring_k", "ring_v"))
 def launch(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    weight_q: torch.Tensor,
-    weight_k: torch.Tensor,
-    eps: float,
-    table: torch.Tensor,
-    out: torch.Tensor,
-    ring_k: torch.Tensor,
-    ring_v: torch.Tensor,
-    v_factor: torch.Tensor,
-    start: int,
-    start_at: torch.Tensor | None = None,
-) -> None:
-    """The kernel, into outputs that the caller owns. `start_at` [] int64, if given, stands for `start`."""
+    q: Tensor, k: Tensor, v: Tensor, weight_q: Tensor, weight_k: Tensor, eps: float, table: Tensor, out: Tensor, ring_k: Tensor,
+    ring_v: Tensor, v_factor: Tensor, start: int, start_at: Tensor | None = None,
+) -> None:  # fmt: skip
+    """The kernel, into outputs that the caller owns. `start_at` [] int64, if given, replaces `start`."""
     (tokens, width), (heads, head, _) = q.shape, ring_v.shape
     assert start_at is None or (start_at.dtype == torch.int64 and start_at.numel() == 1)
     assert start + tokens <= ring_k.shape[0] and ring_k.is_contiguous() and v_factor.shape == (heads,)
@@ -144,23 +125,13 @@ def _(*args: Any) -> None:
 
 
 def qk_norm_rope_quantize(
-    q_TD: torch.Tensor,
-    k_TD: torch.Tensor,
-    v_TD: torch.Tensor,
-    weight_q_D: torch.Tensor,
-    weight_k_D: torch.Tensor,
-    eps: float,
-    table_TP2: torch.Tensor,
-    ring_k_SHd: torch.Tensor,
-    ring_vT_HdS: torch.Tensor,
-    v_factor_H: torch.Tensor,
-    start: Start,
-) -> torch.Tensor:
+    q_TD: Tensor, k_TD: Tensor, v_TD: Tensor, weight_q_D: Tensor, weight_k_D: Tensor, eps: float, table_TP2: Tensor, ring_k_SHd: Tensor,
+    ring_vT_HdS: Tensor, v_factor_H: Tensor, start: Start,
+) -> Tensor:  # fmt: skip
     """The op. Writes the ring slot, returns q_THd."""
     given = (q_TD, k_TD, v_TD, weight_q_D, weight_k_D, eps)
     if not runs_triton(q_TD, k_TD, v_TD, weight_q_D, weight_k_D):
         return qk_norm_rope_quantize_reference(*given, table_TP2, ring_k_SHd, ring_vT_HdS, v_factor_H, start)
     q_THd = q_TD.new_empty((len(q_TD), *ring_k_SHd.shape[1:]), dtype=E4M3)
-    where = (0, start) if isinstance(start, torch.Tensor) else (start, None)
-    launch(*given, table_TP2.contiguous(), q_THd, ring_k_SHd, ring_vT_HdS, v_factor_H, *where)
+    launch(*given, table_TP2.contiguous(), q_THd, ring_k_SHd, ring_vT_HdS, v_factor_H, *split_start(start))
     return q_THd

@@ -54,7 +54,7 @@ def quantize_rows_kernel(x_ptr, quantized_ptr, scale_ptr, D: tl.constexpr, A: tl
 
 COMPILE = [
     CompileSpec(
-        name=f"quantise_rows {width}",
+        name=f"quantize_rows {width}",
         kernel=quantize_rows_kernel,
         signature={"x_ptr": "*bf16", "quantized_ptr": "*fp8e4nv", "scale_ptr": "*fp32"},
         constexprs=row_sizes(width),

@@ -35,8 +35,8 @@ EXPONENTIAL, ONE_LEFT, NONE_LEFT = "MUFU.EX2", "WARPGROUP.DEPBAR.LE gsb0, 0x1", 
 RES_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
 
-def key(compile_spec: CompileSpec, arch: int) -> str:
-    return f"{compile_spec.name} sm_{arch}"
+def key(spec: CompileSpec, arch: int) -> str:
+    return f"{spec.name} sm_{arch}"
 
 
 @cache
@@ -44,11 +44,11 @@ def compile_specs() -> dict[str, tuple[CompileSpec, int]]:
     """Every build of every kernel module, once for each of its architectures."""
     found: dict[str, tuple[CompileSpec, int]] = {}
     for module in pkgutil.walk_packages(everface.kernels.__path__, "everface.kernels."):
-        for compile_spec in getattr(importlib.import_module(module.name), "COMPILE", []):
-            for arch in compile_spec.archs:
-                if key(compile_spec, arch) in found:
-                    raise ValueError(f"{module.name}: two builds are called {key(compile_spec, arch)!r}")
-                found[key(compile_spec, arch)] = (compile_spec, arch)
+        for spec in getattr(importlib.import_module(module.name), "COMPILE", []):
+            for arch in spec.archs:
+                if key(spec, arch) in found:
+                    raise ValueError(f"{module.name}: two builds are called {key(spec, arch)!r}")
+                found[key(spec, arch)] = (spec, arch)
     return found
 
 
@@ -59,24 +59,24 @@ def overlap(sass: str) -> int:
     return min((part.split(NONE_LEFT)[0].count(EXPONENTIAL) for part in parts), default=0)
 
 
-def cost(compile_spec: CompileSpec, arch: int, tools: Path) -> dict[str, int | bool]:
+def measure(spec: CompileSpec, arch: int, tools: Path) -> dict[str, int | bool]:
     """Registers a thread, stack bytes a thread, shared bytes a program, wgmma instructions, warps of one build, and what it promises.
     Of one in Gluon also the exponentials that its products overlap."""
-    names = compile_spec.kernel.arg_names
-    signature = {name: compile_spec.signature.get(name, "constexpr") for name in names}
-    missing = [n for n in names if n not in compile_spec.signature and n not in compile_spec.constexprs]
-    unknown = [n for n in (*compile_spec.signature, *compile_spec.constexprs, *compile_spec.unaligned) if n not in names]
+    names = spec.kernel.arg_names
+    signature = {name: spec.signature.get(name, "constexpr") for name in names}
+    missing = [n for n in names if n not in spec.signature and n not in spec.constexprs]
+    unknown = [n for n in (*spec.signature, *spec.constexprs, *spec.unaligned) if n not in names]
     if missing or unknown:
-        raise ValueError(f"{compile_spec.name}: arguments without a value {missing}, values without an argument {unknown}")
-    aligned = [n for n, kind in compile_spec.signature.items() if (kind.startswith("*") or kind[0] in "iu") and n not in compile_spec.unaligned]
-    by_hand = isinstance(compile_spec.kernel, GluonJITFunction)
+        raise ValueError(f"{spec.name}: arguments without a value {missing}, values without an argument {unknown}")
+    aligned = [n for n, kind in spec.signature.items() if (kind.startswith("*") or kind[0] in "iu") and n not in spec.unaligned]
+    by_hand = isinstance(spec.kernel, GluonJITFunction)
     source = (GluonASTSource if by_hand else ASTSource)(
-        compile_spec.kernel,
+        spec.kernel,
         signature,
-        constexprs={(names.index(n),): v for n, v in compile_spec.constexprs.items()},
+        constexprs={(names.index(n),): v for n, v in spec.constexprs.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
     )
-    options = {"num_warps": compile_spec.num_warps, "num_stages": compile_spec.num_stages}
+    options = {"num_warps": spec.num_warps, "num_stages": spec.num_stages}
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
@@ -85,19 +85,19 @@ def cost(compile_spec: CompileSpec, arch: int, tools: Path) -> dict[str, int | b
         sass = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout if by_hand else ""
     match = RES_USAGE.search(report)
     if match is None:
-        raise ValueError(f"{compile_spec.name}: cuobjdump said {report!r}")
+        raise ValueError(f"{spec.name}: cuobjdump said {report!r}")
     regs, stack, _ = map(int, match.groups())
     wgmma = made.asm["ptx"].count("wgmma.mma_async")
     used = {"regs": regs, "stack": stack, "shared": made.metadata.shared, "wgmma": wgmma, "warps": made.metadata.num_warps}
     used |= {"overlap": overlap(sass)} if by_hand else {}
-    return used | {"must_not_spill": compile_spec.must_not_spill, "needs_wgmma": compile_spec.needs_wgmma}
+    return used | {"must_not_spill": spec.must_not_spill, "needs_wgmma": spec.needs_wgmma}
 
 
 def report(name: str) -> dict[str, Any]:
-    """`cost` of one build, or its error: one that fails to compile must not hide the others."""
-    compile_spec, arch = compile_specs()[name]
+    """`measure` of one build, or its error: one that fails to compile must not hide the others."""
+    spec, arch = compile_specs()[name]
     try:
-        return cost(compile_spec, arch, Path(triton.__file__).parent / "backends/nvidia/bin")
+        return measure(spec, arch, Path(triton.__file__).parent / "backends/nvidia/bin")
     except Exception as error:
         return {"error": f"{type(error).__name__}: {str(error)[-400:]}"}
 

@@ -8,20 +8,13 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-if not torch.cuda.is_available():
-    import tests.kernels.interpreter  # noqa: F401  the interpreter, mended
+from tests.kernels.poison import DEVICE
 
 from everface.core.block import kv_pair
 from everface.kernels.attention.block_causal import block_causal_reference
-from everface.kernels.attention.block_causal_fp8 import (
-    block_causal_fp8,
-    block_causal_fp8_op,
-    block_causal_fp8_reference,
-    cost,
-    launch_block_causal_fp8,
-)
+from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference, cost, launch_block_causal_fp8
+from everface.kernels.attention.self_attention import block_causal_fp8, block_causal_fp8_op
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 E4M3 = torch.float8_e4m3fn
 ON_GPU = torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(ON_GPU and torch.cuda.get_device_capability() < (9, 0), reason="from sm_90 on")

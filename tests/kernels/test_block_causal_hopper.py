@@ -12,7 +12,8 @@ import torch
 
 pytest.importorskip("triton.experimental.gluon")
 from tests.kernels import gluon
-from tests.kernels.test_block_causal import DEVICE, Case, draw, error
+from tests.kernels.poison import DEVICE
+from tests.kernels.test_block_causal import Case, draw, error
 
 from everface.kernels.attention import block_causal_hopper as hopper
 from everface.kernels.attention.block_causal import block_causal_reference

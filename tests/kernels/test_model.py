@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 
 pytest.importorskip("triton")
 if not torch.cuda.is_available():
-    import tests.kernels.interpreter  # noqa: F401  the interpreter, mended
+    import tests.kernels.interpreter  # noqa: F401  fixes the interpreter
 from tests.runtime.launches import as_on_a_gpu
 
 from everface.core.config import DiTConfig
 from everface.kernels.attention.block_causal import launch_block_causal
 from everface.kernels.attention.block_causal_fp8 import launch_block_causal_fp8
 from everface.kernels.attention.cross import launch_cross, launch_cross_quantized
-from everface.kernels.fused.qk_norm_rope_store import rotate
+from everface.kernels.fused.norm_rope import rotate
 from everface.model.dit import BlockPosition, DiT
 from everface.model.layers import Block, Ring
 from everface.model.linear import Residual
@@ -47,15 +47,15 @@ def interpreted() -> Iterator[dict[str, Mock]]:
     launches = {
         "attention.cross.cross_op": launch_cross,
         "attention.cross.cross_quantized_op": launch_cross_quantized,
-        "attention.block_causal.block_causal_op": launch_block_causal,
-        "attention.block_causal_fp8.block_causal_fp8_op": launch_block_causal_fp8,
+        "attention.self_attention.block_causal_op": launch_block_causal,
+        "attention.self_attention.block_causal_fp8_op": launch_block_causal_fp8,
         **{f"{position}.launch": importlib.import_module(f"everface.kernels.{position}").launch for position in KERNELS},
     }
     with as_on_a_gpu(), contextlib.ExitStack() as stack:
         spies = {name: Mock(side_effect=launch) for name, launch in launches.items()}
         for name, spy in spies.items():
             stack.enter_context(patch(f"everface.kernels.{name}", spy))
-        yield {name.split(".")[-1 if name.endswith("quantized_op") else 1]: spy for name, spy in spies.items()}
+        yield {name.split(".")[-1].removesuffix("_op").replace("launch", name.split(".")[1]): spy for name, spy in spies.items()}
 
 
 @torch.no_grad()
@@ -110,6 +110,6 @@ def test_a_step(kind: str, tolerance: float) -> None:
         assert (a.float() - b.float()).square().mean().sqrt() <= tolerance * a.float().square().mean().sqrt()
     assert ran["gate_norm_modulate"].call_count == 3 * 2 + 1 + 1 and ran["flow_step"].call_count == 1
     quantized = 2 if kind.startswith("fp8") else 0
-    assert ran["fp8_linear"].call_count == ran["cross_quantized_op"].call_count == quantized and ran["cross"].call_count == 3 - quantized
+    assert ran["fp8_linear"].call_count == ran["cross_quantized"].call_count == quantized and ran["cross"].call_count == 3 - quantized
     attended = [ran[name].call_count for name in ("block_causal", "qk_norm_rope_store", "block_causal_fp8", "qk_norm_rope_quantize")]
     assert attended == ([0, 0, 2, 2] if kind == "fp8-attention" else [2, 2, 0, 0])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from everface.core.config import DiTConfig
 from everface.kernels.attention.cross import cross
-from everface.kernels.fused.qk_norm_rope_store import rotate
+from everface.kernels.fused.norm_rope import rotate
 from everface.model.dit import DiT, cache_shape
 from everface.model.framepack import MOTION_GROUPS
 from everface.model.layers import Block, Ring

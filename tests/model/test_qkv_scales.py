@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from everface.kernels.fused.qk_norm_rope_store import rms_norm_reference, rotate_reference
+from everface.kernels.fused.norm_rope import rms_norm_reference, rotate_reference
 from everface.model.linear import RowLinear
 from everface.model.qkv_scales import QKVScales, power_of_two, value_bound
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from everface.kernels.fused.qk_norm_rope_store import rotate
+from everface.kernels.fused.norm_rope import rotate
 from everface.model.framepack import MOTION_GROUPS
 from everface.model.rope import axis_pairs, frames_table, motion_table, sink_time, spread
 

@@ -56,6 +56,7 @@ def as_on_a_gpu() -> Iterator[None]:
     """Every op takes its kernel, as on sm_90."""
     sites = {
         "fused.gate_norm_modulate": ("runs_triton", "writes_e4m3"),
+        "fused.norm_rope": ("runs_triton",),
         "fused.qk_norm_rope_store": ("runs_triton",),
         "fused.qk_norm_rope_quantize": ("runs_triton",),
         "fused.audio_inject": ("runs_triton",),
@@ -63,8 +64,7 @@ def as_on_a_gpu() -> Iterator[None]:
         "linear.quantize_rows": ("runs_triton", "writes_e4m3"),
         "linear.fp8_linear": ("runs_triton", "_has_fp8_gemm"),
         "attention.cross": ("runs_attention", "writes_e4m3"),
-        "attention.block_causal": ("runs_attention",),
-        "attention.block_causal_fp8": ("runs_fp8_attention",),
+        "attention.self_attention": ("runs_attention", "runs_fp8_attention"),
     }
     with contextlib.ExitStack() as stack:
         for module, names in sites.items():

@@ -17,7 +17,8 @@ from everface.core.config import DiTConfig
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.flow_step import flow_step_tokens, unpatchify
 from everface.kernels.fused.gate_norm_modulate import Pair
-from everface.kernels.fused.qk_norm_rope_store import Start, rotate
+from everface.kernels.fused.norm_rope import rotate
+from everface.kernels.fused.qk_norm_rope_store import Start
 from everface.kernels.fused.row_primitives import E4M3, to_e4m3
 from everface.model.audio import CausalAudioEncoder
 from everface.model.framepack import MOTION_GROUPS, FramePack, motion_tokens

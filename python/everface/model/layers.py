@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from everface.core.config import DiTConfig
-from everface.kernels.attention.block_causal import block_causal
-from everface.kernels.attention.block_causal_fp8 import block_causal_fp8
 from everface.kernels.attention.cross import cross, cross_quantized
+from everface.kernels.attention.self_attention import block_causal, block_causal_fp8
 from everface.kernels.fused.audio_inject import EPS as AUDIO_EPS
 from everface.kernels.fused.audio_inject import audio_inject
 from everface.kernels.fused.flow_step import unpatchify
 from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, gate_residual
+from everface.kernels.fused.norm_rope import rms_norm
 from everface.kernels.fused.qk_norm_rope_quantize import qk_norm_rope_quantize
-from everface.kernels.fused.qk_norm_rope_store import Start, qk_norm_rope_store, rms_norm
+from everface.kernels.fused.qk_norm_rope_store import Start, qk_norm_rope_store
 from everface.model.linear import Activation, Quantized, Residual, RowLinear, e4m3_scale, feed, linear_f32, stacked
 from everface.model.qkv_scales import QKVScales
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from everface.core.config import DiTConfig
-from everface.kernels.fused.qk_norm_rope_store import rotate
+from everface.kernels.fused.norm_rope import rotate
 from everface.kernels.linear import fp8_linear as fp8
 from everface.model.audio import CausalAudioEncoder
 from everface.model.framepack import MOTION_GROUPS

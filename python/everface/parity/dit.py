@@ -13,7 +13,7 @@ import torch
 from everface.core.config import DiTConfig
 from everface.core.errors import BadInput
 from everface.kernels.attention.cross import cross
-from everface.kernels.fused.qk_norm_rope_store import rotate
+from everface.kernels.fused.norm_rope import rotate
 from everface.model.dit import DiT
 from everface.model.layers import AudioInjector, AudioKV, Block, Ring
 from everface.model.linear import Residual

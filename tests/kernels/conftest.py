@@ -1,0 +1,20 @@
+"""What every test of a kernel needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def float32_references() -> Iterator[None]:
+    """A reference in float32 computes in float32 on a GPU too, and not in tf32 of 11 bits, as cuDNN's convolutions do by default."""
+    backends = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
