@@ -25,6 +25,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from everface.kernels.attention.block_causal import cost
 from everface.kernels.attention.cross import softmax_scale
@@ -225,7 +226,7 @@ def _layout(itemsize: int) -> Any:
     return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8 * itemsize, rank=2)
 
 
-def _descriptor(x: torch.Tensor, shape: tuple[int, int], pitch: int, block: tuple[int, int]) -> Any:
+def _descriptor(x: Tensor, shape: tuple[int, int], pitch: int, block: tuple[int, int]) -> Any:
     """x as rows of `pitch` elements of which shape[1] are there, read in blocks; what lies outside reads as zero."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
@@ -234,7 +235,7 @@ def _descriptor(x: torch.Tensor, shape: tuple[int, int], pitch: int, block: tupl
     return TensorDescriptor(x, list(shape), [pitch, 1], list(block), _layout(x.element_size()))
 
 
-def _by_rows(x_NHd: torch.Tensor, rows: int, BN: int) -> Any:
+def _by_rows(x_NHd: Tensor, rows: int, BN: int) -> Any:
     """The first `rows` of [N, heads, d] as [rows, heads * d]."""
     heads, d = x_NHd.shape[1:]
     if x_NHd.stride(-1) != 1 or (heads > 1 and x_NHd.stride(1) != d):
@@ -242,7 +243,7 @@ def _by_rows(x_NHd: torch.Tensor, rows: int, BN: int) -> Any:
     return _descriptor(x_NHd, (rows, heads * d), x_NHd.stride(0), (BN, d))
 
 
-def _by_columns(x_HdN: torch.Tensor, keys: int, BN: int) -> Any:
+def _by_columns(x_HdN: Tensor, keys: int, BN: int) -> Any:
     """The first `keys` of [heads, d, N] as [heads * d, keys]."""
     heads, d = x_HdN.shape[:2]
     if x_HdN.stride(-1) != 1 or (heads > 1 and x_HdN.stride(0) != d * x_HdN.stride(1)):
@@ -250,7 +251,7 @@ def _by_columns(x_HdN: torch.Tensor, keys: int, BN: int) -> Any:
     return _descriptor(x_HdN, (heads * d, keys), x_HdN.stride(1), (d, BN))
 
 
-def _launch(q_THd: torch.Tensor, k_NHd: torch.Tensor, v: torch.Tensor, used: int, scales: tuple[Any, Any]) -> torch.Tensor:
+def _launch(q_THd: Tensor, k_NHd: Tensor, v: Tensor, used: int, scales: tuple[Any, Any]) -> Tensor:
     tokens, heads, d = q_THd.shape
     if d != D:
         raise ValueError(f"heads of {d}: this kernel is for {D}")
@@ -267,7 +268,7 @@ def _launch(q_THd: torch.Tensor, k_NHd: torch.Tensor, v: torch.Tensor, used: int
     return o_THd
 
 
-def launch_hopper(q_THd: torch.Tensor, k_NHd: torch.Tensor, v_NHd: torch.Tensor, used: int) -> torch.Tensor:
+def launch_hopper(q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor, used: int) -> Tensor:
     """In bfloat16, on a GPU of sm_90. Returns o_THd."""
     if q_THd.dtype != torch.bfloat16:
         raise ValueError(f"{q_THd.dtype}: this kernel is for torch.bfloat16")
@@ -275,13 +276,13 @@ def launch_hopper(q_THd: torch.Tensor, k_NHd: torch.Tensor, v_NHd: torch.Tensor,
 
 
 def launch_hopper_fp8(
-    q_THd: torch.Tensor,
-    k_NHd: torch.Tensor,
-    vT_HdN: torch.Tensor,
+    q_THd: Tensor,
+    k_NHd: Tensor,
+    vT_HdN: Tensor,
     used: int,
-    qk_scale_H: torch.Tensor,
-    v_scale_H: torch.Tensor,
-) -> torch.Tensor:
+    qk_scale_H: Tensor,
+    v_scale_H: Tensor,
+) -> Tensor:
     """In e4m3, on a GPU of sm_90. Returns o_THd in bfloat16."""
     if q_THd.dtype != torch.float8_e4m3fn:
         raise ValueError(f"{q_THd.dtype}: this kernel is for torch.float8_e4m3fn")

@@ -17,11 +17,12 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from everface.kernels.attention.block_causal import block_causal_reference
 
-BlockAttention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
-Attention = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # q_BTHd, k_BSHd, v_BSHd -> o_BTHd
+BlockAttention = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]  # q_BTHd, k_BSHd, v_BSHd -> o_BTHd
 
 PACKAGES = {  # backend -> (module, function), the first that is installed serves
     "flash-attn": (("flash_attn_interface", "flash_attn_func"), ("flash_attn", "flash_attn_func")),
@@ -29,14 +30,14 @@ PACKAGES = {  # backend -> (module, function), the first that is installed serve
 }
 
 
-def cudnn_attention(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch.Tensor:
+def cudnn_attention(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor) -> Tensor:
     """o_BTHd by cuDNN. Raises RuntimeError where cuDNN cannot serve."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHd, k_BSHd, v_BSHd))
     o, *_ = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, False)
     return o.transpose(1, 2)
 
 
-def flash_attention(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch.Tensor:
+def flash_attention(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor) -> Tensor:
     """o_BTHd by torch's own FlashAttention, of a GPU or of a CPU. Raises RuntimeError where it cannot serve."""
     q, k, v = (x.transpose(1, 2) for x in (q_BTHd, k_BSHd, v_BSHd))
     aten = torch.ops.aten
@@ -59,7 +60,7 @@ def load_attention(name: str) -> Attention:
     module, function = installed[0]
     package_attention: Any = getattr(import_module(module), function)
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         o = package_attention(q, k, v)
         return o[0] if isinstance(o, tuple) else o  # some releases add the log of the sums
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 import torch
+from torch import Tensor
 
 from everface.kernels.launch import Tiles, jit, tile, tl
 
@@ -22,7 +23,7 @@ TILES: Tiles = {80: {"narrow": tile(4, 1), "wide": tile(8, 1), "long": tile(16, 
 an SM, 528 on 132 SMs, so that 3168 rows are 6 full waves. Rows beyond 8192 take 16 warps to hold as little a thread."""
 
 
-def to_e4m3(x: torch.Tensor) -> torch.Tensor:
+def to_e4m3(x: Tensor) -> Tensor:
     """e4m3 nearest to x, saturated; NaN stays NaN."""
     return x.clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
 

@@ -35,6 +35,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from everface.kernels.fused.row_primitives import E4M3_MAX
 from everface.kernels.launch import (
@@ -66,7 +67,7 @@ operands."""
 # --- reference
 
 
-def quantize_tensor(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
     """One scale for the whole tensor: (codes float8_e4m3fn like x, dequantisation scale [1] float32). No host synchronisation."""
     amax_1 = x.abs().amax().float().reshape(1)
     scale_1 = (E4M3_MAX / amax_1.clamp(min=1e-12)).clamp(max=E4M3_MAX)
@@ -75,14 +76,8 @@ def quantize_tensor(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def scaled_gemm_reference(
-    x_MK: torch.Tensor,
-    scale_x: torch.Tensor,
-    w_NK: torch.Tensor,
-    scale_w: torch.Tensor,
-    bias_N: torch.Tensor | None,
-    dtype: torch.dtype,
-    gelu: bool = False,
-) -> torch.Tensor:
+    x_MK: Tensor, scale_x: Tensor, w_NK: Tensor, scale_w: Tensor, bias_N: Tensor | None, dtype: torch.dtype, gelu: bool = False
+) -> Tensor:  # fmt: skip
     """Plain torch over codes, float32 sums, one rounding to dtype; also the CPU path. scale_x [1] or [M, 1], scale_w likewise."""
     y_MN = F.linear(x_MK.float(), w_NK.float()) * (scale_x * scale_w)
     y_MN = y_MN if bias_N is None else y_MN + bias_N.float()
@@ -93,13 +88,8 @@ def scaled_gemm_reference(
 
 
 def scaled_gemm_native(
-    x_MK: torch.Tensor,
-    scale_x: torch.Tensor,
-    w_NK: torch.Tensor,
-    scale_w: torch.Tensor,
-    bias_N: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+    x_MK: Tensor, scale_x: Tensor, w_NK: Tensor, scale_w: Tensor, bias_N: Tensor | None, dtype: torch.dtype
+) -> Tensor:  # fmt: skip
     """torch._scaled_mm: the bias joins in the epilogue, in dtype. Scales [1] and [1], or [M, 1] and [N]."""
     bias_N = None if bias_N is None else bias_N.to(dtype)
     fast = x_MK.is_cuda
@@ -178,15 +168,7 @@ COMPILE = [compile_spec(family, gelu) for family in TILES for gelu in (False, Tr
 
 
 @torch.library.custom_op("everface::fp8_linear_rows", mutates_args=("y",))
-def launch(
-    x: torch.Tensor,
-    scale_x: torch.Tensor,
-    w: torch.Tensor,
-    scale_w: torch.Tensor,
-    bias: torch.Tensor | None,
-    gelu: bool,
-    y: torch.Tensor,
-) -> None:
+def launch(x: Tensor, scale_x: Tensor, w: Tensor, scale_w: Tensor, bias: Tensor | None, gelu: bool, y: Tensor) -> None:
     """The kernel with the tile of its chip, into y [M, N] that the caller owns. Contiguous codes, scales and y."""
     options = select_tile("fp8_linear_rows", TILES, x.device, "rows").options()
     launch_tile(x, scale_x, w, scale_w, bias, gelu, y, options)
@@ -198,15 +180,9 @@ def _(*args: Any) -> None:
 
 
 def launch_tile(
-    x_MK: torch.Tensor,
-    scale_x: torch.Tensor,
-    w_NK: torch.Tensor,
-    scale_w: torch.Tensor,
-    bias_N: torch.Tensor | None,
-    gelu: bool,
-    y_MN: torch.Tensor,
+    x_MK: Tensor, scale_x: Tensor, w_NK: Tensor, scale_w: Tensor, bias_N: Tensor | None, gelu: bool, y_MN: Tensor,
     options: dict[str, int],
-) -> None:
+) -> None:  # fmt: skip
     """The kernel with a tile of the caller's choice."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -221,14 +197,14 @@ def launch_tile(
     fp8_rows_kernel[(programs,)](*descriptors, scale_x, scale_w, bias_N, m, n, k, GELU=gelu, **options)
 
 
-def _has_fp8_gemm(w_NK: torch.Tensor) -> bool:
+def _has_fp8_gemm(w_NK: Tensor) -> bool:
     """Whether the device multiplies these codes itself."""
     if not w_NK.is_cuda or w_NK.shape[0] % 16 or w_NK.shape[1] % 16:
         return False
     return torch.cuda.get_device_capability(w_NK.device) >= (8, 9)
 
 
-def fp8_linear(x: torch.Tensor, w_NK: torch.Tensor, scale_w: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
+def fp8_linear(x: Tensor, w_NK: Tensor, scale_w: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """The official op. Quantises x, multiplies the codes, adds the bias: [..., K] -> [..., N] in x's dtype.
 
     One amax over all of x: the result for a token depends on the other tokens of the call.
@@ -240,15 +216,9 @@ def fp8_linear(x: torch.Tensor, w_NK: torch.Tensor, scale_w: torch.Tensor, bias_
 
 
 def fp8_linear_rows(
-    quantized_x: torch.Tensor,
-    scale_x: torch.Tensor,
-    w_NK: torch.Tensor,
-    scale_w: torch.Tensor,
-    bias_N: torch.Tensor | None = None,
-    *,
-    gelu: bool = False,
+    quantized_x: Tensor, scale_x: Tensor, w_NK: Tensor, scale_w: Tensor, bias_N: Tensor | None = None, *, gelu: bool = False,
     dtype: torch.dtype,
-) -> torch.Tensor:
+) -> Tensor:  # fmt: skip
     """The op over codes of quantise_rows: [..., K] -> [..., N] in dtype. A token's result depends on that token only."""
     x_MK, scale_M1 = quantized_x.reshape(-1, quantized_x.shape[-1]), scale_x.reshape(-1, 1)
     scale_N, size = scale_w.reshape(-1), (*quantized_x.shape[:-1], w_NK.shape[0])

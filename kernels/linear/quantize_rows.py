@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from everface.kernels.fused.row_primitives import E4M3_MAX, NO_AMAX, TILES, load_row, quantize_row, row_sizes, variant
 from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_triton, select_tile, tl
@@ -21,7 +22,7 @@ from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_trito
 # --- reference
 
 
-def quantize_rows_reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_rows_reference(x: Tensor) -> tuple[Tensor, Tensor]:
     """Plain torch; also the CPU path."""
     wide = x.float()
     amax = wide.abs().amax(-1, keepdim=True).clamp(min=NO_AMAX)
@@ -70,7 +71,7 @@ COMPILE = [
 
 
 @torch.library.custom_op("everface::quantize_rows", mutates_args=("quantized", "scale"))
-def launch(x: torch.Tensor, quantized: torch.Tensor, scale: torch.Tensor) -> None:
+def launch(x: Tensor, quantized: Tensor, scale: Tensor) -> None:
     """The kernel, into outputs that the caller owns. x and codes contiguous."""
     width = x.shape[-1]
     options = select_tile("quantize_rows", TILES, x.device, variant(width)).options()
@@ -78,21 +79,21 @@ def launch(x: torch.Tensor, quantized: torch.Tensor, scale: torch.Tensor) -> Non
 
 
 @launch.register_fake
-def _(x: torch.Tensor, quantized: torch.Tensor, scale: torch.Tensor) -> None:
+def _(x: Tensor, quantized: Tensor, scale: Tensor) -> None:
     return None
 
 
-def empty_quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def empty_quantized(x: Tensor) -> tuple[Tensor, Tensor]:
     """Room for the codes and scales of x."""
     return x.new_empty(x.shape, dtype=torch.float8_e4m3fn), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
 
 
-def writes_e4m3(*tensors: torch.Tensor) -> bool:
+def writes_e4m3(*tensors: Tensor) -> bool:
     """Whether a kernel may write e4m3 there: where kernels run at all, from compute capability 8.9 on."""
     return runs_triton(*tensors) and torch.cuda.get_device_capability(tensors[0].device) >= (8, 9)
 
 
-def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """The op. Returns (codes, scale)."""
     if not writes_e4m3(x):
         return quantize_rows_reference(x)

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, runs_triton, select_tile, tile, tl
 from everface.kernels.video.norm_silu import norm_silu, norm_silu_into
@@ -31,7 +32,7 @@ PAST = 2  # frames
 # --- reference
 
 
-def conv3d_reference(x_BCTHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: list[int]) -> torch.Tensor:
+def conv3d_reference(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
     """`F.conv3d`. Float32 on a CPU without gradient asks oneDNN by name: for one small clip torch would take a far slower path."""
     direct = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
@@ -41,12 +42,8 @@ def conv3d_reference(x_BCTHW: torch.Tensor, weight: torch.Tensor, bias: torch.Te
 
 
 def causal_conv3d_reference(
-    x_BCTHW: torch.Tensor,
-    past_BC2HW: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual_BCTHW: torch.Tensor | None = None,
-) -> torch.Tensor:
+    x_BCTHW: Tensor, past_BC2HW: Tensor | None, weight: Tensor, bias: Tensor | None, residual_BCTHW: Tensor | None = None
+) -> Tensor:  # fmt: skip
     """y. Plain torch; differentiable; also the CPU path."""
     padding = [0, weight.shape[3] // 2, weight.shape[4] // 2]
     if past_BC2HW is None and x_BCTHW.shape[2] == 1:  # only the last tap meets a frame: a third of the work
@@ -57,7 +54,7 @@ def causal_conv3d_reference(
     return y_BCTHW if residual_BCTHW is None else residual_BCTHW + y_BCTHW
 
 
-def next_past(x_BCTHW: torch.Tensor, past_BC2HW: torch.Tensor | None) -> torch.Tensor:
+def next_past(x_BCTHW: Tensor, past_BC2HW: Tensor | None) -> Tensor:
     """past': written over the past itself. Under autograd a new one instead, and a copy where there is none or where it is not ours to
     write (autograd or inference mode may still need it)."""
     new, past = x_BCTHW[:, :, -PAST:], past_BC2HW
@@ -223,15 +220,8 @@ def precision(itemsize: int) -> str:
 
 @torch.library.custom_op("everface::conv_frames", mutates_args=("y",))
 def launch(
-    x: torch.Tensor,
-    past: torch.Tensor | None,
-    w: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    side: int,
-    up: int,
-    y: torch.Tensor,
-) -> None:
+    x: Tensor, past: Tensor | None, w: Tensor, bias: Tensor | None, residual: Tensor | None, side: int, up: int, y: Tensor
+) -> None:  # fmt: skip
     """The kernel, into an output that the caller owns. All contiguous, channels last: x [B, T, H, W, side * CI],
     past [B, KT - 1, H, W, CI], w [CO, KT, KS, KS, CI], residual and y [B, side * T, up * H, up * W, CO]."""
     chosen = select_tile("causal_conv3d", TILES, x.device, variant(w.shape[-1], w.shape[0], x.element_size()))
@@ -244,16 +234,9 @@ def _(*args: Any) -> None:
 
 
 def launch_tile(
-    x: torch.Tensor,
-    past: torch.Tensor | None,
-    w: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    side: int,
-    up: int,
-    y: torch.Tensor,
+    x: Tensor, past: Tensor | None, w: Tensor, bias: Tensor | None, residual: Tensor | None, side: int, up: int, y: Tensor,
     options: dict[str, int],
-) -> None:
+) -> None:  # fmt: skip
     """The kernel with a tile of the caller's choice."""
     (c_out, taps, space, _, c_in), (videos, frames, height, width) = w.shape, x.shape[:4]
     tiles = -(-height * width * up * up // options["BM"])
@@ -264,25 +247,21 @@ def launch_tile(
     )  # fmt: skip
 
 
-def runs_kernel(*tensors: torch.Tensor | None) -> bool:
+def runs_kernel(*tensors: Tensor | None) -> bool:
     """Whether the convolutions run on these: one dtype of two bytes. Float32 on a GPU is cuDNN's: the kernel's three products of tf32
     are exact, but several times slower than its one, and only the picture of a session's opening is encoded so."""
     given = [t for t in tensors if t is not None]
     return runs_triton(*given) and len({t.dtype for t in given}) == 1 and given[0].element_size() == 2
 
 
-def last(x_BCTHW: torch.Tensor) -> torch.Tensor:
+def last(x_BCTHW: Tensor) -> Tensor:
     """Channels last, contiguous: a view where memory is so already."""
     return x_BCTHW.movedim(1, -1).contiguous()
 
 
 def causal_conv3d(
-    x_BCTHW: torch.Tensor,
-    past_BC2HW: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual_BCTHW: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x_BCTHW: Tensor, past_BC2HW: Tensor | None, weight: Tensor, bias: Tensor | None, residual_BCTHW: Tensor | None = None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The op. Returns (y, past')."""
     if runs_kernel(x_BCTHW, past_BC2HW, weight, bias, residual_BCTHW):
         x_BTHWC = last(x_BCTHW)
@@ -296,13 +275,9 @@ def causal_conv3d(
 
 
 def normed_conv3d(
-    x_BCTHW: torch.Tensor,
-    gamma: torch.Tensor,
-    past_BC2HW: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual_BCTHW: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x_BCTHW: Tensor, gamma: Tensor, past_BC2HW: Tensor | None, weight: Tensor, bias: Tensor | None,
+    residual_BCTHW: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """causal_conv3d of norm_silu(x, gamma). On a CPU the norm writes beside the past, and nothing is copied to meet it."""
     b, c, t, h, w = x_BCTHW.shape
     learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
@@ -323,7 +298,7 @@ def normed_conv3d(
 
 def compile_spec(
     chip: int, name: str, dtype: str, c_in: int, c_out: int, taps: int, space: int, up: int = 1, given: str = "past"
-) -> CompileSpec:
+) -> CompileSpec:  # fmt: skip
     """`given`: which of past and residual there are. `up` 2 reads two frames a pixel."""
     itemsize = 4 if dtype == "fp32" else 2
     chosen = select_tile("causal_conv3d", TILES, chip, variant(c_in, c_out, itemsize))

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from everface.kernels.fused.row_primitives import load_row, row_sizes
 from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, runs_triton, select_tile, tile, tl
@@ -23,19 +24,19 @@ from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, run
 # --- reference
 
 
-def rms_norm_channels_reference(x_BCx: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+def rms_norm_channels_reference(x_BCx: Tensor, gamma: Tensor) -> Tensor:
     """The norm alone, returned in float32. Plain torch; differentiable; also the CPU path."""
     x_BxC = x_BCx.movedim(1, -1)
     norm_Bx1 = torch.linalg.vector_norm(x_BxC, dim=-1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
     return (x_BxC * (x_BxC.shape[-1] ** 0.5 / norm_Bx1) * gamma.flatten().float()).movedim(-1, 1)
 
 
-def norm_silu_reference(x_BCx: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+def norm_silu_reference(x_BCx: Tensor, gamma: Tensor) -> Tensor:
     """Plain torch; differentiable; also the CPU path."""
     return F.silu(rms_norm_channels_reference(x_BCx, gamma), inplace=True).to(x_BCx.dtype)
 
 
-def norm_silu_into(out_BxC: torch.Tensor, x_BCx: torch.Tensor, gamma: torch.Tensor) -> None:
+def norm_silu_into(out_BxC: Tensor, x_BCx: Tensor, gamma: Tensor) -> None:
     """The same bits, float32, written to a tensor with the channels last: where a convolution will read them (see normed_conv3d)."""
     x_BxC = x_BCx.movedim(1, -1)
     norm_Bx1 = torch.linalg.vector_norm(x_BxC, dim=-1, keepdim=True).clamp_min_(1e-12)
@@ -103,7 +104,7 @@ COMPILE = [compile_spec(c, "bf16", True) for c in (96, 192, 384)] + [compile_spe
 
 
 @torch.library.custom_op("everface::norm_silu", mutates_args=("y_xC",))
-def launch(x_xC: torch.Tensor, gamma: torch.Tensor, silu: bool, y_xC: torch.Tensor) -> None:
+def launch(x_xC: Tensor, gamma: Tensor, silu: bool, y_xC: Tensor) -> None:
     """The kernel over contiguous [..., C], into an output that the caller owns."""
     channels = x_xC.shape[-1]
     pixels = x_xC.numel() // channels
@@ -112,25 +113,25 @@ def launch(x_xC: torch.Tensor, gamma: torch.Tensor, silu: bool, y_xC: torch.Tens
 
 
 @launch.register_fake
-def _(x_xC: torch.Tensor, gamma: torch.Tensor, silu: bool, y_xC: torch.Tensor) -> None:
+def _(x_xC: Tensor, gamma: Tensor, silu: bool, y_xC: Tensor) -> None:
     return None
 
 
-def _fused(x_BCx: torch.Tensor, gamma: torch.Tensor, silu: bool) -> torch.Tensor:
+def _fused(x_BCx: Tensor, gamma: Tensor, silu: bool) -> Tensor:
     x_BxC = x_BCx.movedim(1, -1).contiguous()
     y_BxC = torch.empty_like(x_BxC)
     launch(x_BxC, gamma.contiguous(), silu, y_BxC)
     return y_BxC.movedim(-1, 1)
 
 
-def rms_norm_channels(x_BCx: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+def rms_norm_channels(x_BCx: Tensor, gamma: Tensor) -> Tensor:
     """The norm alone, an op, in the dtype of x."""
     if not runs_triton(x_BCx, gamma):
         return rms_norm_channels_reference(x_BCx, gamma).to(x_BCx.dtype)
     return _fused(x_BCx, gamma, False)
 
 
-def norm_silu(x_BCx: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+def norm_silu(x_BCx: Tensor, gamma: Tensor) -> Tensor:
     """The op."""
     if not runs_triton(x_BCx, gamma):
         return norm_silu_reference(x_BCx, gamma)

@@ -19,18 +19,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, runs_triton, select_tile, tile, tl
 
 # --- reference
 
 
-def to_rgb_reference(video_3THW: torch.Tensor) -> torch.Tensor:
+def to_rgb_reference(video_3THW: Tensor) -> Tensor:
     """Plain torch; also the CPU path."""
     return video_3THW.float().clamp(-1, 1).add(1).mul(127.5).to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 
 
-def to_nv12_reference(video_3THW: torch.Tensor) -> torch.Tensor:
+def to_nv12_reference(video_3THW: Tensor) -> Tensor:
     """Plain torch; also the CPU path."""
     rgb_THW3 = to_rgb_reference(video_3THW)
     frames, height, width, _ = rgb_THW3.shape
@@ -117,7 +118,7 @@ COMPILE = [compile_spec("to_rgb", "bf16", True), compile_spec("to_nv12", "bf16",
 
 
 @torch.library.custom_op("everface::to_rgb", mutates_args=("rgb", "nv12"))
-def launch(video_3THW: torch.Tensor, rgb: torch.Tensor | None, nv12: torch.Tensor | None) -> None:
+def launch(video_3THW: Tensor, rgb: Tensor | None, nv12: Tensor | None) -> None:
     """The kernel, into one or both outputs that the caller owns."""
     frames, height, width = video_3THW.shape[1:]
     options = select_tile("to_rgb", TILES, video_3THW.device, "any").options()
@@ -126,11 +127,11 @@ def launch(video_3THW: torch.Tensor, rgb: torch.Tensor | None, nv12: torch.Tenso
 
 
 @launch.register_fake
-def _(video_3THW: torch.Tensor, rgb: torch.Tensor | None, nv12: torch.Tensor | None) -> None:
+def _(video_3THW: Tensor, rgb: Tensor | None, nv12: Tensor | None) -> None:
     return None
 
 
-def to_rgb(video_3THW: torch.Tensor) -> torch.Tensor:
+def to_rgb(video_3THW: Tensor) -> Tensor:
     """The op. Returns [T, H, W, 3] uint8."""
     if not runs_triton(video_3THW):
         return to_rgb_reference(video_3THW)
@@ -139,7 +140,7 @@ def to_rgb(video_3THW: torch.Tensor) -> torch.Tensor:
     return rgb_THW3
 
 
-def to_nv12(video_3THW: torch.Tensor) -> torch.Tensor:
+def to_nv12(video_3THW: Tensor) -> Tensor:
     """The op. Returns [T, 3 H / 2, W] uint8."""
     frames, height, width = video_3THW.shape[1:]
     if height % 2 or width % 2:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from everface.core.config import DiTConfig
@@ -24,15 +22,6 @@ Data = dict[str, torch.Tensor]
 
 def close(got: torch.Tensor, wanted: torch.Tensor, tolerance: float, name: str = "") -> None:
     torch.testing.assert_close(got, wanted, atol=tolerance, rtol=0, msg=lambda m: f"{name}: {m}")
-
-
-@pytest.fixture(scope="module")
-def dit() -> DiT:
-    path = Path(__file__).parents[1] / "golden" / "dit_weights.safetensors"
-    with safe_open(path, "pt") as file:
-        model = DiT(DiTConfig.from_dict(json.loads(file.metadata()["config"])))
-    model.load_state_dict(load_file(path), strict=True)
-    return model
 
 
 @pytest.fixture(scope="module")
