@@ -52,7 +52,7 @@ def launched(call: Callable[[], object]) -> int | None:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         call()
         torch.cuda.synchronize()
-    on_device = [e for e in seen.events() or [] if e.device_type == torch.autograd.DeviceType.CUDA]
+    on_device = [e for e in seen.events() or [] if e.device_type.name == "CUDA"]
     return len(on_device) or None
 
 

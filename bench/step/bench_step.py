@@ -17,6 +17,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -246,7 +247,7 @@ def test_baseline(benchmark: Any, kind: str) -> None:
         if kind == "step_compiled":
             streams = compiled(type(dit._blocks()[0]).stream)
             for block in dit._blocks():
-                block.stream = lambda *args, block=block: streams(block, *args)  # type: ignore[method-assign]
+                vars(block)["stream"] = partial(streams, block)
         call = lambda: eager(dit, given)  # noqa: E731
         assert call().isfinite().all()
         record(benchmark, call, "bf16", launches=launched(call))

@@ -17,7 +17,7 @@ Cost
     That of block_causal; registers, shared memory and what to expect stand in docs/tuning.md.
 """
 
-# Constants of a kernel are plain values to its compiler only.
+# Gluon compiles the source of a kernel: its constexpr values are plain numbers only there.
 # pyright: reportAssignmentType=false, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations

@@ -7,6 +7,9 @@ GEMM. LIFT is for e4m3 only: it keeps small p out of the subnormals, and cancels
 Source: Milakov & Gimelshein 2018 (arXiv 1805.02867); FlashAttention (arXiv 2205.14135).
 """
 
+# Triton compiles the source of a kernel: tl.range is a loop only there, and defaults of constexpr arguments are plain values.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+
 from __future__ import annotations
 
 from everface.kernels.launch import jit, tl

@@ -35,6 +35,6 @@ def audio_inject(x_BFPD: Tensor, shift_scale_BFE: Tensor) -> Tensor:
     """The op. Returns the modulated tokens that attend to the sound of their frame."""
     if not runs_triton(x_BFPD, shift_scale_BFE):
         return audio_inject_reference(x_BFPD, shift_scale_BFE)
-    shift_scale = shift_scale_BFE[..., None, :].chunk(2, dim=-1)
+    shift, scale = shift_scale_BFE[..., None, :].chunk(2, dim=-1)
     dtype = x_BFPD.dtype
-    return gate_norm_modulate(x_BFPD, modulation=shift_scale, eps=EPS, norm_dtype=dtype, dtype=dtype)[1]
+    return gate_norm_modulate(x_BFPD, modulation=(shift, scale), eps=EPS, norm_dtype=dtype, dtype=dtype)[1]

@@ -95,7 +95,7 @@ def scaled_gemm_native(
     fast = x_MK.is_cuda
     w_KN = w_NK.t()  # column-major, as the 8-bit tensor cores want it
     scale_w = scale_w if scale_x.dim() == 1 else scale_w[None]
-    return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+    return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]  torch has no public name for it
         x_MK, w_KN, scale_x, scale_w, bias=bias_N, out_dtype=dtype, use_fast_accum=fast
     )
 

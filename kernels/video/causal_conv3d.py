@@ -158,7 +158,7 @@ def causal_conv3d_kernel(
     if BN2:
         out2 = first + BN + tl.arange(0, BN2)
         acc2 = tl.zeros([BM, BN2], tl.float32)
-    for step in tl.range(start, taps * chunks):  # type: ignore[reportGeneralTypeIssues]
+    for step in tl.range(start, taps * chunks):  # pyright: ignore[reportGeneralTypeIssues]  a loop to Triton's compiler only
         tap, c = step // chunks, step % chunks * BK + tl.arange(0, BK)
         back = tap // (KS * KS) - (KT - 1)
         y, x = row + tap // KS % KS - KS // 2, col + tap % KS - KS // 2
@@ -274,7 +274,7 @@ def causal_conv3d(
     return y_BCTHW, next_past(x_BCTHW, past_BC2HW)
 
 
-def normed_conv3d(
+def norm_silu_conv3d(
     x_BCTHW: Tensor, gamma: Tensor, past_BC2HW: Tensor | None, weight: Tensor, bias: Tensor | None,
     residual_BCTHW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip

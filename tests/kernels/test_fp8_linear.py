@@ -134,11 +134,11 @@ def test_rows_on_a_gpu(gelu: bool) -> None:
     """The backend that the op takes and the Triton tile of the chip, ragged last tile of tokens."""
     from everface.kernels.linear.fp8_linear import launch
 
-    args = rows_case(333, 512, 768, "cuda")
-    want = scaled_gemm_reference(*args[:3], args[3][:, 0], args[4], torch.float32, gelu)  # pyright: ignore[reportCallIssue]
+    x, scale_x, w, scale_w, bias = args = rows_case(333, 512, 768, "cuda")
+    want = scaled_gemm_reference(x, scale_x, w, scale_w[:, 0], bias, torch.float32, gelu)
     loudest = want.abs().amax(-1, keepdim=True)
     by_tile = torch.full((333, 512), float("nan"), dtype=torch.bfloat16, device="cuda")
-    launch(*args[:3], args[3].reshape(-1), args[4], gelu, by_tile)
+    launch(x, scale_x, w, scale_w.reshape(-1), bias, gelu, by_tile)
     for y in (by_tile, fp8_linear_rows(*args, gelu=gelu, dtype=torch.bfloat16)):
         assert ((y.float() - want).abs() / loudest).max() <= 2e-2
 

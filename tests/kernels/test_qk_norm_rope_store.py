@@ -50,10 +50,10 @@ def test_the_ring_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     for use_kernel, (ring_k, ring_v) in enumerate(rings):
         monkeypatch.setattr(op, "runs_triton", lambda *_, on=bool(use_kernel): on)
         for b in range(6):
-            qkv = (drawn(tokens, heads * head, seed=10 * b + i) for i in range(3))
+            q, k, v = (drawn(tokens, heads * head, seed=10 * b + i) for i in range(3))
             start = tokens * (b % blocks)
             where = torch.tensor(start, device=DEVICE) if b % 2 else start  # read from memory, or given
-            op.qk_norm_rope_store(*qkv, weight, weight, 1e-6, turn, ring_k, ring_v, where)  # pyright: ignore[reportCallIssue]
+            op.qk_norm_rope_store(q, k, v, weight, weight, 1e-6, turn, ring_k, ring_v, where)
     for by_reference, by_kernel in zip(*rings, strict=True):
         agree(by_kernel, by_reference, rounded=False)
     values = torch.cat([drawn(tokens, heads * head, seed=10 * b + 2) for b in (4, 5, 2, 3)])

@@ -22,7 +22,7 @@ VAES = [VAEConfig(), VAEConfig(8, 3, (1, 2, 2), (False, True), (1, 1, 0), (1, 2,
 def test_parameters_of_the_transformer(cfg: DiTConfig) -> None:
     with torch.device("meta"):
         dit = DiT(cfg)
-    quantized = sum(dit.get_submodule(name).weight.numel() for name in quantized_names(dit))  # type: ignore[union-attr, operator]
+    quantized = sum(dit.get_parameter(f"{name}.weight").numel() for name in quantized_names(dit))
     assert dit_parameters(cfg) == (quantized, sum(p.numel() for p in dit.parameters()) - quantized)
     cache = dit.new_cache(48, 88, torch.bfloat16, "meta")
     assert ring_values(cfg, 48, 88) == cache.k_LNHd.numel() + cache.v_LNHd.numel()

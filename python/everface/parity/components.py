@@ -27,21 +27,22 @@ PREFIX_FRAMES = 73  # copies of a block's first frame that upstream puts before 
 
 def rope(file: Golden, check: Check) -> None:
     """Tables of noisy and sink tokens and what they do to vectors; `blockB` and `relR` stand in the names."""
-    d, grid, frames = file.setting("head_dim"), tuple(file.setting("patch_grid")), file.setting("frames_per_block")
+    d, (grid_rows, grid_columns), frames = file.setting("head_dim"), file.setting("patch_grid"), file.setting("frames_per_block")
+    grid = (grid_rows, grid_columns)
     with check.part("freq_rows.cos_sin"):
         index = file["freq_rows.index"]
         rows = torch.cat([axis_table(index, frequencies(pairs), False) for pairs in axis_pairs(d)], 1)
         check("freq_rows.cos_sin", rows, 1e-5 if index.max() >= FAR else 1e-6)
-    motion = motion_table(grid, MOTION_GROUPS, d)  # type: ignore[arg-type]
+    motion = motion_table(grid, MOTION_GROUPS, d)
     if "motion.cos_sin" in file:
         check("motion.cos_sin", motion, 1e-6)
     for name in [n for n in file if n.startswith(("noisy.block", "cond.block"))]:
         first = frames * int(re.findall(r"block(\d+)", name)[0])
         if name.startswith("noisy"):
-            table = frames_table(first, frames, grid, d, fp16=name.endswith("_fp16"))  # type: ignore[arg-type]
+            table = frames_table(first, frames, grid, d, fp16=name.endswith("_fp16"))
         else:
             rel = int(re.findall(r"rel(\d+)", name)[0])
-            table = frames_table(sink_time(first, rel), 1, grid, d)  # type: ignore[arg-type]
+            table = frames_table(sink_time(first, rel), 1, grid, d)
             if len(file[name]) > len(table):  # a grid that does not pool comes without motion
                 table = torch.cat((table, motion))
         with check.part(name):

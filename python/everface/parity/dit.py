@@ -55,7 +55,7 @@ def one_block(file: Golden, check: Check) -> None:
     index = int(file.setting("block").split("blocks.")[1].split()[0])
     fill(block, file, file.below("w.") or weights.below(f"blocks.{index}."))
     block.to(check.dtype).self_attn.fuse()
-    frames, grid, tokens = file.setting("frames"), tuple(file.setting("patch_grid")), file["noisy.x"].shape[0]
+    frames, (rows, columns), tokens = file.setting("frames"), file.setting("patch_grid"), file["noisy.x"].shape[0]
     text_kv = block.cross_attn.keys_values(file["context_emb"][None].to(check.dtype))
     e0_noisy, e0_sink = file["e"][None, :, :, 0], file["e"][None, :1, :, 1]
     sink_table, read_table = (
@@ -75,7 +75,7 @@ def one_block(file: Golden, check: Check) -> None:
     k, v = (torch.cat((x, x.new_zeros(slots, *x.shape[1:]))) for x in (rotate(sink_k, read_table), sink_v))
 
     def step(x_TD: torch.Tensor, at: int) -> torch.Tensor:
-        table = frames_table(frames * at, frames, grid, cfg.head_dim)  # type: ignore[arg-type]
+        table = frames_table(frames * at, frames, (rows, columns), cfg.head_dim)
         ring = Ring(k, v, sink + at * tokens, sink + (at + 1) * tokens, table)
         x = Residual(x_TD.to(check.dtype).view(1, frames, -1, cfg.dim))
         return block.stream(x, block.modulations(e0_noisy), block.cross_attn.text_kv(text_kv), ring).value()
