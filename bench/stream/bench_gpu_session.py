@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 import torch
 from bench.peaks import device_name
-from bench.stopwatch import commit
 from bench.stream import random14b
+from bench.timing import commit
 
 from everface.core.config import FPS, Deployment, StreamConfig
 from everface.runtime.scheduler import Desk

@@ -26,14 +26,14 @@ def test_steps_share_sink_and_text_but_no_ring() -> None:
     assert all(t.dtype == torch.bfloat16 and not t.any() for t in (a.k_LNHd, b.v_LNHd))
 
 
-@pytest.mark.parametrize("codes", [None, torch.float8_e4m3fn])
-def test_every_ring_has_the_sink_whenever_it_was_opened(codes: torch.dtype | None) -> None:
+@pytest.mark.parametrize("quantized", [None, torch.float8_e4m3fn])
+def test_every_ring_has_the_sink_whenever_it_was_opened(quantized: torch.dtype | None) -> None:
     """Two sessions in one slot, one after the other: a sink before and after a ring, refreshed, and gone with its session."""
-    layout, pool = replace(LAYOUT, codes=codes), CachePool("cpu", 1)
+    layout, pool = replace(LAYOUT, quantized=quantized), CachePool("cpu", 1)
     for session in (1, 2):
         k, v = (torch.full((2, 5, 3, 8), float(n + session)).bfloat16() for n in (4, 8))
         caches = open_caches(pool, session, 0, layout)
-        caches.set_sink(k, v.to(codes or v.dtype))
+        caches.set_sink(k, v.to(quantized or v.dtype))
         open_caches(pool, session, 3, layout)
         for refreshed in (0, 1):
             for cache in (caches.cache(0), caches.cache(3)):
@@ -42,7 +42,7 @@ def test_every_ring_has_the_sink_whenever_it_was_opened(codes: torch.dtype | Non
                 assert cache.sink_v_LCHd.data_ptr() == cache.v_LNHd.data_ptr()  # one range with the ring
             if not refreshed:
                 k, v = k + 2, v + 2
-                caches.set_sink(k, v.to(codes or v.dtype))
+                caches.set_sink(k, v.to(quantized or v.dtype))
         for cache in (caches.cache(0), caches.cache(3)):
             cache.k_LSHd.fill_(float("nan"))
             cache.v_LSHd.fill_(float("nan"))
@@ -51,7 +51,7 @@ def test_every_ring_has_the_sink_whenever_it_was_opened(codes: torch.dtype | Non
 
 def test_quantized_rings_take_half_and_hold_values_by_channel() -> None:
     """Whoever uses them sees [layers, tokens, heads, width] either way."""
-    caches = open_caches(CachePool("cpu", 1), 1, 0, replace(LAYOUT, ring=20, codes=torch.float8_e4m3fn))
+    caches = open_caches(CachePool("cpu", 1), 1, 0, replace(LAYOUT, ring=20, quantized=torch.float8_e4m3fn))
     cache = caches.cache(0)
     tensors = (cache.k_LNHd, cache.v_LNHd, caches.sink_k_LCHd, *caches.text)
     assert [t.dtype.itemsize for t in tensors] == [1, 1, 2, 2, 2]

@@ -19,7 +19,7 @@ from everface.kernels.fused.flow_step import flow_step_tokens
 from everface.model.dit import DiT
 from everface.model.schedule import Schedule, sink_distance
 from everface.model.vae import VAE
-from everface.weights.quantize import quantise_for
+from everface.weights.quantize import quantize_for_dtype
 
 CFG = DiTConfig(
     dim=64, ffn_dim=96, freq_dim=32, num_heads=2, num_layers=3, text_dim=8, text_len=4, audio_dim=16, wav2vec_layers=1,
@@ -37,7 +37,7 @@ def denoiser(sessions: int = 4, dtype: str = "float32") -> Denoiser:
     torch.manual_seed(1)
     deployment = Deployment(sessions=sessions, dtype=dtype)
     dit = DiT(CFG).to(dtype_of(deployment)).eval().requires_grad_(False).fuse()
-    quantise_for(dit, dtype)
+    quantize_for_dtype(dit, dtype)
     return Denoiser(dit, ModelConfig(CFG), deployment)
 
 
@@ -81,11 +81,11 @@ def test_only_written_slots_are_attended_to_and_time_is_absolute(indices: list[i
     mod, rope = plain.modulations(plain.time(SCHEDULE.timesteps[1])), plain.rope((2, 2))
     for run, index in enumerate(indices):
         b = block(index)
-        heard, x = plain.hear(b.condition["audio_local"].to(d.dtype), b.condition["audio_global"].to(d.dtype)), b.x.to(d.dtype)
-        place = plain.place((2, 2), index, sink_distance(SEED, index, 1))._replace(
+        heard, x = plain.audio_kv(b.condition["audio_local"].to(d.dtype), b.condition["audio_global"].to(d.dtype)), b.x.to(d.dtype)
+        place = plain.block_position((2, 2), index, sink_distance(SEED, index, 1))._replace(
             start=cache.sink + TOKENS * (run % 4), used=cache.sink + TOKENS * min(run + 1, 4)
         )  # fmt: skip
-        out = plain.tokens(x, mod, plain.reading(text_kv), heard, cache, rope, place)
+        out = plain.tokens(x, mod, plain.stream_text_kv(text_kv), heard, cache, rope, place)
         want = flow_step_tokens(x[None], out, (2, 2), (2, 2), *SCHEDULE.sigmas[1:3])[0]
         assert torch.equal(got[run], want), (index, run)
 
@@ -141,8 +141,8 @@ def test_sound_is_heard_once_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     for role in roles:
         role.open(opening())
     heard: list[int] = []
-    hear = DiT.hear
-    monkeypatch.setattr(DiT, "hear", lambda self, *a, **k: (heard.append(1), hear(self, *a, **k))[1])
+    hear = DiT.audio_kv
+    monkeypatch.setattr(DiT, "audio_kv", lambda self, *a, **k: (heard.append(1), hear(self, *a, **k))[1])
     b = block(0)
     for role in roles:
         b = role.run(b)
