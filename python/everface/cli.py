@@ -25,7 +25,7 @@ from everface.core.config import COMPATS, SAMPLERS, Deployment, StreamConfig
 from everface.core.errors import EverfaceError
 from everface.core.log import start_log
 from everface.core.machine import cores
-from everface.train.verbs import add_train
+from everface.train.command_line import add_train
 
 if TYPE_CHECKING:
     from everface.avatar.render import RenderReport

@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 
 from everface.core.config import DiTConfig
 from everface.model.dit import DiT
-from everface.train import data
-from everface.train.clips import Clips, read_clips
-from everface.train.distill import draw_scene
-from everface.train.plans import Stage1, Stage2, Teacher
-from everface.train.rollout import Course, Rollout
-from everface.train.stage1 import train_stage1
-from everface.train.stage2 import train_stage2
-from everface.train.teacher import train_teacher
-from everface.train.vae import TINY_VAE, VAEPlan, train_vae
-from everface.train.voices import write_wav
+from everface.train.codec.vae import TINY_VAE, VAEPlan, train_vae
+from everface.train.data import generate as data
+from everface.train.data.clips import Clips, read_clips
+from everface.train.distill.dmd import draw_scene
+from everface.train.distill.rollout import Course, Rollout
+from everface.train.distill.stage2 import train_stage2
+from everface.train.pretrain.plans import Stage1, Stage2, Teacher
+from everface.train.pretrain.stage1 import train_stage1
+from everface.train.pretrain.teacher import train_teacher
+from everface.train.synthetic.voices import write_wav
 
 SMALL = DiTConfig(
     dim=48, ffn_dim=96, freq_dim=32, num_heads=2, num_layers=3, text_dim=8, text_len=1, audio_dim=160, audio_inject_layers=(0, 2),

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from everface.core.config import AudioConfig, ModelConfig, TextConfig, VAEConfig
 from everface.core.errors import BadInput
-from everface.train.characters import neutral, render, sample_identity
-from everface.train.clips import STILL_FRAMES
-from everface.train.data import ENCODER, read_vae_config
-from everface.train.plans import TINY
+from everface.train.data.clips import STILL_FRAMES
+from everface.train.data.generate import ENCODER, read_vae_config
+from everface.train.pretrain.plans import TINY
+from everface.train.synthetic.characters import neutral, render, sample_identity
 from everface.weights.store import write_safetensors, write_text
 
 NAME = "everface tiny: drawn characters, 128x128"
