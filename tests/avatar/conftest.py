@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from everface.core.config import AudioConfig, DiTConfig, ModelConfig, TextConfig, VAEConfig
 from everface.model.dit import DiT
 from everface.model.vae import VAE
-from everface.train.synthetic.characters import neutral, render, sample_identity
+from everface.train.synthetic.characters import render
+from everface.train.synthetic.identity import sample_identity
+from everface.train.synthetic.motion import neutral
 from everface.train.synthetic.voices import write_wav
 
 SMALL = ModelConfig(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.train.pretrain.test_windows import SMALL, small_model
+from tests.train.miniature import SMALL_DIT, small_dit
 
 from everface.avatar.conditions import Noise
 from everface.avatar.steps import Denoiser, StepRole
@@ -14,10 +14,13 @@ from everface.core.block import Block, Opening
 from everface.core.config import Deployment, ModelConfig
 from everface.model.dit import DiT
 from everface.model.schedule import Schedule
-from everface.train.distill.rollout import Course, Replayed, Rollout, Scene
-from everface.train.pretrain.plans import Stage2
+from everface.train.distill.plans import Stage2Plan
+from everface.train.distill.rollout import CopyOnWriteCache, Rollout
+from everface.train.distill.scenes import Course, Scene
 
-PLAN = Stage2(noise_correlation=0.5)
+PLAN = Stage2Plan(noise_correlation=0.5)
+
+
 BLOCKS = 7
 
 
@@ -32,7 +35,7 @@ def scene(seed: int = 5, blocks: int = BLOCKS) -> Scene:
 @torch.inference_mode()
 def stream(dit: DiT, one: Scene, first: int) -> list[torch.Tensor]:
     """The same scene through the runtime's step roles: what entered each step, and the last result, by block: [steps + 1, 16, F, h, w]."""
-    denoiser = Denoiser(dit, ModelConfig(SMALL), Deployment())
+    denoiser = Denoiser(dit, ModelConfig(SMALL_DIT), Deployment())
     roles = [StepRole(denoiser, Schedule.for_sampler("official"), s) for s in range(4)]
     for role in roles:
         tensors = {"reference": one.reference_16_1hw, "motion": one.motion_16Thw, "text": one.text_LC}
@@ -56,8 +59,8 @@ def stream(dit: DiT, one: Scene, first: int) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("first", [0, 37])
 def test_a_rollout_is_the_runtimes_stream_to_the_bit(first: int) -> None:
-    """Seven blocks: rings go round, the sink is refreshed. With the last step for exit, and what enters the third for another."""
-    dit = small_model().requires_grad_(False)
+    """Seven blocks: the rings wrap around, the sink is refreshed. With the last step for exit, and the input of the third."""
+    dit = small_dit().requires_grad_(False)
     expected = stream(dit, scene(), first)
     assert torch.equal(Rollout(dit, PLAN, scene(), Course(first, BLOCKS, 3)).run(), expected[4])
     early = Rollout(dit, PLAN, scene(), Course(first, 4, 2))
@@ -66,12 +69,12 @@ def test_a_rollout_is_the_runtimes_stream_to_the_bit(first: int) -> None:
 
 
 def test_what_makes_the_stream_long_matters() -> None:
-    """Each of the paper's three ways changes the stream, from the block on where it should."""
-    dit = small_model().requires_grad_(False)
+    """Each of the paper's three means changes the stream, from the right block on."""
+    dit = small_dit().requires_grad_(False)
     plain = Rollout(dit, PLAN, scene(), Course(0, BLOCKS, 3)).run()
 
-    def first_change(**ways: object) -> int:
-        other = Rollout(dit, replace(PLAN, **ways), scene(), Course(0, BLOCKS, 3)).run()
+    def first_change(**fields: object) -> int:
+        other = Rollout(dit, replace(PLAN, **fields), scene(), Course(0, BLOCKS, 3)).run()
         return int(((other - plain).abs().amax(dim=(0, 2, 3)) > 0).nonzero()[0]) // 3
 
     assert first_change(refresh=False) == 4
@@ -79,23 +82,23 @@ def test_what_makes_the_stream_long_matters() -> None:
     assert first_change(history="clean") == first_change(history="fixed", history_sigma=0.557) == 1
 
 
-@pytest.mark.parametrize("ways", [{}, {"history": "clean"}, {"steps": 2}], ids=["own", "clean", "two steps"])
+@pytest.mark.parametrize("fields", [{}, {"history": "clean"}, {"steps": 2}], ids=["own", "clean", "two steps"])
 @pytest.mark.parametrize("course", [Course(0, BLOCKS, 1), Course(37, 5, 1, 1)], ids=["start", "from truth"])
-def test_replay_has_the_gradient_of_one_graph_with_detached_caches(course: Course, ways: dict) -> None:
+def test_replay_has_the_gradient_of_one_graph_with_detached_caches(course: Course, fields: dict) -> None:
     """The whole: every block at once in one graph, each over a snapshot of the rings taken while the stream was made."""
-    dit, plan = small_model(), replace(PLAN, **ways)
+    dit, plan = small_dit(), replace(PLAN, **fields)
     g = torch.randn(16, 3 * course.blocks, 8, 8, generator=torch.Generator().manual_seed(2))
 
-    class Watched(Rollout):
+    class Recorded(Rollout):
         """Keeps a copy of the ring as every block finds it at the exit step."""
 
-        def _slot(self, b: int):
+        def _copy_slot(self, b: int):
             cache = self._cache(self.course.exit_step)
-            found = Replayed(cache.k_LNHd.clone(), cache.v_LNHd.clone(), cache.sink_k_LCHd)
+            found = CopyOnWriteCache(cache.k_LNHd.clone(), cache.v_LNHd.clone(), cache.sink_k_LCHd)
             self.found = [*getattr(self, "found", []), found]
-            return super()._slot(b)
+            return super()._copy_slot(b)
 
-    whole = Watched(dit, plan, scene(), course)
+    whole = Recorded(dit, plan, scene(), course)
     x0 = whole.run()
     made = []
     for b, cache in enumerate(whole.found):
@@ -103,7 +106,7 @@ def test_replay_has_the_gradient_of_one_graph_with_detached_caches(course: Cours
         s = course.exit_step
         mod = dit.modulations(dit.time(whole.schedule.timesteps[s]))
         levels = whole.schedule.sigmas[s], 0.0
-        made.append(dit.step(whole.entered[b], *levels, mod, dit.reading(text_kv), whole._hear(b), cache, whole.rope, whole.place(b, s)))
+        made.append(dit.step(whole.entered[b], *levels, mod, dit.reading(text_kv), whole._audio(b), cache, whole.rope, whole.place(b, s)))
     assert torch.equal(torch.cat(made, dim=1).detach(), x0)
     (torch.cat(made, dim=1) * g).sum().backward()
     expected = {n: p.grad for n, p in dit.named_parameters() if p.grad is not None}
@@ -121,7 +124,7 @@ def test_replay_has_the_gradient_of_one_graph_with_detached_caches(course: Cours
 
 
 def test_replay_goes_backwards_only() -> None:
-    rollout = Rollout(small_model(), PLAN, scene(), Course(0, 3, 1))
+    rollout = Rollout(small_dit(), PLAN, scene(), Course(0, 3, 1))
     rollout.run()
     with pytest.raises(ValueError, match="last to the first"):
         rollout.replay(0)

@@ -1,36 +1,28 @@
-"""The ablation's table at miniature size: every row there is, what it may not claim, and students of its own."""
+"""The ablation at miniature size: every row, what it may not claim, and students of its own."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.avatar.conftest import SMALL, small_model  # noqa: F401
-from tests.train.data.test_generate import vae_run  # noqa: F401
+from tests.avatar.conftest import SMALL
 
-from everface.core.config import Deployment, ModelConfig
+from everface.core.config import Deployment
 from everface.core.errors import BadInput
 from everface.model.dit import DiT
-from everface.train.bundle import bundle
-from everface.train.evaluate import ablate, metrics
-from everface.train.evaluate.lip_reader import Reader
-from everface.train.evaluate.run import judge_parts
+from everface.train.evaluate import ablate
+from everface.train.evaluate.lip_reader import LipReader
+from everface.train.evaluate.offline_stream import OfflineModel
+from everface.train.evaluate.run import run_ablation
 
 NUMBERS = [*ablate.COLUMNS, *(f"drift_{key}" for key in ablate.DRIFTS)]
 
 
-@pytest.fixture
-def reader() -> Reader:
-    torch.manual_seed(0)
-    return Reader().eval()
-
-
-def sounds(seconds: float = 2.9) -> list[torch.Tensor]:
+def audio(seconds: float = 2.9) -> list[torch.Tensor]:
     return [0.2 * torch.randn(int(seconds * 16_000), generator=torch.Generator().manual_seed(n)) for n in range(1)]
 
 
@@ -47,15 +39,14 @@ def student(folder: Path, like: Path, block_frames: int, **plan: object) -> Path
 
 
 @pytest.mark.slow
-def test_every_row_is_judged_or_says_why_not(
-    small_model: Path, tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+def test_every_row_is_measured_or_says_why_not(
+    small_model: Path, tmp_path: Path, untrained_reader: LipReader, monkeypatch: pytest.MonkeyPatch, fast_pose_fit: None
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(ablate, "VARIANTS", [v for v in ablate.VARIANTS if v.name not in ("no rolling RoPE", "3 steps", "fixed-noise cache", "block 4")])
-    monkeypatch.setattr(metrics, "fit_pose", partial(metrics.fit_pose, rounds=((32, 3),)))
+    monkeypatch.setattr(ablate, "ABLATIONS", [v for v in ablate.ABLATIONS if v.name not in ("no rolling RoPE", "3 steps", "fixed-noise cache", "block 4")])
     students = {"block 1": student(tmp_path / "one", small_model, 1), "clean cache": student(tmp_path / "clean", small_model, 3, history="clean")}
-    report = ablate.ablate(small_model, students, reader, sounds(), tmp_path / "out", Deployment(), window_s=0.96)
+    report = ablate.ablate(small_model, students, untrained_reader, audio(), tmp_path / "out", Deployment(), window_s=0.96)
     rows = {row["name"]: row for row in report["rows"]}
-    assert list(rows) == [v.name for v in ablate.VARIANTS]
+    assert list(rows) == [v.name for v in ablate.ABLATIONS]
     assert {name for name, row in rows.items() if "open_corr" not in row} == {"block 2"} and rows["block 2"]["note"] == "not trained"
     for name, row in rows.items():
         if name != "block 2":
@@ -70,34 +61,23 @@ def test_every_row_is_judged_or_says_why_not(
     assert len([line for line in lines if line.count("|") == len(NUMBERS) + 3]) == len(rows) + 2
 
 
-def test_rows_can_be_chosen(small_model: Path, tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
-    monkeypatch.setattr(metrics, "fit_pose", partial(metrics.fit_pose, rounds=((32, 3),)))
-    report = ablate.ablate(small_model, {}, reader, sounds(), tmp_path, Deployment(), window_s=0.96, only=["skip-null", "default"])
+def test_rows_can_be_chosen(small_model: Path, tmp_path: Path, untrained_reader: LipReader, fast_pose_fit: None) -> None:
+    report = ablate.ablate(small_model, {}, untrained_reader, audio(), tmp_path, Deployment(), window_s=0.96, only=["skip-null", "default"])
     assert [row["name"] for row in report["rows"]] == ["default", "skip-null"]
 
 
-def test_a_bundle_carries_its_plan(vae_run: Path, tmp_path: Path) -> None:  # noqa: F811
-    run = tmp_path / "run"
-    run.mkdir()
-    save_file({"head.modulation": torch.zeros(3)}, run / "dit.safetensors")
-    (run / "plan.json").write_text(json.dumps({"history": "clean", "block_frames": 2, "noise_correlation": 0.8}))
-    out = bundle([vae_run], run, tmp_path / "model")
-    config = ModelConfig.read(out / "config.json")
-    assert (config.dit.block_frames, config.noise_correlation) == (2, 0.8) and ablate.trained_with(out)["history"] == "clean"
+def test_a_clean_cache_that_nobody_trained_for_says_so(small_model: Path) -> None:
+    clean = next(v for v in ablate.ABLATIONS if v.name == "clean cache")
+    model = OfflineModel(small_model, Deployment())
+    assert "never trained with t = 0" in ablate.caveat(clean, model)
+    fixed = next(v for v in ablate.ABLATIONS if v.name == "fixed-noise cache")
+    assert ablate.caveat(fixed, model) == "weights not trained for it (history=own, history_sigma=0.0)"
 
 
-def test_a_clean_cache_that_nobody_trained_for_says_so(small_model: Path) -> None:  # noqa: F811
-    clean = next(v for v in ablate.VARIANTS if v.name == "clean cache")
-    studio = ablate.Studio(small_model, Deployment())
-    assert "never trained with t = 0" in ablate.caveat(clean, studio)
-    fixed = next(v for v in ablate.VARIANTS if v.name == "fixed-noise cache")
-    assert ablate.caveat(fixed, studio) == "weights not trained for it (history=own, history_sigma=0.0)"
-
-
-def test_a_student_for_another_row_is_refused(small_model: Path, tmp_path: Path, reader: Reader) -> None:  # noqa: F811
+def test_a_student_for_another_row_is_refused(small_model: Path, tmp_path: Path, untrained_reader: LipReader) -> None:
     with pytest.raises(BadInput, match="block 2"):
-        ablate.ablate(small_model, {"block three": small_model}, reader, sounds(), tmp_path, Deployment())
-    with pytest.raises(BadInput, match="no row is called 'clean'"):
-        judge_parts(None, [], tmp_path, tmp_path / "no speech yet", 1, 20, Deployment(), print, ["clean"])
+        ablate.ablate(small_model, {"block three": small_model}, untrained_reader, audio(), tmp_path, Deployment())
+    with pytest.raises(BadInput, match="there is no row 'clean'"):
+        run_ablation(None, [], tmp_path, tmp_path / "no speech yet", 1, 20, Deployment(), print, ["clean"])
     with pytest.raises(BadInput, match="two windows"):
-        ablate.judge_variant(ablate.VARIANTS[0], ablate.Studio(small_model, Deployment()), reader, sounds(), 2.0)
+        ablate.measure_ablation(ablate.ABLATIONS[0], OfflineModel(small_model, Deployment()), untrained_reader, audio(), 2.0)

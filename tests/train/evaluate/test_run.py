@@ -1,4 +1,4 @@
-"""Before the judge: the codec's own seams are measured where they are."""
+"""The codec's own seams are measured where a stream has them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from everface.train.evaluate.metrics import edge_flicker, frame_change
-from everface.train.evaluate.run import _through
+from everface.train.evaluate.run import reconstruct
 
 
 class Slides:
-    """A codec that knows one picture a latent: the first frame alone, then four at a time."""
+    """A codec that has one image per latent: the first frame alone, then four at a time."""
 
     def encode(self, video_13THW: torch.Tensor) -> torch.Tensor:
         assert video_13THW.shape[2] % 4 == 1
@@ -27,7 +27,7 @@ class Slides:
 def test_a_codecs_seams_are_a_streams(frames: int) -> None:
     rgb_T3HW = torch.rand(frames, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     codec: Any = Slides()
-    out = _through(codec, rgb_T3HW)
+    out = reconstruct(codec, rgb_T3HW)
     assert out.shape == rgb_T3HW.shape
     moved = [i + 1 for i, change in enumerate(frame_change(out).tolist()) if change > 1e-6]
     assert moved == [n for n in range(1, frames) if n % 4 == 0]

@@ -1,4 +1,4 @@
-"""Curves as a picture, with Pillow alone: one panel a name, one above the other, over the same axis."""
+"""Draws curves as an image with Pillow: one panel per name, one above the other, over the same axis."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 860, 150  # of a panel, in pixels
 LEFT, RIGHT, TOP, BOTTOM = 90, 20, 22, 24  # around its axes
 INK, GRID, CURVE, BAND = (40, 40, 46), (222, 222, 226), (30, 90, 170), (226, 238, 226)
-FEW = 40  # points that are marked one by one
+FEW = 40  # up to so many points are marked one by one
 
 
 def draw_panels(path: Path, panels: Mapping[str, Points], x_name: str, bands: Mapping[str, tuple[float, float]] | None = None) -> Path:
-    """Write `path` (PNG). `bands`: for a panel the range it is held to, shaded. Points that are not finite are left out."""
+    """Write `path` (PNG) and return it. `bands`: the tolerance of a panel, shaded. Points that are not finite are left out."""
     finite = {name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)] for name, points in panels.items()}
     image = Image.new("RGB", (WIDTH, HEIGHT * len(finite) + 16), "white")
     pen = ImageDraw.Draw(image)
-    every_x = [x for points in finite.values() for x, _ in points]
-    span_x = _span(every_x)
+    all_x = [x for points in finite.values() for x, _ in points]
+    span_x = _span(all_x)
     for i, (name, points) in enumerate(finite.items()):
         _panel(pen, HEIGHT * i, name, points, span_x, (bands or {}).get(name))
     for x in (span_x[0], sum(span_x) / 2, span_x[1]):
@@ -49,7 +49,7 @@ def _panel(pen: ImageDraw.ImageDraw, top: int, name: str, points: Points, span_x
 
 
 def _span(values: Sequence[float]) -> tuple[float, float]:
-    """The range of values, never empty."""
+    """The range of the values with some room, never empty."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     room = (high - low) * 0.05 or max(abs(high), 1.0) * 0.05
     return low - room, high + room

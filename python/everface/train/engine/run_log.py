@@ -1,4 +1,4 @@
-"""A run's journal: one JSON object a line in `log.jsonl`, and its curves as `log.png` when the run ends or is stopped."""
+"""The log of a run: one JSON object a line in `log.jsonl`, and its curves in `log.png` when the run ends or is stopped."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import IO, Self
 from everface.train.engine.chart import draw_panels
 
 
-class Journal:
-    """`add` gathers values, `write` writes their means beside a row. Only rank 0 writes."""
+class RunLog:
+    """Values added between two rows appear in the next row as their mean; values set appear as they are. Only rank 0 writes."""
 
     def __init__(self, run_dir: Path, rank: int = 0) -> None:
         self.path = run_dir / "log.jsonl" if rank == 0 else None
         self.file: IO[str] | None = None
-        self.held: dict[str, list[float]] = defaultdict(list)
+        self.added: dict[str, list[float]] = defaultdict(list)
+        self.latest: dict[str, float] = {}
 
     def __enter__(self) -> Self:
         self.file = open(self.path, "a", buffering=1) if self.path else None
@@ -27,27 +28,26 @@ class Journal:
         if self.file is not None:
             self.file.close()
         if self.path is not None:
-            draw(self.path)
+            draw_log(self.path)
 
     def add(self, **values: float) -> None:
         for name, value in values.items():
-            self.held[name].append(value)
+            self.added[name].append(value)
+
+    def set(self, **values: float) -> None:
+        self.latest |= values
 
     def write(self, row: dict[str, float]) -> None:
-        """One line: the row, and the mean of what was added since the last one."""
-        means = {name: round(sum(values) / len(values), 6) for name, values in self.held.items()}
-        self.held.clear()
+        """One line: the row, the values set, and the mean of those added since the last line."""
+        means = {name: round(sum(values) / len(values), 6) for name, values in self.added.items()}
         if self.file is not None:
-            self.file.write(json.dumps(row | means) + "\n")
-
-    def end(self, row: dict[str, float]) -> None:
-        """A last line, when something was added since the one before."""
-        if self.held:
-            self.write(row)
+            self.file.write(json.dumps(row | self.latest | means) + "\n")
+        self.added.clear()
+        self.latest.clear()
 
 
-def draw(log: Path) -> Path | None:
-    """One panel a curve, over steps, as log.png beside the log. None where there are no lines to draw."""
+def draw_log(log: Path) -> Path | None:
+    """Curves over steps, one panel each, as log.png beside the log. Returns None where there are none to draw."""
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     names = [n for n in dict.fromkeys(k for row in rows for k in row) if n not in ("step", "seconds", "blocks")]
     if not names:

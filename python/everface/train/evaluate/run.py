@@ -1,4 +1,7 @@
-"""`everface train evaluate`: a model before the judge, as a viewer would see it: through a session of its own, or over a long stream."""
+"""The evaluations that the command line offers, from weights and speech to a report. Each trains a lip reader first, about two minutes.
+
+`weights`: a model folder, or None for the bundled model. `speech`: a folder of make_speech, or None to make it with espeak-ng.
+"""
 
 from __future__ import annotations
 
@@ -17,30 +20,32 @@ from everface.core.errors import BadInput
 from everface.model.vae import VAE
 from everface.train.evaluate.ablate import ablate, check_rows
 from everface.train.evaluate.compare import CLIP_S, compare
-from everface.train.evaluate.held_out import held_out_sounds
-from everface.train.evaluate.horizon import LOOP_S, Tell, horizon
-from everface.train.evaluate.judge import evaluate
-from everface.train.evaluate.lip_reader import train_reader
-from everface.train.evaluate.stream import Studio
+from everface.train.evaluate.held_out import held_out_audio
+from everface.train.evaluate.horizon import LOOP_S, horizon
+from everface.train.evaluate.lip_reader import train_lip_reader
+from everface.train.evaluate.offline_stream import OfflineModel
+from everface.train.evaluate.quality import evaluate
+from everface.train.evaluate.stream_windows import Report
 from everface.train.synthetic.voices import make_speech
 from everface.weights.load import load_into, open_checkpoint
 
 SPEECH_SEED = 0
 
 
-def judge(weights: Path | None, out: Path, speech: Path | None, characters: int, seconds: int, deployment: Deployment) -> dict[str, Any]:
-    """Judge `weights` (the bundled model without any) on `characters` unseen people, each `seconds` long with an unseen voice.
+def run_quality(
+    weights: Path | None, out: Path, speech: Path | None, characters: int, seconds: int, deployment: Deployment
+) -> dict[str, Any]:
+    """Quality on so many held-out characters, each in a session of its own with `seconds` of a held-out voice.
 
-    `speech` is a folder of make_speech; without one the voices are spoken anew by espeak-ng. Writes report.json, report.md and
-    sheet.png to `out` and returns the report. Trains the reader first, about two minutes.
+    Writes report.json, report.md and sheet.png to `out` and returns the report.
     """
-    with spoken(speech) as folder, Avatar(weights, None, deployment) as avatar:
-        sounds = held_out_sounds(folder, characters, seconds)
+    with speech_folder(speech) as folder, Avatar(weights, None, deployment) as avatar:
+        audio = held_out_audio(folder, characters, seconds)
         vae = VAE(avatar.config.vae).eval()
         load_into(vae, open_checkpoint(avatar.weights).vae())
 
-        def generate(picture_3HW: Tensor, pcm_S: Tensor) -> Tensor:
-            with avatar.open(picture_3HW) as session:
+        def generate(image_3HW: Tensor, pcm_S: Tensor) -> Tensor:
+            with avatar.open(image_3HW) as session:
                 blocks = []
                 for part in pcm_S.split(SAMPLE_RATE // 2):
                     while not session.push(part):
@@ -51,60 +56,60 @@ def judge(weights: Path | None, out: Path, speech: Path | None, characters: int,
                 blocks += session.frames()
             return torch.cat([block.frames_THW3 for block in blocks])
 
-        return evaluate(generate, lambda rgb_T3HW: _through(vae, rgb_T3HW), train_reader(), sounds, out)
+        return evaluate(generate, lambda rgb_T3HW: reconstruct(vae, rgb_T3HW), train_lip_reader(), audio, out)
 
 
-def judge_horizon(
-    weights: Path | None, out: Path, speech: Path | None, seconds: int, deployment: Deployment, tell: Tell
+def run_horizon(
+    weights: Path | None, out: Path, speech: Path | None, seconds: int, deployment: Deployment, progress: Report
 ) -> dict[str, Any]:
-    """One stream of `seconds` and windows of it (horizon.py), all in this process. Writes horizon.json, .md and .png to `out`."""
-    with spoken(speech) as folder:
-        sound_S = held_out_sounds(folder, 1, LOOP_S)[0]
-    return horizon(Studio(weights, deployment), train_reader(), sound_S, seconds, out, tell=tell)
+    """Windows of one stream of `seconds` (horizon.py). Writes horizon.json, .md and .png to `out`."""
+    with speech_folder(speech) as folder:
+        audio_S = held_out_audio(folder, 1, LOOP_S)[0]
+    return horizon(OfflineModel(weights, deployment), train_lip_reader(), audio_S, seconds, out, progress=progress)
 
 
-def judge_teacher(
+def run_comparison(
     weights: Path | None, teacher: Path, out: Path, speech: Path | None, characters: int, deployment: Deployment
 ) -> dict[str, Any]:
-    """The student beside forty steps of the teacher (compare.py), over short clips. Writes teacher.json and .md to `out`."""
-    with spoken(speech) as folder:
-        sounds = held_out_sounds(folder, characters, CLIP_S)
-    return compare(Studio(weights, deployment), teacher, train_reader(), sounds, out)
+    """The student against forty steps of the teacher (compare.py), over short clips. Writes teacher.json and .md to `out`."""
+    with speech_folder(speech) as folder:
+        audio = held_out_audio(folder, characters, CLIP_S)
+    return compare(OfflineModel(weights, deployment), teacher, train_lip_reader(), audio, out)
 
 
-def judge_parts(
-    weights: Path | None, students: list[str], out: Path, speech: Path | None, characters: int, seconds: int, deployment: Deployment, tell: Tell,
-    rows: Collection[str] = (),
+def run_ablation(
+    weights: Path | None, students: list[str], out: Path, speech: Path | None, characters: int, seconds: int, deployment: Deployment,
+    progress: Report, rows: Collection[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
-    """The table of ablate.py, or the named `rows` of it, over `characters` streams of `seconds` each. `students` are NAME=DIR: a row, and
-    a model trained for it."""
+    """The table of ablate.py, or only the named `rows`, over `characters` streams of `seconds` each. `students` are ROW=DIR, a model trained
+    for that row."""
     folders = dict[str, Path]()
     for student in students:
         name, _, folder = student.partition("=")
         if not folder:
             raise BadInput(f"--student {student!r} is not NAME=DIR, as in 'clean cache=runs/clean'")
         folders[name] = Path(folder)
-    check_rows([*rows, *folders])  # before the reader has learned for minutes
-    with spoken(speech) as folder:
-        sounds = held_out_sounds(folder, characters, seconds)
-    return ablate(weights, folders, train_reader(), sounds, out, deployment, tell=tell, only=rows)
+    check_rows([*rows, *folders])  # before minutes of training the lip reader
+    with speech_folder(speech) as folder:
+        audio = held_out_audio(folder, characters, seconds)
+    return ablate(weights, folders, train_lip_reader(), audio, out, deployment, progress=progress, only=rows)
 
 
 @contextmanager
-def spoken(speech: Path | None) -> Iterator[Path]:
-    """The folder of speech, or one that espeak-ng fills for the time of a `with`."""
+def speech_folder(speech: Path | None) -> Iterator[Path]:
+    """The folder of speech, or a temporary one that espeak-ng fills."""
     if speech is not None:
         yield speech
         return
-    with tempfile.TemporaryDirectory() as fresh:
-        make_speech(Path(fresh), SPEECH_SEED)
-        yield Path(fresh)
+    with tempfile.TemporaryDirectory() as made:
+        make_speech(Path(made), SPEECH_SEED)
+        yield Path(made)
 
 
 @torch.inference_mode()
-def _through(vae: VAE, rgb_T3HW: Tensor) -> Tensor:
-    """Encode and decode a video of any length, its frames in fours from the first as a stream's are: the codec takes 1 + 4k frames, of
-    which the first is alone, so the first one comes twice; the last is repeated, and both are cut again."""
+def reconstruct(vae: VAE, rgb_T3HW: Tensor) -> Tensor:
+    """Encode and decode a video of any length, its frames in fours from the first one on, as in a stream. The codec takes 1 + 4k frames, with
+    the first in a latent of its own, so the first frame is doubled and the last repeated, and both are cut off again."""
     frames = len(rgb_T3HW)
     padded = torch.cat([rgb_T3HW[:1], rgb_T3HW, rgb_T3HW[-1:].expand(-frames % 4, -1, -1, -1)])
     video_13THW = padded.permute(1, 0, 2, 3)[None]

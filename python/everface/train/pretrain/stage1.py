@@ -1,7 +1,4 @@
-"""The stage-1 run: diffusion forcing over a curriculum of windows, resumable, logged as JSON lines.
-
-    everface train stage1 RUN --clips DIR --minutes 60
-"""
+"""`everface train stage1`: diffusion forcing. The causal student learns to denoise windows of blocks, each at a noise level of its own."""
 
 from __future__ import annotations
 
@@ -10,17 +7,17 @@ from pathlib import Path
 
 from everface.core.config import DiTConfig
 from everface.train.data.clips import Clips
-from everface.train.pretrain.flow_matching import learn
-from everface.train.pretrain.plans import TINY, Stage1
+from everface.train.pretrain.flow_matching import train_on_windows
+from everface.train.pretrain.plans import TINY_DIT, Stage1Plan
 from everface.train.pretrain.windows import Window, draw_window
 
 
 def train_stage1(
-    run_dir: Path, clips_dir: Path, plan: Stage1, config: DiTConfig = TINY, device: str = "cpu", init: Path | None = None
+    run_dir: Path, clips_dir: Path, plan: Stage1Plan, config: DiTConfig = TINY_DIT, device: str = "cpu", init: Path | None = None
 ) -> Path:
-    """Train and return the path of the EMA weights, `run_dir/dit.safetensors`. Resumes from run_dir when it holds a checkpoint."""
+    """Train and return the path of the averaged weights, run_dir/dit.safetensors. Resumes where run_dir holds a checkpoint."""
 
     def draw(clips: Clips, batch: int, blocks: int, rng: random.Random, device: str) -> Window:
         return draw_window(clips, batch, blocks, config.block_frames, rng, device, plan)
 
-    return learn(run_dir, clips_dir, plan, config, device, init, draw)
+    return train_on_windows(run_dir, clips_dir, plan, config, device, init, draw)

@@ -1,7 +1,7 @@
-"""What a drawn character is made of, and the canvas it is painted on: names of its scalars, coordinates, coverage, boxes.
+"""Draws shapes of a character into a batch of images: coordinates, coverage, bounding boxes.
 
-Every shape is a signed distance field d (picture units: the picture spans -1..1, y down) painted with the coverage
-clamp(1/2 - d / pixel, 0, 1), so edges are anti-aliased at any size and gradients reach identity and animation alike.
+Every shape is a signed distance field d (image units: the image spans -1..1, y down) with the coverage clamp(1/2 - d / pixel, 0, 1), so
+edges are anti-aliased at any size, and gradients reach identity and animation alike.
 """
 
 from __future__ import annotations
@@ -11,38 +11,27 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-COLOURS = ("skin", "hair", "iris", "lips", "cloth", "collar_tone", "sky", "ground", "accent", "frame")
-SHAPES = (
-    "face_w", "face_h", "jaw", "eye_x", "eye_size", "brow_width", "brow_arch", "brow_tilt", "mouth_w", "lip_full", "nose",
-    "glasses", "collar", "hair_alpha", "hair_volume", "hair_length", "hair_line", "hair_part", "hair_swoop", "hair_curl",
-    "ear", "blush",
-    "ink", "shade", "iris_size",  # the hand that draws: outline 0..1, soft shading 0..1, size of the iris
-    "rest_dx", "rest_dy", "rest_tilt", "rest_scale",  # where the head rests
-    "beard", "beard_width", "moustache", "earring", "square", "rim",  # square, rim: of the glasses
-    "hat", "hat_line", "hat_height", "hat_fold", "hat_brim", "hat_bobble",
-    "stripe", "tie", "scarf", "lapel", "hood", "necklace",
-    "horizon", "window", "disc", "band", "vignette", "scene_x", "scene_y",
-)  # fmt: skip
-IDENTITY = tuple(f"{name}_{c}" for name in COLOURS for c in "rgb") + SHAPES
-ANIMATION = ("open", "wide", "blink", "brow", "dx", "dy", "rot")  # 0..1 each; dx, dy picture units; rot radians
+from everface.train.synthetic.parameters import ANIMATION, COLORS, SHAPES
+
 NECK_Y, MIDDLE_Y = 0.7, 0.1  # the head sways about the neck's base, and rests tilted and scaled about the face's middle
 
-Part = Callable[["Canvas", Tensor, Tensor, Tensor], Tensor]  # (canvas, rgb, x, y) of a box to its rgb
+Part = Callable[["Rasterizer", Tensor, Tensor, Tensor], Tensor]  # (rasterizer, rgb, x, y) of a box to its rgb
 
 
-class Canvas:
-    """One batch in the making: parameters as N111 (shapes) and N311 (colours); u, v picture, x, y head, bx, by body as N1HW."""
+class Rasterizer:
+    """One batch of images. Parameters are N111 (shapes) and N311 (colors); coordinates are N1HW: u, v of the image, x, y of the head, bx, by
+    of the body."""
 
     def __init__(self, id_NP: Tensor, anim_NA: Tensor, size: int) -> None:
-        n_colour = len(COLOURS)
-        self.colour: dict[str, Tensor] = dict(zip(COLOURS, id_NP[:, : 3 * n_colour].reshape(-1, n_colour, 3, 1, 1).unbind(1)))
-        self.shape: dict[str, Tensor] = dict(zip(SHAPES, id_NP[:, 3 * n_colour :, None, None, None].unbind(1)))
+        n_color = len(COLORS)
+        self.color: dict[str, Tensor] = dict(zip(COLORS, id_NP[:, : 3 * n_color].reshape(-1, n_color, 3, 1, 1).unbind(1)))
+        self.shape: dict[str, Tensor] = dict(zip(SHAPES, id_NP[:, 3 * n_color :, None, None, None].unbind(1)))
         self.pose: dict[str, Tensor] = dict(zip(ANIMATION, anim_NA[:, :, None, None, None].unbind(1)))
         s, pose = self.shape, self.pose
         self.size, self.differentiable = size, torch.is_grad_enabled() and id_NP.requires_grad
         axis = ((torch.arange(size, device=id_NP.device) + 0.5) * 2 - size) / size
         self.v, self.u = axis[None, None, :, None], axis[None, None, None, :]
-        self.pixel = (2.0 / size) / s["rest_scale"]  # in units of the head
+        self.pixel = (2.0 / size) / s["rest_scale"]  # width of one, in units of the head
         # head = R(tilt) (R(rot) (p - shift - neck) + neck - middle) / scale + middle, one affine map
         angle = pose["rot"] + s["rest_tilt"]
         self.cos, self.sin = torch.cos(angle) / s["rest_scale"], torch.sin(angle) / s["rest_scale"]
@@ -55,7 +44,7 @@ class Canvas:
         self.body_x, self.body_y = s["rest_dx"] + pose["dx"] / 3, s["rest_dy"] + pose["dy"] / 3 + NECK_Y
         self.bx = (self.u - self.body_x) / s["rest_scale"]
         self.by = (self.v - self.body_y) / s["rest_scale"] + NECK_Y
-        # the way back, for boxes
+        # the inverse maps, for bounding boxes
         scale = s["rest_scale"].detach()
         cos, sin, none = self.cos.detach() * scale.square(), self.sin.detach() * scale.square(), torch.zeros_like(scale)
         head = [cos, -sin, self.shift_x - cos * self.arm_x + sin * self.arm_y]
@@ -64,7 +53,7 @@ class Canvas:
         self.from_head_N23, self.from_body_N23 = (torch.cat(m, 1).detach().view(-1, 2, 3) for m in (head, body))
 
     def has(self, *names: str) -> bool:
-        """Whether anybody in the batch wears any of these parts, or a gradient may want to know what they would look like."""
+        """Whether a character of the batch has any of these parts; always true when gradients with respect to identity are wanted."""
         return self.differentiable or any(bool(self.shape[name].any()) for name in names)
 
     def cover(self, d: Tensor, soft: float = 1.0) -> Tensor:
@@ -72,7 +61,7 @@ class Canvas:
         return (0.5 - d * (1.0 / (self.pixel * soft))).clamp(0, 1)
 
     def rim(self, d: Tensor, width: float = 0.042) -> Tensor | float:
-        """Factor on a shape's colour that draws its outline, inside its edge: 1 without ink."""
+        """Factor on a shape's color that draws its outline, inside its edge: 1 without ink."""
         if not self.has("ink"):
             return 1.0
         return 1 - 0.74 * self.shape["ink"] * (0.5 + (d + width) / self.pixel).clamp(0, 1)
@@ -86,7 +75,7 @@ class Canvas:
         return self._pixels(top, bottom), self._pixels(left, right)
 
     def _pixels(self, lo: float, hi: float) -> slice:
-        """Of one axis, with a pixel to spare at each end."""
+        """The pixels of one axis, with one to spare at each end."""
         first = min(max(int((lo + 1) * self.size / 2) - 1, 0), self.size)
         return slice(first, min(max(int((hi + 1) * self.size / 2) + 2, first), self.size))
 
@@ -112,5 +101,5 @@ def bump(x: Tensor, y: Tensor, rx: Tensor | float, ry: Tensor | float) -> Tensor
 
 
 def tint(like: Tensor, rgb: tuple[float, float, float]) -> Tensor:
-    """A constant colour as 1311 on the device of `like`."""
+    """A constant color as 1311 on the device of `like`."""
     return torch.tensor(rgb, device=like.device).view(1, 3, 1, 1)

@@ -1,10 +1,10 @@
-"""One viewer's stream out of the product's own roles, all in this process and without a desk: every block is denoised, and only what
-somebody wants to see is decoded. `Ways` bend it for ablation; left as they are, latents and frames are a session's to the bit.
+"""One stream from the product's own roles, all in this process and without a scheduler. Every block is denoised, but only the blocks of
+interest are decoded. A `StreamVariant` changes it for ablation; with the default, latents and frames are those of a session to the bit.
 
-    studio = Studio(weights, deployment)
-    with studio.stream(picture_3HW, StreamConfig()) as stream:
-        stream.tune_in()
-        for block in stream.blocks(sound): frames_THW3 = stream.show(block)
+    model = OfflineModel(weights, deployment)
+    with model.stream(image_3HW, StreamConfig()) as stream:
+        stream.start_decoding()
+        for block in stream.blocks(audio): frames_THW3 = stream.decode(block)
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from everface.model.dit import Place
 from everface.model.rope import SINK_TIME
 from everface.model.schedule import Schedule, sigmas
 from everface.runtime.intake import Intake
-from everface.train.pretrain.plans import Streamed
+from everface.train.data.clips import IMAGE_SIZE
+from everface.train.pretrain.plans import StreamingPlan
 
 
 @dataclass(frozen=True)
-class Ways(Streamed):
+class StreamVariant(StreamingPlan):
     """How a stream is made."""
 
-    skip_null: bool = False  # the product's other sampler: the last of the steps left out
+    skip_null: bool = False  # the product's other sampler, without the last step
 
     @property
     def schedule(self) -> Schedule:
@@ -45,36 +46,36 @@ class Ways(Streamed):
         return Schedule.from_sigmas((*levels[:-2], 0.0) if self.skip_null else levels)
 
 
-class BentStep(StepRole):
-    """A step whose reference may stand still, and whose ring may be that of all the others."""
+class VariantStep(StepRole):
+    """A denoising step. Its reference may be at a fixed position, and its KV ring may be shared by all steps."""
 
-    def __init__(self, denoiser: Denoiser, ways: Ways, step: int) -> None:
-        super().__init__(denoiser, ways.schedule, step)
-        self.ways = ways
+    def __init__(self, denoiser: Denoiser, variant: StreamVariant, step: int) -> None:
+        super().__init__(denoiser, variant.schedule, step)
+        self.variant = variant
 
     def open(self, opening: Opening) -> None:
         super().open(opening)
         rings = self.denoiser.viewers[opening.session].slot.rings
-        if self.ways.history != "own":
+        if self.variant.history != "own":
             rings[self.step] = rings[0]
 
     def place(self, viewer: Viewer, block: Block, run: int) -> Place:
         place = super().place(viewer, block, run)
-        return place if self.ways.rolling else place._replace(sink=SINK_TIME)
+        return place if self.variant.rolling else place._replace(sink=SINK_TIME)
 
 
-class History:
-    """One pass more after the last step, clean or at a fixed level, which leaves in the shared ring what later blocks attend to."""
+class HistoryPass:
+    """Another pass after the last step, clean or at a fixed level, which writes into the shared ring what later blocks attend to."""
 
-    def __init__(self, last: BentStep) -> None:
+    def __init__(self, last: VariantStep) -> None:
         self.last, dit = last, last.denoiser.dit
-        self.sigma = last.ways.past_sigma
+        self.sigma = last.variant.past_sigma
         with torch.inference_mode():
             self.mod = dit.modulations(dit.time(1000 * self.sigma))
 
     @torch.inference_mode()
     def keep(self, block: Block) -> None:
-        """`block` as it came out of the last step."""
+        """`block` is the result of the last step."""
         last, x0 = self.last, block.x
         viewer = last.denoiser.viewers[block.session]
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(viewer.seed + 1_000_003 * block.index)).to(x0)
@@ -83,8 +84,8 @@ class History:
         last.denoiser.dit.tokens(x, self.mod, seat.reading, seat.heard, cache, seat.rope, place)
 
 
-class Studio:
-    """A model opened once, for one stream after another."""
+class OfflineModel:
+    """A model loaded once, for one stream after another."""
 
     def __init__(self, weights: Path | None, deployment: Deployment) -> None:
         self.weights, self.deployment = Path(weights or DEFAULT_WEIGHTS), deployment
@@ -98,49 +99,54 @@ class Studio:
 
     @property
     def block_frames(self) -> int:
-        """Video frames a block."""
+        """Video frames per block."""
         return self.conditioner.block_frames
 
     @property
+    def image_size(self) -> int:
+        """Pixels, square."""
+        return self.config.size[0] if self.config.size else IMAGE_SIZE
+
+    @property
     def memory_blocks(self) -> int:
-        """As many blocks before a window leave the decoder in the state that the whole stream would."""
-        return math.ceil(reach(self.config.vae) / self.config.dit.block_frames)
+        """So many blocks before a window bring the decoder into the state that the whole stream would."""
+        return math.ceil(decoder_memory(self.config.vae) / self.config.dit.block_frames)
 
-    def stream(self, picture_3HW: Tensor, config: StreamConfig, ways: Ways | None = None) -> Stream:
-        return Stream(self, picture_3HW, config, ways or Ways())
+    def stream(self, image_3HW: Tensor, config: StreamConfig, variant: StreamVariant | None = None) -> OfflineStream:
+        return OfflineStream(self, image_3HW, config, variant or StreamVariant())
 
 
-class Stream:
-    """One of them, at most one at a time of a studio; left, its caches are gone."""
+class OfflineStream:
+    """One stream; a model has at most one at a time. Leaving the `with` frees its caches."""
 
-    def __init__(self, studio: Studio, picture_3HW: Tensor, config: StreamConfig, ways: Ways) -> None:
-        self.studio, dit = studio, studio.config.dit
-        denoiser = Denoiser(studio.dit, studio.config, studio.deployment)  # of its own: captured steps are bound to their rings
-        self.roles = [BentStep(denoiser, ways, s) for s in range(ways.schedule.steps)]
-        self.history = History(self.roles[-1]) if ways.history != "own" else None
-        tensors = studio.conditioner.opening(picture_3HW, config)
+    def __init__(self, model: OfflineModel, image_3HW: Tensor, config: StreamConfig, variant: StreamVariant) -> None:
+        self.model, dit = model, model.config.dit
+        denoiser = Denoiser(model.dit, model.config, model.deployment)  # one per stream: captured steps are bound to its rings
+        self.roles = [VariantStep(denoiser, variant, s) for s in range(variant.schedule.steps)]
+        self.history = HistoryPass(self.roles[-1]) if variant.history != "own" else None
+        tensors = model.conditioner.opening(image_3HW, config)
         self.opening = Opening(1, tensors, {"seed": config.seed, "rope_fp16": False})
         for role in self.roles:
             role.open(self.opening)
         _, _, h, w = tensors["reference"].shape
-        self.noise = Noise(config.seed, (dit.in_dim, h, w), dit.block_frames, dit.window_blocks, studio.config.noise_correlation)
-        self.refresh_at = dit.window_blocks if ways.refresh and config.refresh_sink else None
+        self.noise = Noise(config.seed, (dit.in_dim, h, w), dit.block_frames, dit.window_blocks, model.config.noise_correlation)
+        self.refresh_at = dit.window_blocks if variant.refresh and config.refresh_sink else None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for role in (*self.roles, self.studio.decoder):
+        for role in (*self.roles, self.model.decoder):
             role.close(Closing(self.opening.session))
 
-    def blocks(self, sound: Iterable[Tensor]) -> Iterator[Block]:
-        """Denoised blocks: `x` the latents [16, n, h, w], `frames` how many of its video frames have sound. The sound is mono at
+    def blocks(self, audio: Iterable[Tensor]) -> Iterator[Block]:
+        """Denoised blocks: `x` the latents [16, n, h, w], `frames` the number of video frames that have audio. The audio is mono at
         16 kHz, in pieces of any length; it may be endless."""
-        conditioner = self.studio.conditioner
-        size = self.studio.block_frames * SAMPLES_PER_FRAME
+        conditioner = self.model.conditioner
+        size = self.model.block_frames * SAMPLES_PER_FRAME
         intake = Intake(size, conditioner.lookback_samples, conditioner.lookahead_samples)
         index, clean = 0, dict[str, Tensor]()
-        for pcm_S in chain(sound, [None]):
+        for pcm_S in chain(audio, [None]):
             if pcm_S is None:
                 intake.ended = True
             else:
@@ -159,19 +165,19 @@ class Stream:
                 intake.advance()
                 index += 1
 
-    def tune_in(self, before: Iterable[Block] = ()) -> None:
-        """Begin to look: at the stream's first block, or at the one after these, of which `studio.memory_blocks` are enough."""
-        self.studio.decoder.close(Closing(self.opening.session))
-        self.studio.decoder.open(self.opening)
+    def start_decoding(self, before: Iterable[Block] = ()) -> None:
+        """Decode from the stream's first block on, or from the one after `before`, of which `model.memory_blocks` are enough."""
+        self.model.decoder.close(Closing(self.opening.session))
+        self.model.decoder.open(self.opening)
         for block in before:
-            self.studio.decoder.run(block)
+            self.model.decoder.run(block)
 
-    def show(self, block: Block) -> Tensor:
-        """Its uint8 frames [T, H, W, 3]. Blocks must come in order."""
-        return self.studio.decoder.run(block).x[: block.frames]
+    def decode(self, block: Block) -> Tensor:
+        """The block's uint8 frames [T, H, W, 3]. Blocks must come in order."""
+        return self.model.decoder.run(block).x[: block.frames]
 
 
-def reach(config: VAEConfig) -> int:
+def decoder_memory(config: VAEConfig) -> int:
     """Latents before a frame that the decoder's output depends on: each causal convolution sees two frames of its own rate back."""
     latents, rate = 2.0 + 2 * 4, 1  # the first convolution, two residual blocks of two
     for blocks, doubles in zip(config.decoder_blocks, (*config.temperal_downsample[::-1], False), strict=True):
