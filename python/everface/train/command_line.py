@@ -129,7 +129,7 @@ def add_train(
         given = (args.weights, args.student, args.out, args.speech, args.characters, args.seconds)
         print(table(run_ablation(*given, deployment(args), _progress, args.row)))
 
-    def evaluated(p: argparse.ArgumentParser, out: str, characters: int, seconds: int) -> None:
+    def add_evaluation_flags(p: argparse.ArgumentParser, out: str, characters: int, seconds: int) -> None:
         p.add_argument("-o", "--out", type=Path, default=Path(out), metavar="DIR", help="for the report (%(default)s)")
         p.add_argument("--weights", type=Path, metavar="DIR", help="folder of the model (the bundled one)")
         p.add_argument("--speech", type=Path, metavar="DIR", help="folder of speech to take voices from (made with espeak-ng)")
@@ -137,18 +137,18 @@ def add_train(
         p.add_argument("--seconds", type=count, default=seconds, metavar="S", help="of speech each (%(default)s)")
         add_deployment_flags(p)
 
-    def timed(p: argparse.ArgumentParser, minutes: int, device: bool = True) -> None:
+    def add_duration_flags(p: argparse.ArgumentParser, minutes: int, device: bool = True) -> None:
         p.add_argument("--minutes", type=count, default=minutes, metavar="N", help="duration (%(default)s)")
         p.add_argument("--seed", type=int, default=1, help="random seed (%(default)s)")
         if device:
             p.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
 
-    def settable(p: argparse.ArgumentParser) -> None:
+    def add_set_flag(p: argparse.ArgumentParser) -> None:
         p.add_argument("--set", action="append", metavar="FIELD=VALUE", help="change a field of this phase's plan; repeatable")
 
-    def planned(p: argparse.ArgumentParser) -> None:
+    def add_plan_flags(p: argparse.ArgumentParser) -> None:
         p.add_argument("--config", choices=CONFIGS, default=CONFIGS[0], help="sizes and schedules (%(default)s)")
-        settable(p)
+        add_set_flag(p)
         p.add_argument("--minutes", type=count, metavar="N", help="duration (the plan's)")
         p.add_argument("--seed", type=int, help="random seed (the plan's)")
         p.add_argument("--device", default="cpu", help="cpu or cuda; under torchrun each rank takes its own (%(default)s)")
@@ -157,34 +157,34 @@ def add_train(
     p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: frames, log, checkpoint, weights")
     p.add_argument("--clips", type=count, default=1200, metavar="N", help="characters to draw (%(default)s)")
     p.add_argument("--init", type=Path, metavar="FILE", help="vae.safetensors of another run to start from (new weights)")
-    timed(p, minutes=40)
-    settable(p)
+    add_duration_flags(p, minutes=40)
+    add_set_flag(p)
 
     p = add("data", make_data, "make speech and training clips, resumable; needs espeak-ng", "data runs/data --vae runs/vae")
     p.add_argument("dir", type=Path, metavar="DIR", help="folder to fill: speech, clips")
     p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`, or a model's")
     p.add_argument("--clips", type=count, default=4000, metavar="N", help="how many (%(default)s)")
     p.add_argument("--manifest", type=Path, metavar="FILE", help="videos to cut clips from, instead of drawing them: see train/data/videos.py")
-    timed(p, minutes=60, device=False)
+    add_duration_flags(p, minutes=60, device=False)
 
     p = add("decoder", train_decoder, "train the VAE's decoder on long streams, resumable", "decoder runs/decoder --vae runs/vae --data runs/data")
     p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: log, checkpoint, weights")
     p.add_argument("--vae", type=Path, required=True, metavar="RUN", help="folder of a finished `train vae`, or a model's")
     p.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of `train data` with the same seed")
-    timed(p, minutes=10)
-    settable(p)
+    add_duration_flags(p, minutes=10)
+    add_set_flag(p)
 
     p = add("teacher", train_teacher, "train the bidirectional teacher for stage2, resumable", "teacher runs/teacher --clips runs/data/clips")
     p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: log, checkpoint, weights")
     p.add_argument("--clips", type=Path, required=True, metavar="DIR", help="folder of clips, from `train data`")
     p.add_argument("--init", type=Path, metavar="FILE", help="weights to start from, such as an older student's (new weights)")
-    planned(p)
+    add_plan_flags(p)
 
     p = add("stage1", train_stage1, "train the transformer by diffusion forcing, resumable", "stage1 runs/dit --clips runs/data/clips")
     p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: log, checkpoint, weights")
     p.add_argument("--clips", type=Path, required=True, metavar="DIR", help="folder of clips, from `train data`")
     p.add_argument("--init", type=Path, metavar="FILE", help="weights to start from, such as the teacher's (new weights)")
-    planned(p)
+    add_plan_flags(p)
 
     example = "stage2 runs/live --clips runs/data/clips --student runs/dit/dit.safetensors --teacher runs/teacher/dit.safetensors"
     p = add("stage2", train_stage2, "distill the transformer on its own rollouts, resumable", example)
@@ -193,7 +193,7 @@ def add_train(
     p.add_argument("--student", type=Path, metavar="FILE", help="weights of a finished `train stage1`")
     p.add_argument("--teacher", type=Path, metavar="FILE", help="weights of a finished `train teacher`")
     p.add_argument("--dry-run", action="store_true", help="print the memory per GPU and the layout for 8 and 128 GPUs, and train nothing")
-    planned(p)
+    add_plan_flags(p)
 
     p = add("bundle", make_bundle, "make a model folder from finished runs", "bundle runs/dit --vae runs/vae -o model")
     p.add_argument("run", type=Path, metavar="RUN", help="folder of a finished `train stage1` or `train stage2`")
@@ -202,12 +202,12 @@ def add_train(
     p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the model folder to write")
 
     p = add("evaluate", evaluate, "evaluate a model on held-out characters and voices", "evaluate -o out/evaluate")
-    evaluated(p, "out/evaluate", characters=16, seconds=20)
+    add_evaluation_flags(p, "out/evaluate", characters=16, seconds=20)
     p.add_argument("--horizon", type=count, metavar="SECONDS", help="instead: windows of one stream of this length, all in this process")
     p.add_argument("--teacher", type=Path, metavar="FILE", help="instead: against forty steps of these weights of a finished `train teacher`")
 
     p = add("ablate", ablate, "evaluate streams without the parts of the method, one at a time", "ablate -o out/ablate --characters 8")
-    evaluated(p, "out/ablate", characters=4, seconds=100)
+    add_evaluation_flags(p, "out/ablate", characters=4, seconds=100)
     p.add_argument(
         "--student", action="append", default=[], metavar="NAME=DIR", help="a model folder trained for the row NAME, such as 'clean cache=DIR'"
     )

@@ -10,7 +10,7 @@ import torch
 from everface.core.config import VAEConfig
 from everface.core.errors import BadInput
 from everface.model.vae import VAE
-from everface.train.codec.model import deepened, new_vae
+from everface.train.codec.model import deepen, new_vae
 from everface.weights.load import load_into
 
 
@@ -18,12 +18,12 @@ def test_a_deeper_encoder_begins_as_the_one_it_starts_from() -> None:
     config = VAEConfig(dim=4, dim_mult=(1, 2, 2, 2), encoder_blocks=(1, 0, 1, 1), decoder_blocks=(1, 0, 0, 1))
     torch.manual_seed(5)
     old, deep = VAE(config), new_vae(replace(config, encoder_blocks=(2, 0, 3, 2)))
-    load_into(deep, deepened(old.state_dict(), deep))
+    load_into(deep, deepen(old.state_dict(), deep))
     video = torch.rand(1, 3, 9, 32, 32) * 2 - 1
     z = old.encode(video)
     assert torch.equal(deep.encode(video), z) and torch.equal(deep.decode(z), old.decode(z))
-    with pytest.raises(BadInput, match="can be deepened, not cut"):
-        deepened(deep.state_dict(), old)
+    with pytest.raises(BadInput, match="can be deepen, not cut"):
+        deepen(deep.state_dict(), old)
     torch.manual_seed(6)
     for p in deep.parameters():
         p.data.add_(0.1 * torch.randn_like(p))

@@ -41,7 +41,7 @@ def test_music_or_noise_alone_leaves_the_mouth_shut(monkeypatch):
         assert mixed_S.square().mean() > 1e-6
 
 
-def test_clips_have_all_kinds_of_audio_and_come_back_from_the_seed():
+def test_clips_have_all_kinds_of_audio_and_repeat_with_the_seed():
     pairs = [drawn.draw_audio([hum(2), hum(6)], 44_000, seeded(n)) for n in range(300)]
     with_background = sum(not torch.equal(voice, mixed) for voice, mixed in pairs) / 300
     silent = sum(not voice.any() for voice, _ in pairs) / 300

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from everface.core.errors import BadInput
-from everface.train.distill.memory_estimate import layout, memory, peak, table
+from everface.train.distill.memory_estimate import estimate_memory, layout, peak, table
 from everface.train.distill.plans import change_plan
 from everface.train.distill.presets import PRESETS
 
@@ -23,12 +23,12 @@ def test_settings_change_one_field_and_refuse_nonsense() -> None:
 
 def test_memory_is_estimated_from_the_plan() -> None:
     plan = PRESETS["wan-s2v-14b"]
-    (always, phases), many = (memory(plan, layout(plan, n)) for n in (8, 128))
+    (always, phases), many = (estimate_memory(plan, layout(plan, n)) for n in (8, 128))
     assert (always, phases) == many and layout(plan, 128).copies == 16 and layout(plan, 8).clips == 16
     assert 40 < peak(always, phases) < 79.6  # the paper and its follow-up ran it on 80 GB
-    full, _ = memory(replace(plan, stage2=replace(plan.stage2, lora_rank=0)), layout(plan, 8))
+    full, _ = estimate_memory(replace(plan, stage2=replace(plan.stage2, lora_rank=0)), layout(plan, 8))
     assert full["gradients and moments"] > 20 * always["gradients and moments"] and peak(full, phases) > 79.6
-    _, wide = memory(replace(plan, stage2=replace(plan.stage2, checkpoint_activations=False)), layout(plan, 8))
+    _, wide = estimate_memory(replace(plan, stage2=replace(plan.stage2, checkpoint_activations=False)), layout(plan, 8))
     assert wide["replay: ring, graph"] > 2 * phases["replay: ring, graph"]
     text = table(plan)
     assert "8 H100" in text and "128 H100" in text and "yes" in text

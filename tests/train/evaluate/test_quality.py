@@ -55,9 +55,9 @@ def test_truth_passes_and_a_frozen_face_fails(reader, tmp_path, monkeypatch):
     # A lip reader trained for fifteen seconds may be too poor; ten seconds hold too few blinks, and two characters too little other audio.
     unreliable = {"lip reader on truth", "other audio, abs mean correlation", "blinks relative to truth"}
     unreliable |= {"opening correlation, mean", "width correlation"}
-    report = quality.evaluate(Truth(2, seed=2), grainy, reader, audio_S, tmp_path / "truth", seed=2, size=SIZE)
+    report = quality.evaluate_quality(Truth(2, seed=2), grainy, reader, audio_S, tmp_path / "truth", seed=2, size=SIZE)
     assert misses(report) <= unreliable and report["bars"][1]["value"] > 0.9, quality.table(report)
-    report = quality.evaluate(frozen, lambda rgb: 0.5 * rgb, reader, audio_S, tmp_path / "frozen", seed=2, size=SIZE)
+    report = quality.evaluate_quality(frozen, lambda rgb: 0.5 * rgb, reader, audio_S, tmp_path / "frozen", seed=2, size=SIZE)
     wanted = {"opening correlation, mean", "opening correlation, min", "opening amplitude", "blinks relative to truth"}
     assert not report["pass"] and wanted | {"motion energy relative to truth", "VAE PSNR, dB"} <= misses(report)
     written = json.loads((tmp_path / "frozen" / "report.json").read_text())
@@ -80,7 +80,7 @@ def test_a_face_for_other_audio_misses(reader, tmp_path, monkeypatch):
     audio_S = [syllables(6, 20 + i, rate=4, power=3) for i in range(2)]
     other = {id(a): b for a, b in zip(audio_S, reversed(audio_S))}
     truth = Truth(2, seed=2)
-    report = quality.evaluate(
+    report = quality.evaluate_quality(
         lambda p, s: truth(p, other[id(s)]), lambda rgb: rgb, reader, audio_S, tmp_path, seed=2, size=SIZE
     )
     assert {"opening correlation, mean", "other audio, abs mean correlation"} <= misses(report)

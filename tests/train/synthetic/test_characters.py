@@ -15,7 +15,7 @@ def characters(n: int, seed: int = 0) -> torch.Tensor:
     return sample_identity(n, torch.Generator().manual_seed(seed))
 
 
-def test_seed_decides_characters_and_images():
+def test_the_seed_determines_characters_and_images():
     assert torch.equal(characters(5), characters(5))
     assert not torch.equal(characters(5), characters(5, seed=1))
     assert characters(3).shape == (3, len(IDENTITY))

@@ -34,7 +34,7 @@ def extremes(anim: dict[str, float]) -> torch.Tensor:
     return pose_NA
 
 
-def test_people_differ_are_finite_and_come_back_from_the_seed():
+def test_characters_differ_are_finite_and_repeat_with_the_seed():
     rgb = render(characters(64), neutral(64), 64)
     assert rgb.isfinite().all() and rgb.min() >= -1 and rgb.max() <= 1
     flat = rgb.flatten(1)

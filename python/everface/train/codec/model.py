@@ -36,7 +36,7 @@ def new_vae(config: VAEConfig) -> VAE:
     return vae
 
 
-def deepened(held: Mapping[str, torch.Tensor], vae: VAE) -> dict[str, torch.Tensor]:
+def deepen(held: Mapping[str, torch.Tensor], vae: VAE) -> dict[str, torch.Tensor]:
     """The weights of `held` under their names in `vae`. The encoder of `vae` may have more residual blocks at the end of a level.
 
     The added blocks begin as identity, so the codec is at first the same. Raises BadInput where `held` has more blocks than `vae`.
@@ -44,7 +44,7 @@ def deepened(held: Mapping[str, torch.Tensor], vae: VAE) -> dict[str, torch.Tens
     new = vae.state_dict()
     before, now = {place: number for number, place in encoder_layers(held).items()}, encoder_layers(new)
     if surplus := before.keys() - now.values():
-        raise BadInput(f"the encoder to start from is deeper than the one to train (by {len(surplus)} layers): it can be deepened, not cut")
+        raise BadInput(f"the encoder to start from is deeper than the one to train (by {len(surplus)} layers): it can be deepen, not cut")
     out = {name: held[name] for name in held if not name.startswith(ENCODER_LAYERS)}
     for name, tensor in new.items():
         if name.startswith(ENCODER_LAYERS):

@@ -14,7 +14,7 @@ from everface.core.config import VAEConfig
 from everface.model.vae import VAE
 from everface.train.codec.crops import back_and_forth, draw_crops, draw_videos
 from everface.train.codec.loss import codec_loss, pixel_weight, reconstruction_quality
-from everface.train.codec.model import TINY_VAE, deepened, new_vae
+from everface.train.codec.model import TINY_VAE, deepen, new_vae
 from everface.train.codec.training import train_codec, write_vae
 from everface.train.data.clips import STILL_FRAMES
 from everface.train.data.drawn import clip_generator
@@ -55,7 +55,7 @@ def train_vae(
     torch.manual_seed(plan.seed)
     vae = new_vae(config)
     if init is not None:
-        load_into(vae, deepened(open_file(init), vae))
+        load_into(vae, deepen(open_file(init), vae))
     vae = vae.to(device)
     videos = draw_videos(run_dir, plan.clips, plan.seed)
     held_out = draw_videos(run_dir, plan.held_out, plan.seed + 1000)

@@ -58,7 +58,7 @@ def read_audio(path: Path, zero_s: float) -> Iterator[torch.Tensor]:
     The reader in `everface.media` refuses files with video, because a viewer passes audio files.
     """
     resampler, surplus = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE), None
-    with open_media(path, "sound") as container:
+    with open_media(path, "audio") as container:
         for frame in chain(_decoded(path, container.decode(audio=0)), [None]):
             if surplus is None and frame is not None:  # samples before zero_s, to be dropped
                 surplus = round((zero_s - float(frame.time or 0.0)) * SAMPLE_RATE)

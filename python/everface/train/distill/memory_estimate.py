@@ -42,7 +42,7 @@ def adapter_parameters(cfg: DiTConfig, rank: int) -> int:
     return rank * (square * 2 * cfg.dim + 2 * cfg.num_layers * (cfg.dim + cfg.ffn_dim))
 
 
-def memory(plan: ModelPlan, lay: Layout) -> tuple[dict[str, float], dict[str, float]]:
+def estimate_memory(plan: ModelPlan, lay: Layout) -> tuple[dict[str, float], dict[str, float]]:
     """GiB of one GPU: (what is always there, by owner; what is added in each phase of an iteration)."""
     cfg, two, (h, w) = plan.model.dit, plan.stage2, plan.latent
     parameters = sum(dit_parameters(cfg))
@@ -96,7 +96,7 @@ def table(plan: ModelPlan, gpus: tuple[int, ...] = GPUS) -> str:
         "",
     ]
     lays = [layout(fitting(plan, n), n) for n in gpus]
-    columns = [memory(plan, lay) for lay in lays]
+    columns = [estimate_memory(plan, lay) for lay in lays]
     lines.append(f"{'GiB per GPU':<26}" + "".join(f"{f'{n} H100':>12}" for n in gpus))
     for part, sign in ((0, ""), (1, "+ ")):
         lines += [f"{sign + owner:<26}" + "".join(f"{c[part][owner]:12.1f}" for c in columns) for owner in columns[0][part]]

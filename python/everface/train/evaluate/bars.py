@@ -66,7 +66,7 @@ NOTES = (
 )  # fmt: skip
 
 
-def verdict(rows: list[Row]) -> dict[str, object]:
+def check_bars(rows: list[Row]) -> dict[str, object]:
     """{"pass": bool, "bars": [{name, value, bar, pass, says}], "notes": {name: mean}, "characters": rows}. A NaN never passes."""
     bars = []
     for bar in BARS:

@@ -78,7 +78,7 @@ def drift(early: list[Row], late: list[Row]) -> dict[str, dict[str, Any]]:
     return report
 
 
-def horizon(
+def evaluate_horizon(
     model: OfflineModel, reader: LipReader, audio_S: Tensor, seconds: float, out: Path, variant: StreamVariant | None = None, seed: int = 0,
     window: int = WINDOW_BLOCKS, progress: Report = log.info,
 ) -> dict[str, Any]:  # fmt: skip

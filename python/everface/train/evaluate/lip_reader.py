@@ -6,15 +6,10 @@ It is trusted only after a check (`MIN_CORRELATION`): on true videos of held-out
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from everface.core.errors import BadWeights
 from everface.core.log import log
 from everface.train.data.clips import IMAGE_SIZE
 from everface.train.synthetic.characters import eyes_box, mouth_box, render
@@ -56,19 +51,6 @@ class LipReader(nn.Module):
         """A clip in -1..1 to open_T, wide_T, blink_T."""
         readings_T3 = torch.cat([self(part) for part in rgb_T3HW.split(64)])
         return readings_T3[:, 0], readings_T3[:, 1], readings_T3[:, 2]
-
-    def save(self, path: Path) -> None:
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, str(path), metadata={"format": "pt"})
-
-    @classmethod
-    def load(cls, path: Path) -> LipReader:
-        """Raises BadWeights where the file is missing or holds no lip reader."""
-        reader = cls()
-        try:
-            reader.load_state_dict(load_file(str(path)))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise BadWeights(f"{path} holds no lip reader ({type(error).__name__}); make it again with train_lip_reader.") from error
-        return reader.eval()
 
 
 def _conv(n_in: int, n_out: int) -> nn.Module:

@@ -21,7 +21,7 @@ from everface.core.log import log
 from everface.train.data.clips import IMAGE_SIZE
 from everface.train.engine.statistics import correlation
 from everface.train.evaluate import metrics
-from everface.train.evaluate.bars import BARS, Row, verdict
+from everface.train.evaluate.bars import BARS, Row, check_bars
 from everface.train.evaluate.held_out import HeldOutClip, draw_held_out
 from everface.train.evaluate.lip_reader import LipReader
 from everface.train.evaluate.measure import measure
@@ -31,7 +31,7 @@ Generate = Callable[[Tensor, Tensor], Tensor]
 Reconstruct = Callable[[Tensor], Tensor]
 
 
-def evaluate(
+def evaluate_quality(
     generate: Generate,
     vae_reconstruct: Reconstruct,
     reader: LipReader,
@@ -40,7 +40,7 @@ def evaluate(
     seed: int = 0,
     size: int = IMAGE_SIZE,
 ) -> dict[str, Any]:
-    """Evaluate one character per audio. Writes report.json, report.md and sheet.png to out_dir and returns the report (bars.verdict)."""
+    """Evaluate one character per audio. Writes report.json, report.md and sheet.png to out_dir and returns the report (bars.check_bars)."""
     out_dir.mkdir(parents=True, exist_ok=True)
     rows, reads, targets, panels = [], [], [], []
     for clip in draw_held_out(audio_S, seed, size):
@@ -58,7 +58,7 @@ def evaluate(
         pairs = [(reads[i], targets[j]) for j in others] or [(reads[i], targets[i].flip(0))]
         wrong = [correlation(a[: len(b)], b[: len(a)]) for a, b in pairs]
         row["wrong_corr"] = sum(wrong) / len(wrong)
-    report = verdict(rows)
+    report = check_bars(rows)
     (out_dir / "report.json").write_text(json.dumps(report, indent=1))
     (out_dir / "report.md").write_text(table(report))
     _save_sheet(panels, out_dir / "sheet.png")

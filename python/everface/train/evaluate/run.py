@@ -21,10 +21,10 @@ from everface.model.vae import VAE
 from everface.train.evaluate.ablate import ablate, check_rows
 from everface.train.evaluate.compare import CLIP_S, compare
 from everface.train.evaluate.held_out import held_out_audio
-from everface.train.evaluate.horizon import LOOP_S, horizon
+from everface.train.evaluate.horizon import LOOP_S, evaluate_horizon
 from everface.train.evaluate.lip_reader import train_lip_reader
 from everface.train.evaluate.offline_stream import OfflineModel
-from everface.train.evaluate.quality import evaluate
+from everface.train.evaluate.quality import evaluate_quality
 from everface.train.evaluate.stream_windows import Report
 from everface.train.synthetic.voices import make_speech
 from everface.weights.load import load_into, open_checkpoint
@@ -56,7 +56,7 @@ def run_quality(
                 blocks += session.frames()
             return torch.cat([block.frames_THW3 for block in blocks])
 
-        return evaluate(generate, lambda rgb_T3HW: reconstruct(vae, rgb_T3HW), train_lip_reader(), audio, out)
+        return evaluate_quality(generate, lambda rgb_T3HW: reconstruct(vae, rgb_T3HW), train_lip_reader(), audio, out)
 
 
 def run_horizon(
@@ -65,7 +65,7 @@ def run_horizon(
     """Windows of one stream of `seconds` (horizon.py). Writes horizon.json, .md and .png to `out`."""
     with speech_folder(speech) as folder:
         audio_S = held_out_audio(folder, 1, LOOP_S)[0]
-    return horizon(OfflineModel(weights, deployment), train_lip_reader(), audio_S, seconds, out, progress=progress)
+    return evaluate_horizon(OfflineModel(weights, deployment), train_lip_reader(), audio_S, seconds, out, progress=progress)
 
 
 def run_comparison(

@@ -19,11 +19,11 @@ def sample_identity(n: int, generator: torch.Generator) -> Tensor:
     def rand(lo: float, hi: float) -> Tensor:
         return lo + (hi - lo) * torch.rand(n, 1, generator=generator)
 
-    def pick(palette: tuple, jitter: float, odds: tuple | None = None) -> Tensor:
-        weight = torch.tensor(odds if odds else (1.0,) * len(palette))
+    def pick(rows: tuple, jitter: float, odds: tuple | None = None) -> Tensor:
+        weight = torch.tensor(odds if odds else (1.0,) * len(rows))
         index = torch.multinomial(weight, n, replacement=True, generator=generator)
-        noise = jitter * (torch.rand(n, len(palette[0]), generator=generator) - 0.5)
-        return torch.tensor(palette)[index] + noise
+        noise = jitter * (torch.rand(n, len(rows[0]), generator=generator) - 0.5)
+        return torch.tensor(rows)[index] + noise
 
     skin, hair, iris = pick(palette.SKIN, 0.05), pick(palette.HAIR, 0.08, palette.HAIR_COLOR_ODDS), pick(palette.IRIS, 0.06)
     lips = 0.62 * pick(palette.LIPS, 0.06) + 0.38 * skin * torch.tensor([1.0, 0.72, 0.72])

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from everface.train.synthetic.parameters import ANIMATION, COLORS, SHAPES
 
-NECK_Y, MIDDLE_Y = 0.7, 0.1  # the head sways about the neck's base, and rests tilted and scaled about the face's middle
+NECK_Y, MIDDLE_Y = 0.7, 0.1  # centers of the sway (base of the neck) and of the resting tilt and scale (middle of the face)
 
-Part = Callable[["Rasterizer", Tensor, Tensor, Tensor], Tensor]  # (rasterizer, rgb, x, y) of a box to its rgb
+Part = Callable[["Rasterizer", Tensor, Tensor, Tensor], Tensor]
+"""(rasterizer, rgb, x, y) of a bounding box -> its new rgb."""
 
 
 class Rasterizer:

@@ -1,4 +1,4 @@
-"""What the voices of the default model say: short sentences of our own, by language."""
+"""The sentences that the voices speak, by language. All were written for this project."""
 
 TEXTS = {
     "en": """The morning train was late again, so we walked along the river.
