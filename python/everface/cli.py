@@ -24,8 +24,7 @@ from everface.core import env
 from everface.core.config import COMPATS, SAMPLERS, Deployment, StreamConfig
 from everface.core.errors import EverfaceError
 from everface.core.log import start_log
-from everface.core.machine import cores
-from everface.train.verbs import add_train
+from everface.train.command_line import add_train
 
 if TYPE_CHECKING:
     from everface.avatar.render import RenderReport
@@ -263,7 +262,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--dtype", choices=("bf16", "fp8"), help="of the weights (bf16)")
     p.add_argument("--sessions", type=_count, metavar="N", help="viewers at a time (1)")
     p.add_argument("--size", type=_size, metavar="WxH", help="of the video (704x384)")
-    train = add("train", None, "make the bundled model anew, or judge it", "train evaluate")
+    train = add("train", None, "train the bundled model, or evaluate it", "train evaluate")
     what = _adder(train.add_subparsers(title="what", metavar="WHAT", required=True), "train ")
     add_train(what, _count, _add_deployment_flags, _deployment)
     return parser
