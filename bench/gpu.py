@@ -47,7 +47,7 @@ PARTS: dict[str, tuple[list[str], float]] = {
     "fused": ([f"{KERNELS}fused.py"], 90),
     "video": ([f"{KERNELS}video.py"], 150),
     "baseline": (["bench/step/bench_step.py", "-k", "baseline"], 200),
-    "hop": (["bench/stream/bench_hop.py"], 90),
+    "channel": (["bench/stream/bench_channel.py"], 90),
 }
 
 

@@ -76,7 +76,7 @@ def plan(question: Question) -> int:
     """Print what each number of devices would do for the official model, the best one marked. Raises BadInput if nothing fits."""
     from everface.core.config import FPS, StreamConfig
     from everface.models.live_avatar.forecast import block_times
-    from everface.models.live_avatar.model import role_specs
+    from everface.models.live_avatar.names import role_specs
     from everface.runtime.planning.planner import best, explain, options, refuse
 
     steps = StreamConfig(sampler=question.sampler).steps
