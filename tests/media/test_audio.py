@@ -1,4 +1,4 @@
-"""Sound: every container a user may pass, exactness where nothing is resampled, flat memory, and clear refusals."""
+"""Audio: every container a user may pass, exact samples where nothing is resampled, flat memory, clear errors."""
 
 import os
 import wave
@@ -91,7 +91,7 @@ def test_every_container(tmp_path: Path, suffix: str, rate: int, channels: int):
     assert info.channels == channels and info.rate_hz in (rate, 48_000)  # opus always decodes at 48 kHz
     assert info.duration_s is not None and abs(info.duration_s - 2.0) < 0.15
     x = whole(path, 7680)
-    lag = 0 if suffix in LOSSLESS else 2048  # an encoder's priming and padding where its container cannot tell them
+    lag = 0 if suffix in LOSSLESS else 2048  # an encoder's priming and padding where its container cannot state them
     assert abs(len(x) - 2 * SAMPLE_RATE) <= 2 * lag
     middle = x[8000:24000]
     assert abs(np.sqrt((middle**2).mean()) - 0.5 / np.sqrt(2)) < 0.02  # lame scales by 0.95
@@ -137,46 +137,46 @@ def test_cover_art_is_not_a_video(tmp_path: Path):
     assert abs(len(whole(tagged)) - SAMPLE_RATE) < 2000
 
 
-def refused(path: Path, sentence: str) -> str:
-    with pytest.raises(BadInput, match=sentence) as caught:
+def refused(path: Path, message: str) -> str:
+    with pytest.raises(BadInput, match=message) as caught:
         whole(path)
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
     return str(caught.value)
 
 
-def test_files_that_are_no_sound(tmp_path: Path):
-    refused(tmp_path / "missing.wav", "there is no sound file")
+def test_files_that_are_not_audio(tmp_path: Path):
+    refused(tmp_path / "missing.wav", "there is no audio file")
     refused(tmp_path, "is a folder")
-    refused(Path("http://127.0.0.1:9/a.wav"), "there is no sound file")
+    refused(Path("http://127.0.0.1:9/a.wav"), "there is no audio file")
     os.mkfifo(tmp_path / "fifo.wav")
     refused(tmp_path / "fifo.wav", "not a regular file")
     (tmp_path / "empty.wav").touch()
     refused(tmp_path / "empty.wav", "empty")
     for name in ("text.txt", "text.wav"):
         (tmp_path / name).write_text("just words\n" * 100)
-        refused(tmp_path / name, "not a sound file")
+        refused(tmp_path / name, "not a readable audio file")
     (tmp_path / "noise.mp3").write_bytes(np.random.default_rng(0).bytes(300))
-    refused(tmp_path / "noise.mp3", "sound")
-    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
-    refused(tmp_path / "picture.png", "not a sound file")
+    refused(tmp_path / "noise.mp3", "audio")
+    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+    refused(tmp_path / "image.png", "not a readable audio file")
 
 
 def test_a_playlist_opens_nothing_else(tmp_path: Path):
     encode(tmp_path / "a.aac", tone(1, 16_000), 16_000)
     (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.aac\n#EXT-X-ENDLIST\n")
-    refused(tmp_path / "list.m3u8", "not a sound file")
+    refused(tmp_path / "list.m3u8", "not a readable audio file")
     (tmp_path / "list.wav").write_text("ffconcat version 1.0\nfile a.aac\n")
-    refused(tmp_path / "list.wav", "not a sound file")
+    refused(tmp_path / "list.wav", "not a readable audio file")
 
 
-def test_a_video_is_not_a_sound(tmp_path: Path):
+def test_a_video_is_not_audio(tmp_path: Path):
     with av.open(str(tmp_path / "a.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=25)
         stream.width = stream.height = 64
         stream.pix_fmt = "yuv420p"
         container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), "rgb24")))
         container.mux(stream.encode(None))
-    refused(tmp_path / "a.mp4", "is a video: pass a sound file")
+    refused(tmp_path / "a.mp4", "is a video: pass an audio file")
 
 
 @pytest.mark.parametrize(("samples", "fits"), [(160, False), (639, False), (640, True)])
@@ -188,19 +188,19 @@ def test_shorter_than_a_frame(tmp_path: Path, samples: int, fits: bool):
         refused(path, f"lasts {samples / 16:.0f} ms")
 
 
-def test_a_header_without_sound(tmp_path: Path):
+def test_a_header_without_samples(tmp_path: Path):
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(SAMPLE_RATE)
-    refused(tmp_path / "a.wav", "no sound")
+    refused(tmp_path / "a.wav", "no audio")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_no_numbers(tmp_path: Path, bad: float):
+def test_samples_that_are_not_finite(tmp_path: Path, bad: float):
     x_CS = tone(2, SAMPLE_RATE)
     x_CS[0, 24_000] = bad
-    refused(encode(tmp_path / "a.wav", x_CS, SAMPLE_RATE, "pcm_f32le"), "not a number at 1.500 s")
+    refused(encode(tmp_path / "a.wav", x_CS, SAMPLE_RATE, "pcm_f32le"), "not finite at 1.500 s")
 
 
 def test_float_samples_beyond_full_scale_are_clipped(tmp_path: Path):
@@ -216,8 +216,8 @@ def test_damage_in_the_middle_is_named(tmp_path: Path, suffix: str):
     middle = len(data) // 2
     data[middle : middle + 8000] = bytes(8000)
     path.write_bytes(data)
-    sentence = refused(path, r"damaged at \d+\.\d\d s")
-    at_s = float(sentence.split("damaged at ")[1].split(" s")[0])
+    message = refused(path, r"damaged at \d+\.\d\d s")
+    at_s = float(message.split("damaged at ")[1].split(" s")[0])
     assert 6 < at_s < 13
 
 

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from tests.train.test_data import vae_run  # noqa: F401
 
 from everface.core.errors import BadInput
-from everface.media.video import VideoWriter
+from everface.media.video_writer import VideoWriter
 from everface.model.features import LogMel
 from everface.train import footage
 from everface.train.clips import MOVING_LATENTS, read_clips

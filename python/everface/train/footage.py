@@ -31,7 +31,7 @@ from everface.core.config import FPS, LATENT_STRIDE, SAMPLE_RATE, SAMPLES_PER_FR
 from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.media.image import fit_image
-from everface.media.audio import open_media
+from everface.media.container import open_media
 from everface.model.audio import PAST_FRAMES
 from everface.model.features import LogMel
 from everface.model.vae import VAE
