@@ -1,10 +1,19 @@
-# Every target makes what it needs:  make demo   make test   make check   make gpu   make bench   make native   make clean
+# Every target makes what it needs.
+#
+#   make setup     .venv with everface, torch and all that the tests and checks use; an editable install
+#   make demo      render the bundled image and voice with the bundled model into out/
+#   make test      every test that needs no GPU
+#   make check     ruff and pyright over every source file
+#   make gpu       tests and benches on the CUDA devices of this machine
+#   make bench     time the stream on this machine
+#   make native    build everface._native into python/everface/
+#   make clean     remove .venv and everything that was built
 #
 #   PYTHON=python3.12        the interpreter that .venv is made with
 #   TORCH_INDEX=ADDRESS      the package index to take torch from, for example the one with PyTorch's CPU wheels
 #   TORCH=torch==2.13.0      take this build of torch, whatever its size
 #   PY=python3               run with this interpreter as it is and set nothing up (a machine that has torch already)
-#   GPU='--soak 300'       options of `make gpu`: python -m bench.gpu --help
+#   GPU='--soak 300'         options of `make gpu`: python -m bench.gpu --help
 #   WORKERS=2                test processes
 
 PYTHON ?= python3
@@ -15,11 +24,11 @@ SHELL := bash
 ifdef PY
 READY :=
 RUN := PYTHONPATH=$(CURDIR)/python$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PY)
-NATIVE_PYTHON := $(shell command -v $(PY))
+INTERPRETER := $(shell command -v $(PY))
 else
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
-NATIVE_PYTHON := $(CURDIR)/$(VENV)/bin/python
+INTERPRETER := $(CURDIR)/$(VENV)/bin/python
 endif
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
@@ -38,7 +47,7 @@ test: $(READY)
 
 check: $(READY)
 	$(RUN) -m ruff check .
-	$(RUN) -m pyright
+	$(RUN) -m pyright --pythonpath $(INTERPRETER)
 
 gpu: $(READY)
 	$(RUN) -m bench.gpu $(GPU)
@@ -48,7 +57,7 @@ bench: $(READY)
 
 # Needs cmake and a C++17 compiler; CUDA and NCCL are found when the program runs.
 native: $(READY)
-	cmake -S . -B build/native -DPython_EXECUTABLE=$(NATIVE_PYTHON)
+	cmake -S . -B build/native -DPython_EXECUTABLE=$(INTERPRETER)
 	cmake --build build/native
 
 clean:
@@ -62,7 +71,7 @@ $(VENV)/.python:
 	$(PIP) install --quiet "setuptools>=77"
 	touch $@
 
-# torch comes first and alone, so that nothing later resolves it anew. Its plain builds bring gigabytes of CUDA on
+# torch comes first and alone, so that nothing later resolves it again. Its plain builds bring gigabytes of CUDA on
 # Linux x86_64: without an NVIDIA driver only the CPU build is taken there, and if pip fails we stop and say what to do.
 $(VENV)/.torch: | $(VENV)/.python
 ifdef TORCH

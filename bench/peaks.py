@@ -15,7 +15,7 @@ from functools import cache
 
 import torch
 
-from everface.kernels.linear.fp8_linear import quantise_tensor, scaled_product_native
+from everface.kernels.linear.fp8_linear import quantize_tensor, scaled_gemm_native
 
 ROUNDS = 10
 
@@ -59,8 +59,8 @@ def matmul_flops(dtype: torch.dtype) -> float:
     n = 8192 if torch.cuda.is_available() else 128
     a, b = (torch.randn(n, n, device=device(), dtype=torch.bfloat16) for _ in range(2))
     if dtype == torch.float8_e4m3fn:
-        (codes_a, scale_a), (codes_b, scale_b) = quantise_tensor(a), quantise_tensor(b)
-        return 2 * n**3 / best_s(lambda: scaled_product_native(codes_a, scale_a, codes_b, scale_b, None, torch.bfloat16))
+        (quantized_a, scale_a), (quantized_b, scale_b) = quantize_tensor(a), quantize_tensor(b)
+        return 2 * n**3 / best_s(lambda: scaled_gemm_native(quantized_a, scale_a, quantized_b, scale_b, None, torch.bfloat16))
     a, b = a.to(dtype), b.to(dtype)
     return 2 * n**3 / best_s(lambda: a @ b)
 

@@ -18,14 +18,14 @@ import torch
 
 from bench.stream.random14b import random_dit
 from everface.avatar.avatar import Avatar
-from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
+from everface.avatar.parts import DEFAULT_WEIGHTS
 from everface.core.config import SAMPLE_RATE, Deployment, DiTConfig, StreamConfig
 from everface.kernels.attention.block_causal import block_causal_reference
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference
-from everface.kernels.fused.qk_norm_rope_code import codes_of
+from everface.kernels.fused.row_primitives import to_e4m3
 from everface.media.audio import read_audio
-from everface.model.coding import power_of_two
-from everface.weights.quantize import quantise_for
+from everface.model.qkv_scales import power_of_two
+from everface.weights.quantize import quantize_for_dtype
 
 DTYPES = ("bfloat16", "fp8", "fp8-attention")
 PICTURE, SOUND, SEED = DEFAULT_WEIGHTS / "mia.png", DEFAULT_WEIGHTS / "speech.wav", 1
@@ -69,7 +69,7 @@ def velocity(dtype: str, blocks: int = 6) -> torch.Tensor:
     """Of the last of a few blocks of a random model, whose ring has come round by then."""
     torch.manual_seed(3)
     dit = random_dit(RANDOM, "cpu", torch.float32).to(torch.float32 if dtype == "float32" else torch.bfloat16).fuse()
-    quantise_for(dit, dtype)
+    quantize_for_dtype(dit, dtype)
     ref, motion = (torch.randn(16, n, 16, 16).to(dit.dtype) for n in (1, 19))
     text_kv, cache, v = dit.text_kv(dit.embed_text(torch.randn(16, 32))), dit.new_cache(16, 16), torch.empty(0)
     cache.prime(*dit.prefill_sink(ref, motion, text_kv))
@@ -100,9 +100,9 @@ def attentions(tokens: int = 256, keys: int = 4096, heads: int = 2, d: int = 128
         q, v = longer * q, v + mean
         exact = block_causal_reference(q.double(), k.double(), v.double(), keys)
         half = block_causal_reference(q.bfloat16(), k.bfloat16(), v.bfloat16(), keys)
-        codes_q, codes_k, codes_v = (codes_of(x / qk_scale[:, None]) for x in (q, k, v))
-        coded = block_causal_fp8_reference(codes_q, codes_k, codes_v.permute(1, 2, 0), keys, qk_scale.square(), qk_scale)
-        for dtype, got in (("bfloat16", half), ("fp8", coded)):
+        codes_q, codes_k, codes_v = (to_e4m3(x / qk_scale[:, None]) for x in (q, k, v))
+        quantized = block_causal_fp8_reference(codes_q, codes_k, codes_v.permute(1, 2, 0), keys, qk_scale.square(), qk_scale)
+        for dtype, got in (("bfloat16", half), ("fp8", quantized)):
             largest = (got.double() - exact).abs().max() / exact.abs().max()
             found[f"{name}, {dtype}"] = {"relative": relative(got, exact), "largest": largest.item()}
     return found

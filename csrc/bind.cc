@@ -1,4 +1,4 @@
-// everface._native: one call for each folder of csrc that Python sees.
+// everface._native: each folder of csrc registers its part.
 #include <pybind11/pybind11.h>
 
 namespace everface {
@@ -9,6 +9,6 @@ void register_ring(pybind11::module_& module);
 
 PYBIND11_MODULE(_native, module) {
   module.doc() = "The native parts of everface. Import it through everface.core.native.";
-  auto ring = module.def_submodule("ring", "One end of a hop between two GPUs, over NCCL.");
+  auto ring = module.def_submodule("ring", "One end of a channel between two GPUs, over NCCL.");
   everface::ring::register_ring(ring);
 }

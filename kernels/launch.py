@@ -32,7 +32,7 @@ def jit(fn: Any = None, **options: Any) -> Any:
     return triton.jit(fn, **options) if fn is not None else triton.jit(**options)
 
 
-class Work(NamedTuple):
+class Cost(NamedTuple):
     """What one launch must do at the least: multiply-adds counted twice, bytes read and written once."""
 
     flops: int
@@ -61,7 +61,7 @@ Tiles = dict[int, dict[Hashable, Tile]]
 
 
 @dataclass(frozen=True)
-class Build:
+class CompileSpec:
     """One compilation that CI checks without a GPU. `name` is its key in tests/kernels/budget.json."""
 
     name: str
@@ -71,9 +71,9 @@ class Build:
     num_warps: int
     num_stages: int
     archs: tuple[int, ...] = (80, 90, 100)
-    loose: tuple[str, ...] = ()  # integers and pointers that are not known to be multiples of 16
-    hot: bool = True  # nothing may spill
-    matrix: bool = False  # must use wgmma on sm_90
+    unaligned: tuple[str, ...] = ()  # integers and pointers that are not known to be multiples of 16
+    must_not_spill: bool = True  # nothing may spill
+    needs_wgmma: bool = False  # must use wgmma on sm_90
 
 
 def runs_triton(*tensors: torch.Tensor) -> bool:
@@ -90,7 +90,7 @@ def arch(device: torch.device) -> int:
 
 
 @cache
-def processors(device: torch.device) -> int:
+def multiprocessors(device: torch.device) -> int:
     """Streaming multiprocessors, for persistent grids. The interpreter gets 3, so that its programs do loop."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
@@ -98,7 +98,7 @@ def processors(device: torch.device) -> int:
 _chosen: dict[tuple[str, int, Hashable], Tile] = {}
 
 
-def pick(op: str, tiles: Tiles, on: torch.device | int, variant: Hashable) -> Tile:
+def select_tile(op: str, tiles: Tiles, on: torch.device | int, variant: Hashable) -> Tile:
     """The tile of the newest family not newer than the device (or architecture) that knows the variant. Chosen once, and logged."""
     key = (op, on if isinstance(on, int) else arch(on), variant)
     if key not in _chosen:
@@ -108,11 +108,11 @@ def pick(op: str, tiles: Tiles, on: torch.device | int, variant: Hashable) -> Ti
     return _chosen[key]
 
 
-def metadata(name: str, work: Callable[[dict[str, Any]], Work]) -> Callable[..., dict[str, Any]]:
+def metadata(name: str, cost: Callable[[dict[str, Any]], Cost]) -> Callable[..., dict[str, Any]]:
     """For @jit(launch_metadata=...): names a launch and counts its work from its arguments, so a profile reads in percent of peak."""
 
     def count(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
-        done = work(args)
+        done = cost(args)
         return {"name": name, "flops": done.flops, "bytes": done.bytes}
 
     return count

@@ -19,6 +19,8 @@ import pytest
 
 torch.set_num_threads(1)
 
+pytest_plugins = ["tests.small_model"]
+
 
 @pytest.fixture(scope="session")
 def golden() -> Path:

@@ -67,6 +67,6 @@ def test_it_says_which_attention_each_device_gets_and_why_not_another(monkeypatc
         assert doctor.attention() == ["the reference, on a CPU"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(backend, "choose", lambda *_: backend.Choice("triton", "asked for"))
-    monkeypatch.setattr(backend, "why_not", lambda name, *_: "it is not installed" if name == "xformers" else "")
+    monkeypatch.setattr(backend, "select_backend", lambda *_: backend.Selection("triton", "asked for"))
+    monkeypatch.setattr(backend, "find_fault", lambda name, *_: "it is not installed" if name == "xformers" else "")
     assert doctor.attention() == ["cuda:0 triton (asked for)", "cuda:0 not xformers: it is not installed"]

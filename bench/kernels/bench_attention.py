@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 from bench.peaks import device
-from bench.stopwatch import SETS, compiled, measure
+from bench.timing import SETS, compiled, measure
 
-from everface.kernels.attention import backend, cross, peers
+from everface.kernels.attention import backend, cross, library_backends, self_attention
 from everface.kernels.attention import block_causal as block
 
 ON_GPU = torch.cuda.is_available()
@@ -49,7 +49,7 @@ def serving(name: str, dtype: torch.dtype = BF16) -> str:
     """The name, if it can serve here; skips with the reason otherwise."""
     if name in ("triton", "gluon") and not ON_GPU:
         pytest.skip("the kernel runs on a GPU, or under the interpreter in the tests")
-    trouble = backend.why_not(name, device(), dtype, D) or (unproven() if name == "gluon" else "")
+    trouble = backend.find_fault(name, device(), dtype, D) or (unproven() if name == "gluon" else "")
     if trouble:
         pytest.skip(f"{name}: {trouble}")
     return name
@@ -60,7 +60,7 @@ def reference() -> Callable[..., Any]:
     return compiled(block.block_causal_reference)
 
 
-@pytest.mark.parametrize("by", ["op", "triton", "gluon", *peers.PEERS, "torch.compile"])
+@pytest.mark.parametrize("by", ["op", "triton", "gluon", *library_backends.LIBRARIES, "torch.compile"])
 @pytest.mark.parametrize("used", [SINK + RING, SINK + RING // 4])
 def test_block_causal(benchmark: Any, used: int, by: str) -> None:
     name = serving(by) if by not in ("op", "torch.compile") else by
@@ -70,11 +70,11 @@ def test_block_causal(benchmark: Any, used: int, by: str) -> None:
         if by == "torch.compile":
             calls.append(lambda a=case: reference()(*a))
         elif by == "op":
-            calls.append(lambda a=case: block.block_causal(*a))
+            calls.append(lambda a=case: self_attention.block_causal(*a))
         else:
-            calls.append(lambda a=case: backend.attend(*a, by=name))
-    work = block.work(TOKENS, used, HEADS, D, 2)
-    measure(benchmark, calls, work, launches=LAUNCHES, shape=f"{TOKENS}x{used}x{HEADS}x{D}", dtype="bf16", by=by)
+            calls.append(lambda a=case: backend.attend(*a, backend=name))
+    cost = block.cost(TOKENS, used, HEADS, D, 2)
+    measure(benchmark, calls, cost, launches=LAUNCHES, shape=f"{TOKENS}x{used}x{HEADS}x{D}", dtype="bf16", by=by)
 
 
 @pytest.mark.parametrize("by", ["triton", "gluon"])
@@ -87,16 +87,16 @@ def test_block_causal_fp8(benchmark: Any, used: int, by: str) -> None:
     for _ in range(SETS):
         q, k, v = (made(n, HEADS, D).to(FP8) for n in (TOKENS, SINK + RING, SINK + RING))
         vT = v.view(torch.uint8).permute(1, 2, 0).contiguous().view(FP8)
-        calls.append(lambda a=(q, k, vT, used, *scales): backend.attend_fp8(*a, by=name))
-    work = block.work(TOKENS, used, HEADS, D, 1)
-    measure(benchmark, calls, work, "fp8", LAUNCHES, shape=f"{TOKENS}x{used}x{HEADS}x{D}", dtype="e4m3", by=by)
+        calls.append(lambda a=(q, k, vT, used, *scales): backend.attend_fp8(*a, backend=name))
+    cost = block.cost(TOKENS, used, HEADS, D, 1)
+    measure(benchmark, calls, cost, "fp8", LAUNCHES, shape=f"{TOKENS}x{used}x{HEADS}x{D}", dtype="e4m3", by=by)
 
 
-@pytest.mark.parametrize("by", ["op", *peers.PEERS])
+@pytest.mark.parametrize("by", ["op", *library_backends.LIBRARIES])
 @pytest.mark.parametrize("keys", [TEXT, AUDIO])
 def test_cross(benchmark: Any, keys: int, by: str) -> None:
-    attend = cross.cross if by == "op" else peers.over_keys(serving(by))
+    attend = cross.cross if by == "op" else library_backends.load_attention(serving(by))
     batch, tokens = (FRAMES, FRAME) if keys == AUDIO else (1, TOKENS)
     sets = [(made(batch, tokens, HEADS, D), made(batch, keys, HEADS, D), made(batch, keys, HEADS, D)) for _ in range(SETS)]
-    work = cross.work(batch, tokens, keys, HEADS, D, batch, 2)
-    measure(benchmark, [lambda a=a: attend(*a) for a in sets], work, shape=f"{batch}x{tokens}x{keys}x{HEADS}x{D}", dtype="bf16", by=by)
+    cost = cross.cost(batch, tokens, keys, HEADS, D, batch, 2)
+    measure(benchmark, [lambda a=a: attend(*a) for a in sets], cost, shape=f"{batch}x{tokens}x{keys}x{HEADS}x{D}", dtype="bf16", by=by)

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 from bench.peaks import device
-from bench.stopwatch import SETS, measure, way
+from bench.timing import SETS, measure, way
 
 from everface.kernels.fused import audio_inject as audio
 from everface.kernels.fused import flow_step as flow
 from everface.kernels.fused import gate_norm_modulate as gate_norm
+from everface.kernels.fused import norm_rope
 from everface.kernels.fused import qk_norm_rope_store as qk
-from everface.kernels.linear import quantise_rows as quantise
+from everface.kernels.linear import quantize_rows as rows
 
 ON_GPU = torch.cuda.is_available()
 FRAMES, ROWS, COLS, HEADS, HEAD, FFN = (3, 24, 44, 40, 128, 13824) if ON_GPU else (3, 2, 4, 3, 64, 448)
@@ -47,7 +48,7 @@ def test_gate_norm_modulate(benchmark: Any, site: str, out: str, by: str) -> Non
 
     def reference(x: Any, y: Any, gate: Any, pairs: Any) -> object:
         new, u = gate_norm.gate_norm_modulate_reference(x, y, gate, pairs[0], pairs[1], 1e-6, norm_dtype, BF16)
-        return new, (quantise.quantise_rows_reference(u) if out == "fp8" else u)
+        return new, (rows.quantize_rows_reference(u) if out == "fp8" else u)
 
     def op(x: Any, y: Any, gate: Any, pairs: Any) -> object:
         run = gate_norm.gate_norm_modulate_fp8 if out == "fp8" else gate_norm.gate_norm_modulate
@@ -64,8 +65,8 @@ def test_gate_norm_modulate(benchmark: Any, site: str, out: str, by: str) -> Non
     new = torch.empty_like(u, dtype=F32) if added else None
     x_like = torch.empty_like(u, dtype=dtype)
     y_like = torch.empty_like(u, dtype=BF16) if added else None
-    work = gate_norm.work({"x_ptr": x_like, "y_ptr": y_like, "residual_ptr": new, "u_ptr": u})
-    measure(benchmark, calls, work, shape=SHAPE, site=site, out=out, by=by)
+    cost = gate_norm.cost({"x_ptr": x_like, "y_ptr": y_like, "residual_ptr": new, "u_ptr": u})
+    measure(benchmark, calls, cost, shape=SHAPE, site=site, out=out, by=by)
 
 
 @BY
@@ -75,8 +76,8 @@ def test_gate_residual(benchmark: Any, by: str) -> None:
     op = way(by, gate_norm.gate_residual, lambda x, y, g, dtype: gate_norm.gate_residual_reference(x, y, g).to(dtype))
     calls = [lambda s=s: op(*s, gate, BF16) for s in sets]
     x, y = sets[0]
-    work = gate_norm.work({"x_ptr": x, "y_ptr": y, "residual_ptr": y, "u_ptr": None})
-    measure(benchmark, calls, work, shape=SHAPE, by=by)
+    cost = gate_norm.cost({"x_ptr": x, "y_ptr": y, "residual_ptr": y, "u_ptr": None})
+    measure(benchmark, calls, cost, shape=SHAPE, by=by)
 
 
 @BY
@@ -86,16 +87,16 @@ def test_qk_norm_rope_store(benchmark: Any, by: str) -> None:
     run = way(by, qk.qk_norm_rope_store, qk.qk_norm_rope_store_reference)
     sets = [(made(tokens, 3 * WIDTH).chunk(3, dim=1), made(2, tokens, HEADS, HEAD)) for _ in range(SETS)]
     calls = [lambda qkv=qkv, ring=ring: run(*qkv, weight, weight, 1e-6, table, *ring, 0) for qkv, ring in sets]
-    work = qk.work({"q_ptr": sets[0][0][0], "ring_k_ptr": sets[0][1], "table_ptr": table})
-    measure(benchmark, calls, work, shape=SHAPE, by=by)
+    cost = qk.cost({"q_ptr": sets[0][0][0], "ring_k_ptr": sets[0][1], "table_ptr": table})
+    measure(benchmark, calls, cost, shape=SHAPE, by=by)
 
 
 @BY
 def test_rms_norm(benchmark: Any, by: str) -> None:
     weight, sets = made(WIDTH), [made(FRAMES * TOKENS, WIDTH) for _ in range(SETS)]
-    run = way(by, qk.rms_norm, qk.rms_norm_reference)
-    work = qk.rows_work({"x_ptr": sets[0], "out_ptr": sets[0], "table_ptr": None})
-    measure(benchmark, [lambda x=x: run(x, weight, 1e-6) for x in sets], work, shape=SHAPE, by=by)
+    run = way(by, norm_rope.rms_norm, norm_rope.rms_norm_reference)
+    cost = norm_rope.norm_rope_cost({"x_ptr": sets[0], "out_ptr": sets[0], "table_ptr": None})
+    measure(benchmark, [lambda x=x: run(x, weight, 1e-6) for x in sets], cost, shape=SHAPE, by=by)
 
 
 @BY
@@ -103,24 +104,24 @@ def test_audio_inject(benchmark: Any, by: str) -> None:
     sets = [(made(1, FRAMES, TOKENS, WIDTH), made(1, FRAMES, 2 * WIDTH)) for _ in range(SETS)]
     run = way(by, audio.audio_inject, audio.audio_inject_reference)
     x = sets[0][0]
-    work = gate_norm.work({"x_ptr": x, "y_ptr": None, "residual_ptr": None, "u_ptr": x})
-    measure(benchmark, [lambda s=s: run(*s) for s in sets], work, shape=SHAPE, by=by)
+    cost = gate_norm.cost({"x_ptr": x, "y_ptr": None, "residual_ptr": None, "u_ptr": x})
+    measure(benchmark, [lambda s=s: run(*s) for s in sets], cost, shape=SHAPE, by=by)
 
 
 @BY
 @pytest.mark.parametrize("width", [WIDTH, FFN])
-def test_quantise_rows(benchmark: Any, width: int, by: str) -> None:
+def test_quantize_rows(benchmark: Any, width: int, by: str) -> None:
     sets = [made(FRAMES * TOKENS, width) for _ in range(SETS)]
-    run = way(by, quantise.quantise_rows, quantise.quantise_rows_reference)
-    codes, scale = quantise.codes_like(sets[0])
-    work = quantise.work({"x_ptr": sets[0], "codes_ptr": codes, "scale_ptr": scale})
-    measure(benchmark, [lambda x=x: run(x) for x in sets], work, shape=f"{FRAMES * TOKENS}x{width}", by=by)
+    run = way(by, rows.quantize_rows, rows.quantize_rows_reference)
+    quantized, scale = rows.empty_quantized(sets[0])
+    cost = rows.cost({"x_ptr": sets[0], "quantized_ptr": quantized, "scale_ptr": scale})
+    measure(benchmark, [lambda x=x: run(x) for x in sets], cost, shape=f"{FRAMES * TOKENS}x{width}", by=by)
 
 
 @BY
 def test_flow_step_tokens(benchmark: Any, by: str) -> None:
     x, out = made(1, 16, FRAMES, 2 * ROWS, 2 * COLS), made(1, FRAMES, TOKENS, 64)
     run = way(by, flow.flow_step_tokens, flow.flow_step_tokens_reference)
-    work = flow.work({"x_ptr": x, "out_ptr": out, "next_ptr": x, "size": x.numel()})
+    cost = flow.cost({"x_ptr": x, "out_ptr": out, "next_ptr": x, "size": x.numel()})
     shape = "x".join(map(str, x.shape[1:]))
-    measure(benchmark, [lambda: run(x, out, (ROWS, COLS), (2, 2), 1.0, 0.86)], work, shape=shape, by=by)
+    measure(benchmark, [lambda: run(x, out, (ROWS, COLS), (2, 2), 1.0, 0.86)], cost, shape=shape, by=by)

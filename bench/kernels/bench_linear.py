@@ -15,11 +15,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bench.peaks import device
-from bench.stopwatch import SETS, measure
+from bench.timing import SETS, measure
 
-from everface.kernels.launch import Work
+from everface.kernels.launch import Cost
 from everface.kernels.linear import fp8_linear as fp8
-from everface.kernels.linear.quantise_rows import quantise_rows
+from everface.kernels.linear.quantize_rows import quantize_rows
 
 ON_GPU = torch.cuda.is_available()
 M, D, FFN = (3168, 5120, 13824) if ON_GPU else (24, 64, 176)
@@ -38,9 +38,9 @@ def layer(backend: str, n: int, k: int, gelu: bool) -> Callable[[], object]:
     if backend == "bf16":
         return lambda: activated(F.linear(x, w, bias))
     if backend == "official":
-        codes, scale = fp8.quantise_tensor(w)
-        return lambda: activated(fp8.fp8_linear(x, codes, scale, bias))
-    operands = (*quantise_rows(x), *quantise_rows(w))
+        quantized, scale = fp8.quantize_tensor(w)
+        return lambda: activated(fp8.fp8_linear(x, quantized, scale, bias))
+    operands = (*quantize_rows(x), *quantize_rows(w))
     if backend == "rows":
         return lambda: fp8.fp8_linear_rows(*operands, bias, gelu=gelu, dtype=torch.bfloat16)
     y = torch.empty(M, n, device=device(), dtype=torch.bfloat16)
@@ -54,6 +54,6 @@ def test_linear(benchmark: Any, name: str, backend: str) -> None:
         pytest.skip("the kernel runs on a GPU, or under the interpreter in the tests")
     n, k, gelu = LAYERS[name]
     wide = 2 if backend == "bf16" else 1
-    work = Work(2 * M * n * k, (M + n) * k * wide + 2 * M * n)
+    cost = Cost(2 * M * n * k, (M + n) * k * wide + 2 * M * n)
     calls = [layer(backend, n, k, gelu) for _ in range(SETS)]
-    measure(benchmark, calls, work, "bf16" if backend == "bf16" else "fp8", shape=f"{M}x{n}x{k}", layer=name, backend=backend)
+    measure(benchmark, calls, cost, "bf16" if backend == "bf16" else "fp8", shape=f"{M}x{n}x{k}", layer=name, backend=backend)

@@ -15,9 +15,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bench.peaks import device
-from bench.stopwatch import SETS, measure, way
+from bench.timing import SETS, measure, way
 
-from everface.kernels.launch import Work
+from everface.kernels.launch import Cost
 from everface.kernels.video import causal_conv3d as conv
 from everface.kernels.video import norm_silu as norm
 from everface.kernels.video import to_rgb as rgb
@@ -86,8 +86,8 @@ def test_causal_conv3d(benchmark: Any, site: str, by: str) -> None:
         joined = [torch.cat([past, x], 2) for x, past in sets]
         calls = [lambda z=z: F.conv3d(z, weight, bias, 1, padding) for z in joined]
     outputs = frames * h * w * c_out
-    work = Work(2 * outputs * 3 * space**2 * c_in, moved(*sets[0], sets[0][1], weight) + 2 * outputs)
-    measure(benchmark, calls, work, shape=f"{frames}x{h}x{w}x{c_in}>{c_out}", site=site, by=by)
+    cost = Cost(2 * outputs * 3 * space**2 * c_in, moved(*sets[0], sets[0][1], weight) + 2 * outputs)
+    measure(benchmark, calls, cost, shape=f"{frames}x{h}x{w}x{c_in}>{c_out}", site=site, by=by)
 
 
 @BY
@@ -100,9 +100,9 @@ def test_upsample_conv(benchmark: Any, site: str, by: str) -> None:
     sets = [made(1, frames, h, w, side * c_in) for _ in range(SETS)]
     run = way(by, up.upsample_conv, up.upsample_conv_reference)
     outputs = side * frames * 4 * h * w * c_out
-    work = Work(2 * outputs * 9 * c_in, moved(sets[0], weight) + 2 * outputs)
+    cost = Cost(2 * outputs * 9 * c_in, moved(sets[0], weight) + 2 * outputs)
     calls = [lambda x=x: run(x, weight, bias, side) for x in sets]
-    measure(benchmark, calls, work, shape=f"{side}x{frames}x{h}x{w}x{c_in}>{c_out}", site=site, by=by)
+    measure(benchmark, calls, cost, shape=f"{side}x{frames}x{h}x{w}x{c_in}>{c_out}", site=site, by=by)
 
 
 @BY
@@ -113,7 +113,7 @@ def test_norm_silu(benchmark: Any, site: str, by: str) -> None:
     gamma, sets = made(1, c)[0], [made(1, frames, h, w, c) for _ in range(SETS)]
     run = way(by, norm.norm_silu, norm.norm_silu_reference)
     calls = [lambda x=x: run(x, gamma) for x in sets]
-    measure(benchmark, calls, Work(0, 2 * moved(sets[0])), shape=f"{frames}x{h}x{w}x{c}", site=site, by=by)
+    measure(benchmark, calls, Cost(0, 2 * moved(sets[0])), shape=f"{frames}x{h}x{w}x{c}", site=site, by=by)
 
 
 @BY
@@ -125,4 +125,4 @@ def test_to_rgb(benchmark: Any, out: str, by: str) -> None:
     run = way(by, *ops[out])
     bytes_out = frames * h * w * (3 if out == "rgb" else 1.5)
     calls = [lambda x=x: run(x) for x in sets]
-    measure(benchmark, calls, Work(0, moved(sets[0]) + int(bytes_out)), shape=f"{frames}x{h}x{w}", out=out, by=by)
+    measure(benchmark, calls, Cost(0, moved(sets[0]) + int(bytes_out)), shape=f"{frames}x{h}x{w}", out=out, by=by)

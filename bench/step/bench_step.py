@@ -17,39 +17,41 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
 import torch
 from bench.peaks import device, device_name, peaks
-from bench.stopwatch import commit, compiled, launched
 from bench.stream.random14b import CONFIG, LATENT, ON_GPU, random_dit
+from bench.timing import commit, compiled, launched
 from tests.runtime.launches import predicted
 
-from everface.model.kv_cache import KVCache
+from everface.core.block import KVCache
 from everface.core.config import DiTConfig
-from everface.kernels.fused.qk_norm_rope_code import codes_of
-from everface.model.dit import DiT, Place, StepMod, cache_shape
-from everface.model.layers import Heard, Reading
+from everface.kernels.fused.row_primitives import to_e4m3
+from everface.model.dit import BlockPosition, DiT, StepMod, cache_shape
+from everface.model.layers import AudioKV, TextKV
 from everface.model.linear import Residual
 from everface.model.rope import Rope
-from everface.runtime.cuda_graph import Shelf, Step
-from everface.weights.quantize import ATTENTION_CODED, CODED, ROWS, quantise_for
+from everface.runtime.cuda_graph import CapturedGraph, GraphPool
+from everface.weights.quantize import FP8_ATTENTION, FP8_DTYPES, ROWS, quantize_for_dtype
 
 CFG = CONFIG.dit
 FULL = CFG.window_blocks - 1  # the first block that finds the ring full
 SIGMAS, TIME = (0.8577, 0.602), 857.7
-FUSED = {
-    "fused.gate_norm_modulate": "runs_triton",
-    "fused.qk_norm_rope_store": "runs_triton",
-    "fused.qk_norm_rope_code": "runs_triton",
-    "fused.audio_inject": "runs_triton",
-    "fused.flow_step": "runs_triton",
-    "attention.cross": "runs_attention",
-    "attention.block_causal": "runs_attention",
-    "attention.block_causal_fp8": "runs_fp8_attention",
-}
+FUSED = (
+    "fused.gate_norm_modulate.runs_triton",
+    "fused.norm_rope.runs_triton",
+    "fused.qk_norm_rope_store.runs_triton",
+    "fused.qk_norm_rope_quantize.runs_triton",
+    "fused.audio_inject.runs_triton",
+    "fused.flow_step.runs_triton",
+    "attention.cross.runs_attention",
+    "attention.self_attention.runs_attention",
+    "attention.self_attention.runs_fp8_attention",
+)  # what decides whether an op runs its kernel
 KINDS = {"step_bf16": "bfloat16", "step_fp8": "fp8", "step_fp8_attention": "fp8-attention"}
 
 
@@ -58,11 +60,11 @@ class Given(NamedTuple):
 
     x: torch.Tensor
     mod: StepMod
-    reading: list[Reading]
-    heard: list[Heard]
+    text_kv: list[TextKV]
+    audio_kv: list[AudioKV]
     cache: KVCache
     rope: Rope
-    place: Place  # numbers
+    position: BlockPosition  # numbers
 
 
 @torch.inference_mode()
@@ -72,37 +74,37 @@ def given_to(dit: DiT) -> Given:
     torch.manual_seed(3)
     with torch.device(device()):
         text_kv = dit.text_kv(dit.embed_text(torch.randn(cfg.text_len, cfg.text_dim)))
-        heard = dit.hear(torch.randn(3, cfg.num_audio_token + 1, cfg.dim), torch.randn(3, cfg.dim))
+        audio_kv = dit.audio_kv(torch.randn(3, cfg.num_audio_token + 1, cfg.dim), torch.randn(3, cfg.dim))
         cache, rope = dit.new_cache(h, w), dit.rope((h // 2, w // 2))
         for part in vars(cache).values():
             part.normal_()
         x = torch.randn(16, 3, h, w).to(dit.dtype)
-        place = dit.place((h // 2, w // 2), 8 + FULL, 17)
-        return Given(x, dit.modulations(dit.time(TIME)), dit.reading(text_kv), heard, cache, rope, place)
+        position = dit.block_position((h // 2, w // 2), 8 + FULL, 17)
+        return Given(x, dit.modulations(dit.time(TIME)), dit.stream_text_kv(text_kv), audio_kv, cache, rope, position)
 
 
 @torch.inference_mode()
-def coded(dit: DiT, given: Given) -> Given:
+def quantize_cache(dit: DiT, given: Given) -> Given:
     """The same keys and values as the attention of this model reads them, a layer at a time."""
-    cache, codings = dit.new_cache(*LATENT), dit._codings()
+    cache, codings = dit.new_cache(*LATENT), dit._qkv_scales()
     for layer, c in enumerate(codings):
         for part, factor_H in (("k_LNHd", 1 / c.k_scale_H), ("v_LNHd", c.v_factor_H), ("sink_k_LCHd", 1 / c.k_scale_H)):
             x, kept = getattr(given.cache, part)[layer] * factor_H[:, None], getattr(cache, part)[layer]
-            kept.copy_(codes_of(x) if kept.dtype == dit.codes else x)
+            kept.copy_(to_e4m3(x) if kept.dtype == dit.quantized_dtype else x)
     return given._replace(cache=cache) if codings else given
 
 
 def step(dit: DiT, given: Given) -> Callable[[], torch.Tensor]:
     """The captured step as a call; it copies its input in, as the runtime does."""
-    _, mod, reading, heard, cache, rope, place = given
+    _, mod, text_kv, audio_kv, cache, rope, position = given
 
     def function(used: int, x: torch.Tensor, **where: Any) -> tuple[torch.Tensor, ...]:
-        return (dit.step(x, *SIGMAS, mod, reading, heard, cache, rope, Place(**where, used=used)),)
+        return (dit.step(x, *SIGMAS, mod, text_kv, audio_kv, cache, rope, BlockPosition(**where, used=used)),)
 
-    places = {name: torch.zeros((), dtype=torch.int64, device=device()) for name in ("first", "sink", "start")}
-    captured = Step(function, {"x": given.x.clone(), **places}, Shelf(device()))
-    numbers = {name: getattr(place, name) for name in places}
-    return lambda: captured.run(place.used, x=given.x, **numbers)[0]
+    positions = {name: torch.zeros((), dtype=torch.int64, device=device()) for name in ("first", "sink", "start")}
+    captured = CapturedGraph(function, {"x": given.x.clone(), **positions}, GraphPool(device()))
+    numbers = {name: getattr(position, name) for name in positions}
+    return lambda: captured.run(position.used, x=given.x, **numbers)[0]
 
 
 def eager(dit: DiT, given: Given) -> torch.Tensor:
@@ -118,7 +120,7 @@ def traced(dit: DiT, given: Given) -> list[torch.Tensor]:
     def watching(stream: Callable[..., Residual]) -> Callable[..., Residual]:
         def watched(*args: Any) -> Residual:
             r = stream(*args)
-            after.append(r.closed().clone())
+            after.append(r.value().clone())
             return r
 
         return watched
@@ -139,8 +141,8 @@ def far(got: torch.Tensor, want: torch.Tensor) -> float:
 def plain() -> Iterator[None]:
     """Every op as its reference, on a GPU too."""
     with contextlib.ExitStack() as stack:
-        for module, name in FUSED.items():
-            stack.enter_context(patch(f"everface.kernels.{module}.{name}", lambda *_: False))
+        for name in FUSED:
+            stack.enter_context(patch(f"everface.kernels.{name}", lambda *_: False))
         yield
 
 
@@ -163,10 +165,10 @@ def record(benchmark: Any, call: Callable[[], object], dtype: str, **info: objec
     once()
     benchmark.pedantic(once, rounds=20 if ON_GPU else 3, warmup_rounds=3 if ON_GPU else 1)
     (rows, cols), tokens = (LATENT[0] // 2, LATENT[1] // 2), 3 * LATENT[0] * LATENT[1] // 4
-    work = flops(CFG, tokens, cache_shape(CFG, *LATENT)[1][1])
+    cost = flops(CFG, tokens, cache_shape(CFG, *LATENT)[1][1])
     benchmark.extra_info.update(
         gpu=device_name(), commit=commit(), shape=f"{CFG.num_layers} layers, 3x{rows}x{cols} tokens of {CFG.dim}", dtype=dtype,
-        tflop={name: n / 1e12 for name, n in work.items()}, **info,
+        tflop={name: n / 1e12 for name, n in cost.items()}, **info,
     )  # fmt: skip
     if ON_GPU:
         benchmark.extra_info.update(memory_gb=torch.cuda.max_memory_allocated() / 1e9)
@@ -174,8 +176,8 @@ def record(benchmark: Any, call: Callable[[], object], dtype: str, **info: objec
         return
     ceilings = peaks()
     half, eighth = ceilings["bf16"], ceilings.get("fp8", ceilings["bf16"])
-    at = {"rows": eighth if dtype in CODED else half, "rest": half, "attention": eighth if dtype == ATTENTION_CODED else half}
-    least_s, step_s = sum(n / at[name] for name, n in work.items()), benchmark.stats.stats.median
+    at = {"rows": eighth if dtype in FP8_DTYPES else half, "rest": half, "attention": eighth if dtype == FP8_ATTENTION else half}
+    least_s, step_s = sum(n / at[name] for name, n in cost.items()), benchmark.stats.stats.median
     benchmark.extra_info.update(step_ms=1e3 * step_s, percent_of_peak=100 * least_s / step_s, peaks=ceilings)
 
 
@@ -194,20 +196,20 @@ def test_step(benchmark: Any, kind: str) -> None:
     dtype, info = KINDS[kind], dict[str, Any]()
     dit = random_dit(CFG, device())
     given = given_to(dit)
-    if dtype in CODED:
+    if dtype in FP8_DTYPES:
         want = traced(dit, given)
         with torch.no_grad():
-            quantise_for(dit, dtype)
-        given = coded(dit, given)
+            quantize_for_dtype(dit, dtype)
+        given = quantize_cache(dit, given)
         errors = [far(a, b) for a, b in zip(traced(dit, given), want, strict=True)]
         worst = max(range(CFG.num_layers), key=lambda i: errors[i])
-        info |= {"error_against_bf16": errors[-1], "worst_layer": worst, "error_by_layer": errors[:-1], "coded": list(ROWS)}
+        info |= {"error_against_bf16": errors[-1], "worst_layer": worst, "error_by_layer": errors[:-1], "quantized": list(ROWS)}
         del want
     with torch.inference_mode():
         run = step(dit, given)
         assert run().isfinite().all()
         info["launches"] = launched(run)
-        record(benchmark, run, "bf16" if dtype == "bfloat16" else dtype, used=given.place.used, **info)
+        record(benchmark, run, "bf16" if dtype == "bfloat16" else dtype, used=given.position.used, **info)
     benchmark.extra_info["launches_predicted"] = predicted(CFG, *LATENT, dtype).total()
     benchmark.extra_info["launches"] = info["launches"] or benchmark.extra_info["launches_predicted"]
 
@@ -245,7 +247,7 @@ def test_baseline(benchmark: Any, kind: str) -> None:
         if kind == "step_compiled":
             streams = compiled(type(dit._blocks()[0]).stream)
             for block in dit._blocks():
-                block.stream = lambda *args, block=block: streams(block, *args)  # type: ignore[method-assign]
+                vars(block)["stream"] = partial(streams, block)
         call = lambda: eager(dit, given)  # noqa: E731
         assert call().isfinite().all()
         record(benchmark, call, "bf16", launches=launched(call))

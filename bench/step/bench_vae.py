@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from bench.peaks import device
-from bench.stopwatch import measure
+from bench.timing import measure
 from torch.utils.flop_counter import FlopCounterMode
 
 from everface.core.config import VAEConfig
-from everface.kernels.launch import Work
+from everface.kernels.launch import Cost
 from everface.kernels.video import causal_conv3d as conv
 from everface.kernels.video import norm_silu as norm
 from everface.kernels.video import to_rgb as rgb
@@ -32,7 +32,7 @@ LATENTS, DTYPE = 3, torch.bfloat16 if ON_GPU else torch.float32
 RUNS = ((conv, "runs_kernel"), (up, "runs_kernel"), (norm, "runs_triton"), (rgb, "runs_triton"))
 
 
-def counted(config: VAEConfig, rows: int, cols: int, itemsize: int) -> Work:
+def counted(config: VAEConfig, rows: int, cols: int, itemsize: int) -> Cost:
     """Of one block: every product of a decode without numbers; input, output, past twice and weights of every convolution in time."""
     moved = 0
 
@@ -48,7 +48,7 @@ def counted(config: VAEConfig, rows: int, cols: int, itemsize: int) -> Work:
                 layer.register_forward_hook(count)
         with FlopCounterMode(display=False) as flops:
             vae.decode_stream(torch.empty(1, config.z_dim, LATENTS, rows, cols), stream)
-    return Work(flops.get_total_flops(), itemsize * moved)
+    return Cost(flops.get_total_flops(), itemsize * moved)
 
 
 @pytest.mark.parametrize("by", ["op", "torch"])
@@ -60,9 +60,9 @@ def test_vae_decode(benchmark: Any, by: str, monkeypatch: pytest.MonkeyPatch) ->
     z = torch.randn(1, CONFIG.z_dim, LATENTS, ROWS, COLS, device=device()).to(DTYPE)
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
         stream = vae.warm_up(z)
-        work = counted(CONFIG, ROWS, COLS, z.element_size())
+        cost = counted(CONFIG, ROWS, COLS, z.element_size())
         calls = [lambda: rgb.to_rgb(vae.decode_stream(z, stream)[0])]
         size, frames = f"{COLS * vae.stride_s}x{ROWS * vae.stride_s}", LATENTS * vae.stride_t
-        measure(benchmark, calls, work, launches=2, shape=f"{LATENTS}x{ROWS}x{COLS}", size=size, frames=frames, by=by)
+        measure(benchmark, calls, cost, launches=2, shape=f"{LATENTS}x{ROWS}x{COLS}", size=size, frames=frames, by=by)
     if benchmark.stats is not None:
         benchmark.extra_info.update(frames_per_s=frames * 1e6 / benchmark.extra_info["call_us"])

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 import torch
 from bench.peaks import device_name
-from bench.stopwatch import commit
 from bench.stream import random14b
+from bench.timing import commit
 
 from everface.core.config import FPS, Deployment, StreamConfig
 from everface.runtime.scheduler import Desk
@@ -107,7 +107,7 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
 
 @pytest.mark.parametrize(("sampler", "dtype"), CASES)
 def test_session(benchmark: Any, request: pytest.FixtureRequest, sampler: str, dtype: str) -> None:
-    soak_s, info = float(request.config.getoption("--soak")), dict[str, Any]()
+    soak_s, info = float(request.config.option.soak), dict[str, Any]()
     dtype = dtype if ON_GPU or dtype != "fp8" else "bfloat16"  # the reference of 8 bits takes a CPU minutes
     deployment = Deployment("inline", DEVICE, dtype, sessions=1)
     plan, began_s, gb = place(StreamConfig(sampler=sampler).steps, "inline"), time.monotonic(), {}

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from bench.stopwatch import commit
+from bench.timing import commit
 
 from everface.avatar.avatar import Avatar
 from everface.avatar.bench import cpu_name

@@ -18,7 +18,7 @@ from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
 from everface.model.dit import DiT
 from everface.model.schedule import Schedule
 from everface.model.vae import VAE
-from everface.weights.quantize import quantise_for
+from everface.weights.quantize import quantize_for_dtype
 
 FACTORY = "bench.stream.random14b:build"
 ON_GPU = torch.cuda.is_available()
@@ -71,7 +71,7 @@ def build(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
     if key not in _denoisers:
         torch.manual_seed(0)
         dit = random_dit(CONFIG.dit, deployment.device, dtype_of(deployment))
-        quantise_for(dit, deployment.dtype)
+        quantize_for_dtype(dit, deployment.dtype)
         _denoisers[key] = Denoiser(dit, CONFIG, deployment)
     return StepRole(_denoisers[key], Schedule.for_sampler(spec["sampler"]), int(name.removeprefix("step")))
 

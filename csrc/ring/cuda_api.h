@@ -1,5 +1,5 @@
-// The part of the CUDA runtime that a hop needs, declared by hand and found with dlopen: one build serves machines with and
-// without CUDA. tests/check_abi.cc holds every value below to cuda_runtime_api.h where that header is found.
+// The part of the CUDA runtime that a channel needs, declared by hand and found with dlopen: one build serves machines with and
+// without CUDA. tests/check_abi.cc compares every value below with cuda_runtime_api.h where that header is found.
 #pragma once
 
 #include <cstddef>

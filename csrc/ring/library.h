@@ -1,4 +1,4 @@
-// A shared library opened at run time. It is never closed: NCCL and the CUDA runtime keep threads and exit handlers of their own.
+// A shared library opened at run time. It is never closed: NCCL and the CUDA runtime keep threads and exit handlers.
 #pragma once
 
 #include <stdexcept>

@@ -1,5 +1,5 @@
-// The part of NCCL that a hop needs, declared by hand and found with dlopen: nothing of NCCL is needed to build.
-// tests/check_abi.cc holds every value below to nccl.h where that header is found.
+// The part of NCCL that a channel needs, declared by hand and found with dlopen: nothing of NCCL is needed to build.
+// tests/check_abi.cc compares every value below with nccl.h where that header is found.
 #pragma once
 
 #include <climits>
@@ -18,7 +18,7 @@ struct NcclUniqueId {
   char bytes[128];
 };
 
-// ncclConfig_t as of NCCL 2.17. A newer library reads `size` bytes of it and takes its defaults for the rest.
+// ncclConfig_t as of NCCL 2.17. A newer library reads `size` bytes of it and uses its defaults for the rest.
 struct NcclConfig {
   std::size_t size = sizeof(NcclConfig);
   unsigned magic = 0xcafebeef;

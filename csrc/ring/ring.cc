@@ -16,8 +16,8 @@ using std::chrono::milliseconds;
 
 constexpr microseconds kShortNap{20};
 constexpr microseconds kLongNap{500};
-constexpr milliseconds kGrace{100};  // for the thread to notice that a message is late before a caller thinks the thread stuck
-constexpr std::size_t kGreeting = 16;  // bytes of the first message, which makes NCCL connect the two ends
+constexpr milliseconds kGrace{100};  // for the thread to notice that a message is late before a caller takes the thread for stuck
+constexpr std::size_t kHandshake = 16;  // bytes of the first message, which makes NCCL connect the two ends
 constexpr int kMaxCtas = 2;            // multiprocessors that NCCL may take from the model for a message of half a megabyte
 
 std::string in_ms(milliseconds time) { return std::to_string(time.count()) + " ms"; }
@@ -27,29 +27,29 @@ std::string in_ms(milliseconds time) { return std::to_string(time.count()) + " m
 struct Ring::Core {
   struct Slot {
     void* memory;
-    CudaEvent free = nullptr;  // caller's stream: filled (giver), read (taker)
+    CudaEvent free = nullptr;  // caller's stream: filled (sender), read (receiver)
     CudaEvent done = nullptr;  // own stream: sent, received
     std::size_t bytes = 0;
   };
 
-  Core(const Nccl& nccl, const Cuda& cuda, const NcclUniqueId& id, Side side, Terms terms)
-      : nccl(nccl), cuda(cuda), id(id), side(side), terms(std::move(terms)) {
-    if (this->terms.slots.empty() || this->terms.capacity < kGreeting)
-      throw std::invalid_argument("a ring needs at least one slot of " + std::to_string(kGreeting) + " bytes");
-    for (void* memory : this->terms.slots) slots.push_back({memory});
+  Core(const Nccl& nccl, const Cuda& cuda, const NcclUniqueId& id, Side side, Options options)
+      : nccl(nccl), cuda(cuda), id(id), side(side), options(std::move(options)) {
+    if (this->options.slots.empty() || this->options.capacity < kHandshake)
+      throw std::invalid_argument("a ring needs at least one slot of " + std::to_string(kHandshake) + " bytes");
+    for (void* memory : this->options.slots) slots.push_back({memory});
   }
 
   // ---- callers -----------------------------------------------------------------------------------------------------------
 
   void create_streams() {
     try {
-      const OnDevice on(cuda, terms.device);
+      const OnDevice on(cuda, options.device);
       int least = 0, greatest = 0;
       cuda.check(cuda.get_stream_priority_range(&least, &greatest), "stream priorities");
-      cuda.check(cuda.stream_create(&stream, kCudaStreamNonBlocking, greatest), "a stream for the hop");
+      cuda.check(cuda.stream_create(&stream, kCudaStreamNonBlocking, greatest), "a stream for the channel");
       for (Slot& slot : slots)
         for (CudaEvent* event : {&slot.free, &slot.done})
-          cuda.check(cuda.event_create(event, kCudaEventDisableTiming), "an event for the hop");
+          cuda.check(cuda.event_create(event, kCudaEventDisableTiming), "an event for the channel");
     } catch (...) {
       destroy_streams();
       throw;
@@ -66,29 +66,29 @@ struct Ring::Core {
   Slot& slot_of(std::uint64_t ticket) { return slots[ticket % slots.size()]; }
 
   void check_size(std::size_t bytes) const {
-    if (bytes == 0 || bytes > terms.capacity)
+    if (bytes == 0 || bytes > options.capacity)
       throw std::invalid_argument("a message of " + std::to_string(bytes) + " bytes does not fit a slot of " +
-                                  std::to_string(terms.capacity));
+                                  std::to_string(options.capacity));
   }
 
   void check_side(Side wanted, const char* what) const {
-    if (side != wanted) throw std::logic_error(std::string("this end of the hop cannot ") + what);
+    if (side != wanted) throw std::logic_error(std::string("this end of the channel cannot ") + what);
   }
 
-  // Waits, the lock held, until `ready`; throws Broken when it cannot come true any more.
+  // Waits with the lock held until `ready`; throws ChannelError when that can no longer happen.
   template <class Ready>
   void await(std::unique_lock<std::mutex>& lock, Ready ready) {
     while (!ready()) {
-      if (!why.empty()) throw Broken(why);
+      if (!why.empty()) throw ChannelError(why);
       changed.wait_for(lock, kGrace / 2);
-      const milliseconds limit = state == State::joining ? terms.join : terms.late;
+      const milliseconds limit = state == State::joining ? options.join : options.timeout;
       if (!ready() && Clock::now() - beat > limit + kGrace) end("NCCL did not return from a call for " + in_ms(limit), State::broken);
     }
   }
 
   std::uint64_t post(std::unique_lock<std::mutex>& lock, std::size_t bytes) {
     if (!lock.owns_lock()) lock.lock();
-    if (!why.empty() || closing) throw Broken(why.empty() ? "the hop is being closed" : why);
+    if (!why.empty() || closing) throw ChannelError(why.empty() ? "the channel is being closed" : why);
     slot_of(posted).bytes = bytes;
     if (posted == completed) beat = Clock::now();  // the thread was idle
     changed.notify_all();
@@ -108,8 +108,8 @@ struct Ring::Core {
   void run() noexcept {
     bool orderly = false;
     try {
-      cuda.check(cuda.set_device(terms.device), "the device of the hop");
-      CudaCapture mode = kCudaCaptureRelaxed;  // what this thread asks of CUDA must not spoil a graph being captured in another
+      cuda.check(cuda.set_device(options.device), "the device of the channel");
+      CudaCapture mode = kCudaCaptureRelaxed;  // calls of this thread must not break a graph capture in another
       cuda.check(cuda.exchange_capture_mode(&mode), "the capture mode");
       join();
       work();
@@ -118,7 +118,7 @@ struct Ring::Core {
       const std::lock_guard<std::mutex> lock(mutex);
       end(error.what(), State::broken);
     }
-    leave(orderly);  // after callers were told: an abort may take its time
+    leave(orderly);  // after callers were woken: an abort may take long
     const std::lock_guard<std::mutex> lock(mutex);
     finished = true;
     changed.notify_all();
@@ -130,11 +130,11 @@ struct Ring::Core {
     config.blocking = 0;
     config.min_ctas = 1;
     config.max_ctas = kMaxCtas;
-    const milliseconds limit = terms.join;
+    const milliseconds limit = options.join;
     call(nccl.comm_init_rank_config(&comm, 2, id, static_cast<int>(side), &config), "NCCL cannot join");
     settle("NCCL cannot join", limit);
-    transfer(slots[0], kGreeting, "the greeting", limit);
-    for (microseconds nap = kShortNap; !completes(slots[0]); pause(nap, "the greeting", limit)) poll("the greeting");
+    transfer(slots[0], kHandshake, "the handshake", limit);
+    for (microseconds nap = kShortNap; !completes(slots[0]); pause(nap, "the handshake", limit)) poll("the handshake");
     const std::lock_guard<std::mutex> lock(mutex);
     if (why.empty()) state = State::ready;
     changed.notify_all();
@@ -150,35 +150,35 @@ struct Ring::Core {
           changed.wait(lock, [&] { return !why.empty() || closing || posted != completed; });
           progress = beat = Clock::now();
         }
-        if (!why.empty()) throw Broken(why);
+        if (!why.empty()) throw ChannelError(why);
         if (posted == completed) return;  // closing, and nothing is left to do
         if (issued < posted) bytes = slot_of(issued).bytes;
       }
       if (bytes) {
         Slot& slot = slot_of(issued);
-        // A giver's slot is filled by then; a taker's first use of each slot waits for an event never recorded, that is, not at all.
-        cuda.check(cuda.stream_wait_event(stream, slot.free, 0), "the hop cannot wait for the caller's stream");
-        transfer(slot, bytes, "a message", terms.late);
+        // A sender's slot is filled by then. A receiver's first use of each slot waits for an event that was never recorded: not at all.
+        cuda.check(cuda.stream_wait_event(stream, slot.free, 0), "the channel cannot wait for the caller's stream");
+        transfer(slot, bytes, "a message", options.timeout);
         ++issued;
       }
       poll("a message");
       if (reap()) nap = kShortNap;
-      else if (!bytes) pause(nap, "a message", terms.late);
+      else if (!bytes) pause(nap, "a message", options.timeout);
     }
   }
 
   // Hands one send or receive to NCCL and marks its end on the stream.
   void transfer(Slot& slot, std::size_t bytes, const char* what, milliseconds limit) {
     const int peer = 1 - static_cast<int>(side);
-    call(side == Side::giver ? nccl.send(slot.memory, bytes, kNcclUint8, peer, comm, stream)
+    call(side == Side::sender ? nccl.send(slot.memory, bytes, kNcclUint8, peer, comm, stream)
                              : nccl.recv(slot.memory, bytes, kNcclUint8, peer, comm, stream),
          what);
     settle(what, limit);  // until then the work may not be on the stream, and an event would be recorded ahead of it
-    cuda.check(cuda.event_record(slot.done, stream), "the hop cannot record an event");
+    cuda.check(cuda.event_record(slot.done, stream), "the channel cannot record an event");
   }
 
   void call(NcclResult result, const char* what) const {
-    if (result != kNcclSuccess && result != kNcclInProgress) throw Broken(std::string(what) + ": " + nccl.describe(result));
+    if (result != kNcclSuccess && result != kNcclInProgress) throw ChannelError(std::string(what) + ": " + nccl.describe(result));
   }
 
   bool poll(const char* what) const {
@@ -195,7 +195,7 @@ struct Ring::Core {
   bool completes(const Slot& slot) const {
     const CudaResult result = cuda.event_query(slot.done);
     if (result == kCudaNotReady) return false;
-    cuda.check(result, "the device of the hop failed");
+    cuda.check(result, "the device of the channel failed");
     return true;
   }
 
@@ -212,22 +212,22 @@ struct Ring::Core {
     return any;
   }
 
-  // A nap that an abort or a new message ends, longer each time; throws Broken when nothing moved for `limit`.
+  // A nap that an abort or a new message ends, longer each time; throws ChannelError when nothing moved for `limit`.
   void pause(microseconds& nap, const char* what, milliseconds limit) {
     std::unique_lock<std::mutex> lock(mutex);
     changed.wait_for(lock, nap);
     nap = std::min(nap * 2, kLongNap);
     beat = Clock::now();
-    if (!why.empty()) throw Broken(why);
-    if (beat - progress > limit) throw Broken(std::string(what) + " did not pass for " + in_ms(limit));
+    if (!why.empty()) throw ChannelError(why);
+    if (beat - progress > limit) throw ChannelError(std::string(what) + " did not pass for " + in_ms(limit));
   }
 
-  // Leaves the communicator: in order if both ends came to their end, else by abort, the only safe way out of a hung transfer.
+  // Leaves the communicator: in order if both ends finished, else by abort, the only safe way out of a hung transfer.
   void leave(bool orderly) noexcept {
     progress = Clock::now();
     if (comm && orderly) try {
         call(nccl.comm_finalize(comm), "NCCL cannot leave");
-        settle("NCCL cannot leave", terms.late);
+        settle("NCCL cannot leave", options.timeout);
         call(nccl.comm_destroy(comm), "NCCL cannot leave");
         comm = nullptr;
       } catch (const std::exception& error) {
@@ -237,14 +237,14 @@ struct Ring::Core {
     if (comm) nccl.comm_abort(comm);
     drain();
     {
-      const std::lock_guard<std::mutex> turn(callers);  // nobody is left between his slot and its event
+      const std::lock_guard<std::mutex> turn(callers);  // no caller is between its slot and the event of it
       destroy_streams();
     }
     const std::lock_guard<std::mutex> lock(mutex);
-    end("the hop is closed", State::closed);
+    end("the channel is closed", State::closed);
   }
 
-  // An abort tells the transfers on the device to end; until they have, they may touch the slots.
+  // An abort asks the transfers on the device to end. Until they have, they may write to the slots.
   void drain() noexcept {
     while (cuda.stream_query(stream) == kCudaNotReady) std::this_thread::sleep_for(kLongNap);
   }
@@ -253,7 +253,7 @@ struct Ring::Core {
   const Cuda cuda;
   const NcclUniqueId id;
   const Side side;
-  const Terms terms;
+  const Options options;
 
   std::mutex callers;  // one send, recv or release at a time
   std::vector<Slot> slots;
@@ -264,33 +264,33 @@ struct Ring::Core {
   std::string why;
   bool closing = false, finished = false;
   std::uint64_t posted = 0, completed = 0, released = 0;
-  Clock::time_point beat = Clock::now();  // when the thread was last seen alive
+  Clock::time_point beat = Clock::now();  // last sign of life of the thread
 
-  NcclComm comm = nullptr;  // the thread's own, and the rest below
+  NcclComm comm = nullptr;  // this and the rest: used by the thread only
   CudaStream stream = nullptr;
   std::uint64_t issued = 0, reaped = 0;
   Clock::time_point progress{};
 };
 
-Ring::Ring(const Nccl& nccl, const Cuda& cuda, const NcclUniqueId& id, Side side, Terms terms)
-    : core_(std::make_shared<Core>(nccl, cuda, id, side, std::move(terms))) {
+Ring::Ring(const Nccl& nccl, const Cuda& cuda, const NcclUniqueId& id, Side side, Options options)
+    : core_(std::make_shared<Core>(nccl, cuda, id, side, std::move(options))) {
   core_->create_streams();
   thread_ = std::thread([core = core_] { core->run(); });
 }
 
 Ring::~Ring() {
-  abort("the hop was dropped");
+  abort("the channel was dropped");
   close();
   std::unique_lock<std::mutex> lock(core_->mutex);
   const bool finished = core_->finished;
   lock.unlock();
   if (finished) thread_.join();
-  else thread_.detach();  // NCCL or the device holds it; what it uses lives as long as it does
+  else thread_.detach();  // NCCL or the device holds it; core_ lives as long as the thread
 }
 
 std::uint64_t Ring::send(const std::vector<Part>& parts, std::size_t bytes, CudaStream after) {
   Core& core = *core_;
-  core.check_side(Side::giver, "send");
+  core.check_side(Side::sender, "send");
   core.check_size(bytes);
   for (const Part& part : parts)
     if (part.offset > bytes || part.bytes > bytes - part.offset) throw std::invalid_argument("a part goes beyond its message");
@@ -300,7 +300,7 @@ std::uint64_t Ring::send(const std::vector<Part>& parts, std::size_t bytes, Cuda
   Core::Slot& slot = core.slot_of(core.posted);
   lock.unlock();
   {
-    const OnDevice on(core.cuda, core.terms.device);
+    const OnDevice on(core.cuda, core.options.device);
     for (const Part& part : parts)
       core.cuda.check(core.cuda.memcpy_async(static_cast<char*>(slot.memory) + part.offset, part.data, part.bytes,
                                              kCudaCopyDefault, after),
@@ -312,7 +312,7 @@ std::uint64_t Ring::send(const std::vector<Part>& parts, std::size_t bytes, Cuda
 
 std::uint64_t Ring::recv(std::size_t bytes) {
   Core& core = *core_;
-  core.check_side(Side::taker, "receive");
+  core.check_side(Side::receiver, "receive");
   core.check_size(bytes);
   const std::lock_guard<std::mutex> turn(core.callers);
   std::unique_lock<std::mutex> lock(core.mutex);
@@ -335,14 +335,14 @@ bool Ring::done(std::uint64_t ticket) const {
 
 void Ring::release(std::uint64_t ticket, CudaStream after) {
   Core& core = *core_;
-  core.check_side(Side::taker, "release");
+  core.check_side(Side::receiver, "release");
   const std::lock_guard<std::mutex> turn(core.callers);
   std::unique_lock<std::mutex> lock(core.mutex);
   if (ticket != core.released || ticket >= core.completed) throw std::logic_error("slots are released in order, once they are done");
-  if (!core.why.empty()) throw Broken(core.why);
+  if (!core.why.empty()) throw ChannelError(core.why);
   lock.unlock();
   {
-    const OnDevice on(core.cuda, core.terms.device);
+    const OnDevice on(core.cuda, core.options.device);
     core.cuda.check(core.cuda.event_record(core.slot_of(ticket).free, after), "a slot cannot be marked");
   }
   lock.lock();
@@ -363,8 +363,8 @@ bool Ring::close() {
   const auto ended = [&] { return core.finished; };
   try {
     core.await(lock, ended);
-  } catch (const Broken&) {  // the thread is on its way out
-    core.changed.wait_for(lock, core.terms.late + 2 * kGrace, ended);
+  } catch (const ChannelError&) {  // the thread is ending
+    core.changed.wait_for(lock, core.options.timeout + 2 * kGrace, ended);
   }
   return core.finished;
 }

@@ -1,4 +1,4 @@
-// Compiled, never run: what ring/ declares by hand is what the vendors' headers say, wherever those are found.
+// Compiled, never run: checks the declarations in ring/ against the vendors' headers, where those are found.
 #include "../ring/cuda_api.h"
 #include "../ring/nccl_api.h"
 

@@ -1,5 +1,5 @@
 // A CUDA runtime without a device: memory is the host's, a stream is a thread that runs its work in order, an event counts.
-// As with the real one, a destroyed stream first ends what it was given, and a query never waits.
+// As with the real one, a destroyed stream first finishes its queued work, and a query never waits.
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -62,8 +62,8 @@ struct Stream : Alive {
 using StreamPointer = std::shared_ptr<Stream>;
 using EventPointer = std::shared_ptr<Event>;
 
-int give(void* stream, std::function<void()> work) {
-  if (!stream) {  // the default stream, to which tests give nothing that lasts
+int enqueue(void* stream, std::function<void()> work) {
+  if (!stream) {  // the default stream, which gets only short work in tests
     work();
     return 0;
   }
@@ -83,8 +83,8 @@ void fakeCudaFail(int code) { failure = code; }
 
 const char* cudaGetErrorString(int code) { return code == 700 ? "an illegal memory access was encountered" : "a fake CUDA error"; }
 
-int cudaGetDevice(int* answer) {
-  *answer = device;
+int cudaGetDevice(int* current) {
+  *current = device;
   return 0;
 }
 
@@ -130,7 +130,7 @@ int cudaStreamWaitEvent(void* stream, void* event, unsigned) {
   std::unique_lock<std::mutex> lock(on->mutex);
   const std::uint64_t mark = on->recorded;
   lock.unlock();
-  return give(stream, [on, mark] {
+  return enqueue(stream, [on, mark] {
     std::unique_lock<std::mutex> waiting(on->mutex);
     on->changed.wait(waiting, [&] { return on->reached >= mark; });
   });
@@ -152,7 +152,7 @@ int cudaEventRecord(void* event, void* stream) {
   std::unique_lock<std::mutex> lock(on->mutex);
   const std::uint64_t mark = ++on->recorded;
   lock.unlock();
-  return give(stream, [on, mark] { on->reach(mark); });
+  return enqueue(stream, [on, mark] { on->reach(mark); });
 }
 
 int cudaEventQuery(void* event) {
@@ -163,10 +163,10 @@ int cudaEventQuery(void* event) {
 }
 
 int cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, int, void* stream) {
-  return give(stream, [=] { std::memcpy(to, from, bytes); });
+  return enqueue(stream, [=] { std::memcpy(to, from, bytes); });
 }
 
 int cudaLaunchHostFunc(void* stream, void (*function)(void*), void* argument) {
-  return give(stream, [=] { function(argument); });
+  return enqueue(stream, [=] { function(argument); });
 }
 }

@@ -1,7 +1,7 @@
 // An NCCL without a device: two ranks, in one process or in two, pass messages through a segment of shared memory whose name is the
-// unique id. It keeps what a caller of the real one may stumble over: joining takes the peer and time; work reaches the stream only
-// once the asynchronous error is no longer "in progress"; a peer's death is not told; only an abort ends a hung transfer.
-// Two threads in one communicator at a time, or a transfer before the last one is on its stream, end the program.
+// unique id. It keeps what makes the real one hard to use: joining waits for the peer and takes time; work reaches the stream only
+// once the asynchronous error is no longer "in progress"; the death of a peer is not reported; only an abort ends a hung transfer.
+// Two threads in one communicator at a time, or a transfer before the last one is on its stream, abort the program.
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -41,7 +41,7 @@ struct Config {
 
 struct Segment {  // all zero at first
   std::atomic<std::uint32_t> joined;
-  std::atomic<std::uint64_t> sent, taken;  // messages put into the box, messages taken out of it
+  std::atomic<std::uint64_t> sent, received;  // messages put into the box, messages read from it
   std::atomic<std::uint64_t> bytes;
   unsigned char box[kBox];
 };
@@ -49,7 +49,7 @@ struct Segment {  // all zero at first
 std::atomic<int> live{0};
 std::mutex table;
 FakeFaults next_faults[2] = {{0, 0, 0, -1, -1, -1, -1, -1, 0, 0}, {0, 0, 0, -1, -1, -1, -1, -1, 0, 0}};
-std::map<std::string, std::weak_ptr<Segment>> segments;  // one mapping a process, so that a race detector sees one address
+std::map<std::string, std::weak_ptr<Segment>> segments;  // one mapping per process, so that a race detector sees one address
 
 std::shared_ptr<Segment> open_segment(const std::string& name) {
   const std::lock_guard<std::mutex> lock(table);
@@ -118,20 +118,20 @@ struct Transfer {
     if (number == on.faults.fail_async) on.error = on.faults.code;
     if (number == on.faults.fail_async || number == on.faults.hang_run) on.until([] { return false; });
     if (on.rank == 0) {
-      if (!on.until([&] { return shared.taken == shared.sent; })) return;
+      if (!on.until([&] { return shared.received == shared.sent; })) return;
       std::memcpy(shared.box, data, bytes);
       shared.bytes = bytes;
       ++shared.sent;
-      if (!on.faults.eager) on.until([&] { return shared.taken == shared.sent; });
+      if (!on.faults.eager) on.until([&] { return shared.received == shared.sent; });
     } else {
-      if (!on.until([&] { return shared.sent > shared.taken; })) return;
+      if (!on.until([&] { return shared.sent > shared.received; })) return;
       if (shared.bytes != bytes) {
         on.error = kInvalidUsage;
         on.until([] { return false; });
         return;
       }
       std::memcpy(data, shared.box, bytes);
-      ++shared.taken;
+      ++shared.received;
     }
   }
 };

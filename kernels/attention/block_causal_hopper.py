@@ -17,7 +17,7 @@ Cost
     That of block_causal; registers, shared memory and what to expect stand in docs/tuning.md.
 """
 
-# Constants of a kernel are plain values to its compiler only.
+# Gluon compiles the source of a kernel: its constexpr values are plain numbers only there.
 # pyright: reportAssignmentType=false, reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from everface.kernels.attention.block_causal import work
+from everface.kernels.attention.block_causal import cost
 from everface.kernels.attention.cross import softmax_scale
 from everface.kernels.attention.gluon import (
-    WHY_NOT,
+    UNAVAILABLE,
     fence_async_shared,
     gl,
     jit,
@@ -38,7 +39,7 @@ from everface.kernels.attention.gluon import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
-from everface.kernels.launch import Build, Tiles, Work, metadata, pick, processors, tile
+from everface.kernels.launch import CompileSpec, Cost, Tiles, metadata, multiprocessors, select_tile, tile
 
 D = 128  # the only width of a head
 
@@ -174,11 +175,11 @@ def attend(half: gl.constexpr, o, qk_scale, v_scale, scale, slots, full, empty, 
         gl.store(o + at, acc.to(gl.bfloat16), mask=(t < tokens)[:, None])
 
 
-def _work(a: dict[str, Any]) -> Work:
-    return work(a["tokens"], a["used"], a["heads"], D, 1 if a["FP8"] else 2)
+def _cost(a: dict[str, Any]) -> Cost:
+    return cost(a["tokens"], a["used"], a["heads"], D, 1 if a["FP8"] else 2)
 
 
-@jit(launch_metadata=metadata("block_causal_hopper", _work), do_not_specialize=("tokens", "used", "heads"))
+@jit(launch_metadata=metadata("block_causal_hopper", _cost), do_not_specialize=("tokens", "used", "heads"))
 def block_causal_hopper_kernel(q, k, v, qk_scale, v_scale, o, tokens, used, heads, scale, D: gl.constexpr, BM: gl.constexpr,
                                BN: gl.constexpr, STAGES: gl.constexpr, FP8: gl.constexpr):  # fmt: skip
     """q, k and v are descriptors with the layouts of their slots; qk_scale and v_scale are None unless FP8."""
@@ -225,7 +226,7 @@ def _layout(itemsize: int) -> Any:
     return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8 * itemsize, rank=2)
 
 
-def _descriptor(x: torch.Tensor, shape: tuple[int, int], pitch: int, block: tuple[int, int]) -> Any:
+def _descriptor(x: Tensor, shape: tuple[int, int], pitch: int, block: tuple[int, int]) -> Any:
     """x as rows of `pitch` elements of which shape[1] are there, read in blocks; what lies outside reads as zero."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
@@ -234,7 +235,7 @@ def _descriptor(x: torch.Tensor, shape: tuple[int, int], pitch: int, block: tupl
     return TensorDescriptor(x, list(shape), [pitch, 1], list(block), _layout(x.element_size()))
 
 
-def _by_rows(x_NHd: torch.Tensor, rows: int, BN: int) -> Any:
+def _by_rows(x_NHd: Tensor, rows: int, BN: int) -> Any:
     """The first `rows` of [N, heads, d] as [rows, heads * d]."""
     heads, d = x_NHd.shape[1:]
     if x_NHd.stride(-1) != 1 or (heads > 1 and x_NHd.stride(1) != d):
@@ -242,7 +243,7 @@ def _by_rows(x_NHd: torch.Tensor, rows: int, BN: int) -> Any:
     return _descriptor(x_NHd, (rows, heads * d), x_NHd.stride(0), (BN, d))
 
 
-def _by_columns(x_HdN: torch.Tensor, keys: int, BN: int) -> Any:
+def _by_columns(x_HdN: Tensor, keys: int, BN: int) -> Any:
     """The first `keys` of [heads, d, N] as [heads * d, keys]."""
     heads, d = x_HdN.shape[:2]
     if x_HdN.stride(-1) != 1 or (heads > 1 and x_HdN.stride(0) != d * x_HdN.stride(1)):
@@ -250,24 +251,24 @@ def _by_columns(x_HdN: torch.Tensor, keys: int, BN: int) -> Any:
     return _descriptor(x_HdN, (heads * d, keys), x_HdN.stride(1), (d, BN))
 
 
-def _launch(q_THd: torch.Tensor, k_NHd: torch.Tensor, v: torch.Tensor, used: int, scales: tuple[Any, Any]) -> torch.Tensor:
+def _launch(q_THd: Tensor, k_NHd: Tensor, v: Tensor, used: int, scales: tuple[Any, Any]) -> Tensor:
     tokens, heads, d = q_THd.shape
     if d != D:
         raise ValueError(f"heads of {d}: this kernel is for {D}")
     if not 0 < used <= len(k_NHd):
         raise ValueError(f"{used} slots used of {len(k_NHd)}")
     o_THd = torch.empty((tokens, heads, d), dtype=torch.bfloat16, device=q_THd.device)
-    options = pick("block_causal_hopper", TILES, q_THd.device, q_THd.element_size()).options()
+    options = select_tile("block_causal_hopper", TILES, q_THd.device, q_THd.element_size()).options()
     BM, BN, fp8 = options["BM"], options["BN"], q_THd.element_size() == 1
     tiles = -(-tokens // BM) * heads
-    block_causal_hopper_kernel[(min(tiles, processors(q_THd.device)),)](
+    block_causal_hopper_kernel[(min(tiles, multiprocessors(q_THd.device)),)](
         _by_rows(q_THd, tokens, BM // 2), _by_rows(k_NHd, used, BN), (_by_columns if fp8 else _by_rows)(v, used, BN), *scales, o_THd,
         tokens, used, heads, softmax_scale(d), D=D, FP8=fp8, **options,
     )  # fmt: skip
     return o_THd
 
 
-def launch_hopper(q_THd: torch.Tensor, k_NHd: torch.Tensor, v_NHd: torch.Tensor, used: int) -> torch.Tensor:
+def launch_hopper(q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor, used: int) -> Tensor:
     """In bfloat16, on a GPU of sm_90. Returns o_THd."""
     if q_THd.dtype != torch.bfloat16:
         raise ValueError(f"{q_THd.dtype}: this kernel is for torch.bfloat16")
@@ -275,13 +276,13 @@ def launch_hopper(q_THd: torch.Tensor, k_NHd: torch.Tensor, v_NHd: torch.Tensor,
 
 
 def launch_hopper_fp8(
-    q_THd: torch.Tensor,
-    k_NHd: torch.Tensor,
-    vT_HdN: torch.Tensor,
+    q_THd: Tensor,
+    k_NHd: Tensor,
+    vT_HdN: Tensor,
     used: int,
-    qk_scale_H: torch.Tensor,
-    v_scale_H: torch.Tensor,
-) -> torch.Tensor:
+    qk_scale_H: Tensor,
+    v_scale_H: Tensor,
+) -> Tensor:
     """In e4m3, on a GPU of sm_90. Returns o_THd in bfloat16."""
     if q_THd.dtype != torch.float8_e4m3fn:
         raise ValueError(f"{q_THd.dtype}: this kernel is for torch.float8_e4m3fn")
@@ -291,7 +292,7 @@ def launch_hopper_fp8(
 # --- what CI compiles
 
 
-def _build(itemsize: int) -> Build:
+def _compile_spec(itemsize: int) -> CompileSpec:
     chosen = TILES[90][itemsize]
     size, fp8 = dict(chosen.sizes), itemsize == 1
 
@@ -304,8 +305,8 @@ def _build(itemsize: int) -> Build:
     scales = ("qk_scale", "v_scale")
     signature |= dict.fromkeys(scales, "*fp32") if fp8 else {}
     sizes = size | {"D": D, "FP8": fp8} | ({} if fp8 else dict.fromkeys(scales))
-    return Build(f"block_causal_hopper {'e4m3' if fp8 else 'bf16'}", block_causal_hopper_kernel, signature, sizes, chosen.num_warps,
-                 chosen.num_stages, (90,), loose=("tokens", "used", "heads"), matrix=True)  # fmt: skip
+    return CompileSpec(f"block_causal_hopper {'e4m3' if fp8 else 'bf16'}", block_causal_hopper_kernel, signature, sizes, chosen.num_warps,
+                 chosen.num_stages, (90,), unaligned=("tokens", "used", "heads"), needs_wgmma=True)  # fmt: skip
 
 
-COMPILE = [] if WHY_NOT else [_build(2), _build(1)]
+COMPILE = [] if UNAVAILABLE else [_compile_spec(2), _compile_spec(1)]

@@ -1,15 +1,16 @@
-"""Attention of every query over a short list of keys, the same for all of them: text (512 keys) and audio (5 keys a frame).
+"""Attention of every query over a short list of keys: text (512 keys, the same for all queries) and audio (5 keys a frame).
 
 Contract
     o[b,t,h] = sum_s softmax_s(q[b,t,h] . k[b,s,h] / sqrt(d)) v[b,s,h]          no mask, no bias
     q_BTHd, k_BSHd, v_BSHd -> o_BTHd, all of one floating dtype; softmax statistics in float32
     k and v may have batch 1 and then serve every batch row of q
     On a GPU heads and their width lie side by side (strides d and 1), d is a multiple of 8, at most 128; what is not contiguous is copied.
-    cross_coded: the same o as e4m3 codes for the product that follows, codes_BTHd and scale_BT1, from a scale_1 with |v| <= 448 scale_1.
-    o is a mean of values, so the scale that holds the values holds it too: made once a session, it spares a pass over whole rows.
+    cross_quantized: the same o in e4m3 for the GEMM that follows, quantized_BTHd and scale_BT1, from a scale_1 with |v| <= 448 scale_1.
+    o is a mean of values, so the scale of the values bounds it too: it is made once a session and saves a pass over whole rows.
+Cost
     4 B T S H d flops. Text at 704x384: 3168 x 512 x 5120 -> 33 GFLOP a layer, bound by tensor cores;
     audio: 5 keys, bound by reading q and writing o (65 MB a layer in bf16).
-    Codes halve what o costs and save the 49 MB of linear/quantise_rows.
+    e4m3 halves the bytes of o and saves the 49 MB of linear/quantize_rows.
 """
 
 from __future__ import annotations
@@ -18,94 +19,109 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from everface.kernels.attention.online_softmax import finish, fold, queries, start, sweep, sweep_at, tile_at
-from everface.kernels.fused.row import codes_of
-from everface.kernels.launch import Build, Tiles, Work, arch, jit, metadata, pick, runs_triton, tile, tl
-from everface.kernels.linear.quantise_rows import encodes
+from everface.kernels.attention.online_softmax import (
+    attend_range,
+    attend_range_pointers,
+    init_state,
+    load_queries,
+    load_tile,
+    softmax_step,
+    store_output,
+)
+from everface.kernels.attention.operands import (
+    dot_precision,
+    padded_width,
+    row_descriptor,
+    runs_attention,
+    softmax_scale,
+    uses_descriptors,
+)
+from everface.kernels.fused.row_primitives import to_e4m3
+from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, select_tile, tile, tl
+from everface.kernels.linear.quantize_rows import writes_e4m3
 
-ONCE = 16  # up to this many keys are one tile, held in registers: no loop, no running maximum
+SINGLE_TILE_KEYS = 16  # up to this many keys are one tile, held in registers: no loop, no running maximum
 
 # --- reference
 
 
-def cross_reference(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch.Tensor:
+def cross_reference(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor) -> Tensor:
     """Plain torch; differentiable; also the CPU path."""
     batch = q_BTHd.shape[0]
     q, k, v = (x.transpose(1, 2) for x in (q_BTHd, k_BSHd, v_BSHd))
     return F.scaled_dot_product_attention(q, k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)).transpose(1, 2)
 
 
-def cross_coded_reference(
-    q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, scale_1: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+def cross_quantized_reference(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, scale_1: Tensor) -> tuple[Tensor, Tensor]:
     """Plain torch; also the CPU path."""
     o_BTHd = cross_reference(q_BTHd.float(), k_BSHd.float(), v_BSHd.float()) / scale_1
-    return codes_of(o_BTHd), scale_1.expand(*q_BTHd.shape[:2], 1).contiguous()
+    return to_e4m3(o_BTHd), scale_1.expand(*q_BTHd.shape[:2], 1).contiguous()
 
 
 # --- kernel
 
 
-def work(batch: int, tokens: int, keys: int, heads: int, d: int, kv_batch: int, itemsize: int) -> Work:
-    """Of one call: two products of every query with every key; q, o, k, v moved once."""
-    return Work(4 * batch * tokens * keys * heads * d, itemsize * heads * d * 2 * (batch * tokens + kv_batch * keys))
+def cost(batch: int, tokens: int, keys: int, heads: int, d: int, kv_batch: int, itemsize: int) -> Cost:
+    """Of one call: two GEMMs of every query with every key; q, o, k, v moved once."""
+    return Cost(4 * batch * tokens * keys * heads * d, itemsize * heads * d * 2 * (batch * tokens + kv_batch * keys))
 
 
-def _work(a: dict[str, Any]) -> Work:
-    return work(a["batch"], a["tokens"], a["keys"], a["heads"], a["d"], a["batch"] if a["kv_B"] else 1, a["o"].element_size())
+def _launch_cost(a: dict[str, Any]) -> Cost:
+    return cost(a["batch"], a["tokens"], a["keys"], a["heads"], a["d"], a["batch"] if a["kv_B"] else 1, a["o"].element_size())
 
 
 @jit
-def rescaled(l, coded, scales, first, tokens, row, BM: tl.constexpr):
-    """The sums of weights times the scale of o's codes, so that dividing by them gives codes; the first head notes it for every row."""
-    if coded is not None:
-        scale = tl.load(coded)
+def rescale(l, scale_1, row_scales, first, tokens, row, BM: tl.constexpr):
+    """The sums of weights times the scale of o, so that dividing by them gives e4m3 values; the first head stores it for every row."""
+    if scale_1 is not None:
+        scale = tl.load(scale_1)
         l = l * scale
         t = first + tl.arange(0, BM)
-        tl.store(scales + row + t, tl.zeros([BM], tl.float32) + scale, mask=(t < tokens) & (tl.program_id(1) == 0))
+        tl.store(row_scales + row + t, tl.zeros([BM], tl.float32) + scale, mask=(t < tokens) & (tl.program_id(1) == 0))
     return l
 
 
-@jit(launch_metadata=metadata("cross", _work))
-def cross_kernel(q, k, v, o, coded, scales, batch, tokens, keys, heads, kv_B, scale, d: tl.constexpr, D: tl.constexpr,
+@jit(launch_metadata=metadata("cross", _launch_cost))
+def cross_kernel(q, k, v, o, scale_1, row_scales, batch, tokens, keys, heads, kv_B, scale, d: tl.constexpr, D: tl.constexpr,
                  BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, ONE: tl.constexpr):  # fmt: skip
-    """One program: BM queries of one head and batch row over all keys. ONE: they are a single tile, and the softmax is plain.
-    q, k and v are descriptors [rows, heads * d]; batch row b of k and v begins at row b * kv_B. With a scale `coded` o is in codes."""
+    """One program: BM queries of one head and batch row over all keys. ONE: they are a single tile, which needs no running softmax.
+    q, k and v are descriptors [rows, heads * d]; batch row b of k and v begins at row b * kv_B. With a scale_1 o is in e4m3."""
     first, column, b = tl.program_id(0) * BM, tl.program_id(1) * d, tl.program_id(2)
-    q_MD = queries(q, b * tokens + first, column, d, D)
-    acc, l, m = start(BM, D)
+    q_MD = load_queries(q, b * tokens + first, column, d, D)
+    acc, l, m = init_state(BM, D)
     if ONE:
         k_SD, v_SD = k.load([b * kv_B, column]), v.load([b * kv_B, column])
-        acc, l, m = fold(acc, l, m, q_MD, k_SD.T, v_SD, tl.arange(0, BN) < keys, scale, PRECISION)
+        acc, l, m = softmax_step(acc, l, m, q_MD, k_SD.T, v_SD, tl.arange(0, BN) < keys, scale, PRECISION)
     else:
-        acc, l, m = sweep(acc, l, m, q_MD, k, v, b * kv_B, column, keys, scale, BN, PRECISION)
-    l = rescaled(l, coded, scales, first, tokens, b * tokens, BM)
-    finish(acc, l, o, first, tokens, b * tokens, column, heads * d, d, D, BM)
+        acc, l, m = attend_range(acc, l, m, q_MD, k, v, b * kv_B, column, keys, scale, BN, PRECISION)
+    l = rescale(l, scale_1, row_scales, first, tokens, b * tokens, BM)
+    store_output(acc, l, o, first, tokens, b * tokens, column, heads * d, d, D, BM)
 
 
-@jit(launch_metadata=metadata("cross", _work))
-def cross_pointer_kernel(q, k, v, o, coded, scales, batch, tokens, keys, heads, kv_B, scale, d: tl.constexpr, D: tl.constexpr,
+@jit(launch_metadata=metadata("cross", _launch_cost))
+def cross_pointer_kernel(q, k, v, o, scale_1, row_scales, batch, tokens, keys, heads, kv_B, scale, d: tl.constexpr, D: tl.constexpr,
                          BM: tl.constexpr, BN: tl.constexpr, PRECISION: tl.constexpr, ONE: tl.constexpr):  # fmt: skip
     """The same where q, k and v are pointers to contiguous rows of heads * d."""
     first, column, b, stride = tl.program_id(0) * BM, tl.program_id(1) * d, tl.program_id(2), heads * d
-    q_MD = tile_at(q, b * tokens + first, column, stride, tokens - first, d, D, BM)
-    acc, l, m = start(BM, D)
+    q_MD = load_tile(q, b * tokens + first, column, stride, tokens - first, d, D, BM)
+    acc, l, m = init_state(BM, D)
     if ONE:
-        k_SD = tile_at(k, b * kv_B, column, stride, keys, d, D, BN)
-        v_SD = tile_at(v, b * kv_B, column, stride, keys, d, D, BN)
-        acc, l, m = fold(acc, l, m, q_MD, k_SD.T, v_SD, tl.arange(0, BN) < keys, scale, PRECISION)
+        k_SD = load_tile(k, b * kv_B, column, stride, keys, d, D, BN)
+        v_SD = load_tile(v, b * kv_B, column, stride, keys, d, D, BN)
+        acc, l, m = softmax_step(acc, l, m, q_MD, k_SD.T, v_SD, tl.arange(0, BN) < keys, scale, PRECISION)
     else:
-        acc, l, m = sweep_at(acc, l, m, q_MD, k, v, b * kv_B, column, stride, keys, scale, d, D, BN, PRECISION)
-    l = rescaled(l, coded, scales, first, tokens, b * tokens, BM)
-    finish(acc, l, o, first, tokens, b * tokens, column, stride, d, D, BM)
+        acc, l, m = attend_range_pointers(acc, l, m, q_MD, k, v, b * kv_B, column, stride, keys, scale, d, D, BN, PRECISION)
+    l = rescale(l, scale_1, row_scales, first, tokens, b * tokens, BM)
+    store_output(acc, l, o, first, tokens, b * tokens, column, stride, d, D, BM)
 
 
-# --- tiles: (keys, bytes an element, padded width). Argued on paper and from the compile report, not measured: no GPU was at hand.
+# --- tiles: (keys, bytes an element, padded width). From arithmetic and the compile report; no GPU has measured them.
 # Short: 5 keys, 10 flops a byte of q and o: memory. 64 queries are 16 KiB in and out a program, 4 warps, several programs an SM.
-# Long: 512 keys, K and V of a head (256 KiB) stay in L2 for its 25 tiles; 128 queries give 128 flops a byte of that.
+# Long: 512 keys, K and V of a head (256 KiB) stay in L2 for its 25 tiles; 128 queries do 128 flops a byte of that.
 # Above 100 registers of accumulator and scores a thread 128 x 128 would need 8 warps with nothing left to overlap: BN = 64.
-# 80 serves every chip with 99 KiB, and the interpreter; its kernels take pointers.
+# 80 serves every GPU with 99 KiB, and the interpreter; its kernels take pointers.
 
 TILES: Tiles = {
     80: {
@@ -122,147 +138,98 @@ TILES: Tiles = {
 # --- op
 
 
-def padded(d: int) -> int:
-    """The width a kernel works at."""
-    if d > 128:
-        raise ValueError(f"heads of {d} are wider than the 128 these kernels hold")
-    return 64 if d <= 64 else 128
-
-
-def precision(dtype: torch.dtype) -> str:
-    """Of tl.dot: float32 operands go through the matrix units as three products of tf32, which loses nothing that counts."""
-    return "tf32x3" if dtype == torch.float32 else "tf32"
-
-
-def runs_attention(*tensors: torch.Tensor) -> bool:
-    """Whether the attention kernels run on these: where kernels run, on two bytes an element; exact float32 is torch's."""
-    return runs_triton(*tensors) and tensors[0].element_size() == 2
-
-
-def by_descriptor(device: torch.device) -> bool:
-    """Descriptors from sm_90 on, and under the interpreter. Before it they are no hardware: the loop loads late and spills 4 KB a thread,
-    so the kernels there take pointers."""
-    return device.type != "cuda" or arch(device) >= 90
-
-
-def softmax_scale(d: int) -> float:
-    """log2(e) / sqrt(d)."""
-    return 1.4426950408889634 / d**0.5
-
-
-def descriptor(x: torch.Tensor, rows: int, BN: int, D: int) -> Any:
-    """The first `rows` rows of x [..., heads, d], seen as [rows, heads * d], read in tiles [BN, D]; what lies outside reads as zero.
-    Heads and their width must lie side by side; leading dimensions, if any, must fold into one."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    heads, d = x.shape[-2:]
-    if x.stride(-1) != 1 or (heads > 1 and x.stride(-2) != d):
-        raise ValueError(f"heads and their width must lie side by side, strides are {x.stride()}")
-    if x.data_ptr() % 16 or x.stride(-3) * x.element_size() % 16 or d * x.element_size() % 16:
-        raise ValueError(f"rows and heads must begin at multiples of 16 bytes: strides {x.stride()}, {x.element_size()} bytes each")
-    return TensorDescriptor(x, [rows, heads * d], [x.stride(-3), 1], [BN, D])
-
-
-def launch_cross(
-    q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, described: bool | None = None
-) -> torch.Tensor:  # fmt: skip
-    """The kernel, on a GPU or under the interpreter; `described` None is by_descriptor's choice."""
+def launch_cross(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, use_descriptors: bool | None = None) -> Tensor:
+    """The kernel, on a GPU or under the interpreter; `use_descriptors` None is uses_descriptors' choice. Returns o_BTHd."""
     o_BTHd = torch.empty_like(q_BTHd, memory_format=torch.contiguous_format)
-    _launch(q_BTHd, k_BSHd, v_BSHd, o_BTHd, None, None, described)
+    _launch(q_BTHd, k_BSHd, v_BSHd, o_BTHd, None, None, use_descriptors)
     return o_BTHd
 
 
-def launch_cross_coded(
-    q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, scale_1: torch.Tensor, described: bool | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The same, for codes and their scales."""
-    codes_BTHd = torch.empty(q_BTHd.shape, dtype=torch.float8_e4m3fn, device=q_BTHd.device)
+def launch_cross_quantized(
+    q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, scale_1: Tensor, use_descriptors: bool | None = None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The same in e4m3. Returns (quantized_BTHd, scale_BT1)."""
+    quantized_BTHd = torch.empty(q_BTHd.shape, dtype=torch.float8_e4m3fn, device=q_BTHd.device)
     scale_BT1 = torch.empty((*q_BTHd.shape[:2], 1), dtype=torch.float32, device=q_BTHd.device)
-    _launch(q_BTHd, k_BSHd, v_BSHd, codes_BTHd, scale_1, scale_BT1, described)
-    return codes_BTHd, scale_BT1
+    _launch(q_BTHd, k_BSHd, v_BSHd, quantized_BTHd, scale_1, scale_BT1, use_descriptors)
+    return quantized_BTHd, scale_BT1
 
 
 def _launch(
-    q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, o_BTHd: torch.Tensor, scale_1: torch.Tensor | None,
-    scale_BT1: torch.Tensor | None, described: bool | None,
+    q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, o_BTHd: Tensor, scale_1: Tensor | None,
+    scale_BT1: Tensor | None, use_descriptors: bool | None,
 ) -> None:  # fmt: skip
     (batch, tokens, heads, d), (kv_batch, keys) = q_BTHd.shape, k_BSHd.shape[:2]
     q, k, v = q_BTHd.contiguous(), k_BSHd.contiguous(), v_BSHd.contiguous()
-    one, D = keys <= ONCE, padded(d)
-    options = pick("cross", TILES, q.device, ("short" if one else "long", q.element_size(), D)).options()
+    one, D = keys <= SINGLE_TILE_KEYS, padded_width(d)
+    options = select_tile("cross", TILES, q.device, ("short" if one else "long", q.element_size(), D)).options()
     inputs, kernel = (q, k, v), cross_pointer_kernel
-    if by_descriptor(q.device) if described is None else described:
+    if uses_descriptors(q.device) if use_descriptors is None else use_descriptors:
         inputs, kernel = (
-            descriptor(q, batch * tokens, options["BM"], D), *(descriptor(x, kv_batch * keys, options["BN"], D) for x in (k, v))
+            row_descriptor(q, batch * tokens, options["BM"], D), *(row_descriptor(x, kv_batch * keys, options["BN"], D) for x in (k, v))
         ), cross_kernel  # fmt: skip
     kernel[(-(-tokens // options["BM"]), heads, batch)](
         *inputs, o_BTHd, scale_1, scale_BT1, batch, tokens, keys, heads, keys if kv_batch > 1 else 0, softmax_scale(d),
-        d=d, D=D, PRECISION=precision(q.dtype), ONE=one, **options,
+        d=d, D=D, PRECISION=dot_precision(q.dtype), ONE=one, **options,
     )  # fmt: skip
 
 
 @torch.library.custom_op("everface::cross", mutates_args=(), device_types="cuda")
-def cross_op(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch.Tensor:
+def cross_op(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor) -> Tensor:
     return launch_cross(q_BTHd, k_BSHd, v_BSHd)
 
 
 @cross_op.register_fake
-def _(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch.Tensor:
+def _(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor) -> Tensor:
     return q_BTHd.new_empty(q_BTHd.shape)
 
 
-def cross(q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor) -> torch.Tensor:
+def cross(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor) -> Tensor:
     """The op. Returns o_BTHd."""
     if runs_attention(q_BTHd, k_BSHd, v_BSHd):
         return cross_op(q_BTHd, k_BSHd, v_BSHd)
     return cross_reference(q_BTHd, k_BSHd, v_BSHd)
 
 
-@torch.library.custom_op("everface::cross_coded", mutates_args=(), device_types="cuda")
-def cross_coded_op(
-    q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, scale_1: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return launch_cross_coded(q_BTHd, k_BSHd, v_BSHd, scale_1)
+@torch.library.custom_op("everface::cross_quantized", mutates_args=(), device_types="cuda")
+def cross_quantized_op(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, scale_1: Tensor) -> tuple[Tensor, Tensor]:
+    return launch_cross_quantized(q_BTHd, k_BSHd, v_BSHd, scale_1)
 
 
-@cross_coded_op.register_fake
-def _(
-    q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, scale_1: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+@cross_quantized_op.register_fake
+def _(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, scale_1: Tensor) -> tuple[Tensor, Tensor]:
     return q_BTHd.new_empty(q_BTHd.shape, dtype=torch.float8_e4m3fn), scale_1.new_empty((*q_BTHd.shape[:2], 1))
 
 
-def cross_coded(
-    q_BTHd: torch.Tensor, k_BSHd: torch.Tensor, v_BSHd: torch.Tensor, scale_1: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The op that ends in codes. Returns (codes_BTHd, scale_BT1)."""
-    if runs_attention(q_BTHd, k_BSHd, v_BSHd) and encodes(q_BTHd):
-        return cross_coded_op(q_BTHd, k_BSHd, v_BSHd, scale_1)
-    return cross_coded_reference(q_BTHd, k_BSHd, v_BSHd, scale_1)
+def cross_quantized(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor, scale_1: Tensor) -> tuple[Tensor, Tensor]:
+    """The op with its result in e4m3. Returns (quantized_BTHd, scale_BT1)."""
+    if runs_attention(q_BTHd, k_BSHd, v_BSHd) and writes_e4m3(q_BTHd):
+        return cross_quantized_op(q_BTHd, k_BSHd, v_BSHd, scale_1)
+    return cross_quantized_reference(q_BTHd, k_BSHd, v_BSHd, scale_1)
 
 
 # --- what CI compiles
 
 
-def _build(chip: int, keys: str, dtype: str, d: int, coded: bool = False) -> Build:
-    chosen = pick("cross", TILES, chip, (keys, 2, padded(d)))
-    size = dict(chosen.sizes)
-    tiles = {name: f"tensordesc<{dtype}[{size[rows]}, {padded(d)}]>" for name, rows in (("q", "BM"), ("k", "BN"), ("v", "BN"))}
-    inputs = tiles if chip >= 90 else dict.fromkeys(tiles, f"*{dtype}")
+def _compile_spec(arch: int, keys: str, dtype: str, d: int, quantized: bool = False) -> CompileSpec:
+    selected = select_tile("cross", TILES, arch, (keys, 2, padded_width(d)))
+    size = dict(selected.sizes)
+    tiles = {name: f"tensordesc<{dtype}[{size[rows]}, {padded_width(d)}]>" for name, rows in (("q", "BM"), ("k", "BN"), ("v", "BN"))}
+    inputs = tiles if arch >= 90 else dict.fromkeys(tiles, f"*{dtype}")
     signature = inputs | {"o": f"*{dtype}", "scale": "fp32"} | dict.fromkeys(("batch", "tokens", "keys", "heads", "kv_B"), "i32")
-    sizes = size | {"d": d, "D": padded(d), "PRECISION": "tf32", "ONE": keys == "short"}
-    if coded:
-        signature |= {"o": "*fp8e4nv", "coded": "*fp32", "scales": "*fp32"}
+    sizes = size | {"d": d, "D": padded_width(d), "PRECISION": "tf32", "ONE": keys == "short"}
+    if quantized:
+        signature |= {"o": "*fp8e4nv", "scale_1": "*fp32", "row_scales": "*fp32"}
     else:
-        sizes |= {"coded": None, "scales": None}
-    kernel = cross_kernel if chip >= 90 else cross_pointer_kernel
-    return Build(f"cross {keys} {dtype} d{d}{' coded' if coded else ''}", kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
-                 loose=("batch", "tokens", "keys", "heads", "kv_B"), matrix=keys == "long")  # fmt: skip
+        sizes |= {"scale_1": None, "row_scales": None}
+    kernel = cross_kernel if arch >= 90 else cross_pointer_kernel
+    return CompileSpec(f"cross {keys} {dtype} d{d}{' quantized' if quantized else ''}", kernel, signature, sizes,
+                       selected.num_warps, selected.num_stages, (arch,), unaligned=("batch", "tokens", "keys", "heads", "kv_B"), needs_wgmma=keys == "long")  # fmt: skip
 
 
 COMPILE = [
-    _build(chip, keys, dtype, d)
+    _compile_spec(arch, keys, dtype, d)
     for keys in ("short", "long")
     for dtype, d in (("bf16", 128), ("bf16", 48))
-    for chip in (80, 90, 100)
-] + [_build(chip, "long", "bf16", 128, coded=True) for chip in (90, 100)]
+    for arch in (80, 90, 100)
+] + [_compile_spec(arch, "long", "bf16", 128, quantized=True) for arch in (90, 100)]

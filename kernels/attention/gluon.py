@@ -21,7 +21,7 @@ try:
         warpgroup_mma_wait,
     )
 
-    WHY_NOT = "" if triton.__version__.startswith(RELEASE + ".") else f"needs Triton {RELEASE}, this is {triton.__version__}"
+    UNAVAILABLE = "" if triton.__version__.startswith(RELEASE + ".") else f"needs Triton {RELEASE}, this is {triton.__version__}"
 except ImportError as error:
     gluon: Any = None
     gl: Any = None
@@ -30,9 +30,9 @@ except ImportError as error:
     tma: Any = None
     warpgroup_mma: Any = None
     warpgroup_mma_wait: Any = None
-    WHY_NOT = f"needs Gluon, which comes with Triton {RELEASE}: {error}"
+    UNAVAILABLE = f"needs Gluon, which comes with Triton {RELEASE}: {error}"
 
-__all__ = ["WHY_NOT", "fence_async_shared", "gl", "jit", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait"]
+__all__ = ["UNAVAILABLE", "fence_async_shared", "gl", "jit", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait"]
 
 
 def jit(**options: Any) -> Any:

@@ -1,11 +1,14 @@
-"""The loop that both attention kernels are made of: one tile of queries over one range of keys, softmax carried along.
+"""The loop of the attention kernels: one tile of queries over a range of keys, with a running softmax.
 
-    s = q k^T * scale;  m' = max(m, max s);  p = 2^(s - m');  l = l 2^(m - m') + sum p;  acc = acc 2^(m - m') + p v
+    s = q k^T * scale;  m' = max(m, max s);  p = 2^(s - m' + LIFT);  l = l 2^(m - m') + sum p;  acc = acc 2^(m - m') + p v
 
-`scale` is log2(e) / sqrt(d), so that the exponential is the chip's own base-2 one. All state is float32; p is rounded to the dtype
-of v for its product.
+`scale` is log2(e) / sqrt(d), so the exponential is the GPU's own base-2 one. All state is float32; p is rounded to the dtype of v for its
+GEMM. LIFT is for e4m3 only: it keeps small p out of the subnormals, and cancels in acc / l.
 Source: Milakov & Gimelshein 2018 (arXiv 1805.02867); FlashAttention (arXiv 2205.14135).
 """
+
+# Triton compiles the source of a kernel: tl.range is a loop only there, and defaults of constexpr arguments are plain values.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
 
 from __future__ import annotations
 
@@ -13,60 +16,67 @@ from everface.kernels.launch import jit, tl
 
 
 @jit
-def start(BM: tl.constexpr, D: tl.constexpr):
+def init_state(BM: tl.constexpr, D: tl.constexpr):
     """acc, l, m before the first key."""
     return tl.zeros([BM, D], tl.float32), tl.zeros([BM], tl.float32), tl.full([BM], float("-inf"), tl.float32)
 
 
 @jit
-def fold(acc, l, m, q, k, v, seen, scale, PRECISION: tl.constexpr):
-    """One tile of keys k_DS, v_SD; columns that are not `seen` (None: all are) weigh nothing. At least one must be."""
+def softmax_step(acc, l, m, q, k, v, valid, scale, PRECISION: tl.constexpr, LIFT: tl.constexpr = None):
+    """Add one tile of keys k_DS and values v_SD; columns that are not `valid` (None: all are) weigh nothing. At least one must be."""
     s = tl.dot(q, k, input_precision=PRECISION)
-    if seen is not None:
-        s = tl.where(seen[None, :], s, float("-inf"))
-    top = tl.maximum(m, tl.max(s, 1) * scale)
-    p = tl.exp2(s * scale - top[:, None])
-    shrink = tl.exp2(m - top)
+    if valid is not None:
+        s = tl.where(valid[None, :], s, float("-inf"))
+    new_m = tl.maximum(m, tl.max(s, 1) * scale)
+    if LIFT is not None:
+        p = tl.exp2(s * scale - (new_m - LIFT)[:, None])
+    else:
+        p = tl.exp2(s * scale - new_m[:, None])
+    shrink = tl.exp2(m - new_m)
     acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
-    return acc, l * shrink + tl.sum(p, 1), top
+    return acc, l * shrink + tl.sum(p, 1), new_m
 
 
 @jit
-def sweep(acc, l, m, q, keys, values, row, column, count, scale, BN: tl.constexpr, PRECISION: tl.constexpr):
-    """Fold in `count` keys and values from `row` on: tiles [BN, D] of two-dimensional descriptors, at `column`. Whole tiles without a
-    mask, then what is left with one. What a descriptor reads beside the range is zeros or a neighbour's, and weighs nothing."""
+def attend_range(acc, l, m, q, keys, values, row, column, count, scale, BN: tl.constexpr, PRECISION: tl.constexpr,
+                 TRANSPOSED: tl.constexpr = False, LIFT: tl.constexpr = None):  # fmt: skip
+    """Add `count` keys and values from `row` on: tiles [BN, D] of two-dimensional descriptors, at `column`. Whole tiles come first, without
+    a mask, then the rest with one. TRANSPOSED: values lie as [channels, slots]. Elements that a descriptor reads beside the range are
+    zeros or a neighbor's, and weigh nothing."""
     whole = count // BN * BN
-    for first in tl.range(0, whole, BN):  # type: ignore[reportGeneralTypeIssues]
-        k, v = keys.load([row + first, column]), values.load([row + first, column])
-        acc, l, m = fold(acc, l, m, q, k.T, v, None, scale, PRECISION)
+    for first in tl.range(0, whole, BN):
+        k = keys.load([row + first, column])
+        v = values.load([column, row + first]).T if TRANSPOSED else values.load([row + first, column])
+        acc, l, m = softmax_step(acc, l, m, q, k.T, v, None, scale, PRECISION, LIFT)
     if whole < count:
-        k, v = keys.load([row + whole, column]), values.load([row + whole, column])
-        acc, l, m = fold(acc, l, m, q, k.T, v, tl.arange(0, BN) < count - whole, scale, PRECISION)
+        k = keys.load([row + whole, column])
+        v = values.load([column, row + whole]).T if TRANSPOSED else values.load([row + whole, column])
+        acc, l, m = softmax_step(acc, l, m, q, k.T, v, tl.arange(0, BN) < count - whole, scale, PRECISION, LIFT)
     return acc, l, m
 
 
 @jit
-def tile_at(x, row, column, stride, left, d: tl.constexpr, D: tl.constexpr, BN: tl.constexpr):
-    """Rows row.. of x [rows, stride], channels column.., as a tile [BN, D] by plain loads, for chips whose descriptors are no hardware.
-    Channels beyond d read as zero, and so do rows from the `left`-th on."""
+def load_tile(x, row, column, stride, left, d: tl.constexpr, D: tl.constexpr, BN: tl.constexpr):
+    """Rows row.. of x [rows, stride], channels column.., as a tile [BN, D] by plain loads, for GPUs without TMA. Channels beyond d read as
+    zero, and so do rows from the `left`-th on."""
     r, c = tl.arange(0, BN)[:, None], tl.arange(0, D)[None, :]
     return tl.load(x + (row + r) * stride + column + c, mask=(r < left) & (c < d), other=0.0)
 
 
 @jit
-def sweep_at(acc, l, m, q, keys, values, row, column, stride, count, scale, d: tl.constexpr, D: tl.constexpr, BN: tl.constexpr,
-             PRECISION: tl.constexpr):  # fmt: skip
-    """Fold in `count` keys and values from `row` on of [rows, stride], by pointers: one loop whose every tile may be ragged."""
-    for first in tl.range(0, count, BN):  # type: ignore[reportGeneralTypeIssues]
+def attend_range_pointers(acc, l, m, q, keys, values, row, column, stride, count, scale, d: tl.constexpr, D: tl.constexpr,
+                          BN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """attend_range by pointers to [rows, stride]: one loop in which every tile is masked."""
+    for first in tl.range(0, count, BN):
         left = count - first
-        k = tile_at(keys, row + first, column, stride, left, d, D, BN)
-        v = tile_at(values, row + first, column, stride, left, d, D, BN)
-        acc, l, m = fold(acc, l, m, q, k.T, v, tl.arange(0, BN) < left, scale, PRECISION)
+        k = load_tile(keys, row + first, column, stride, left, d, D, BN)
+        v = load_tile(values, row + first, column, stride, left, d, D, BN)
+        acc, l, m = softmax_step(acc, l, m, q, k.T, v, tl.arange(0, BN) < left, scale, PRECISION)
     return acc, l, m
 
 
 @jit
-def queries(q, row, column, d: tl.constexpr, D: tl.constexpr):
+def load_queries(q, row, column, d: tl.constexpr, D: tl.constexpr):
     """A tile of queries by descriptor; channels beyond d, which are the next head's, read as zero."""
     q_MD = q.load([row, column])
     if d < D:
@@ -75,8 +85,8 @@ def queries(q, row, column, d: tl.constexpr, D: tl.constexpr):
 
 
 @jit
-def finish(acc, l, o, first, tokens, row, column, stride, d: tl.constexpr, D: tl.constexpr, BM: tl.constexpr):
-    """Divide by the sum and store rows first.. of `tokens`; o is a pointer, as a descriptor would write the next head's channels."""
+def store_output(acc, l, o, first, tokens, row, column, stride, d: tl.constexpr, D: tl.constexpr, BM: tl.constexpr):
+    """Divide by the sum and store rows first.. of `tokens`. o is a pointer, as a descriptor would write the next head's channels."""
     t, c = first + tl.arange(0, BM)[:, None], tl.arange(0, D)[None, :]
     at = (row + t).to(tl.int64) * stride + column + c
     tl.store(o + at, (acc / l[:, None]).to(o.dtype.element_ty), mask=(t < tokens) & (c < d))

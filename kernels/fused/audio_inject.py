@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from everface.kernels.fused.gate_norm_modulate import gate_norm_modulate
 from everface.kernels.launch import runs_triton
@@ -23,17 +24,17 @@ from everface.kernels.launch import runs_triton
 EPS = 1e-5
 
 
-def audio_inject_reference(x_BFPD: torch.Tensor, shift_scale_BFE: torch.Tensor) -> torch.Tensor:
+def audio_inject_reference(x_BFPD: Tensor, shift_scale_BFE: Tensor) -> Tensor:
     """Plain torch; differentiable; also the CPU path."""
     shift_BF1D, scale_BF1D = shift_scale_BFE.float()[..., None, :].chunk(2, dim=-1)
     u_BFPD = F.layer_norm(x_BFPD, x_BFPD.shape[-1:], eps=EPS).float()
     return torch.addcmul(shift_BF1D, u_BFPD, 1 + scale_BF1D).to(x_BFPD.dtype)
 
 
-def audio_inject(x_BFPD: torch.Tensor, shift_scale_BFE: torch.Tensor) -> torch.Tensor:
+def audio_inject(x_BFPD: Tensor, shift_scale_BFE: Tensor) -> Tensor:
     """The op. Returns the modulated tokens that attend to the sound of their frame."""
     if not runs_triton(x_BFPD, shift_scale_BFE):
         return audio_inject_reference(x_BFPD, shift_scale_BFE)
-    shift_scale = shift_scale_BFE[..., None, :].chunk(2, dim=-1)
+    shift, scale = shift_scale_BFE[..., None, :].chunk(2, dim=-1)
     dtype = x_BFPD.dtype
-    return gate_norm_modulate(x_BFPD, modulation=shift_scale, eps=EPS, norm_dtype=dtype, dtype=dtype)[1]
+    return gate_norm_modulate(x_BFPD, modulation=(shift, scale), eps=EPS, norm_dtype=dtype, dtype=dtype)[1]

@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from everface.kernels.launch import Build, Tiles, Work, jit, metadata, pick, runs_triton, tile, tl
+from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, runs_triton, select_tile, tile, tl
 
 # --- tiles
 
@@ -26,7 +27,7 @@ TILES: Tiles = {80: {"any": tile(4, 1, BLOCK=1024)}}
 # --- reference
 
 
-def unpatchify(out_BFPE: torch.Tensor, grid: tuple[int, int], patch: tuple[int, int]) -> torch.Tensor:
+def unpatchify(out_BFPE: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -> Tensor:
     """Tokens in (row, column) order on `grid` to a latent. Differentiable."""
     (rows, cols), (py, px) = grid, patch
     batch, frames, _, width = out_BFPE.shape
@@ -34,14 +35,14 @@ def unpatchify(out_BFPE: torch.Tensor, grid: tuple[int, int], patch: tuple[int, 
     return out.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, rows * py, cols * px)
 
 
-def flow_step(x: torch.Tensor, v: torch.Tensor, sigma: float, sigma_next: float) -> torch.Tensor:
+def flow_step(x: Tensor, v: Tensor, sigma: float, sigma_next: float) -> Tensor:
     """The latent at sigma_next, any shape. Plain torch everywhere, differentiable; the op of its own is flow_step_tokens."""
     return (x.float() + v * (sigma_next - sigma)).to(x.dtype)
 
 
 def flow_step_tokens_reference(
-    x_BCFhw: torch.Tensor, out_BFPE: torch.Tensor, grid: tuple[int, int], patch: tuple[int, int], sigma: float, sigma_next: float
-) -> torch.Tensor:
+    x_BCFhw: Tensor, out_BFPE: Tensor, grid: tuple[int, int], patch: tuple[int, int], sigma: float, sigma_next: float
+) -> Tensor:  # fmt: skip
     """Plain torch; differentiable; also the CPU path."""
     return flow_step(x_BCFhw, unpatchify(out_BFPE, grid, patch), sigma, sigma_next)
 
@@ -49,13 +50,13 @@ def flow_step_tokens_reference(
 # --- kernel
 
 
-def work(args: dict[str, Any]) -> Work:
+def cost(args: dict[str, Any]) -> Cost:
     """Of one launch, from its arguments by name."""
     tensors = (args["x_ptr"], args["out_ptr"], args["next_ptr"])
-    return Work(2 * args["size"], sum(t.numel() * t.element_size() for t in tensors))
+    return Cost(2 * args["size"], sum(t.numel() * t.element_size() for t in tensors))
 
 
-@jit(launch_metadata=metadata("flow_step_tokens", work))
+@jit(launch_metadata=metadata("flow_step_tokens", cost))
 def flow_step_tokens_kernel(
     x_ptr, out_ptr, next_ptr, change, size, channels, frames, h, w, PY: tl.constexpr, PX: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -75,7 +76,7 @@ def flow_step_tokens_kernel(
 
 
 COMPILE = [
-    Build(
+    CompileSpec(
         name="flow_step_tokens",
         kernel=flow_step_tokens_kernel,
         signature={"x_ptr": "*bf16", "out_ptr": "*bf16", "next_ptr": "*bf16", "change": "fp32"}
@@ -83,7 +84,7 @@ COMPILE = [
         constexprs={"PY": 2, "PX": 2, "BLOCK": 1024},
         num_warps=4,
         num_stages=1,
-        loose=("frames",),
+        unaligned=("frames",),
     )
 ]
 
@@ -92,11 +93,9 @@ COMPILE = [
 
 
 @torch.library.custom_op("everface::flow_step_tokens", mutates_args=("latent",))
-def launch(
-    x: torch.Tensor, out: torch.Tensor, rows: int, cols: int, py: int, px: int, change: float, latent: torch.Tensor
-) -> None:  # fmt: skip
+def launch(x: Tensor, out: Tensor, rows: int, cols: int, py: int, px: int, change: float, latent: Tensor) -> None:
     """The kernel, into a contiguous latent that the caller owns. x and out contiguous."""
-    picked = pick("flow_step_tokens", TILES, x.device, "any")
+    picked = select_tile("flow_step_tokens", TILES, x.device, "any")
     options = picked.options()
     _, channels, frames, h, w = x.shape
     assert (h, w) == (rows * py, cols * px), (x.shape, rows, cols, py, px)
@@ -110,8 +109,8 @@ def _(*args: Any) -> None:
 
 
 def flow_step_tokens(
-    x_BCFhw: torch.Tensor, out_BFPE: torch.Tensor, grid: tuple[int, int], patch: tuple[int, int], sigma: float, sigma_next: float
-) -> torch.Tensor:
+    x_BCFhw: Tensor, out_BFPE: Tensor, grid: tuple[int, int], patch: tuple[int, int], sigma: float, sigma_next: float
+) -> Tensor:  # fmt: skip
     """The op. Returns the latent at sigma_next, like x_BCFhw."""
     if not runs_triton(x_BCFhw, out_BFPE):
         return flow_step_tokens_reference(x_BCFhw, out_BFPE, grid, patch, sigma, sigma_next)

@@ -1,4 +1,4 @@
-"""What stands between two matrix products of a block: gated residual, LayerNorm, scale and shift, codes for the next product.
+"""What a block computes between two GEMMs: gated residual, LayerNorm, scale and shift, and quantization for the next GEMM.
 
 Contract
     x' = x + gate * y                              float32, one rounding to residual_dtype (x itself when there is no y, gate 1 when no gate)
@@ -6,51 +6,54 @@ Contract
     u  = n * (1 + scale) + shift                   float32, one rounding to dtype (n itself when there is no modulation)
     x, y [..., D]; gate, shift, scale broadcast against them, one row a latent frame; weight_D, bias_D
     -> x' (dtype of x without y, else residual_dtype: float32, or norm_dtype), u [..., D] in dtype
-    gate_norm_modulate_fp8: the same, with u as quantise_rows codes it: codes [..., D] e4m3, scales [..., 1] float32
+    gate_norm_modulate_fp8: the same, with u quantized as by quantize_rows: [..., D] e4m3, scales [..., 1] float32
 Cost
     memory, at 3168 x 5120 in bfloat16, reading x and y, writing x' and u: 65 MB (a block's input), 162 MB (before text
-    attention), 195 MB (before the FFN, x is float32 by then); codes instead of u save 16 MB here and as much at the next
-    product. gate_residual alone: 130 MB.
+    attention), 195 MB (before the FFN, x is float32 by then); e4m3 instead of u saves 16 MB here and as much at the next
+    GEMM. gate_residual alone: 130 MB.
 Rounding
     official: the block's input, norm3 and the head norm in the model's dtype, the norm before the FFN in float32.
-    The end of one block and the beginning of the next are one call, with residual_dtype the model's: what the two give one after
-    the other, to the bit, as the norm reads x' as it was rounded.
-    Codes are made from u as rounded to dtype, so that the fused op gives what the two ops give one after the other.
+    The end of one block and the beginning of the next are one call, with residual_dtype the model's. It gives the bits of the two
+    calls one after the other, as the norm reads x' as it was rounded.
+    u is rounded to dtype before it is quantized, so the fused op gives the bits of the two ops one after the other.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from everface.kernels.fused.row import TILES, element, encoded, load, normalised, parts, rounded, variant
-from everface.kernels.launch import Build, Work, jit, metadata, pick, runs_triton, tl
-from everface.kernels.linear.quantise_rows import codes_like, encodes, quantise_rows_reference
+from everface.kernels.fused.row_primitives import (
+    TILES,
+    load_row,
+    normalize_row,
+    quantize_row,
+    round_to,
+    row_sizes,
+    triton_dtype,
+    variant,
+)
+from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_triton, select_tile, tl
+from everface.kernels.linear.quantize_rows import empty_quantized, quantize_rows_reference, writes_e4m3
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[Tensor, Tensor]
 
 
 # --- reference
 
 
-def gate_residual_reference(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+def gate_residual_reference(x: Tensor, y: Tensor, gate: Tensor | None = None) -> Tensor:
     """x + gate * y in float32; gate None is 1. Plain torch; differentiable; also the CPU path."""
     return x.float() + y.float() if gate is None else torch.addcmul(x.float(), gate, y.float())
 
 
 def gate_norm_modulate_reference(
-    x: torch.Tensor,
-    y: torch.Tensor | None,
-    gate: torch.Tensor | None,
-    affine: Pair | None,
-    modulation: Pair | None,
-    eps: float,
-    norm_dtype: torch.dtype,
-    dtype: torch.dtype,
-    residual_dtype: torch.dtype = torch.float32,
-) -> Pair:
+    x: Tensor, y: Tensor | None, gate: Tensor | None, affine: Pair | None, modulation: Pair | None, eps: float,
+    norm_dtype: torch.dtype, dtype: torch.dtype, residual_dtype: torch.dtype = torch.float32,
+) -> Pair:  # fmt: skip
     """Plain torch; differentiable; also the CPU path."""
     if y is not None:
         x = gate_residual_reference(x, y, gate).to(residual_dtype)
@@ -65,41 +68,41 @@ def gate_norm_modulate_reference(
 # --- kernel
 
 
-def work(args: dict[str, Any]) -> Work:
+def cost(args: dict[str, Any]) -> Cost:
     """Of one launch, from its arguments by name: every row read or written once. The rows of modulation stay in the cache."""
     names = ("x_ptr", "y_ptr", "residual_ptr", "u_ptr")
-    return Work(0, sum(t.numel() * t.element_size() for t in (args[n] for n in names) if t is not None))
+    return Cost(0, sum(t.numel() * t.element_size() for t in (args[n] for n in names) if t is not None))
 
 
 @jit
-def residual(x_ptr, y_ptr, gate_ptr, residual_ptr, row, y_row, gate_row, cols, mask):
-    """Part of a row of x', stored where there is a y to make it differ from x."""
-    x = load(x_ptr + row, cols, mask)
+def add_residual(x_ptr, y_ptr, gate_ptr, residual_ptr, row, y_row, gate_row, cols, mask):
+    """Part of a row of x', stored where there is a y that makes it differ from x."""
+    x = load_row(x_ptr + row, cols, mask)
     if y_ptr is not None:
-        y = load(y_ptr + y_row, cols, mask)
+        y = load_row(y_ptr + y_row, cols, mask)
         if gate_ptr is not None:
-            y = y * load(gate_ptr + gate_row, cols, mask)
+            y = y * load_row(gate_ptr + gate_row, cols, mask)
         x = x + y
         tl.store(residual_ptr + row + cols, x, mask=mask)
     return x
 
 
 @jit
-def finished(
+def modulate(
     n, weight_ptr, bias_ptr, shift_ptr, scale_ptr, shift_row, scale_row, cols, mask, NORM: tl.constexpr, OUT: tl.constexpr
 ):  # fmt: skip
     """Part of a row of u from the normalised one, both roundings done."""
     if weight_ptr is not None:
-        n = n * load(weight_ptr, cols, mask) + load(bias_ptr, cols, mask)
-    n = rounded(n, NORM)
+        n = n * load_row(weight_ptr, cols, mask) + load_row(bias_ptr, cols, mask)
+    n = round_to(n, NORM)
     if shift_ptr is not None:
-        n = n * (1.0 + load(scale_ptr + scale_row, cols, mask)) + load(shift_ptr + shift_row, cols, mask)
-    return rounded(n, OUT)
+        n = n * (1.0 + load_row(scale_ptr + scale_row, cols, mask)) + load_row(shift_ptr + shift_row, cols, mask)
+    return round_to(n, OUT)
 
 
-@jit(launch_metadata=metadata("gate_norm_modulate", work))
+@jit(launch_metadata=metadata("gate_norm_modulate", cost))
 def gate_norm_modulate_kernel(
-    x_ptr, y_ptr, gate_ptr, weight_ptr, bias_ptr, shift_ptr, scale_ptr, residual_ptr, u_ptr, codes_scale_ptr,
+    x_ptr, y_ptr, gate_ptr, weight_ptr, bias_ptr, shift_ptr, scale_ptr, residual_ptr, u_ptr, u_scale_ptr,
     y_stride, gate_stride, shift_stride, scale_stride, tokens, eps,
     D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, NORM: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
@@ -113,60 +116,60 @@ def gate_norm_modulate_kernel(
     mask_b = cols_b < D
     y_row = token * y_stride
     gate_row = frame * gate_stride
-    a = residual(x_ptr, y_ptr, gate_ptr, residual_ptr, row, y_row, gate_row, cols_a, mask_a)
-    b = residual(x_ptr, y_ptr, gate_ptr, residual_ptr, row, y_row, gate_row, cols_b, mask_b)
+    a = add_residual(x_ptr, y_ptr, gate_ptr, residual_ptr, row, y_row, gate_row, cols_a, mask_a)
+    b = add_residual(x_ptr, y_ptr, gate_ptr, residual_ptr, row, y_row, gate_row, cols_b, mask_b)
     if u_ptr is not None:
-        a, b = normalised(rounded(a, NORM), rounded(b, NORM), mask_a, mask_b, eps, D)
+        a, b = normalize_row(round_to(a, NORM), round_to(b, NORM), mask_a, mask_b, eps, D)
         shift_row = frame * shift_stride
         scale_row = frame * scale_stride
-        a = finished(a, weight_ptr, bias_ptr, shift_ptr, scale_ptr, shift_row, scale_row, cols_a, mask_a, NORM, OUT)
-        b = finished(b, weight_ptr, bias_ptr, shift_ptr, scale_ptr, shift_row, scale_row, cols_b, mask_b, NORM, OUT)
-        if codes_scale_ptr is not None:
-            # What lies beyond the row is 0 or a shift of 0, so it does not raise the largest value.
-            a, b, codes_scale = encoded(a, b)
-            tl.store(codes_scale_ptr + token, codes_scale)
+        a = modulate(a, weight_ptr, bias_ptr, shift_ptr, scale_ptr, shift_row, scale_row, cols_a, mask_a, NORM, OUT)
+        b = modulate(b, weight_ptr, bias_ptr, shift_ptr, scale_ptr, shift_row, scale_row, cols_b, mask_b, NORM, OUT)
+        if u_scale_ptr is not None:
+            # Beyond the row there are zeros, or a shift of 0, which do not raise the largest value.
+            a, b, u_scale = quantize_row(a, b)
+            tl.store(u_scale_ptr + token, u_scale)
         tl.store(u_ptr + row + cols_a, a, mask=mask_a)
         tl.store(u_ptr + row + cols_b, b, mask=mask_b)
 
 
-# --- tiles: those of row.py
+# --- tiles: those of row_primitives.py
 
 STRIDES = {"y_stride": "i32", "gate_stride": "i32", "shift_stride": "i32", "scale_stride": "i32", "tokens": "i32", "eps": "fp32"}
 
 
-def build(name: str, pointers: dict[str, str], norm: Any, archs: tuple[int, ...] = (80, 90, 100)) -> Build:
+def compile_spec(name: str, pointers: dict[str, str], norm: Any, archs: tuple[int, ...] = (80, 90, 100)) -> CompileSpec:
     """A check of one way to call the kernel at width 5120: pointer name without `_ptr` -> type, those left out are None."""
-    names = ("x", "y", "gate", "weight", "bias", "shift", "scale", "residual", "u", "codes_scale")
+    names = ("x", "y", "gate", "weight", "bias", "shift", "scale", "residual", "u", "u_scale")
     types = {f"{n}_ptr": pointers[n] for n in names if n in pointers}
     absent = {f"{n}_ptr": None for n in names if n not in pointers}
-    constexprs = {**absent, **parts(5120), "NORM": norm, "OUT": element(torch.bfloat16)}
-    return Build(f"gate_norm_modulate {name}", gate_norm_modulate_kernel, {**types, **STRIDES}, constexprs, 8, 1, archs)
+    constexprs = {**absent, **row_sizes(5120), "NORM": norm, "OUT": triton_dtype(torch.bfloat16)}
+    return CompileSpec(f"gate_norm_modulate {name}", gate_norm_modulate_kernel, {**types, **STRIDES}, constexprs, 8, 1, archs)
 
 
-def builds() -> list[Build]:
-    b16, f32 = element(torch.bfloat16), element(torch.float32)
+def compile_specs() -> list[CompileSpec]:
+    b16, f32 = triton_dtype(torch.bfloat16), triton_dtype(torch.float32)
     modulated = {"shift": "*fp32", "scale": "*fp32"}
     added = {"x": "*fp32", "y": "*bf16", "residual": "*fp32"}
     norm3 = {"x": "*bf16", "y": "*bf16", "gate": "*fp32", "residual": "*fp32", "weight": "*bf16", "bias": "*bf16", "u": "*bf16"}
     return [
-        build("input", {"x": "*bf16", "u": "*bf16", **modulated}, b16),
-        build("norm3", norm3, b16),
-        build("ffn", {**added, "u": "*bf16", **modulated}, f32),
-        build("input fp8", {"x": "*bf16", "u": "*fp8e4nv", "codes_scale": "*fp32", **modulated}, b16, (90, 100)),
-        build("norm3 fp8", {**norm3, "u": "*fp8e4nv", "codes_scale": "*fp32"}, b16, (90, 100)),
-        build("ffn fp8", {**added, "u": "*fp8e4nv", "codes_scale": "*fp32", **modulated}, f32, (90, 100)),
-        build("end", {**added, "residual": "*bf16", "gate": "*fp32"}, f32),
-        build("end and input", {**added, **modulated, "residual": "*bf16", "gate": "*fp32", "u": "*bf16"}, b16),
+        compile_spec("input", {"x": "*bf16", "u": "*bf16", **modulated}, b16),
+        compile_spec("norm3", norm3, b16),
+        compile_spec("ffn", {**added, "u": "*bf16", **modulated}, f32),
+        compile_spec("input fp8", {"x": "*bf16", "u": "*fp8e4nv", "u_scale": "*fp32", **modulated}, b16, (90, 100)),
+        compile_spec("norm3 fp8", {**norm3, "u": "*fp8e4nv", "u_scale": "*fp32"}, b16, (90, 100)),
+        compile_spec("ffn fp8", {**added, "u": "*fp8e4nv", "u_scale": "*fp32", **modulated}, f32, (90, 100)),
+        compile_spec("end", {**added, "residual": "*bf16", "gate": "*fp32"}, f32),
+        compile_spec("end and input", {**added, **modulated, "residual": "*bf16", "gate": "*fp32", "u": "*bf16"}, b16),
     ]
 
 
-COMPILE = builds() if tl is not None else []
+COMPILE = compile_specs() if tl is not None else []
 
 
 # --- op
 
 
-def rows(m: torch.Tensor | None, x: torch.Tensor) -> tuple[torch.Tensor | None, int]:
+def modulation_rows(m: Tensor | None, x: Tensor) -> tuple[Tensor | None, int]:
     """Rows of modulation, and their stride: 0 when one row serves all, else one row a frame of x [..., tokens, D]."""
     if m is None or m.numel() == x.shape[-1]:
         return (None if m is None else m.contiguous()), 0
@@ -174,33 +177,23 @@ def rows(m: torch.Tensor | None, x: torch.Tensor) -> tuple[torch.Tensor | None, 
     return table, table.stride(0)
 
 
-@torch.library.custom_op("everface::gate_norm_modulate", mutates_args=("residual", "u", "codes_scale"))
+@torch.library.custom_op("everface::gate_norm_modulate", mutates_args=("residual", "u", "u_scale"))
 def launch(
-    x: torch.Tensor,
-    y: torch.Tensor | None,
-    gate: torch.Tensor | None,
-    weight: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    shift: torch.Tensor | None,
-    scale: torch.Tensor | None,
-    eps: float,
-    norm_dtype: torch.dtype,
-    dtype: torch.dtype,
-    residual: torch.Tensor | None,
-    u: torch.Tensor | None,
-    codes_scale: torch.Tensor | None,
-) -> None:
-    """The kernel, into outputs that the caller owns; u and codes_scale both None: the residual alone."""
+    x: Tensor, y: Tensor | None, gate: Tensor | None, weight: Tensor | None, bias: Tensor | None, shift: Tensor | None,
+    scale: Tensor | None, eps: float, norm_dtype: torch.dtype, dtype: torch.dtype, residual: Tensor | None, u: Tensor | None,
+    u_scale: Tensor | None,
+) -> None:  # fmt: skip
+    """The kernel, into outputs that the caller owns; u and u_scale both None: the residual alone."""
     width, x = x.shape[-1], x.contiguous()
     if y is not None:
         y = y.contiguous() if y.numel() in (x.numel(), width) else y.expand(x.shape).contiguous()
     y_stride = 0 if y is None or (y.numel() == width and y.numel() != x.numel()) else width
-    gates, shifts, scales = (rows(m, x) for m in (gate, shift, scale))
-    options = pick("gate_norm_modulate", TILES, x.device, variant(width)).options()
+    gates, shifts, scales = (modulation_rows(m, x) for m in (gate, shift, scale))
+    options = select_tile("gate_norm_modulate", TILES, x.device, variant(width)).options()
     gate_norm_modulate_kernel[(x.numel() // width,)](
-        x, y, gates[0], weight, bias, shifts[0], scales[0], residual, u, codes_scale,
+        x, y, gates[0], weight, bias, shifts[0], scales[0], residual, u, u_scale,
         y_stride, gates[1], shifts[1], scales[1], x.shape[-2], eps,
-        **parts(width), NORM=element(norm_dtype), OUT=element(dtype), **options,
+        **row_sizes(width), NORM=triton_dtype(norm_dtype), OUT=triton_dtype(dtype), **options,
     )  # fmt: skip
 
 
@@ -209,14 +202,12 @@ def _(*args: Any) -> None:
     return None
 
 
-def framewise(x: torch.Tensor, *modulation: torch.Tensor | None) -> bool:
+def framewise(x: Tensor, *modulation: Tensor | None) -> bool:
     """Whether the kernel can index these: [..., tokens, D] or one row, one row of modulation a frame or one in all."""
     return x.dim() > 1 and all(m is None or m.numel() == x.shape[-1] or m.shape[-2] == 1 for m in modulation)
 
 
-def gate_residual(
-    x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor | None = None, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:  # fmt: skip
+def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """x + gate * y in float32, one rounding to dtype. Alone it closes a block."""
     if not (runs_triton(*(t for t in (x, y, gate) if t is not None)) and framewise(x, gate)):
         return gate_residual_reference(x, y, gate).to(dtype)
@@ -225,60 +216,58 @@ def gate_residual(
     return out
 
 
-def _outputs(
-    x: torch.Tensor, y: torch.Tensor | None, norm_dtype: torch.dtype, residual_dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor | None]:  # fmt: skip
-    """(x' as it is returned, x' as the kernel writes it)."""
-    if y is None:
-        return x, None
-    if residual_dtype not in (torch.float32, norm_dtype):
-        raise ValueError(f"a residual in {residual_dtype} before a norm in {norm_dtype}: the kernel rounds once")
-    new = torch.empty_like(x, dtype=residual_dtype, memory_format=torch.contiguous_format)
-    return new, new
+class NormOptions(TypedDict, total=False):
+    """Keyword arguments of the two ops. `affine` is (weight_D, bias_D), `modulation` is (shift, scale); both may be absent."""
+
+    affine: Pair | None
+    modulation: Pair | None
+    eps: Required[float]
+    norm_dtype: Required[torch.dtype]
+    dtype: Required[torch.dtype]
+    residual_dtype: torch.dtype  # of x' where y is added: float32, the default, or norm_dtype
 
 
-def gate_norm_modulate(
-    x: torch.Tensor,
-    y: torch.Tensor | None = None,
-    gate: torch.Tensor | None = None,
-    *,
-    affine: Pair | None = None,
-    modulation: Pair | None = None,
-    eps: float,
-    norm_dtype: torch.dtype,
-    dtype: torch.dtype,
-    residual_dtype: torch.dtype = torch.float32,
-) -> Pair:
-    """The op. `affine` is (weight, bias), `modulation` is (shift, scale). Returns (x', u)."""
-    affine_, modulation_ = affine or (None, None), modulation or (None, None)
-    given = [t for t in (x, y, gate, *affine_, *modulation_) if t is not None]
-    if not (runs_triton(*given) and framewise(x, gate, *modulation_)):
-        return gate_norm_modulate_reference(x, y, gate, affine, modulation, eps, norm_dtype, dtype, residual_dtype)
-    new, written = _outputs(x, y, norm_dtype, residual_dtype)
-    u = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-    launch(x, y, gate, *affine_, *modulation_, eps, norm_dtype, dtype, written, u, None)
-    return new, u
+def _given(x: Tensor, y: Tensor | None, gate: Tensor | None, options: NormOptions) -> list[Tensor]:
+    affine, modulation = options.get("affine") or (None, None), options.get("modulation") or (None, None)
+    return [t for t in (x, y, gate, *affine, *modulation) if t is not None]
+
+
+def _reference(x: Tensor, y: Tensor | None, gate: Tensor | None, options: NormOptions) -> Pair:
+    return gate_norm_modulate_reference(
+        x, y, gate, options.get("affine"), options.get("modulation"), options["eps"], options["norm_dtype"], options["dtype"],
+        options.get("residual_dtype", torch.float32),
+    )  # fmt: skip
+
+
+def _launch_into(
+    u: Tensor, u_scale: Tensor | None, x: Tensor, y: Tensor | None, gate: Tensor | None, options: NormOptions
+) -> Tensor:  # fmt: skip
+    """Writes u, and its scale if it is quantized. Returns x'."""
+    norm_dtype, residual_dtype = options["norm_dtype"], options.get("residual_dtype", torch.float32)
+    residual = None
+    if y is not None:
+        if residual_dtype not in (torch.float32, norm_dtype):
+            raise ValueError(f"a residual in {residual_dtype} before a norm in {norm_dtype}: the kernel rounds once")
+        residual = torch.empty_like(x, dtype=residual_dtype, memory_format=torch.contiguous_format)
+    affine, modulation = options.get("affine") or (None, None), options.get("modulation") or (None, None)
+    launch(x, y, gate, *affine, *modulation, options["eps"], norm_dtype, options["dtype"], residual, u, u_scale)
+    return x if residual is None else residual
+
+
+def gate_norm_modulate(x: Tensor, y: Tensor | None = None, gate: Tensor | None = None, **options: Unpack[NormOptions]) -> Pair:
+    """The op. Returns (x', u)."""
+    if not (runs_triton(*_given(x, y, gate, options)) and framewise(x, gate, *(options.get("modulation") or ()))):
+        return _reference(x, y, gate, options)
+    u = torch.empty_like(x, dtype=options["dtype"], memory_format=torch.contiguous_format)
+    return _launch_into(u, None, x, y, gate, options), u
 
 
 def gate_norm_modulate_fp8(
-    x: torch.Tensor,
-    y: torch.Tensor | None = None,
-    gate: torch.Tensor | None = None,
-    *,
-    affine: Pair | None = None,
-    modulation: Pair | None = None,
-    eps: float,
-    norm_dtype: torch.dtype,
-    dtype: torch.dtype,
-    residual_dtype: torch.dtype = torch.float32,
-) -> tuple[torch.Tensor, Pair]:
-    """The op with u coded for an 8-bit product. Returns (x', (codes, scale))."""
-    affine_, modulation_ = affine or (None, None), modulation or (None, None)
-    given = [t for t in (x, y, gate, *affine_, *modulation_) if t is not None]
-    if not (encodes(*given) and framewise(x, gate, *modulation_)):
-        new, u = gate_norm_modulate_reference(x, y, gate, affine, modulation, eps, norm_dtype, dtype, residual_dtype)
-        return new, quantise_rows_reference(u)
-    new, written = _outputs(x, y, norm_dtype, residual_dtype)
-    codes, codes_scale = codes_like(x)
-    launch(x, y, gate, *affine_, *modulation_, eps, norm_dtype, dtype, written, codes, codes_scale)
-    return new, (codes, codes_scale)
+    x: Tensor, y: Tensor | None = None, gate: Tensor | None = None, **options: Unpack[NormOptions]
+) -> tuple[Tensor, Pair]:  # fmt: skip
+    """The op with u quantized for an 8-bit GEMM. Returns (x', (quantized, scale))."""
+    if not (writes_e4m3(*_given(x, y, gate, options)) and framewise(x, gate, *(options.get("modulation") or ()))):
+        residual, u = _reference(x, y, gate, options)
+        return residual, quantize_rows_reference(u)
+    quantized, u_scale = empty_quantized(x)
+    return _launch_into(quantized, u_scale, x, y, gate, options), (quantized, u_scale)

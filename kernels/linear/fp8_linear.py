@@ -35,9 +35,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from everface.kernels.fused.row import E4M3_MAX
-from everface.kernels.launch import Build, Tiles, Work, arch, jit, metadata, pick, processors, runs_triton, tile, tl
+from everface.kernels.fused.row_primitives import E4M3_MAX
+from everface.kernels.launch import (
+    CompileSpec,
+    Cost,
+    Tiles,
+    arch,
+    jit,
+    metadata,
+    multiprocessors,
+    runs_triton,
+    select_tile,
+    tile,
+    tl,
+)
 
 # --- tiles
 
@@ -54,7 +67,7 @@ operands."""
 # --- reference
 
 
-def quantise_tensor(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
     """One scale for the whole tensor: (codes float8_e4m3fn like x, dequantisation scale [1] float32). No host synchronisation."""
     amax_1 = x.abs().amax().float().reshape(1)
     scale_1 = (E4M3_MAX / amax_1.clamp(min=1e-12)).clamp(max=E4M3_MAX)
@@ -62,15 +75,9 @@ def quantise_tensor(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return scaled.float().clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale_1.reciprocal()
 
 
-def scaled_product_reference(
-    x_MK: torch.Tensor,
-    scale_x: torch.Tensor,
-    w_NK: torch.Tensor,
-    scale_w: torch.Tensor,
-    bias_N: torch.Tensor | None,
-    dtype: torch.dtype,
-    gelu: bool = False,
-) -> torch.Tensor:
+def scaled_gemm_reference(
+    x_MK: Tensor, scale_x: Tensor, w_NK: Tensor, scale_w: Tensor, bias_N: Tensor | None, dtype: torch.dtype, gelu: bool = False
+) -> Tensor:  # fmt: skip
     """Plain torch over codes, float32 sums, one rounding to dtype; also the CPU path. scale_x [1] or [M, 1], scale_w likewise."""
     y_MN = F.linear(x_MK.float(), w_NK.float()) * (scale_x * scale_w)
     y_MN = y_MN if bias_N is None else y_MN + bias_N.float()
@@ -80,20 +87,15 @@ def scaled_product_reference(
 # --- peer: torch._scaled_mm
 
 
-def scaled_product_native(
-    x_MK: torch.Tensor,
-    scale_x: torch.Tensor,
-    w_NK: torch.Tensor,
-    scale_w: torch.Tensor,
-    bias_N: torch.Tensor | None,
-    dtype: torch.dtype,
-) -> torch.Tensor:
+def scaled_gemm_native(
+    x_MK: Tensor, scale_x: Tensor, w_NK: Tensor, scale_w: Tensor, bias_N: Tensor | None, dtype: torch.dtype
+) -> Tensor:  # fmt: skip
     """torch._scaled_mm: the bias joins in the epilogue, in dtype. Scales [1] and [1], or [M, 1] and [N]."""
     bias_N = None if bias_N is None else bias_N.to(dtype)
     fast = x_MK.is_cuda
     w_KN = w_NK.t()  # column-major, as the 8-bit tensor cores want it
     scale_w = scale_w if scale_x.dim() == 1 else scale_w[None]
-    return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]
+    return torch._scaled_mm(  # pyright: ignore[reportPrivateImportUsage]  torch has no public name for it
         x_MK, w_KN, scale_x, scale_w, bias=bias_N, out_dtype=dtype, use_fast_accum=fast
     )
 
@@ -101,10 +103,10 @@ def scaled_product_native(
 # --- kernel
 
 
-def work(args: dict[str, Any]) -> Work:
+def cost(args: dict[str, Any]) -> Cost:
     """Of one launch, from its arguments by name."""
     m, n, k = args["M"], args["N"], args["K"]
-    return Work(2 * m * n * k, m * k + n * k + m * n * args["y_desc"].base.element_size())
+    return Cost(2 * m * n * k, m * k + n * k + m * n * args["y_desc"].base.element_size())
 
 
 @jit
@@ -118,7 +120,7 @@ def finished(acc, scale_x, scale_w_ptr, bias_ptr, cols, N, GELU: tl.constexpr):
     return y
 
 
-@jit(launch_metadata=metadata("fp8_linear_rows", work))
+@jit(launch_metadata=metadata("fp8_linear_rows", cost))
 def fp8_rows_kernel(
     x_desc, w_desc, y_desc, scale_x_ptr, scale_w_ptr, bias_ptr, M, N, K,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, GELU: tl.constexpr,
@@ -148,7 +150,7 @@ def fp8_rows_kernel(
 # --- what CI compiles
 
 
-def build(family: int, gelu: bool) -> Build:
+def compile_spec(family: int, gelu: bool) -> CompileSpec:
     sizes = dict(TILES[family]["rows"].sizes)
     m, n, k = sizes["BM"], sizes["BN"], sizes["BK"]
     operands = {"x_desc": f"tensordesc<fp8e4nv[{m},{k}]>", "w_desc": f"tensordesc<fp8e4nv[{n},{k}]>"}
@@ -156,27 +158,19 @@ def build(family: int, gelu: bool) -> Build:
     signature |= {"bias_ptr": "*bf16", "M": "i32", "N": "i32", "K": "i32"}
     name, picked = f"fp8_linear_rows{' gelu' if gelu else ''}", TILES[family]["rows"]
     constexprs, on_90 = {**sizes, "GELU": gelu}, family == 90
-    return Build(name, fp8_rows_kernel, signature, constexprs, picked.num_warps, picked.num_stages, (family,), matrix=on_90)
+    return CompileSpec(name, fp8_rows_kernel, signature, constexprs, picked.num_warps, picked.num_stages, (family,), needs_wgmma=on_90)
 
 
-COMPILE = [build(family, gelu) for family in TILES for gelu in (False, True)]
+COMPILE = [compile_spec(family, gelu) for family in TILES for gelu in (False, True)]
 
 
 # --- op
 
 
 @torch.library.custom_op("everface::fp8_linear_rows", mutates_args=("y",))
-def launch(
-    x: torch.Tensor,
-    scale_x: torch.Tensor,
-    w: torch.Tensor,
-    scale_w: torch.Tensor,
-    bias: torch.Tensor | None,
-    gelu: bool,
-    y: torch.Tensor,
-) -> None:
+def launch(x: Tensor, scale_x: Tensor, w: Tensor, scale_w: Tensor, bias: Tensor | None, gelu: bool, y: Tensor) -> None:
     """The kernel with the tile of its chip, into y [M, N] that the caller owns. Contiguous codes, scales and y."""
-    options = pick("fp8_linear_rows", TILES, x.device, "rows").options()
+    options = select_tile("fp8_linear_rows", TILES, x.device, "rows").options()
     launch_tile(x, scale_x, w, scale_w, bias, gelu, y, options)
 
 
@@ -186,15 +180,9 @@ def _(*args: Any) -> None:
 
 
 def launch_tile(
-    x_MK: torch.Tensor,
-    scale_x: torch.Tensor,
-    w_NK: torch.Tensor,
-    scale_w: torch.Tensor,
-    bias_N: torch.Tensor | None,
-    gelu: bool,
-    y_MN: torch.Tensor,
+    x_MK: Tensor, scale_x: Tensor, w_NK: Tensor, scale_w: Tensor, bias_N: Tensor | None, gelu: bool, y_MN: Tensor,
     options: dict[str, int],
-) -> None:
+) -> None:  # fmt: skip
     """The kernel with a tile of the caller's choice."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -205,47 +193,41 @@ def launch_tile(
         TensorDescriptor.from_tensor(w_NK, [bn, bk]),
         TensorDescriptor.from_tensor(y_MN, [bm, bn // 2]),
     )
-    programs = min(processors(x_MK.device), -(-m // bm) * -(-n // bn))
+    programs = min(multiprocessors(x_MK.device), -(-m // bm) * -(-n // bn))
     fp8_rows_kernel[(programs,)](*descriptors, scale_x, scale_w, bias_N, m, n, k, GELU=gelu, **options)
 
 
-def _multiplies(w_NK: torch.Tensor) -> bool:
+def _has_fp8_gemm(w_NK: Tensor) -> bool:
     """Whether the device multiplies these codes itself."""
     if not w_NK.is_cuda or w_NK.shape[0] % 16 or w_NK.shape[1] % 16:
         return False
     return torch.cuda.get_device_capability(w_NK.device) >= (8, 9)
 
 
-def fp8_linear(x: torch.Tensor, w_NK: torch.Tensor, scale_w: torch.Tensor, bias_N: torch.Tensor | None = None) -> torch.Tensor:
+def fp8_linear(x: Tensor, w_NK: Tensor, scale_w: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """The official op. Quantises x, multiplies the codes, adds the bias: [..., K] -> [..., N] in x's dtype.
 
     One amax over all of x: the result for a token depends on the other tokens of the call.
     """
-    x_MK, scale_x = quantise_tensor(x.reshape(-1, x.shape[-1]))
-    native = x.dtype in (torch.bfloat16, torch.float16) and _multiplies(w_NK)
-    product = scaled_product_native if native else scaled_product_reference
+    x_MK, scale_x = quantize_tensor(x.reshape(-1, x.shape[-1]))
+    native = x.dtype in (torch.bfloat16, torch.float16) and _has_fp8_gemm(w_NK)
+    product = scaled_gemm_native if native else scaled_gemm_reference
     return product(x_MK, scale_x, w_NK, scale_w, bias_N, x.dtype).reshape(*x.shape[:-1], w_NK.shape[0])
 
 
 def fp8_linear_rows(
-    codes_x: torch.Tensor,
-    scale_x: torch.Tensor,
-    w_NK: torch.Tensor,
-    scale_w: torch.Tensor,
-    bias_N: torch.Tensor | None = None,
-    *,
-    gelu: bool = False,
+    quantized_x: Tensor, scale_x: Tensor, w_NK: Tensor, scale_w: Tensor, bias_N: Tensor | None = None, *, gelu: bool = False,
     dtype: torch.dtype,
-) -> torch.Tensor:
+) -> Tensor:  # fmt: skip
     """The op over codes of quantise_rows: [..., K] -> [..., N] in dtype. A token's result depends on that token only."""
-    x_MK, scale_M1 = codes_x.reshape(-1, codes_x.shape[-1]), scale_x.reshape(-1, 1)
-    scale_N, size = scale_w.reshape(-1), (*codes_x.shape[:-1], w_NK.shape[0])
-    on_chip = dtype == torch.bfloat16 and _multiplies(w_NK)
+    x_MK, scale_M1 = quantized_x.reshape(-1, quantized_x.shape[-1]), scale_x.reshape(-1, 1)
+    scale_N, size = scale_w.reshape(-1), (*quantized_x.shape[:-1], w_NK.shape[0])
+    on_chip = dtype == torch.bfloat16 and _has_fp8_gemm(w_NK)
     if on_chip and gelu and arch(w_NK.device) in TILES and runs_triton(x_MK, w_NK):
         y_MN = torch.empty((len(x_MK), len(w_NK)), dtype=dtype, device=x_MK.device)
         launch(x_MK.contiguous(), scale_M1.contiguous(), w_NK, scale_N, bias_N, gelu, y_MN)
         return y_MN.view(size)
     if on_chip:
-        y_MN = scaled_product_native(x_MK, scale_M1, w_NK, scale_N, bias_N, dtype)
+        y_MN = scaled_gemm_native(x_MK, scale_M1, w_NK, scale_N, bias_N, dtype)
         return (F.gelu(y_MN, approximate="tanh") if gelu else y_MN).view(size)
-    return scaled_product_reference(x_MK, scale_M1, w_NK, scale_N, bias_N, dtype, gelu).view(size)
+    return scaled_gemm_reference(x_MK, scale_M1, w_NK, scale_N, bias_N, dtype, gelu).view(size)

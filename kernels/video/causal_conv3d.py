@@ -22,8 +22,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from everface.kernels.launch import Build, Tiles, Work, jit, metadata, pick, runs_triton, tile, tl
+from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, runs_triton, select_tile, tile, tl
 from everface.kernels.video.norm_silu import norm_silu, norm_silu_into
 
 PAST = 2  # frames
@@ -31,7 +32,7 @@ PAST = 2  # frames
 # --- reference
 
 
-def conv3d_reference(x_BCTHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, padding: list[int]) -> torch.Tensor:
+def conv3d_reference(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
     """`F.conv3d`. Float32 on a CPU without gradient asks oneDNN by name: for one small clip torch would take a far slower path."""
     direct = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
@@ -41,12 +42,8 @@ def conv3d_reference(x_BCTHW: torch.Tensor, weight: torch.Tensor, bias: torch.Te
 
 
 def causal_conv3d_reference(
-    x_BCTHW: torch.Tensor,
-    past_BC2HW: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual_BCTHW: torch.Tensor | None = None,
-) -> torch.Tensor:
+    x_BCTHW: Tensor, past_BC2HW: Tensor | None, weight: Tensor, bias: Tensor | None, residual_BCTHW: Tensor | None = None
+) -> Tensor:  # fmt: skip
     """y. Plain torch; differentiable; also the CPU path."""
     padding = [0, weight.shape[3] // 2, weight.shape[4] // 2]
     if past_BC2HW is None and x_BCTHW.shape[2] == 1:  # only the last tap meets a frame: a third of the work
@@ -57,7 +54,7 @@ def causal_conv3d_reference(
     return y_BCTHW if residual_BCTHW is None else residual_BCTHW + y_BCTHW
 
 
-def next_past(x_BCTHW: torch.Tensor, past_BC2HW: torch.Tensor | None) -> torch.Tensor:
+def next_past(x_BCTHW: Tensor, past_BC2HW: Tensor | None) -> Tensor:
     """past': written over the past itself. Under autograd a new one instead, and a copy where there is none or where it is not ours to
     write (autograd or inference mode may still need it)."""
     new, past = x_BCTHW[:, :, -PAST:], past_BC2HW
@@ -81,11 +78,11 @@ def next_past(x_BCTHW: torch.Tensor, past_BC2HW: torch.Tensor | None) -> torch.T
 # --- kernel
 
 
-def work(args: dict[str, Any]) -> Work:
+def cost(args: dict[str, Any]) -> Cost:
     """Of one launch, from its arguments by name: every tap of every output counted, every tensor moved once."""
     names = ("x_ptr", "past_ptr", "w_ptr", "residual_ptr", "y_ptr")
     moved = sum(args[n].numel() * args[n].element_size() for n in names if args[n] is not None)
-    return Work(2 * args["y_ptr"].numel() * args["CI"] * args["KT"] * args["KS"] ** 2, moved)
+    return Cost(2 * args["y_ptr"].numel() * args["CI"] * args["KT"] * args["KS"] ** 2, moved)
 
 
 @jit
@@ -127,7 +124,7 @@ def finish_part(acc, bias_ptr, residual_ptr, y_ptr, pixel, there, first, N: tl.c
     tl.store(y_ptr + at, acc.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@jit(launch_metadata=metadata("causal_conv3d", work))
+@jit(launch_metadata=metadata("causal_conv3d", cost))
 def causal_conv3d_kernel(
     x_ptr, past_ptr, w_ptr, bias_ptr, residual_ptr, y_ptr, frames, videos_x_frames, H, W,
     CI: tl.constexpr, CO: tl.constexpr, KT: tl.constexpr, KS: tl.constexpr, SIDE: tl.constexpr, UP: tl.constexpr,
@@ -161,7 +158,7 @@ def causal_conv3d_kernel(
     if BN2:
         out2 = first + BN + tl.arange(0, BN2)
         acc2 = tl.zeros([BM, BN2], tl.float32)
-    for step in tl.range(start, taps * chunks):  # type: ignore[reportGeneralTypeIssues]
+    for step in tl.range(start, taps * chunks):  # pyright: ignore[reportGeneralTypeIssues]  a loop to Triton's compiler only
         tap, c = step // chunks, step % chunks * BK + tl.arange(0, BK)
         back = tap // (KS * KS) - (KT - 1)
         y, x = row + tap // KS % KS - KS // 2, col + tap % KS - KS // 2
@@ -223,18 +220,11 @@ def precision(itemsize: int) -> str:
 
 @torch.library.custom_op("everface::conv_frames", mutates_args=("y",))
 def launch(
-    x: torch.Tensor,
-    past: torch.Tensor | None,
-    w: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    side: int,
-    up: int,
-    y: torch.Tensor,
-) -> None:
+    x: Tensor, past: Tensor | None, w: Tensor, bias: Tensor | None, residual: Tensor | None, side: int, up: int, y: Tensor
+) -> None:  # fmt: skip
     """The kernel, into an output that the caller owns. All contiguous, channels last: x [B, T, H, W, side * CI],
     past [B, KT - 1, H, W, CI], w [CO, KT, KS, KS, CI], residual and y [B, side * T, up * H, up * W, CO]."""
-    chosen = pick("causal_conv3d", TILES, x.device, variant(w.shape[-1], w.shape[0], x.element_size()))
+    chosen = select_tile("causal_conv3d", TILES, x.device, variant(w.shape[-1], w.shape[0], x.element_size()))
     launch_tile(x, past, w, bias, residual, side, up, y, chosen.options())
 
 
@@ -244,16 +234,9 @@ def _(*args: Any) -> None:
 
 
 def launch_tile(
-    x: torch.Tensor,
-    past: torch.Tensor | None,
-    w: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    side: int,
-    up: int,
-    y: torch.Tensor,
+    x: Tensor, past: Tensor | None, w: Tensor, bias: Tensor | None, residual: Tensor | None, side: int, up: int, y: Tensor,
     options: dict[str, int],
-) -> None:
+) -> None:  # fmt: skip
     """The kernel with a tile of the caller's choice."""
     (c_out, taps, space, _, c_in), (videos, frames, height, width) = w.shape, x.shape[:4]
     tiles = -(-height * width * up * up // options["BM"])
@@ -264,25 +247,21 @@ def launch_tile(
     )  # fmt: skip
 
 
-def runs_kernel(*tensors: torch.Tensor | None) -> bool:
+def runs_kernel(*tensors: Tensor | None) -> bool:
     """Whether the convolutions run on these: one dtype of two bytes. Float32 on a GPU is cuDNN's: the kernel's three products of tf32
     are exact, but several times slower than its one, and only the picture of a session's opening is encoded so."""
     given = [t for t in tensors if t is not None]
     return runs_triton(*given) and len({t.dtype for t in given}) == 1 and given[0].element_size() == 2
 
 
-def last(x_BCTHW: torch.Tensor) -> torch.Tensor:
+def last(x_BCTHW: Tensor) -> Tensor:
     """Channels last, contiguous: a view where memory is so already."""
     return x_BCTHW.movedim(1, -1).contiguous()
 
 
 def causal_conv3d(
-    x_BCTHW: torch.Tensor,
-    past_BC2HW: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual_BCTHW: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    x_BCTHW: Tensor, past_BC2HW: Tensor | None, weight: Tensor, bias: Tensor | None, residual_BCTHW: Tensor | None = None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The op. Returns (y, past')."""
     if runs_kernel(x_BCTHW, past_BC2HW, weight, bias, residual_BCTHW):
         x_BTHWC = last(x_BCTHW)
@@ -295,14 +274,10 @@ def causal_conv3d(
     return y_BCTHW, next_past(x_BCTHW, past_BC2HW)
 
 
-def normed_conv3d(
-    x_BCTHW: torch.Tensor,
-    gamma: torch.Tensor,
-    past_BC2HW: torch.Tensor | None,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    residual_BCTHW: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def norm_silu_conv3d(
+    x_BCTHW: Tensor, gamma: Tensor, past_BC2HW: Tensor | None, weight: Tensor, bias: Tensor | None,
+    residual_BCTHW: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """causal_conv3d of norm_silu(x, gamma). On a CPU the norm writes beside the past, and nothing is copied to meet it."""
     b, c, t, h, w = x_BCTHW.shape
     learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
@@ -321,26 +296,26 @@ def normed_conv3d(
 # --- what CI compiles
 
 
-def build(
+def compile_spec(
     chip: int, name: str, dtype: str, c_in: int, c_out: int, taps: int, space: int, up: int = 1, given: str = "past"
-) -> Build:
+) -> CompileSpec:  # fmt: skip
     """`given`: which of past and residual there are. `up` 2 reads two frames a pixel."""
     itemsize = 4 if dtype == "fp32" else 2
-    chosen = pick("causal_conv3d", TILES, chip, variant(c_in, c_out, itemsize))
+    chosen = select_tile("causal_conv3d", TILES, chip, variant(c_in, c_out, itemsize))
     pointers = [n for n in ("x", "past", "w", "bias", "residual", "y") if n in ("x", "w", "bias", "y") or n in given]
     absent = {f"{n}_ptr": None for n in ("past", "residual") if n not in pointers}
     signature = {f"{n}_ptr": f"*{dtype}" for n in pointers} | dict.fromkeys(("frames", "videos_x_frames", "H", "W"), "i32")
     channels = {"CI": c_in, "CO": c_out, "KT": taps, "KS": space, "SIDE": up, "UP": up}
     sizes = absent | dict(chosen.sizes) | channels | {"PRECISION": precision(itemsize)}
-    return Build(f"{name} {dtype} {c_in}>{c_out}", causal_conv3d_kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
-                 loose=("frames", "videos_x_frames", "H", "W"), matrix=c_out >= 64)  # fmt: skip
+    return CompileSpec(f"{name} {dtype} {c_in}>{c_out}", causal_conv3d_kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
+                 unaligned=("frames", "videos_x_frames", "H", "W"), needs_wgmma=c_out >= 64)  # fmt: skip
 
 
 COMPILE = [
-    *(build(chip, "conv3d", "bf16", c, c, 3, 3, given="past residual") for c in (384, 192, 96) for chip in (80, 90, 100)),
-    *(build(chip, "conv3d", "bf16", 192, 384, 3, 3) for chip in (90, 100)),
-    *(build(chip, "conv3d", "bf16", 16, 384, 3, 3) for chip in (80, 90, 100)),
-    *(build(chip, "conv3d", "bf16", 96, 3, 3, 3) for chip in (80, 90, 100)),
-    *(build(chip, "conv3d time", "bf16", 384, 768, 3, 1) for chip in (90, 100)),
-    *(build(chip, "conv3d", "fp32", 96, 96, 3, 3, given="past residual") for chip in (80, 90, 100)),
+    *(compile_spec(chip, "conv3d", "bf16", c, c, 3, 3, given="past residual") for c in (384, 192, 96) for chip in (80, 90, 100)),
+    *(compile_spec(chip, "conv3d", "bf16", 192, 384, 3, 3) for chip in (90, 100)),
+    *(compile_spec(chip, "conv3d", "bf16", 16, 384, 3, 3) for chip in (80, 90, 100)),
+    *(compile_spec(chip, "conv3d", "bf16", 96, 3, 3, 3) for chip in (80, 90, 100)),
+    *(compile_spec(chip, "conv3d time", "bf16", 384, 768, 3, 1) for chip in (90, 100)),
+    *(compile_spec(chip, "conv3d", "fp32", 96, 96, 3, 3, given="past residual") for chip in (80, 90, 100)),
 ]

@@ -16,27 +16,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from everface.kernels.fused.row import load, parts
-from everface.kernels.launch import Build, Tiles, Work, jit, metadata, pick, runs_triton, tile, tl
+from everface.kernels.fused.row_primitives import load_row, row_sizes
+from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, runs_triton, select_tile, tile, tl
 
 # --- reference
 
 
-def rms_norm_channels_reference(x_BCx: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+def rms_norm_channels_reference(x_BCx: Tensor, gamma: Tensor) -> Tensor:
     """The norm alone, returned in float32. Plain torch; differentiable; also the CPU path."""
     x_BxC = x_BCx.movedim(1, -1)
     norm_Bx1 = torch.linalg.vector_norm(x_BxC, dim=-1, keepdim=True, dtype=torch.float32).clamp_min(1e-12)
     return (x_BxC * (x_BxC.shape[-1] ** 0.5 / norm_Bx1) * gamma.flatten().float()).movedim(-1, 1)
 
 
-def norm_silu_reference(x_BCx: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+def norm_silu_reference(x_BCx: Tensor, gamma: Tensor) -> Tensor:
     """Plain torch; differentiable; also the CPU path."""
     return F.silu(rms_norm_channels_reference(x_BCx, gamma), inplace=True).to(x_BCx.dtype)
 
 
-def norm_silu_into(out_BxC: torch.Tensor, x_BCx: torch.Tensor, gamma: torch.Tensor) -> None:
-    """The same bits, float32, written to a tensor with the channels last: where a convolution will read them (see normed_conv3d)."""
+def norm_silu_into(out_BxC: Tensor, x_BCx: Tensor, gamma: Tensor) -> None:
+    """The same bits, float32, written to a tensor with the channels last: where a convolution will read them (see norm_silu_conv3d)."""
     x_BxC = x_BCx.movedim(1, -1)
     norm_Bx1 = torch.linalg.vector_norm(x_BxC, dim=-1, keepdim=True).clamp_min_(1e-12)
     torch.mul(x_BxC, x_BxC.shape[-1] ** 0.5 / norm_Bx1, out=out_BxC)
@@ -46,9 +47,9 @@ def norm_silu_into(out_BxC: torch.Tensor, x_BCx: torch.Tensor, gamma: torch.Tens
 # --- kernel
 
 
-def work(args: dict[str, Any]) -> Work:
+def cost(args: dict[str, Any]) -> Cost:
     """Of one launch, from its arguments by name: every pixel read once and written once."""
-    return Work(0, sum(args[n].numel() * args[n].element_size() for n in ("x_ptr", "y_ptr")))
+    return Cost(0, sum(args[n].numel() * args[n].element_size() for n in ("x_ptr", "y_ptr")))
 
 
 @jit
@@ -56,7 +57,7 @@ def activated(n, SILU: tl.constexpr):
     return n * tl.sigmoid(n) if SILU else n
 
 
-@jit(launch_metadata=metadata("norm_silu", work))
+@jit(launch_metadata=metadata("norm_silu", cost))
 def norm_silu_kernel(
     x_ptr, gamma_ptr, y_ptr, pixels, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BP: tl.constexpr, SILU: tl.constexpr
 ):  # fmt: skip
@@ -68,12 +69,12 @@ def norm_silu_kernel(
     cols_b = A + tl.arange(0, B)[None, :]
     mask_a = there & (cols_a < D)
     mask_b = there & (cols_b < D)
-    a = load(x_ptr + row, cols_a, mask_a)
-    b = load(x_ptr + row, cols_b, mask_b)
+    a = load_row(x_ptr + row, cols_a, mask_a)
+    b = load_row(x_ptr + row, cols_b, mask_b)
     length = tl.sqrt(tl.sum(a * a, 1) + tl.sum(b * b, 1))
     factor = (tl.sqrt(1.0 * D) / tl.maximum(length, 1e-12))[:, None]
-    a = activated(a * factor * load(gamma_ptr, cols_a, cols_a < D), SILU)
-    b = activated(b * factor * load(gamma_ptr, cols_b, cols_b < D), SILU)
+    a = activated(a * factor * load_row(gamma_ptr, cols_a, cols_a < D), SILU)
+    b = activated(b * factor * load_row(gamma_ptr, cols_b, cols_b < D), SILU)
     tl.store(y_ptr + row + cols_a, a.to(y_ptr.dtype.element_ty), mask=mask_a)
     tl.store(y_ptr + row + cols_b, b.to(y_ptr.dtype.element_ty), mask=mask_b)
 
@@ -88,49 +89,49 @@ def variant(channels: int) -> int | str:
     return next((most for most in (96, 192, 384) if channels <= most), "wide")
 
 
-def build(channels: int, dtype: str, silu: bool) -> Build:
+def compile_spec(channels: int, dtype: str, silu: bool) -> CompileSpec:
     chosen = TILES[80][variant(channels)]
     signature = {"x_ptr": f"*{dtype}", "gamma_ptr": f"*{dtype}", "y_ptr": f"*{dtype}", "pixels": "i32"}
-    sizes = {**parts(channels), **dict(chosen.sizes), "SILU": silu}
+    sizes = {**row_sizes(channels), **dict(chosen.sizes), "SILU": silu}
     name = f"{'norm_silu' if silu else 'rms_norm_channels'} {dtype} {channels}"
-    return Build(name, norm_silu_kernel, signature, sizes, chosen.num_warps, 1, loose=("pixels",))
+    return CompileSpec(name, norm_silu_kernel, signature, sizes, chosen.num_warps, 1, unaligned=("pixels",))
 
 
-COMPILE = [build(c, "bf16", True) for c in (96, 192, 384)] + [build(384, "bf16", False), build(96, "fp32", True)]
+COMPILE = [compile_spec(c, "bf16", True) for c in (96, 192, 384)] + [compile_spec(384, "bf16", False), compile_spec(96, "fp32", True)]
 
 
 # --- op
 
 
 @torch.library.custom_op("everface::norm_silu", mutates_args=("y_xC",))
-def launch(x_xC: torch.Tensor, gamma: torch.Tensor, silu: bool, y_xC: torch.Tensor) -> None:
+def launch(x_xC: Tensor, gamma: Tensor, silu: bool, y_xC: Tensor) -> None:
     """The kernel over contiguous [..., C], into an output that the caller owns."""
     channels = x_xC.shape[-1]
     pixels = x_xC.numel() // channels
-    options = pick("norm_silu", TILES, x_xC.device, variant(channels)).options()
-    norm_silu_kernel[(-(-pixels // options["BP"]),)](x_xC, gamma, y_xC, pixels, SILU=silu, **parts(channels), **options)
+    options = select_tile("norm_silu", TILES, x_xC.device, variant(channels)).options()
+    norm_silu_kernel[(-(-pixels // options["BP"]),)](x_xC, gamma, y_xC, pixels, SILU=silu, **row_sizes(channels), **options)
 
 
 @launch.register_fake
-def _(x_xC: torch.Tensor, gamma: torch.Tensor, silu: bool, y_xC: torch.Tensor) -> None:
+def _(x_xC: Tensor, gamma: Tensor, silu: bool, y_xC: Tensor) -> None:
     return None
 
 
-def _fused(x_BCx: torch.Tensor, gamma: torch.Tensor, silu: bool) -> torch.Tensor:
+def _fused(x_BCx: Tensor, gamma: Tensor, silu: bool) -> Tensor:
     x_BxC = x_BCx.movedim(1, -1).contiguous()
     y_BxC = torch.empty_like(x_BxC)
     launch(x_BxC, gamma.contiguous(), silu, y_BxC)
     return y_BxC.movedim(-1, 1)
 
 
-def rms_norm_channels(x_BCx: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+def rms_norm_channels(x_BCx: Tensor, gamma: Tensor) -> Tensor:
     """The norm alone, an op, in the dtype of x."""
     if not runs_triton(x_BCx, gamma):
         return rms_norm_channels_reference(x_BCx, gamma).to(x_BCx.dtype)
     return _fused(x_BCx, gamma, False)
 
 
-def norm_silu(x_BCx: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+def norm_silu(x_BCx: Tensor, gamma: Tensor) -> Tensor:
     """The op."""
     if not runs_triton(x_BCx, gamma):
         return norm_silu_reference(x_BCx, gamma)

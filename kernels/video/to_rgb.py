@@ -19,18 +19,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from everface.kernels.launch import Build, Tiles, Work, jit, metadata, pick, runs_triton, tile, tl
+from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, runs_triton, select_tile, tile, tl
 
 # --- reference
 
 
-def to_rgb_reference(video_3THW: torch.Tensor) -> torch.Tensor:
+def to_rgb_reference(video_3THW: Tensor) -> Tensor:
     """Plain torch; also the CPU path."""
     return video_3THW.float().clamp(-1, 1).add(1).mul(127.5).to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 
 
-def to_nv12_reference(video_3THW: torch.Tensor) -> torch.Tensor:
+def to_nv12_reference(video_3THW: Tensor) -> Tensor:
     """Plain torch; also the CPU path."""
     rgb_THW3 = to_rgb_reference(video_3THW)
     frames, height, width, _ = rgb_THW3.shape
@@ -47,10 +48,10 @@ def to_nv12_reference(video_3THW: torch.Tensor) -> torch.Tensor:
 # --- kernel
 
 
-def work(args: dict[str, Any]) -> Work:
+def cost(args: dict[str, Any]) -> Cost:
     """Of one launch, from its arguments by name: every value read once, every byte written once."""
     out = args["rgb_ptr"] if args["rgb_ptr"] is not None else args["nv12_ptr"]
-    return Work(0, args["x_ptr"].numel() * args["x_ptr"].element_size() + out.numel())
+    return Cost(0, args["x_ptr"].numel() * args["x_ptr"].element_size() + out.numel())
 
 
 @jit
@@ -66,7 +67,7 @@ def square(x, BW: tl.constexpr):
     return tl.sum(tl.sum(tl.reshape(x, [2, BW // 2, 2]), 2), 0)
 
 
-@jit(launch_metadata=metadata("to_rgb", work))
+@jit(launch_metadata=metadata("to_rgb", cost))
 def to_rgb_kernel(x_ptr, rgb_ptr, nv12_ptr, height, width, channel_step, frame_step, row_step, column_step, BW: tl.constexpr):
     """One program: two rows of BW pixels of one frame, whose 2x2 squares share their chroma."""
     frame = tl.program_id(2).to(tl.int64)
@@ -100,37 +101,37 @@ def to_rgb_kernel(x_ptr, rgb_ptr, nv12_ptr, height, width, channel_step, frame_s
 TILES: Tiles = {80: {"any": tile(4, 1, BW=256)}}
 
 
-def build(name: str, dtype: str, rgb: bool) -> Build:
+def compile_spec(name: str, dtype: str, rgb: bool) -> CompileSpec:
     steps = ("height", "width", "channel_step", "frame_step", "row_step", "column_step")
     out, absent = ("rgb_ptr", "nv12_ptr") if rgb else ("nv12_ptr", "rgb_ptr")
     signature = {"x_ptr": f"*{dtype}", out: "*u8", **dict.fromkeys(steps, "i32")}
     sizes = {absent: None, **dict(TILES[80]["any"].sizes)}
-    return Build(
-        f"{name} {dtype}", to_rgb_kernel, signature, sizes, TILES[80]["any"].num_warps, 1, loose=("channel_step", "column_step")
+    return CompileSpec(
+        f"{name} {dtype}", to_rgb_kernel, signature, sizes, TILES[80]["any"].num_warps, 1, unaligned=("channel_step", "column_step")
     )
 
 
-COMPILE = [build("to_rgb", "bf16", True), build("to_nv12", "bf16", False), build("to_rgb", "fp32", True)]
+COMPILE = [compile_spec("to_rgb", "bf16", True), compile_spec("to_nv12", "bf16", False), compile_spec("to_rgb", "fp32", True)]
 
 
 # --- op
 
 
 @torch.library.custom_op("everface::to_rgb", mutates_args=("rgb", "nv12"))
-def launch(video_3THW: torch.Tensor, rgb: torch.Tensor | None, nv12: torch.Tensor | None) -> None:
+def launch(video_3THW: Tensor, rgb: Tensor | None, nv12: Tensor | None) -> None:
     """The kernel, into one or both outputs that the caller owns."""
     frames, height, width = video_3THW.shape[1:]
-    options = pick("to_rgb", TILES, video_3THW.device, "any").options()
+    options = select_tile("to_rgb", TILES, video_3THW.device, "any").options()
     grid = (-(-width // options["BW"]), -(-height // 2), frames)
     to_rgb_kernel[grid](video_3THW, rgb, nv12, height, width, *video_3THW.stride(), **options)
 
 
 @launch.register_fake
-def _(video_3THW: torch.Tensor, rgb: torch.Tensor | None, nv12: torch.Tensor | None) -> None:
+def _(video_3THW: Tensor, rgb: Tensor | None, nv12: Tensor | None) -> None:
     return None
 
 
-def to_rgb(video_3THW: torch.Tensor) -> torch.Tensor:
+def to_rgb(video_3THW: Tensor) -> Tensor:
     """The op. Returns [T, H, W, 3] uint8."""
     if not runs_triton(video_3THW):
         return to_rgb_reference(video_3THW)
@@ -139,7 +140,7 @@ def to_rgb(video_3THW: torch.Tensor) -> torch.Tensor:
     return rgb_THW3
 
 
-def to_nv12(video_3THW: torch.Tensor) -> torch.Tensor:
+def to_nv12(video_3THW: Tensor) -> Tensor:
     """The op. Returns [T, 3 H / 2, W] uint8."""
     frames, height, width = video_3THW.shape[1:]
     if height % 2 or width % 2:

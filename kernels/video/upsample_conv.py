@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from everface.kernels.video.causal_conv3d import build, last, launch, runs_kernel
+from everface.kernels.video.causal_conv3d import compile_spec, last, launch, runs_kernel
 
 # --- reference
 
 
-def upsample_conv_reference(x_BCTHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, side: int) -> torch.Tensor:
+def upsample_conv_reference(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, side: int) -> Tensor:
     """Plain torch; differentiable."""
     b, c, t, h, w = x_BCTHW.shape
     x_BTFHWC = x_BCTHW.movedim(1, -1).unflatten(-1, (side, c // side)).movedim(4, 2)
@@ -32,7 +33,7 @@ def upsample_conv_reference(x_BCTHW: torch.Tensor, weight: torch.Tensor, bias: t
     return y_NCHW.permute(0, 2, 3, 1).unflatten(0, (b, -1)).permute(0, 4, 1, 2, 3)
 
 
-def upsample_conv_folded(x_BCTHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, side: int) -> torch.Tensor:
+def upsample_conv_folded(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, side: int) -> Tensor:
     """The CPU path: of three taps on an axis two meet the same pixel of x, so each of the four pixels of y over one of x is a
     convolution of 2x2 taps, 16 products where there were 36. Sums in another order: equal to rounding, not to the bit."""
     b, c, t, h, w = x_BCTHW.shape
@@ -52,7 +53,7 @@ def upsample_conv_folded(x_BCTHW: torch.Tensor, weight: torch.Tensor, bias: torc
 # --- op
 
 
-def upsample_conv(x_BCTHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, side: int) -> torch.Tensor:
+def upsample_conv(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, side: int) -> Tensor:
     """The op."""
     if not runs_kernel(x_BCTHW, weight, bias):
         learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
@@ -65,4 +66,4 @@ def upsample_conv(x_BCTHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tenso
     return y_BTHWC.movedim(-1, 1)
 
 
-COMPILE = [build(chip, "upsample_conv", "bf16", c, c // 2, 1, 3, up=2, given="") for c in (384, 192) for chip in (80, 90, 100)]
+COMPILE = [compile_spec(chip, "upsample_conv", "bf16", c, c // 2, 1, 3, up=2, given="") for c in (384, 192) for chip in (80, 90, 100)]

@@ -135,7 +135,7 @@ def _memory(question: Question) -> DeviceMemory:
     decoder, stream = sizes.decoder_sizes(model.vae, h, w)
     return DeviceMemory(
         process=GIB,  # a guess: context and libraries 0.5, what the allocator cannot use 0.5
-        weights=sizes.dit_bytes(model.dit, coded=question.dtype == "fp8"),
+        weights=sizes.dit_bytes(model.dit, quantized=question.dtype == "fp8"),
         step_work=4 * sizes.step_work_values(model.dit, h, w),
         session_ring=2 * sizes.ring_values(model.dit, h, w),
         session_sink=2 * sizes.sink_values(model.dit, h, w),
@@ -192,9 +192,9 @@ def attention() -> list[str]:
 
     lines = []
     for on in (torch.device("cuda", i) for i in range(torch.cuda.device_count())):
-        chosen = backend.choose(on, torch.bfloat16, 128)
+        chosen = backend.select_backend(on, torch.bfloat16, 128)
         lines.append(f"{on} {chosen.name} ({chosen.why})")
-        lacking = {name: backend.why_not(name, on, torch.bfloat16, 128) for name in ATTENTIONS[1:]}
+        lacking = {name: backend.find_fault(name, on, torch.bfloat16, 128) for name in ATTENTIONS[1:]}
         lines += [f"{on} not {name}: {trouble}" for name, trouble in lacking.items() if trouble]
     return lines
 
@@ -236,7 +236,7 @@ def native_line() -> str:
     from everface.core import native
 
     try:
-        return "built" if native.find() else "-              the nccl hand-off (make native)"
+        return "built" if native.find() else "-              the nccl transport (make native)"
     except Unavailable as trouble:
         return str(trouble)
 

@@ -35,7 +35,7 @@ class Libraries:
 
 def open_libraries() -> Libraries:
     """Raises Unavailable if the module is not built, or NCCL or the CUDA runtime is not there."""
-    ring = native.need("the nccl hand-off").ring
+    ring = native.need("the nccl transport").ring
     return Libraries(ring, ring.Nccl(native.find_nccl()), ring.Cuda(native.find_cudart()))
 
 
@@ -47,7 +47,7 @@ class NcclEnd(SideChannelEnd):
     ):
         super().__init__(control)
         self.device, self.capacity = device, aligned(capacity)
-        self._broken = at.ring.Broken
+        self._broken = at.ring.ChannelError
         slots = [torch.empty(self.capacity, dtype=torch.uint8, device=device) for _ in range(SLOTS)]
         addresses = [slot.data_ptr() for slot in slots]
         late_ms = int(timeout_s * 1000)
@@ -76,7 +76,7 @@ class NcclSender(NcclEnd):
     """Upstream end. `control` carries everything but the tensors of blocks and holds the credits: two slots a channel."""
 
     def __init__(self, control: Sender, at: Libraries, id: bytes, device: torch.device, capacity: int, timeout_s: float = 120.0):
-        super().__init__(control, at, "giver", id, device, capacity, timeout_s)
+        super().__init__(control, at, "sender", id, device, capacity, timeout_s)
         self._control = control
         self._order = threading.Lock()  # descriptions and blocks in one order
 
@@ -106,7 +106,7 @@ class NcclReceiver(NcclEnd):
     """Downstream end. The tensors of a block that it answers are copies, in order on the device's current stream."""
 
     def __init__(self, control: Receiver, at: Libraries, id: bytes, device: torch.device, capacity: int, timeout_s: float = 120.0):
-        super().__init__(control, at, "taker", id, device, capacity, timeout_s)
+        super().__init__(control, at, "receiver", id, device, capacity, timeout_s)
         self._control = control
 
     def receive(self, timeout_s: float) -> Message | None:

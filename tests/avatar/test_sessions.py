@@ -9,38 +9,38 @@ import pytest
 import torch
 
 from everface import Avatar, Deployment, Session, StreamConfig
-from everface.avatar.demo import PICTURE, SOUND
+from everface.avatar.demo import IMAGE, AUDIO
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.core.config import SAMPLE_RATE
-from everface.core.errors import Unavailable
+from everface.core.errors import BadInput, Unavailable
 from everface.media.audio import read_audio
 
 
-def play(session: Session, pcm_S: torch.Tensor) -> torch.Tensor:
-    for part_S in pcm_S.split(4000):
-        while not session.push(part_S):
+def play(session: Session, audio_S: torch.Tensor) -> torch.Tensor:
+    for part_S in audio_S.split(4000):
+        while not session.push_audio(part_S):
             session.wait(1.0)
-    session.end()
+    session.end_segment()
     return torch.cat([block.frames_THW3 for block in session.frames()])
 
 
 def speech(seconds: float) -> torch.Tensor:
-    return torch.as_tensor(next(read_audio(SOUND, int(seconds * SAMPLE_RATE)))).contiguous()
+    return torch.as_tensor(next(read_audio(AUDIO, int(seconds * SAMPLE_RATE)))).contiguous()
 
 
 @pytest.mark.parametrize("placement", ["inline", "2"])
 def test_viewers_see_what_they_would_see_alone(small_model: Path, face: Path, placement: str) -> None:
     streams = [StreamConfig(seed=1), StreamConfig(seed=2)]
-    sounds = [speech(4.0), speech(5.5).flip(0).contiguous()]
+    audios = [speech(4.0), speech(5.5).flip(0).contiguous()]
     with Avatar(small_model, deployment=Deployment(placement, threads=1, sessions=2)) as avatar:
         alone = []
-        for stream, pcm_S in zip(streams, sounds):
+        for stream, audio_S in zip(streams, audios):
             with avatar.open(face, stream) as session:
-                alone.append(play(session, pcm_S))
+                alone.append(play(session, audio_S))
         together: dict[int, torch.Tensor] = {}
 
         def view(number: int, session: Session) -> None:
-            together[number] = play(session, sounds[number])
+            together[number] = play(session, audios[number])
 
         sessions = [avatar.open(face, stream) for stream in streams]
         with pytest.raises(Unavailable, match="serves 2 sessions already"):
@@ -55,22 +55,22 @@ def test_viewers_see_what_they_would_see_alone(small_model: Path, face: Path, pl
     assert not torch.equal(alone[0][:90], alone[1][:90])
 
 
-def test_another_picture_in_the_middle() -> None:
+def test_another_image_in_the_middle() -> None:
     stream, other = StreamConfig(seed=3), DEFAULT_WEIGHTS / "ben.png"
     with Avatar() as avatar:
-        pictures = [(avatar.fit(path, stream).permute(1, 2, 0) + 1) * 127.5 for path in (PICTURE, other)]
-        with avatar.open(PICTURE, stream) as session:
-            pcm_S = speech(3.0)
-            session.push(pcm_S[:24_000])
+        images = [(avatar.fit(path, stream).permute(1, 2, 0) + 1) * 127.5 for path in (IMAGE, other)]
+        with avatar.open(IMAGE, stream) as session:
+            audio_S = speech(3.0)
+            session.push_audio(audio_S[:24_000])
             before = [block.frames_THW3 for block in _wait(session, 3)]
-            avatar.change(session, other, stream)
-            session.push(pcm_S[24_000:])
-            session.end()
+            session.change(image=other)
+            session.push_audio(audio_S[24_000:])
+            session.end_segment()
             after = [block.frames_THW3 for block in session.frames()]
     first, last = before[-1][-1].float(), after[-1][-1].float()
 
     def far(frame: torch.Tensor, number: int) -> float:
-        return float((frame - pictures[number]).abs().mean())
+        return float((frame - images[number]).abs().mean())
 
     assert far(first, 0) < 0.5 * far(first, 1)
     assert far(last, 1) < 0.5 * far(last, 0)
@@ -82,3 +82,12 @@ def _wait(session: Session, blocks: int) -> list:
         assert session.wait(60.0)
         done += session.poll()
     return done
+
+
+def test_an_image_of_another_size_is_refused_and_the_session_goes_on(face: Path, small_model: Path) -> None:
+    with Avatar(small_model) as avatar, avatar.open(face) as session:
+        with pytest.raises(BadInput, match="64x64"):
+            session.change(image=torch.zeros(3, 128, 64))
+        with pytest.raises(BadInput, match="pass an image or a prompt"):
+            session.change()
+        assert len(play(session, speech(1.0))) == 25

@@ -1,4 +1,4 @@
-"""The door to csrc: closed, it says None or one sentence; a library is found in its wheel before the system's."""
+"""Access to csrc: None or one sentence where it is not built; a library is found in its wheel before the system's."""
 
 import ctypes
 import sys
@@ -14,16 +14,16 @@ from everface.core.errors import Unavailable
 def test_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, native.MODULE, None)  # as if it were not there
     assert native.find() is None
-    with pytest.raises(Unavailable, match=r"^the nccl hand-off needs everface._native, which is not built: run"):
-        native.need("the nccl hand-off")
+    with pytest.raises(Unavailable, match=r"^the nccl transport needs everface._native, which is not built: run 'make native'"):
+        native.need("the nccl transport")
 
 
-def test_built_but_spoilt(monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoilt(name: str) -> None:
+def test_built_but_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
         raise ImportError("undefined symbol: _Zfoo")
 
-    monkeypatch.setattr(native.importlib, "import_module", spoilt)
-    with pytest.raises(Unavailable, match=r"cannot be loaded \(undefined symbol: _Zfoo\): build it anew"):
+    monkeypatch.setattr(native.importlib, "import_module", broken)
+    with pytest.raises(Unavailable, match=r"cannot be loaded \(undefined symbol: _Zfoo\): build it again"):
         native.find()
 
 

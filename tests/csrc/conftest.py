@@ -1,4 +1,4 @@
-"""Builds csrc with the fake NCCL and the fake CUDA runtime, once a variant, under build/, where a later run finds it again."""
+"""Builds csrc with the fake NCCL and the fake CUDA runtime, once per variant, in build/, where a later run finds it again."""
 
 import fcntl
 import importlib.util
@@ -17,13 +17,13 @@ Build = Callable[..., Path]
 
 def run(*command: str | Path) -> str:
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=800)
-    assert done.returncode == 0, f"{command[0]} answered {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, f"{command[0]} returned {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
 
 @pytest.fixture(scope="session")
 def build() -> Build:
-    """build(sanitize) answers the folder of that variant: test_ring, the two fakes, and package/_native of the plain one."""
+    """build(sanitize) returns the folder of that variant: test_ring, the two fakes, and package/_native of the plain one."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if not shutil.which("cmake") or not compiler:
         pytest.skip("needs cmake and a C++ compiler")
@@ -33,7 +33,7 @@ def build() -> Build:
         folder = ROOT / "build" / "csrc" / (sanitize or "plain")
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # other test processes may want the same
+            fcntl.flock(lock, fcntl.LOCK_EX)  # other test processes may need the same variant
             run(
                 "cmake", "-S", ROOT, "-B", folder, *(["-G", "Ninja"] if shutil.which("ninja") else []),
                 "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -Werror", "-DEVERFACE_TESTS=ON",

@@ -1,4 +1,4 @@
-"""everface._native without a GPU: it imports without CUDA and NCCL, and blocks pass a hop over the fakes."""
+"""everface._native without a GPU: it imports without CUDA and NCCL, and blocks pass through a channel over the fakes."""
 
 import ctypes
 import gc
@@ -16,12 +16,12 @@ import torch
 from tests.csrc.conftest import Build
 
 import everface
-from everface.runtime.messages import Block, CloseSession
 from everface.core.errors import BadInput
-from everface.runtime import wire
-from everface.runtime.transport.base import Broken, Local
-from everface.runtime.transport.nccl import Libraries, NcclGiver, NcclTaker
-from everface.runtime.stage import Epoch, Message, Stop
+from everface.runtime.messages import Block, Cancel, CloseSession, Message, Stop
+from everface.runtime.transport import serialization
+from everface.runtime.transport.base import ChannelError
+from everface.runtime.transport.local import LocalChannel
+from everface.runtime.transport.nccl import Libraries, NcclReceiver, NcclSender
 
 CPU = torch.device("cpu")
 
@@ -39,11 +39,11 @@ except native.ring.Missing as missing:
 """
 
 
-class Control(Local):
-    """A hop within this process through which only what can travel between processes comes."""
+class Control(LocalChannel):
+    """A channel within this process that serializes its messages, as a channel between processes does."""
 
-    def put(self, message: Message) -> None:
-        super().put(wire.decode(wire.encode(message)))
+    def send(self, message: Message) -> None:
+        super().send(serialization.decode(serialization.encode(message)))
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +80,11 @@ def test_every_name_of_the_binding_is_documented(at: Libraries) -> None:
     assert len(names) > 20 and [name for name in names if not re.search(rf"`[^`]*\b{name}\b", text)] == []
 
 
-def open_hop(at: Libraries, timeout_s: float = 60.0) -> tuple[NcclGiver, NcclTaker, list[Epoch]]:
-    heard: list[Epoch] = []
-    control, id = Control(hear=heard.append, timeout_s=timeout_s), at.nccl.new_id()
-    giver = NcclGiver(control, at, id, CPU, 4096, timeout_s)
-    return giver, NcclTaker(control, at, id, CPU, 4096, timeout_s), heard
+def open_channel(at: Libraries, timeout_s: float = 60.0) -> tuple[NcclSender, NcclReceiver, list[Cancel]]:
+    cancels: list[Cancel] = []
+    control, id = Control(on_cancel=cancels.append, timeout_s=timeout_s), at.nccl.new_id()
+    sender = NcclSender(control, at, id, CPU, 4096, timeout_s)
+    return sender, NcclReceiver(control, at, id, CPU, 4096, timeout_s), cancels
 
 
 def block(index: int) -> Block:
@@ -93,96 +93,87 @@ def block(index: int) -> Block:
         "audio": torch.randn(index % 5, 7, generator=seed).to(torch.bfloat16),
         "pts": torch.tensor(index),
         "x": torch.tensor([-index]),
-        "picture": torch.randint(0, 256, (3, 5, 3), dtype=torch.uint8, generator=seed).transpose(0, 1),
+        "image": torch.randint(0, 256, (3, 5, 3), dtype=torch.uint8, generator=seed).transpose(0, 1),
     }
     return Block(1, index // 3, index, index * 7680, 12, torch.randn(16, 3, 4, 5, generator=seed), condition, index == 39)
 
 
 def same(a: Block, b: Block) -> bool:
-    if (a.session, a.epoch, a.index, a.pts, a.frames, a.last) != (b.session, b.epoch, b.index, b.pts, b.frames, b.last):
+    if (a.session, a.revision, a.index, a.pts, a.frames, a.last) != (b.session, b.revision, b.index, b.pts, b.frames, b.last):
         return False
     pairs = [(a.x, b.x), *((a.condition[k], b.condition[k]) for k in a.condition)]
     return a.condition.keys() == b.condition.keys() and all(x.dtype == y.dtype and torch.equal(x, y) for x, y in pairs)
 
 
 def test_blocks_pass_bit_for_bit(at: Libraries) -> None:
-    giver, taker, heard = open_hop(at)
+    sender, receiver, cancels = open_channel(at)
 
-    def give() -> None:
+    def send_all() -> None:
         for index in range(40):
             sent = block(index)
-            giver.put(sent)
-            sent.x.zero_()  # a captured step writes its output anew
-        giver.put(Epoch(1, 99))
-        giver.put(Closing(1))
-        giver.put(Stop())
+            sender.send(sent)
+            sent.x.zero_()  # a captured graph overwrites its output
+        sender.send(Cancel(1, 99))
+        sender.send(CloseSession(1))
+        sender.send(Stop())
 
-    giving = threading.Thread(target=give)
-    giving.start()
-    messages = [taker.take(60.0) for _ in range(42)]
-    giving.join()
+    sending = threading.Thread(target=send_all)
+    sending.start()
+    messages = [receiver.receive(60.0) for _ in range(42)]
+    sending.join()
     assert [isinstance(m, Block) and same(m, block(i)) for i, m in enumerate(messages[:40])] == [True] * 40
-    assert messages[40:] == [Closing(1), Stop()] and heard == [Epoch(1, 99)] and taker.take(0.0) is None
-    with pytest.raises(BadInput, match="does not fit the hop's slots of 4096"):
-        giver.put(Block(1, 0, 40, 0, 12, torch.zeros(5000)))
+    assert messages[40:] == [CloseSession(1), Stop()] and cancels == [Cancel(1, 99)] and receiver.receive(0.0) is None
+    with pytest.raises(BadInput, match="does not fit the channel's slots of 4096"):
+        sender.send(Block(1, 0, 40, 0, 12, torch.zeros(5000)))
     with pytest.raises(BadInput, match="cannot travel"):
-        giver.put(Block(1, 0, 40, 0, 12, torch.zeros(3, dtype=torch.complex64)))
-    closing = threading.Thread(target=giver.close)
+        sender.send(Block(1, 0, 40, 0, 12, torch.zeros(3, dtype=torch.complex64)))
+    closing = threading.Thread(target=sender.close)
     closing.start()
-    assert taker.close() and str(taker.ring.state) == "State.closed"
+    assert receiver.close() and str(receiver.ring.state) == "State.closed"
     closing.join()
 
 
 def test_two_slots_then_wait_for_credit(at: Libraries) -> None:
-    giver, taker, _ = open_hop(at)
-    put: list[int] = []
+    sender, receiver, _ = open_channel(at)
+    sent: list[int] = []
 
-    def give() -> None:
+    def send_all() -> None:
         for index in range(4):
-            giver.put(block(index))
-            put.append(index)
+            sender.send(block(index))
+            sent.append(index)
 
-    giving = threading.Thread(target=give)
-    giving.start()
-    giving.join(0.3)
-    assert put == [0, 1]
+    sending = threading.Thread(target=send_all)
+    sending.start()
+    sending.join(0.3)
+    assert sent == [0, 1]
     for index in range(4):
-        message = taker.take(60.0)
+        message = receiver.receive(60.0)
         assert isinstance(message, Block) and same(message, block(index))
-    giving.join()
+    sending.join()
 
 
-def test_a_block_that_never_comes_breaks_the_hop_in_time(at: Libraries) -> None:
-    giver, taker, _ = open_hop(at, timeout_s=0.3)
-    while str(taker.ring.state) == "State.joining":
+def test_a_block_that_never_comes_breaks_the_channel_in_time(at: Libraries) -> None:
+    sender, receiver, _ = open_channel(at, timeout_s=0.3)
+    while str(receiver.ring.state) == "State.joining":
         time.sleep(0.001)
-    ring, giver.ring = giver.ring, SimpleNamespace(send=lambda parts, size, stream: 0)
-    giver.put(block(0))  # described, and no more
+    ring, sender.ring = sender.ring, SimpleNamespace(send=lambda parts, size, stream: 0)
+    sender.send(block(0))  # described, and no more
     for reason in ("the stage before went away: a message did not pass for 300 ms", "a message did not pass for 300 ms"):
-        with pytest.raises(Broken, match=f"^{reason}$"):
-            taker.take(60.0)
-    assert str(taker.ring.state) == "State.broken" and str(ring.state) == "State.ready"
-    giver.ring = ring
-    with pytest.raises(Broken, match="did not pass"):
-        giver.put(block(1))  # the control is broken for both
+        with pytest.raises(ChannelError, match=f"^{reason}$"):
+            receiver.receive(60.0)
+    assert str(receiver.ring.state) == "State.broken" and str(ring.state) == "State.ready"
+    sender.ring = ring
+    with pytest.raises(ChannelError, match="did not pass"):
+        sender.send(block(1))  # the control channel is broken for both
 
 
-def test_abort_wakes_who_waits_for_a_block(at: Libraries) -> None:
-    giver, taker, _ = open_hop(at)
-    threading.Timer(0.1, taker.abort, ("pulled",)).start()
-    with pytest.raises(Broken, match="pulled"):
-        taker.take(60.0)
-    with pytest.raises(Broken, match="pulled"):
-        giver.put(block(0))
-    for end in (giver, taker):
+def test_abort_ends_the_wait_for_a_block(at: Libraries) -> None:
+    sender, receiver, _ = open_channel(at)
+    threading.Timer(0.1, receiver.abort, ("pulled",)).start()
+    with pytest.raises(ChannelError, match="pulled"):
+        receiver.receive(60.0)
+    with pytest.raises(ChannelError, match="pulled"):
+        sender.send(block(0))
+    for end in (sender, receiver):
         end.join()
-    assert taker.close()
-
-
-def test_wake_ends_a_take(at: Libraries) -> None:
-    giver, taker, _ = open_hop(at)
-    threading.Timer(0.1, taker.wake).start()
-    assert taker.take(60.0) is None
-    for end in (giver, taker):
-        end.abort()
-        end.join()
+    assert receiver.close()

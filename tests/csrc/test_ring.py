@@ -16,12 +16,12 @@ TIMELINES = {
 
 
 def fixed_addresses() -> list[str]:
-    """Sanitizers place their shadow at fixed addresses, which a randomised mapping may hit."""
+    """Sanitizers place their shadow at fixed addresses, which a randomized mapping may hit."""
     return ["setarch", platform.machine(), "--addr-no-randomize"] if shutil.which("setarch") else []
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # a machine with other work has been seen to be fifty times slower
+@pytest.mark.timeout(1800)  # a busy machine can be fifty times slower
 @pytest.mark.parametrize("sanitize", TIMELINES, ids=lambda s: s or "plain")
 def test_timelines(build: Build, sanitize: str) -> None:
     folder = build(sanitize)
@@ -29,9 +29,9 @@ def test_timelines(build: Build, sanitize: str) -> None:
         program = [str(folder / "test_ring"), str(folder / "libfake_nccl.so"), str(folder / "libfake_cudart.so")]
         command = [*(fixed_addresses() if sanitize else []), *program, mode, "0", str(count)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-            told, errors = running.communicate(timeout=800)
+            printed, errors = running.communicate(timeout=800)
         if sanitize and "unexpected memory mapping" in errors:
-            pytest.skip(f"this kernel leaves the {sanitize} sanitizer no room")
+            pytest.skip(f"this kernel has no room for the {sanitize} sanitizer")
         assert running.returncode == 0, errors[-8000:]
-        assert told == f"{mode}: {count} timelines\n"
+        assert printed == f"{mode}: {count} timelines\n"
         assert not list(Path("/dev/shm").glob(f"everface-fake-nccl-{running.pid}-*"))

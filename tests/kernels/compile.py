@@ -28,27 +28,27 @@ from triton.compiler import ASTSource
 from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
 import everface.kernels
-from everface.kernels.launch import Build
+from everface.kernels.launch import CompileSpec
 
 BUDGET = Path(__file__).with_name("budget.json")
 EXPONENTIAL, ONE_LEFT, NONE_LEFT = "MUFU.EX2", "WARPGROUP.DEPBAR.LE gsb0, 0x1", "WARPGROUP.DEPBAR.LE gsb0, 0x0"
 RES_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)")
 
 
-def key(build: Build, arch: int) -> str:
-    return f"{build.name} sm_{arch}"
+def key(spec: CompileSpec, arch: int) -> str:
+    return f"{spec.name} sm_{arch}"
 
 
 @cache
-def builds() -> dict[str, tuple[Build, int]]:
+def compile_specs() -> dict[str, tuple[CompileSpec, int]]:
     """Every build of every kernel module, once for each of its architectures."""
-    found: dict[str, tuple[Build, int]] = {}
+    found: dict[str, tuple[CompileSpec, int]] = {}
     for module in pkgutil.walk_packages(everface.kernels.__path__, "everface.kernels."):
-        for build in getattr(importlib.import_module(module.name), "COMPILE", []):
-            for arch in build.archs:
-                if key(build, arch) in found:
-                    raise ValueError(f"{module.name}: two builds are called {key(build, arch)!r}")
-                found[key(build, arch)] = (build, arch)
+        for spec in getattr(importlib.import_module(module.name), "COMPILE", []):
+            for arch in spec.archs:
+                if key(spec, arch) in found:
+                    raise ValueError(f"{module.name}: two builds are called {key(spec, arch)!r}")
+                found[key(spec, arch)] = (spec, arch)
     return found
 
 
@@ -59,24 +59,24 @@ def overlap(sass: str) -> int:
     return min((part.split(NONE_LEFT)[0].count(EXPONENTIAL) for part in parts), default=0)
 
 
-def cost(build: Build, arch: int, tools: Path) -> dict[str, int | bool]:
+def measure(spec: CompileSpec, arch: int, tools: Path) -> dict[str, int | bool]:
     """Registers a thread, stack bytes a thread, shared bytes a program, wgmma instructions, warps of one build, and what it promises.
     Of one in Gluon also the exponentials that its products overlap."""
-    names = build.kernel.arg_names
-    signature = {name: build.signature.get(name, "constexpr") for name in names}
-    missing = [n for n in names if n not in build.signature and n not in build.constexprs]
-    unknown = [n for n in (*build.signature, *build.constexprs, *build.loose) if n not in names]
+    names = spec.kernel.arg_names
+    signature = {name: spec.signature.get(name, "constexpr") for name in names}
+    missing = [n for n in names if n not in spec.signature and n not in spec.constexprs]
+    unknown = [n for n in (*spec.signature, *spec.constexprs, *spec.unaligned) if n not in names]
     if missing or unknown:
-        raise ValueError(f"{build.name}: arguments without a value {missing}, values without an argument {unknown}")
-    aligned = [n for n, kind in build.signature.items() if (kind.startswith("*") or kind[0] in "iu") and n not in build.loose]
-    by_hand = isinstance(build.kernel, GluonJITFunction)
+        raise ValueError(f"{spec.name}: arguments without a value {missing}, values without an argument {unknown}")
+    aligned = [n for n, kind in spec.signature.items() if (kind.startswith("*") or kind[0] in "iu") and n not in spec.unaligned]
+    by_hand = isinstance(spec.kernel, GluonJITFunction)
     source = (GluonASTSource if by_hand else ASTSource)(
-        build.kernel,
+        spec.kernel,
         signature,
-        constexprs={(names.index(n),): v for n, v in build.constexprs.items()},
+        constexprs={(names.index(n),): v for n, v in spec.constexprs.items()},
         attrs={(names.index(n),): [["tt.divisibility", 16]] for n in aligned},
     )
-    options = {"num_warps": build.num_warps, "num_stages": build.num_stages}
+    options = {"num_warps": spec.num_warps, "num_stages": spec.num_stages}
     made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
@@ -85,25 +85,25 @@ def cost(build: Build, arch: int, tools: Path) -> dict[str, int | bool]:
         sass = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout if by_hand else ""
     match = RES_USAGE.search(report)
     if match is None:
-        raise ValueError(f"{build.name}: cuobjdump said {report!r}")
+        raise ValueError(f"{spec.name}: cuobjdump said {report!r}")
     regs, stack, _ = map(int, match.groups())
     wgmma = made.asm["ptx"].count("wgmma.mma_async")
     used = {"regs": regs, "stack": stack, "shared": made.metadata.shared, "wgmma": wgmma, "warps": made.metadata.num_warps}
     used |= {"overlap": overlap(sass)} if by_hand else {}
-    return used | {"hot": build.hot, "matrix": build.matrix}
+    return used | {"must_not_spill": spec.must_not_spill, "needs_wgmma": spec.needs_wgmma}
 
 
 def report(name: str) -> dict[str, Any]:
-    """`cost` of one build, or its error: one that fails to compile must not hide the others."""
-    build, arch = builds()[name]
+    """`measure` of one build, or its error: one that fails to compile must not hide the others."""
+    spec, arch = compile_specs()[name]
     try:
-        return cost(build, arch, Path(triton.__file__).parent / "backends/nvidia/bin")
+        return measure(spec, arch, Path(triton.__file__).parent / "backends/nvidia/bin")
     except Exception as error:
         return {"error": f"{type(error).__name__}: {str(error)[-400:]}"}
 
 
 def main(words: list[str]) -> None:
-    wanted = [name for name in builds() if all(w in name for w in words if w != "--write")]
+    wanted = [name for name in compile_specs() if all(w in name for w in words if w != "--write")]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         made = dict(zip(wanted, pool.map(report, wanted), strict=True))
     lines = ",\n".join(f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in sorted(made.items()))

@@ -2,7 +2,7 @@
 
     emulate(monkeypatch, module, kernel, seed)      module.kernel[grid](...) then runs here, with torch's CPU tensors
 
-One thread runs at a time; at every wait a seeded draw says who goes on, or which copy lands. What the chip leaves undefined is made visible:
+One thread runs at a time; at every wait a seeded draw picks the thread that goes on, or the copy that lands. What a GPU leaves undefined shows:
     a slot being copied into holds NaN until its bytes have landed;
     a product reads its operands when it is issued and again when it is awaited, and they must not have changed;
     its result cannot be used before a wait that covers it; nobody able to go on is a deadlock, too many arrivals are an error.
@@ -21,8 +21,8 @@ import pytest
 import torch
 
 
-class Wrong(Exception):
-    """The kernel breaks a rule of the machine."""
+class RuleViolation(Exception):
+    """The kernel breaks a rule of the GPU."""
 
 
 class Barrier:
@@ -34,7 +34,7 @@ class Barrier:
     def arrive(self) -> None:
         self.missing -= 1
         if self.missing < 0:
-            raise Wrong("an arrival more than the barrier counts")
+            raise RuleViolation("one arrival more than the barrier counts")
         self.turn()
 
     def turn(self) -> None:
@@ -73,7 +73,7 @@ class Tiles:
         self.block_type = SimpleNamespace(nbytes=host.block_shape[0] * host.block_shape[1] * host.base.element_size())
 
     def read(self, at: list[int]) -> torch.Tensor:
-        """What lies outside is zero."""
+        """Elements outside are zero."""
         out = torch.zeros(self.block).to(self.dtype)
         found = self.rows[at[0] : at[0] + self.block[0], at[1] : at[1] + self.block[1]]
         out[: found.shape[0], : found.shape[1]] = found
@@ -81,7 +81,7 @@ class Tiles:
 
 
 class Product:
-    """A product on its way."""
+    """An asynchronous product."""
 
     def __init__(self, a: torch.Tensor, b: torch.Tensor, acc: torch.Tensor, use_acc: bool) -> None:
         self.operands, self.seen = (a, b), (a.clone(), b.clone())
@@ -90,12 +90,12 @@ class Product:
     def finish(self) -> None:
         for now, then in zip(self.operands, self.seen, strict=True):
             if not torch.equal(now.float().nan_to_num(7e7), then.float().nan_to_num(7e7)):
-                raise Wrong("a slot changed under a running product")
+                raise RuleViolation("a slot changed under a running product")
         self.value = self.acc + self.seen[0].float() @ self.seen[1].float()
 
 
-class Part(threading.Thread):
-    """A partition. It runs while it holds the token, and gives it back where it waits."""
+class Partition(threading.Thread):
+    """A partition. It runs while it holds the token, and hands it back to wait."""
 
     def __init__(self, program: Program, body: Callable[[], object]) -> None:
         super().__init__(daemon=True)
@@ -109,7 +109,7 @@ class Part(threading.Thread):
             self.body()
         except BaseException as error:  # raised again by the program
             self.error = error
-        self.program.parts.remove(self)
+        self.program.partitions.remove(self)
         self.program.back.release()
 
     def wait(self, until: Callable[[], bool]) -> None:
@@ -118,11 +118,17 @@ class Part(threading.Thread):
         self.go.acquire()
 
 
+def current_partition() -> Partition:
+    thread = threading.current_thread()
+    assert isinstance(thread, Partition)
+    return thread
+
+
 class Program:
     """One program of a grid."""
 
     def __init__(self, kernel: Any, functions: dict[str, str], number: int, count: int, draw: random.Random) -> None:
-        self.parts: list[Part] = []
+        self.partitions: list[Partition] = []
         self.landing: list[Callable[[], None]] = []
         self.draw, self.back = draw, threading.Semaphore(0)
         self.names: dict[str, Any] = {
@@ -135,33 +141,33 @@ class Program:
             exec(compile("from __future__ import annotations\n" + source, kernel, "exec"), self.names)
 
     def split(self, functions: list[tuple[Callable[..., object], tuple[Any, ...]]], *_: Any) -> None:
-        self.parts = [Part(self, lambda f=f, a=a: f(*a)) for f, a in functions]
-        everyone = list(self.parts)
-        for part in everyone:
-            part.start()
-        while self.parts:
-            ready: list[Any] = [p for p in self.parts if p.until()] + self.landing
+        self.partitions = [Partition(self, lambda f=f, a=a: f(*a)) for f, a in functions]
+        everyone = list(self.partitions)
+        for partition in everyone:
+            partition.start()
+        while self.partitions:
+            ready: list[Any] = [p for p in self.partitions if p.until()] + self.landing
             if not ready:
-                raise Wrong(f"deadlock: {len(self.parts)} parts wait for one another")
+                raise RuleViolation(f"deadlock: {len(self.partitions)} partitions wait for one another")
             chosen = self.draw.choice(ready)
-            if isinstance(chosen, Part):
+            if isinstance(chosen, Partition):
                 chosen.go.release()
                 self.back.acquire()
             else:
                 self.landing.remove(chosen)
                 chosen()
-            for part in everyone:
-                if part.error is not None:
-                    raise part.error
-        if self.landing or any(part.products for part in everyone):
-            raise Wrong("the program ended with copies or products on their way")
+            for partition in everyone:
+                if partition.error is not None:
+                    raise partition.error
+        if self.landing or any(partition.products for partition in everyone):
+            raise RuleViolation("the program ended before its copies or products")
 
     def init(self, bar: Shared, count: int) -> None:
         bar.data[0].count = bar.data[0].missing = count
 
     def wait(self, bar: Shared, phase: int, pred: bool = True) -> None:
         if pred:
-            threading.current_thread().wait(lambda: bar.data[0].phase != phase)  # type: ignore[attr-defined]
+            current_partition().wait(lambda: bar.data[0].phase != phase)
 
     def arrive(self, bar: Shared) -> None:
         bar.data[0].arrive()
@@ -182,17 +188,17 @@ class Program:
 
     def multiply(self, a: torch.Tensor, b: torch.Tensor, acc: torch.Tensor, *, use_acc: bool = True, is_async: bool) -> Product:
         assert is_async
-        products: list[Product] = threading.current_thread().products  # type: ignore[attr-defined]
+        products = current_partition().products
         products.append(Product(a, b, acc, use_acc))
         return products[-1]
 
     def multiplied(self, left: int, deps: list[Any]) -> Any:
-        products: list[Product] = threading.current_thread().products  # type: ignore[attr-defined]
+        products = current_partition().products
         while len(products) > left:
             products.pop(0).finish()
         values = [x.value if isinstance(x, Product) else x for x in deps]
         if any(value is None for value in values):
-            raise Wrong("a product is used before its wait")
+            raise RuleViolation("a product is used before its wait")
         return values[0] if len(values) == 1 else values
 
 
@@ -201,7 +207,7 @@ def none(*_: Any, **__: Any) -> None:
 
 
 def language(program: Program, number: int, count: int) -> SimpleNamespace:
-    """The part of `gl` that kernels here use."""
+    """The partition of `gl` that kernels here use."""
 
     def allocate(dtype: Any, shape: list[int], _: Any) -> Shared:
         if dtype is torch.int64:

@@ -1,8 +1,8 @@
-"""Mends Triton's interpreter where it is wrong about small floats. Import this before launching a kernel on the CPU.
+"""Fixes Triton's interpreter where it is wrong about small floats. Import this before launching a kernel on the CPU.
 
 As it comes (3.6 to 3.9): casts to bfloat16 truncate, casts to fp8 are wrong for a few per cent of the values and do not saturate,
-and tl.dot multiplies the bits of bfloat16 operands as if they were integers. Here torch does the casts, as the chip does (nearest,
-ties to even; e4m3 saturates), and dot widens its operands. Arithmetic on bfloat16 and fp8 stays garbage and raises instead:
+and tl.dot multiplies the bits of bfloat16 operands as if they were integers. Here torch does the casts, as the GPU does (nearest,
+ties to even; e4m3 saturates), and dot widens its operands. Arithmetic on bfloat16 and fp8 would still be garbage, so it raises instead:
 a kernel widens right after its loads. Reductions such as tl.sum on them are not caught.
 """
 
@@ -40,7 +40,7 @@ def dot(_: Any, a: Any, b: Any, d: Any, *_options: Any) -> Any:
     return interpreter.TensorHandle(np.matmul(widen(a), widen(b), dtype=d.data.dtype) + d.data, d.dtype.scalar)
 
 
-def mend() -> None:
+def apply_fixes() -> None:
     """Idempotent."""
     builder: Any = interpreter.InterpreterBuilder
     if builder.create_dot is dot:
@@ -56,4 +56,4 @@ def mend() -> None:
     builder.create_dot, builder.binary_op = dot, binary_op
 
 
-mend()
+apply_fixes()

@@ -8,20 +8,13 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-if not torch.cuda.is_available():
-    import tests.kernels.interpreter  # noqa: F401  the interpreter, mended
+from tests.kernels.poison import DEVICE
 
 from everface.model.kv_cache import kv_pair
 from everface.kernels.attention.block_causal import block_causal_reference
-from everface.kernels.attention.block_causal_fp8 import (
-    block_causal_fp8,
-    block_causal_fp8_op,
-    block_causal_fp8_reference,
-    launch_block_causal_fp8,
-    work,
-)
+from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference, cost, launch_block_causal_fp8
+from everface.kernels.attention.self_attention import block_causal_fp8, block_causal_fp8_op
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 E4M3 = torch.float8_e4m3fn
 ON_GPU = torch.cuda.is_available()
 pytestmark = pytest.mark.skipif(ON_GPU and torch.cuda.get_device_capability() < (9, 0), reason="from sm_90 on")
@@ -153,4 +146,4 @@ def test_op_traces_without_data() -> None:
 
 
 def test_work_counts_both_products_and_every_byte() -> None:
-    assert work(3168, 15312, 40, 128) == (4 * 3168 * 15312 * 5120, 5120 * (3 * 3168 + 2 * 15312))
+    assert cost(3168, 15312, 40, 128) == (4 * 3168 * 15312 * 5120, 5120 * (3 * 3168 + 2 * 15312))

@@ -6,24 +6,20 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-if not torch.cuda.is_available():
-    import tests.kernels.interpreter  # noqa: F401  the interpreter, mended
+from tests.kernels.poison import DEVICE, attention_tolerance
 
 from everface.kernels.attention.cross import (
+    cost,
     cross,
-    cross_coded,
-    cross_coded_op,
-    cross_coded_reference,
     cross_op,
+    cross_quantized,
+    cross_quantized_op,
+    cross_quantized_reference,
     cross_reference,
     launch_cross,
-    launch_cross_coded,
-    work,
+    launch_cross_quantized,
 )
 from everface.kernels.launch import runs_triton
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 
 
 def draw(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
@@ -48,33 +44,33 @@ def poisoned(x: torch.Tensor, slots: int) -> torch.Tensor:
         (1, 1, 1, 17, 1, 8, torch.float32),
     ],
 )
-@pytest.mark.parametrize("described", [True, False], ids=["descriptors", "pointers"])
+@pytest.mark.parametrize("use_descriptors", [True, False], ids=["descriptors", "pointers"])
 def test_kernel_equals_reference(
-    batch: int, kv_batch: int, tokens: int, keys: int, heads: int, d: int, dtype: torch.dtype, described: bool
+    batch: int, kv_batch: int, tokens: int, keys: int, heads: int, d: int, dtype: torch.dtype, use_descriptors: bool
 ) -> None:
     q = draw(batch, tokens, heads, d, dtype=dtype, seed=1)
     k, v = (draw(kv_batch, keys, heads, d, dtype=dtype, seed=s) for s in (2, 3))
-    o = launch_cross(q, k, v, described)
+    o = launch_cross(q, k, v, use_descriptors)
     assert o.shape == q.shape and o.dtype == dtype
     exact = cross_reference(q.double(), k.double(), v.double())
-    assert (o.double() - exact).abs().max() <= TOLERANCE[dtype] * exact.abs().max()
+    assert (o.double() - exact).abs().max() <= attention_tolerance(dtype, d) * exact.abs().max()
 
 
 @pytest.mark.parametrize(("batch", "tokens", "keys", "d"), [(1, 70, 150, 128), (2, 33, 45, 48), (1, 5, 7, 64)])
-@pytest.mark.parametrize("described", [True, False], ids=["descriptors", "pointers"])
-def test_answers_in_codes(batch: int, tokens: int, keys: int, d: int, described: bool) -> None:
+@pytest.mark.parametrize("use_descriptors", [True, False], ids=["descriptors", "pointers"])
+def test_answers_in_codes(batch: int, tokens: int, keys: int, d: int, use_descriptors: bool) -> None:
     """Within half a step of e4m3 of the exact answer; the scale is every token's; a value at the bound is 448 and no NaN."""
     q, k, v = (draw(b, n, 2, d, dtype=torch.bfloat16, seed=s) for b, n, s in ((batch, tokens, 1), (1, keys, 2), (1, keys, 3)))
     v[..., 0] = 5.0  # every mean of it lies at the bound
     scale_1 = v.abs().amax().float().reshape(1) / 448
     exact = cross_reference(q.double(), k.double(), v.double())
-    for codes, scale in (launch_cross_coded(q, k, v, scale_1, described), cross_coded_reference(q, k, v, scale_1)):
-        assert codes.shape == q.shape and codes.dtype == torch.float8_e4m3fn
+    for quantized, scale in (launch_cross_quantized(q, k, v, scale_1, use_descriptors), cross_quantized_reference(q, k, v, scale_1)):
+        assert quantized.shape == q.shape and quantized.dtype == torch.float8_e4m3fn
         assert scale.shape == (batch, tokens, 1) and torch.equal(scale, scale_1.expand_as(scale))
-        off = (codes.double() * scale_1.double() - exact).abs()
+        off = (quantized.double() * scale_1.double() - exact).abs()
         assert (off <= 2**-4 * exact.abs() + 2**-9 * scale_1 + 4e-3 * exact.abs().max()).all()
-        assert (codes[..., 0].float() >= 416).all()
-    assert torch.equal(cross_coded(q, k, v, scale_1)[0].float(), codes.float()) or DEVICE == "cuda"
+        assert (quantized[..., 0].float() >= 416).all()
+    assert torch.equal(cross_quantized(q, k, v, scale_1)[0].float(), quantized.float()) or DEVICE == "cuda"
 
 
 def test_keys_beyond_the_list_weigh_nothing() -> None:
@@ -95,7 +91,7 @@ def test_kernel_equals_reference_at_14b(keys: int) -> None:
     q = draw(3, 1056, 40, 128, dtype=torch.bfloat16, seed=1)
     k, v = (draw(3, keys, 40, 128, dtype=torch.bfloat16, seed=s) for s in (2, 3))
     exact = cross_reference(q.double(), k.double(), v.double())
-    assert (launch_cross(q, k, v).double() - exact).abs().max() <= TOLERANCE[torch.bfloat16] * exact.abs().max()
+    assert (launch_cross(q, k, v).double() - exact).abs().max() <= attention_tolerance(torch.bfloat16, 128) * exact.abs().max()
 
 
 def test_too_wide_heads_are_refused() -> None:
@@ -117,9 +113,9 @@ def test_op_traces_without_data() -> None:
     q, k = torch.empty(2, 9, 3, 16, device="meta", dtype=torch.bfloat16), torch.empty(1, 5, 3, 16, device="meta", dtype=torch.bfloat16)
     o = cross_op(q, k, k)
     assert (o.shape, o.dtype) == (q.shape, q.dtype)
-    codes, scale = cross_coded_op(q, k, k, torch.empty(1, device="meta"))
-    assert (codes.shape, codes.dtype, scale.shape, scale.dtype) == (q.shape, torch.float8_e4m3fn, (2, 9, 1), torch.float32)
+    quantized, scale = cross_quantized_op(q, k, k, torch.empty(1, device="meta"))
+    assert (quantized.shape, quantized.dtype, scale.shape, scale.dtype) == (q.shape, torch.float8_e4m3fn, (2, 9, 1), torch.float32)
 
 
 def test_work_counts_both_products_and_every_byte() -> None:
-    assert work(3, 1056, 512, 40, 128, 1, 2) == (4 * 3168 * 512 * 5120, 2 * 5120 * 2 * (3168 + 512))
+    assert cost(3, 1056, 512, 40, 128, 1, 2) == (4 * 3168 * 512 * 5120, 2 * 5120 * 2 * (3168 + 512))

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from tests.kernels.poison import DEVICE, Poisoned, agree, same_codes
+from tests.kernels.poison import DEVICE, Poisoned, agree, same_bits
 
 from everface.kernels.fused import audio_inject as audio
 from everface.kernels.fused import gate_norm_modulate as gate_norm
-from everface.kernels.linear.quantise_rows import quantise_rows_reference
+from everface.kernels.linear.quantize_rows import quantize_rows_reference
 
 F32, BF16 = torch.float32, torch.bfloat16
 SIZES = {"wide": (1, 2, 1, 5120), "odd": (2, 2, 3, 192), "ragged": (1, 1, 3, 100)}
@@ -50,12 +50,12 @@ def arguments(call: str, size: tuple[int, int, int, int], one_row: bool = False)
     )
 
 
-def launched(args: tuple, coded: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+def launched(args: tuple, quantized: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """(x', u or codes, scale of the codes) as the kernel writes them into poisoned memory."""
     x, y, gate, affine, modulation, eps, norm_dtype, dtype = args
     new = None if y is None else Poisoned(*x.shape)
-    u = Poisoned(*x.shape, dtype=torch.float8_e4m3fn if coded else dtype)
-    scale = Poisoned(*x.shape[:-1], 1) if coded else None
+    u = Poisoned(*x.shape, dtype=torch.float8_e4m3fn if quantized else dtype)
+    scale = Poisoned(*x.shape[:-1], 1) if quantized else None
     outputs = [None if p is None else p.inside for p in (new, u, scale)]
     gate_norm.launch(x, y, gate, *(affine or (None, None)), *(modulation or (None, None)), eps, norm_dtype, dtype, *outputs)
     return x if new is None else new.written(), u.written(), None if scale is None else scale.written()
@@ -75,9 +75,9 @@ def test_kernel_is_the_reference(call: str, size: str) -> None:
 def test_codes_are_those_of_the_two_ops_one_after_the_other(call: str) -> None:
     args = arguments(call, SIZES["odd"])
     _, u, _ = launched(args)
-    _, codes, scale = launched(args, coded=True)
-    want_codes, want_scale = quantise_rows_reference(u)
-    assert same_codes(codes, want_codes) and scale is not None
+    _, quantized, scale = launched(args, quantized=True)
+    want_quantized, want_scale = quantize_rows_reference(u)
+    assert same_bits(quantized, want_quantized) and scale is not None
     torch.testing.assert_close(scale, want_scale, rtol=1e-6, atol=0)
 
 
@@ -98,7 +98,7 @@ def test_ops_launch_what_the_references_say(monkeypatch: pytest.MonkeyPatch) -> 
     one_y = gate_norm.gate_norm_modulate_reference(x, y[:1, :1, :1], *args[2:])
     per_token = gate_norm.gate_norm_modulate_reference(x, y, y, *args[3:])
     monkeypatch.setattr(gate_norm, "runs_triton", lambda *_: True)
-    monkeypatch.setattr(gate_norm, "encodes", lambda *_: True)
+    monkeypatch.setattr(gate_norm, "writes_e4m3", lambda *_: True)
     for got, wanted in (
         (gate_norm.gate_norm_modulate(x, y, gate, **given), want),
         (gate_norm.gate_norm_modulate(x, y[:1, :1, :1], gate, **given), one_y),
@@ -106,9 +106,9 @@ def test_ops_launch_what_the_references_say(monkeypatch: pytest.MonkeyPatch) -> 
     ):
         agree(got[0], wanted[0], rounded=False)
         agree(got[1], wanted[1], rounded=False)
-    new, (codes, scale) = gate_norm.gate_norm_modulate_fp8(x, y, gate, **given)
+    new, (quantized, scale) = gate_norm.gate_norm_modulate_fp8(x, y, gate, **given)
     agree(new, want[0], rounded=False)
-    assert ((codes.float() * scale - want[1]).abs() <= want[1].abs() / 16 + scale / 512).all()
+    assert ((quantized.float() * scale - want[1]).abs() <= want[1].abs() / 16 + scale / 512).all()
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
@@ -124,21 +124,21 @@ def test_sound_goes_through_the_same_kernel(dtype: torch.dtype, monkeypatch: pyt
     assert 0.2 < faint.std() < 0.4  # eps 1e-5 is felt where the variance is 1e-6: 1 / sqrt(11)
 
 
-@pytest.mark.parametrize("coded", [False, True])
-def test_the_end_of_a_block_and_the_beginning_of_the_next_in_one(coded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("quantized", [False, True])
+def test_the_end_of_a_block_and_the_beginning_of_the_next_in_one(quantized: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the stream rounded between them: what two calls give, to the bit, by references and by kernels."""
     g = torch.Generator().manual_seed(11)
     x, y = (torch.randn(1, 2, 3, 192, generator=g).to(DEVICE, dtype) for dtype in (F32, BF16))
     gate, shift, scale = torch.randn(3, 1, 1, 1, 192, generator=g).to(DEVICE)
     given: Any = {"modulation": (shift, scale), "eps": 1e-6, "norm_dtype": BF16, "dtype": BF16}
-    op: Any = gate_norm.gate_norm_modulate_fp8 if coded else gate_norm.gate_norm_modulate
+    op: Any = gate_norm.gate_norm_modulate_fp8 if quantized else gate_norm.gate_norm_modulate
     for by_kernel in (False, True):
         monkeypatch.setattr(gate_norm, "runs_triton", lambda *_, on=by_kernel: on)
-        monkeypatch.setattr(gate_norm, "encodes", lambda *_, on=by_kernel: on)
+        monkeypatch.setattr(gate_norm, "writes_e4m3", lambda *_, on=by_kernel: on)
         ended = gate_norm.gate_residual(x, y, gate, BF16)
         _, want = op(ended, **given)
         new, got = op(x, y, gate, **given, residual_dtype=BF16)
         assert new.dtype == BF16 and torch.equal(new, ended)
-        assert same_codes(got[0], want[0]) and torch.equal(got[1], want[1]) if coded else torch.equal(got, want)
+        assert same_bits(got[0], want[0]) and torch.equal(got[1], want[1]) if quantized else torch.equal(got, want)
     with pytest.raises(ValueError, match="rounds once"):
         op(x, y, gate, **(given | {"norm_dtype": F32}), residual_dtype=BF16)

@@ -16,24 +16,24 @@ from safetensors.torch import load_file
 
 pytest.importorskip("triton")
 if not torch.cuda.is_available():
-    import tests.kernels.interpreter  # noqa: F401  the interpreter, mended
+    import tests.kernels.interpreter  # noqa: F401  fixes the interpreter
 from tests.runtime.launches import as_on_a_gpu
 
 from everface.core.config import DiTConfig
 from everface.kernels.attention.block_causal import launch_block_causal
 from everface.kernels.attention.block_causal_fp8 import launch_block_causal_fp8
-from everface.kernels.attention.cross import launch_cross, launch_cross_coded
-from everface.kernels.fused.qk_norm_rope_store import rotate
-from everface.model.dit import DiT, Place
+from everface.kernels.attention.cross import launch_cross, launch_cross_quantized
+from everface.kernels.fused.norm_rope import rotate
+from everface.model.dit import BlockPosition, DiT
 from everface.model.layers import Block, Ring
 from everface.model.linear import Residual
 from everface.model.rope import frames_table
-from everface.weights.quantize import quantise_for
+from everface.weights.quantize import quantize_for_dtype
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the model takes its kernels anyway")
 KERNELS = (
-    "fused.gate_norm_modulate", "fused.qk_norm_rope_store", "fused.qk_norm_rope_code", "fused.flow_step", "linear.fp8_linear",
-    "linear.quantise_rows",
+    "fused.gate_norm_modulate", "fused.qk_norm_rope_store", "fused.qk_norm_rope_quantize", "fused.flow_step", "linear.fp8_linear",
+    "linear.quantize_rows",
 )  # fmt: skip
 CFG = DiTConfig(
     dim=128, ffn_dim=256, freq_dim=32, num_heads=2, num_layers=2, text_dim=8, text_len=20, audio_dim=16, wav2vec_layers=1,
@@ -46,16 +46,16 @@ def interpreted() -> Iterator[dict[str, Mock]]:
     """Every op launches its kernel under the interpreter. Answers what was called how often, by name."""
     launches = {
         "attention.cross.cross_op": launch_cross,
-        "attention.cross.cross_coded_op": launch_cross_coded,
-        "attention.block_causal.block_causal_op": launch_block_causal,
-        "attention.block_causal_fp8.block_causal_fp8_op": launch_block_causal_fp8,
-        **{f"{place}.launch": importlib.import_module(f"everface.kernels.{place}").launch for place in KERNELS},
+        "attention.cross.cross_quantized_op": launch_cross_quantized,
+        "attention.self_attention.block_causal_op": launch_block_causal,
+        "attention.self_attention.block_causal_fp8_op": launch_block_causal_fp8,
+        **{f"{position}.launch": importlib.import_module(f"everface.kernels.{position}").launch for position in KERNELS},
     }
     with as_on_a_gpu(), contextlib.ExitStack() as stack:
         spies = {name: Mock(side_effect=launch) for name, launch in launches.items()}
         for name, spy in spies.items():
             stack.enter_context(patch(f"everface.kernels.{name}", spy))
-        yield {name.split(".")[-1 if name.endswith("coded_op") else 1]: spy for name, spy in spies.items()}
+        yield {name.split(".")[-1].removesuffix("_op").replace("launch", name.split(".")[1]): spy for name, spy in spies.items()}
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def test_a_golden_block(golden: Path) -> None:
     block, sink_k, sink_v = Block(cfg), data["sink.cond_k"], data["sink.cond_v"]
     block.load_state_dict({k.removeprefix("blocks.1."): v for k, v in weights.items() if k.startswith("blocks.1.")})
     block.self_attn.fuse()
-    text = block.cross_attn.reading(block.cross_attn.keys_values(data["context_emb"][None]))
+    text = block.cross_attn.text_kv(block.cross_attn.keys_values(data["context_emb"][None]))
     angle = data["noisy.cond_rope_angle"]
     sink = len(sink_k)
     k, v = torch.full((2, sink + 192, *sink_k.shape[1:]), torch.nan)
@@ -76,7 +76,7 @@ def test_a_golden_block(golden: Path) -> None:
     with interpreted() as ran:
         rotate(sink_k, torch.stack((angle.cos(), angle.sin()), dim=-1), out=k[:sink])
         ring = Ring(k, v, torch.tensor(sink), sink + 96, frames_table(0, 3, (4, 8), cfg.head_dim))
-        y = block.stream(x, mod, text, ring).closed()
+        y = block.stream(x, mod, text, ring).value()
     torch.testing.assert_close(y.view(96, -1), data["noisy.block0.y"], atol=2e-5, rtol=0)
     called = {name: spy.call_count for name, spy in ran.items() if spy.call_count}
     assert called == {"cross": 1, "block_causal": 1, "gate_norm_modulate": 4, "qk_norm_rope_store": 1}
@@ -89,27 +89,27 @@ def test_a_step(kind: str, tolerance: float) -> None:
     torch.manual_seed(6)
     dit = DiT(CFG).eval().requires_grad_(False)
     dit.to(torch.float32 if kind == "float32" else torch.bfloat16).fuse()
-    quantise_for(dit, kind)
+    quantize_for_dtype(dit, kind)
     text_kv = dit.text_kv(dit.embed_text(torch.randn(20, 8)))
-    heard, rope = dit.hear(torch.randn(3, 5, 128), torch.randn(3, 128)), dit.rope((2, 2))
+    audio_kv, rope = dit.audio_kv(torch.randn(3, 5, 128), torch.randn(3, 128)), dit.rope((2, 2))
     caches, x = [dit.new_cache(4, 4) for _ in range(2)], torch.randn(16, 3, 4, 4).to(dit.dtype)
     for name, kept in vars(caches[0]).items():
         part = torch.randn(kept.shape) * (8 if kind == "fp8-attention" else 1)  # codes of what is typical
         for cache in caches:
             getattr(cache, name).copy_(part)
-    mod, reading = dit.modulations(dit.time(857.7)), dit.reading(text_kv)
-    where = dit.place((2, 2), 2, 9)
-    tensors = Place(*(torch.tensor(n) for n in where[:3]), used=where.used)
+    mod, text_kv = dit.modulations(dit.time(857.7)), dit.stream_text_kv(text_kv)
+    where = dit.block_position((2, 2), 2, 9)
+    tensors = BlockPosition(*(torch.tensor(n) for n in where[:3]), used=where.used)
 
-    want = dit.step(x, 0.8577, 0.602, mod, reading, heard, caches[0], rope, where)
+    want = dit.step(x, 0.8577, 0.602, mod, text_kv, audio_kv, caches[0], rope, where)
     with interpreted() as ran:
-        got = dit.step(x, 0.8577, 0.602, mod, reading, heard, caches[1], rope, tensors)
+        got = dit.step(x, 0.8577, 0.602, mod, text_kv, audio_kv, caches[1], rope, tensors)
     moved = (want - x).float().square().mean().sqrt()
     assert (got - want).float().square().mean().sqrt() / moved < tolerance
     for a, b in zip(vars(caches[0]).values(), vars(caches[1]).values(), strict=True):
         assert (a.float() - b.float()).square().mean().sqrt() <= tolerance * a.float().square().mean().sqrt()
     assert ran["gate_norm_modulate"].call_count == 3 * 2 + 1 + 1 and ran["flow_step"].call_count == 1
-    coded = 2 if kind.startswith("fp8") else 0
-    assert ran["fp8_linear"].call_count == ran["cross_coded_op"].call_count == coded and ran["cross"].call_count == 3 - coded
-    attended = [ran[name].call_count for name in ("block_causal", "qk_norm_rope_store", "block_causal_fp8", "qk_norm_rope_code")]
+    quantized = 2 if kind.startswith("fp8") else 0
+    assert ran["fp8_linear"].call_count == ran["cross_quantized"].call_count == quantized and ran["cross"].call_count == 3 - quantized
+    attended = [ran[name].call_count for name in ("block_causal", "qk_norm_rope_store", "block_causal_fp8", "qk_norm_rope_quantize")]
     assert attended == ([0, 0, 2, 2] if kind == "fp8-attention" else [2, 2, 0, 0])

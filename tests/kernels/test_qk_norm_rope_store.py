@@ -13,12 +13,12 @@ from everface.kernels.fused import qk_norm_rope_store as op
 F32, BF16 = torch.float32, torch.bfloat16
 
 
-def made(*size: int, dtype: torch.dtype = F32, seed: int = 0) -> torch.Tensor:
+def drawn(*size: int, dtype: torch.dtype = F32, seed: int = 0) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-def table(tokens: int, head: int) -> torch.Tensor:
-    angle = made(tokens, head // 2, seed=9) * 3
+def rope_table(tokens: int, head: int) -> torch.Tensor:
+    angle = drawn(tokens, head // 2, seed=9) * 3
     return torch.stack((angle.cos(), angle.sin()), dim=-1)
 
 
@@ -27,13 +27,13 @@ def table(tokens: int, head: int) -> torch.Tensor:
 def test_kernel_is_the_reference(tokens: int, heads: int, head: int, dtype: torch.dtype) -> None:
     """Parts of a fused projection, into a slot in the middle of a ring of NaN; nothing beside the slot is touched."""
     width, start = heads * head, 4
-    q, k, v = made(tokens, 3 * width, dtype=dtype).chunk(3, dim=1)
-    weights = made(width, dtype=dtype, seed=1), made(width, dtype=dtype, seed=2)
+    q, k, v = drawn(tokens, 3 * width, dtype=dtype).chunk(3, dim=1)
+    weights = drawn(width, dtype=dtype, seed=1), drawn(width, dtype=dtype, seed=2)
     out, ring_k, ring_v = (Poisoned(n, heads, head, dtype=dtype) for n in (tokens, 12, 12))
     outputs = out.inside, ring_k.inside, ring_v.inside
-    op.launch(q, k, v, *weights, 1e-6, table(tokens, head), *outputs, start)
+    op.launch(q, k, v, *weights, 1e-6, rope_table(tokens, head), *outputs, start)
     want_k, want_v = torch.full_like(ring_k.inside, float("nan")), torch.full_like(ring_v.inside, float("nan"))
-    want = op.qk_norm_rope_store_reference(q, k, v, *weights, 1e-6, table(tokens, head), want_k, want_v, start)
+    want = op.qk_norm_rope_store_reference(q, k, v, *weights, 1e-6, rope_table(tokens, head), want_k, want_v, start)
     agree(out.written(), want, rounded=dtype == BF16)
     slot = slice(start, start + tokens)
     agree(ring_k.inside[slot], want_k[slot], rounded=dtype == BF16)
@@ -45,41 +45,22 @@ def test_kernel_is_the_reference(tokens: int, heads: int, head: int, dtype: torc
 def test_the_ring_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Six blocks through a ring of four: the slots hold blocks 4, 5, 2, 3, whoever writes them."""
     tokens, heads, head, blocks = 2, 2, 16, 4
-    weight, turn = made(heads * head, seed=3), table(tokens, head)
+    weight, turn = drawn(heads * head, seed=3), rope_table(tokens, head)
     rings = [tuple(torch.full((blocks * tokens, heads, head), float("nan"), device=DEVICE) for _ in range(2)) for _ in range(2)]
     for use_kernel, (ring_k, ring_v) in enumerate(rings):
         monkeypatch.setattr(op, "runs_triton", lambda *_, on=bool(use_kernel): on)
         for b in range(6):
-            qkv = (made(tokens, heads * head, seed=10 * b + i) for i in range(3))
+            q, k, v = (drawn(tokens, heads * head, seed=10 * b + i) for i in range(3))
             start = tokens * (b % blocks)
-            where = torch.tensor(start, device=DEVICE) if b % 2 else start  # read from memory, or told
-            op.qk_norm_rope_store(*qkv, weight, weight, 1e-6, turn, ring_k, ring_v, where)  # pyright: ignore[reportCallIssue]
+            where = torch.tensor(start, device=DEVICE) if b % 2 else start  # read from memory, or given
+            op.qk_norm_rope_store(q, k, v, weight, weight, 1e-6, turn, ring_k, ring_v, where)
     for by_reference, by_kernel in zip(*rings, strict=True):
         agree(by_kernel, by_reference, rounded=False)
-    values = torch.cat([made(tokens, heads * head, seed=10 * b + 2) for b in (4, 5, 2, 3)])
+    values = torch.cat([drawn(tokens, heads * head, seed=10 * b + 2) for b in (4, 5, 2, 3)])
     assert torch.equal(rings[1][1].flatten(1), values)
 
 
 def test_a_block_beyond_the_end_of_the_ring_is_refused() -> None:
-    x, ring = made(4, 32), torch.zeros(6, 2, 16, device=DEVICE)
+    x, ring = drawn(4, 32), torch.zeros(6, 2, 16, device=DEVICE)
     with pytest.raises(AssertionError):
-        op.launch(x, x, x, x[0], x[0], 1e-6, table(4, 16), x.clone().view(4, 2, 16), ring, ring.clone(), 3)
-
-
-@pytest.mark.parametrize("dtype", [F32, BF16])
-def test_each_half_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two samples share the table of three tokens."""
-    x, weight, turn = made(2, 3, 3, 64, dtype=dtype), made(192, dtype=dtype, seed=4), table(3, 64)
-    flat = x.flatten(-2)
-    want_norm, want_turn = op.rms_norm_reference(flat, weight, 1e-6), op.rotate_reference(x, turn)
-    if DEVICE == "cpu":
-        assert torch.equal(op.rms_norm(flat, weight, 1e-6), want_norm) and torch.equal(op.rotate(x, turn), want_turn)
-    monkeypatch.setattr(op, "runs_triton", lambda *_: True)
-    agree(op.rms_norm(flat, weight, 1e-6), want_norm, rounded=dtype == BF16)
-    agree(op.rotate(x, turn), want_turn, rounded=dtype == BF16)
-    cache = torch.full((2, 5, 3, 64), float("nan"), device=DEVICE, dtype=dtype)
-    agree(op.rotate(x, turn, out=cache[:, :3]), want_turn, rounded=dtype == BF16)  # into the first slots of every layer
-    assert cache[:, 3:].isnan().all() and not cache[:, :3].isnan().any()
-    out = Poisoned(6, 192, dtype=dtype)
-    op.launch_rows(flat.reshape(6, 192), weight, turn, 1e-6, out.inside.view(2, 3, 192))
-    agree(out.written().view(x.shape), op.rotate_reference(want_norm.view(x.shape), turn), rounded=dtype == BF16)
+        op.launch(x, x, x, x[0], x[0], 1e-6, rope_table(4, 16), x.clone().view(4, 2, 16), ring, ring.clone(), 3)

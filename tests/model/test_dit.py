@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from everface.core.config import DiTConfig
 from everface.kernels.attention.cross import cross
-from everface.kernels.fused.qk_norm_rope_store import rotate
+from everface.kernels.fused.norm_rope import rotate
 from everface.model.dit import DiT, cache_shape
 from everface.model.framepack import MOTION_GROUPS
 from everface.model.layers import Block, Ring
@@ -24,15 +22,6 @@ Data = dict[str, torch.Tensor]
 
 def close(got: torch.Tensor, wanted: torch.Tensor, tolerance: float, name: str = "") -> None:
     torch.testing.assert_close(got, wanted, atol=tolerance, rtol=0, msg=lambda m: f"{name}: {m}")
-
-
-@pytest.fixture(scope="module")
-def dit() -> DiT:
-    path = Path(__file__).parents[1] / "golden" / "dit_weights.safetensors"
-    with safe_open(path, "pt") as file:
-        model = DiT(DiTConfig.from_dict(json.loads(file.metadata()["config"])))
-    model.load_state_dict(load_file(path), strict=True)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +65,7 @@ def test_one_block(golden: Path, dit: DiT) -> None:
 
     def stream(x_TD: torch.Tensor, ring: Ring) -> torch.Tensor:
         x = Residual(x_TD.view(1, 3, -1, dit.cfg.dim))
-        return block.stream(x, block.modulations(e0_noisy), block.cross_attn.reading(text_kv), ring).closed()
+        return block.stream(x, block.modulations(e0_noisy), block.cross_attn.text_kv(text_kv), ring).value()
 
     slots, tokens, sink = 384, 96, len(kept[0])
     sink_k = rotate(kept[0], turn(data["noisy.cond_rope_angle"]))
@@ -191,7 +180,7 @@ def test_a_window_in_training_equals_the_stream_and_has_gradients() -> None:
     distance, t = [9, 30, 4, 17], 857.0
 
     text_kv = model.text_kv(model.embed_text(torch.zeros(1, cfg.text_dim)))
-    local, heard = model.casual_audio_encoder.encode_blocks(sound)
+    local, audio_kv = model.casual_audio_encoder.encode_blocks(sound)
     sink = model.prefill(ref, motion, text_kv)
     table = frames_table(0, blocks * frames, grid, cfg.head_dim)
     mod = model.time(torch.full((batch, blocks * frames), t))
@@ -208,7 +197,7 @@ def test_a_window_in_training_equals_the_stream_and_has_gradients() -> None:
                 parts.append(cross(q[:, i * tokens : (i + 1) * tokens], keys, values))
             return torch.cat(parts, 1)
 
-        y = model.inject(layer, block(y, mod.e0_6D, text_kv[layer], attend), local, heard)
+        y = model.inject(layer, block(y, mod.e0_6D, text_kv[layer], attend), local, audio_kv)
     window = model.head(y, mod.e_D, grid)
 
     for sample in range(batch):
@@ -216,7 +205,7 @@ def test_a_window_in_training_equals_the_stream_and_has_gradients() -> None:
         cache.prime(*model.prefill_sink(ref[sample], motion[sample], text_kv))
         for i in range(blocks):
             part = slice(i * frames, (i + 1) * frames)
-            audio = (local[sample, part].detach(), heard[sample, part].detach())
+            audio = (local[sample, part].detach(), audio_kv[sample, part].detach())
             velocity = model(x[sample, :, part], model.time(t), text_kv, audio, cache, i, distance[i])
             close(velocity, window[sample, :, part].detach(), 1e-5, f"sample {sample} block {i}")
 

@@ -5,29 +5,17 @@ Files may hold fewer tensors than they could; what is there is checked.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
-from everface.core.config import DiTConfig
 from everface.model.dit import DiT
 from everface.model.schedule import Schedule
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 Data = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def dit() -> DiT:
-    path = GOLDEN / "dit_weights.safetensors"
-    with safe_open(path, "pt") as file:
-        model = DiT(DiTConfig.from_dict(json.loads(file.metadata()["config"])))
-    model.load_state_dict(load_file(path), strict=True)
-    return model
 
 
 @pytest.fixture(scope="module")

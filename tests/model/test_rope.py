@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from everface.kernels.fused.qk_norm_rope_store import rotate
+from everface.kernels.fused.norm_rope import rotate
 from everface.model.framepack import MOTION_GROUPS
 from everface.model.rope import axis_pairs, frames_table, motion_table, sink_time, spread
 
@@ -22,37 +22,26 @@ def block_of(name: str) -> int:
     return int(found[1])
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_noisy_tokens(golden: Path, file: str) -> None:
-    grid, d = FILES[file]
-    data = load_file(golden / f"{file}.safetensors")
-    names = [n for n in data if n.startswith("noisy.")]
-    assert names
-    for name in names:
-        block = block_of(name)
-        fp16 = name.endswith("_fp16")
-        table = frames_table(3 * block, 3, grid, d, fp16=fp16)
-        wanted, tolerance = data[name], 0.0 if fp16 else 1e-6 if block < 2000 else 1e-5
-        if name.endswith("q_rot"):
-            table, tolerance = rotate(data["q"], table), 1e-5
-        torch.testing.assert_close(table, wanted, atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+def table_of(name: str, file: str, data: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The rotations of the tokens that a golden tensor is for: of a noisy block, or of the sink while the reference rolls ahead of one."""
+    (grid, d), block = FILES[file], block_of(name)
+    if name.startswith("noisy."):
+        return frames_table(3 * block, 3, grid, d, fp16=name.endswith("_fp16"))
+    table = frames_table(sink_time(3 * block, int(name.split("rel")[1].split(".")[0])), 1, grid, d)
+    return torch.cat((table, motion_table(grid, MOTION_GROUPS, d))) if "motion.cos_sin" in data else table
 
 
+@pytest.mark.parametrize(("kind", "rotated", "source"), [("noisy.", "q_rot", "q"), ("cond.", "k_rot", "cond_k")], ids=["noisy", "sink"])
 @pytest.mark.parametrize("file", FILES)
-def test_sink_tokens(golden: Path, file: str) -> None:
-    grid, d = FILES[file]
+def test_tables_and_rotated_tokens(golden: Path, file: str, kind: str, rotated: str, source: str) -> None:
     data = load_file(golden / f"{file}.safetensors")
-    names = [n for n in data if n.startswith("cond.")]
+    names = [n for n in data if n.startswith(kind)]
     assert names
     for name in names:
-        block, rel = block_of(name), int(name.split("rel")[1].split(".")[0])
-        table = frames_table(sink_time(3 * block, rel), 1, grid, d)
-        if "motion.cos_sin" in data:
-            table = torch.cat((table, motion_table(grid, MOTION_GROUPS, d)))
-        wanted, tolerance = data[name], 1e-6 if block < 2000 else 1e-5
-        if name.endswith("k_rot"):
-            table, tolerance = rotate(data["cond_k"], table), 1e-5
-        torch.testing.assert_close(table, wanted, atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+        got, tolerance = table_of(name, file, data), 0.0 if name.endswith("_fp16") else 1e-6 if block_of(name) < 2000 else 1e-5
+        if name.endswith(rotated):
+            got, tolerance = rotate(data[source], got), 1e-5
+        torch.testing.assert_close(got, data[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_motion_positions_of_the_official_grid() -> None:

@@ -9,7 +9,7 @@ from everface.core.config import DiTConfig, VAEConfig
 from everface.model.dit import DiT
 from everface.model.sizes import decoder_sizes, dit_bytes, dit_parameters, ring_values, sink_values
 from everface.model.vae import VAE
-from everface.weights.quantize import quantised_names
+from everface.weights.quantize import quantized_names
 
 TINY = DiTConfig(
     dim=48, ffn_dim=80, freq_dim=20, in_dim=6, out_dim=5, num_heads=4, num_layers=3, text_dim=12, text_len=7, cond_dim=9,
@@ -22,8 +22,8 @@ VAES = [VAEConfig(), VAEConfig(8, 3, (1, 2, 2), (False, True), (1, 1, 0), (1, 2,
 def test_parameters_of_the_transformer(cfg: DiTConfig) -> None:
     with torch.device("meta"):
         dit = DiT(cfg)
-    coded = sum(dit.get_submodule(name).weight.numel() for name in quantised_names(dit))  # type: ignore[union-attr, operator]
-    assert dit_parameters(cfg) == (coded, sum(p.numel() for p in dit.parameters()) - coded)
+    quantized = sum(dit.get_parameter(f"{name}.weight").numel() for name in quantized_names(dit))
+    assert dit_parameters(cfg) == (quantized, sum(p.numel() for p in dit.parameters()) - quantized)
     cache = dit.new_cache(48, 88, torch.bfloat16, "meta")
     assert ring_values(cfg, 48, 88) == cache.k_LNHd.numel() + cache.v_LNHd.numel()
     text = 2 * cfg.num_layers * cfg.text_len * cfg.dim
@@ -32,8 +32,8 @@ def test_parameters_of_the_transformer(cfg: DiTConfig) -> None:
 
 def test_the_release() -> None:
     assert sum(dit_parameters(DiTConfig())) == 16_295_755_609  # and so many the checkpoint holds
-    assert round(dit_bytes(DiTConfig(), coded=False) / 1e9, 2) == 32.59
-    assert round(dit_bytes(DiTConfig(), coded=True) / 1e9, 2) == 16.65
+    assert round(dit_bytes(DiTConfig(), quantized=False) / 1e9, 2) == 32.59
+    assert round(dit_bytes(DiTConfig(), quantized=True) / 1e9, 2) == 16.65
     assert round(2 * decoder_sizes(VAEConfig(), 48, 88)[1] / 1e9, 2) == 1.28
 
 

@@ -97,13 +97,14 @@ def test_a_stream_stays_where_it_is(vae: VAE, io: dict[str, torch.Tensor]) -> No
     with torch.inference_mode():
         stream, other = vae.warm_up(z_BCthw[:, :, :1]), vae.warm_up(z_BCthw[:, :, :2])
         vae.decode_stream(z_BCthw[:, :, 1:2], stream)
-        places = [c.data_ptr() for c in stream.caches if c is not None]
-        assert len(places) == 32 and all(torch.equal(a, b) for a, b in zip(stream.caches, other.caches))  # type: ignore[arg-type]
+        positions = [c.data_ptr() for c in stream.caches if c is not None]
+        pairs = [(a, b) for a, b in zip(stream.caches, other.caches) if a is not None and b is not None]
+        assert len(positions) == len(pairs) == 32 and all(torch.equal(a, b) for a, b in pairs)
         vae.decode_stream(z_BCthw[:, :, 2:5], stream)
         vae.decode_stream(z_BCthw[:, :, 5:6], stream)
-    assert [c.data_ptr() for c in stream.caches if c is not None] == places
+    assert [c.data_ptr() for c in stream.caches if c is not None] == positions
     assert all(c is not None and c.movedim(1, -1).is_contiguous() for c in stream.caches)
-    assert not set(places) & {c.data_ptr() for c in other.caches if c is not None}
+    assert not set(positions) & {c.data_ptr() for c in other.caches if c is not None}
 
 
 def where_it_lies(x: torch.Tensor) -> torch.Tensor:
@@ -141,11 +142,11 @@ def test_a_captured_decode_is_the_decode() -> None:
         plain, stream = vae.warm_up(z[:, :, :4]), vae.warm_up(z[:, :, :1])
         want = [vae.decode_stream(z[:, :, a : a + 3], plain) for a in (4, 7, 10, 13)]
         vae.decode_stream(z[:, :, 1:4], stream)  # compiles what the graph launches
-        place, graph = z[:, :, 4:7].clone(), torch.cuda.CUDAGraph()
+        position, graph = z[:, :, 4:7].clone(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            frames = vae.decode_stream(place, stream)
+            frames = vae.decode_stream(position, stream)
         for a, wanted in zip((4, 7, 10, 13), want):
-            place.copy_(z[:, :, a : a + 3])
+            position.copy_(z[:, :, a : a + 3])
             graph.replay()
             assert torch.equal(frames, wanted)
 

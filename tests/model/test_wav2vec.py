@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from everface.core.config import SAMPLES_PER_FRAME
 from everface.core.errors import BadInput, BadWeights
-from everface.model.wav2vec import Wav2Vec2, bucket, bucket_rows, build_wav2vec2, normalise, normalise_window, resample_50_to_30
+from everface.model.wav2vec import Wav2Vec2, bucket, bucket_rows, build_wav2vec2, normalize, normalize_window, resample_50_to_30
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -35,7 +35,7 @@ def front_end(golden: dict[str, torch.Tensor], config: dict[str, object]) -> Wav
 
 
 def test_hidden_states(golden: dict[str, torch.Tensor], front_end: Wav2Vec2) -> None:
-    torch.testing.assert_close(normalise(golden["wav"]), golden["wav_normalised"], atol=5e-5, rtol=0)
+    torch.testing.assert_close(normalize(golden["wav"]), golden["wav_normalised"], atol=5e-5, rtol=0)
     states_LTC = front_end.hidden_states(golden["wav_normalised"])
     torch.testing.assert_close(states_LTC, golden["hidden_states"], atol=5e-5, rtol=0)
     torch.testing.assert_close(resample_50_to_30(states_LTC), golden["feat30"], atol=5e-5, rtol=0)
@@ -80,7 +80,7 @@ def voice(seconds: float) -> torch.Tensor:
 def test_window_reads_the_right_time(front_end: Wav2Vec2) -> None:
     """A window that is the whole file gives the whole file's states 2n, also where it begins between two states."""
     pcm_S = voice(3.0)
-    states_LTC = front_end.hidden_states(normalise(pcm_S))
+    states_LTC = front_end.hidden_states(normalize(pcm_S))
     model = front_end.model
     aligned = Wav2Vec2(model, 25 * SAMPLES_PER_FRAME, 10 * SAMPLES_PER_FRAME).features(pcm_S, 40)
     torch.testing.assert_close(aligned, states_LTC[:, 50:130:2].transpose(1, 2))
@@ -94,7 +94,7 @@ def test_window_reads_the_right_time(front_end: Wav2Vec2) -> None:
 def test_last_frame_of_a_window_needs_no_lookahead(front_end: Wav2Vec2) -> None:
     pcm_S = voice(1.0)[: 1280 + 12 * SAMPLES_PER_FRAME]
     features_LCT = Wav2Vec2(front_end.model, 1280).features(pcm_S, 12)
-    states_LTC = front_end.hidden_states(normalise(pcm_S))
+    states_LTC = front_end.hidden_states(normalize(pcm_S))
     torch.testing.assert_close(features_LCT[..., -1], states_LTC[:, 4 + 22])  # and not a held state
 
 
@@ -121,8 +121,8 @@ def test_padding_before_the_stream_is_not_sound(front_end: Wav2Vec2) -> None:
 def test_digital_silence_does_not_change_the_level() -> None:
     pcm_S = voice(1.0)
     padded_S = torch.nn.functional.pad(pcm_S, (32000, 320))
-    torch.testing.assert_close(normalise_window(padded_S)[32000:-320], normalise(pcm_S), atol=1e-5, rtol=1e-5)
-    assert normalise_window(torch.zeros(1000)).abs().max() == 0
+    torch.testing.assert_close(normalize_window(padded_S)[32000:-320], normalize(pcm_S), atol=1e-5, rtol=1e-5)
+    assert normalize_window(torch.zeros(1000)).abs().max() == 0
 
 
 def windowed_error(front_end: Wav2Vec2, pcm_S: torch.Tensor, lookback_s: float, lookahead_s: float) -> tuple[float, float]:

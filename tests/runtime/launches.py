@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from everface.core.config import DiTConfig
 from everface.kernels.linear.fp8_linear import TILES
-from everface.model.dit import DiT, Place
-from everface.model.layers import Reading
+from everface.model.dit import BlockPosition, DiT
+from everface.model.layers import TextKV
 from everface.model.rope import Rope
-from everface.runtime.cuda_graph import Shelf, Step
-from everface.weights.quantize import quantise_for
+from everface.runtime.cuda_graph import CapturedGraph, GraphPool
+from everface.weights.quantize import quantize_for_dtype
 
 FREE = {
     "view", "_unsafe_view", "reshape", "slice", "select", "expand", "permute", "transpose", "t", "unsqueeze", "squeeze", "split", "chunk",
@@ -55,23 +55,23 @@ class Counted(TorchDispatchMode):
 def as_on_a_gpu() -> Iterator[None]:
     """Every op takes its kernel, as on sm_90."""
     sites = {
-        "fused.gate_norm_modulate": ("runs_triton", "encodes"),
+        "fused.gate_norm_modulate": ("runs_triton", "writes_e4m3"),
+        "fused.norm_rope": ("runs_triton",),
         "fused.qk_norm_rope_store": ("runs_triton",),
-        "fused.qk_norm_rope_code": ("runs_triton",),
+        "fused.qk_norm_rope_quantize": ("runs_triton",),
         "fused.audio_inject": ("runs_triton",),
         "fused.flow_step": ("runs_triton",),
-        "linear.quantise_rows": ("runs_triton", "encodes"),
-        "linear.fp8_linear": ("runs_triton", "_multiplies"),
-        "attention.cross": ("runs_attention", "encodes"),
-        "attention.block_causal": ("runs_attention",),
-        "attention.block_causal_fp8": ("runs_fp8_attention",),
+        "linear.quantize_rows": ("runs_triton", "writes_e4m3"),
+        "linear.fp8_linear": ("runs_triton", "_has_fp8_gemm"),
+        "attention.cross": ("runs_attention", "writes_e4m3"),
+        "attention.self_attention": ("runs_attention", "runs_fp8_attention"),
     }
     with contextlib.ExitStack() as stack:
         for module, names in sites.items():
             for name in names:
                 stack.enter_context(patch(f"{ROOM}{module}.{name}", lambda *_: True))
         stack.enter_context(patch(f"{ROOM}linear.fp8_linear.arch", lambda *_: 90))
-        stack.enter_context(patch(f"{ROOM}linear.fp8_linear.pick", lambda *_: TILES[90]["rows"]))
+        stack.enter_context(patch(f"{ROOM}linear.fp8_linear.select_tile", lambda *_: TILES[90]["rows"]))
         stack.enter_context(patch("torch.autocast", lambda *_, **__: contextlib.nullcontext()))  # knows no device without memory
         yield
 
@@ -80,23 +80,23 @@ def predicted(cfg: DiTConfig, h: int, w: int, dtype: str = "bfloat16") -> Counte
     """Launches by name of one captured step of a model of this size on a GPU, in a deployment's dtype."""
     with as_on_a_gpu(), torch.device("meta"), torch.no_grad():  # not inference_mode, which would hide what composite ops are made of
         dit = DiT(cfg).bfloat16().requires_grad_(False).fuse()
-        quantise_for(dit, dtype)
+        quantize_for_dtype(dit, dtype)
         mod = dit.modulations(dit.time(1000.0))
         kv = torch.empty(1, cfg.text_len, cfg.num_heads, cfg.head_dim, dtype=torch.bfloat16)
-        reading = [Reading(kv, kv, torch.empty(1))] * cfg.num_layers
+        reading = [TextKV(kv, kv, torch.empty(1))] * cfg.num_layers
         local = torch.empty(cfg.block_frames, cfg.num_audio_token + 1, cfg.dim)
-        cancels, cache = dit.on_cancel(local, local[:, 0]), dit.new_cache(h, w, device="meta")
+        heard, cache = dit.audio_kv(local, local[:, 0]), dit.new_cache(h, w, device="meta")
         rope: Rope = dit.rope((h // cfg.patch_size[1], w // cfg.patch_size[2]))
         x = torch.empty(16, cfg.block_frames, h, w, dtype=torch.bfloat16)
         first, sink, start = (torch.empty((), dtype=torch.int64) for _ in range(3))
-        used = dit.place((h // 2, w // 2), 0, 0).used
+        used = dit.block_position((h // 2, w // 2), 0, 0).used
 
         def step(used: int, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            place = Place(first, sink, start, used)
-            return (dit.step(x, 1.0, 0.86, mod, reading, cancels, cache, rope, place),)
+            place = BlockPosition(first, sink, start, used)
+            return (dit.step(x, 1.0, 0.86, mod, reading, heard, cache, rope, place),)
 
         counted = Counted()
         with counted:
-            (out,) = Step(step, {}, Shelf(torch.device("cpu"))).run(used, x=x)
+            (out,) = CapturedGraph(step, {}, GraphPool(torch.device("cpu"))).run(used, x=x)
         assert out.shape == x.shape and out.dtype == x.dtype
     return Counter({name: n for name, n in counted.ops.items() if name not in FREE})

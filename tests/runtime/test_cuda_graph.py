@@ -10,13 +10,13 @@ import torch
 from tests.runtime.launches import Counted, predicted
 from torch import nn
 
-from everface.model.kv_cache import KVCache
+from everface.core.block import KVCache
 from everface.core.config import DiTConfig
 from everface.kernels.attention import backend
-from everface.model.dit import DiT, Place
-from everface.model.layers import Heard
-from everface.runtime.cuda_graph import Shelf, Step
-from everface.weights.quantize import quantise_for
+from everface.model.dit import BlockPosition, DiT
+from everface.model.layers import AudioKV
+from everface.runtime.cuda_graph import CapturedGraph, GraphPool
+from everface.weights.quantize import quantize_for_dtype
 
 FIXED, LAYER, INJECTED = 24, 14, 5  # launches of a forward: once, a layer, a layer with sound
 FP8_LAYER = 15  # two more to code the inputs of o and the second FFN product; GELU joins the first
@@ -34,7 +34,7 @@ class Rig(NamedTuple):
 
     dit: DiT
     cache: KVCache
-    cancels: list[Heard]
+    heard: list[AudioKV]
     step: Step
     eager: Callable[..., tuple[torch.Tensor, ...]]
 
@@ -43,27 +43,27 @@ def rig(cfg: DiTConfig = SMALL, h: int = 8, w: int = 8, dtype: torch.dtype = tor
     torch.manual_seed(4)
     with torch.device(DEVICE):
         dit = DiT(cfg).to(dtype).eval().requires_grad_(False).fuse()
-        quantise_for(dit, kind)
+        quantize_for_dtype(dit, kind)
         text_kv = dit.text_kv(dit.embed_text(torch.randn(3, cfg.text_dim)))
-        cancels = dit.on_cancel(torch.randn(3, cfg.num_audio_token + 1, cfg.dim), torch.randn(3, cfg.dim))
+        heard = dit.audio_kv(torch.randn(3, cfg.num_audio_token + 1, cfg.dim), torch.randn(3, cfg.dim))
         cache = dit.new_cache(h, w)
         sink = dit.prefill_sink(torch.randn(16, 1, h, w).to(dtype), torch.randn(16, 19, h, w).to(dtype), text_kv)
         cache.prime(*sink)
-        mod, reading, rope = dit.modulations(dit.time(857.7)), dit.reading(text_kv), dit.rope((h // 2, w // 2))
+        mod, reading, rope = dit.modulations(dit.time(857.7)), dit.stream_text_kv(text_kv), dit.rope((h // 2, w // 2))
 
         def eager(used: int, x: torch.Tensor, **place: int | torch.Tensor) -> tuple[torch.Tensor, ...]:
             first, sink, start = (place[n] for n in ("first", "sink", "start"))
-            return (dit.step(x, 0.8577, 0.602, mod, reading, cancels, cache, rope, Place(first, sink, start, used)),)
+            return (dit.step(x, 0.8577, 0.602, mod, reading, heard, cache, rope, BlockPosition(first, sink, start, used)),)
 
         slots = {"x": torch.zeros(16, 3, h, w, dtype=dtype)}
         slots |= {name: torch.zeros((), dtype=torch.int64) for name in ("first", "sink", "start")}
-    return Rig(dit, cache, cancels, Step(eager, slots, Shelf(DEVICE)), eager)
+    return Rig(dit, cache, heard, CapturedGraph(eager, slots, GraphPool(DEVICE)), eager)
 
 
 def inputs(r: Rig, block: int) -> dict[str, torch.Tensor | int]:
     x = r.step.slots["x"]
     drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(block)).to(x)
-    first, sink, start, used = r.dit.place(r.dit.grid(x), block, 7)
+    first, sink, start, used = r.dit.block_position(r.dit.grid(x), block, 7)
     return {"key": used, "x": drawn, "first": first, "sink": sink, "start": start}  # type: ignore[dict-item]
 
 
@@ -75,7 +75,7 @@ def test_the_released_model_stays_within_its_launches() -> None:
         coded = predicted(cfg, 88, 48, dtype)
         assert coded.total() == FIXED + FP8_LAYER * 40 + INJECTED * 12 <= MOST, coded
         assert coded["_scaled_mm"] + coded["fp8_linear_rows"] == 6 * 40 and coded["addmm"] == 2 + 2 * 12
-        assert coded["block_causal_fp8"] == coded["qk_norm_rope_code"] == (40 if dtype == "fp8-attention" else 0)
+        assert coded["block_causal_fp8"] == coded["qk_norm_rope_quantize"] == (40 if dtype == "fp8-attention" else 0)
 
 
 @pytest.mark.parametrize(("layers", "injected"), [(2, ()), (3, (1,)), (3, (2,)), (4, (0, 1, 3))])
@@ -128,7 +128,7 @@ def test_on_a_cpu_it_is_the_function() -> None:
         calls.append((key, given))
         return (torch.ones(1),)
 
-    step = Step(function, {"n": torch.zeros((), dtype=torch.int64)}, Shelf(torch.device("cpu")))
+    step = CapturedGraph(function, {"n": torch.zeros((), dtype=torch.int64)}, GraphPool(torch.device("cpu")))
     assert torch.equal(step.run("a", n=3)[0], torch.ones(1)) and calls == [("a", {"n": 3})]
 
 
@@ -178,7 +178,7 @@ def test_a_steady_stream_allocates_nothing_more() -> None:
 def test_a_forward_launches_what_was_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.profiler import ProfilerActivity, profile
 
-    monkeypatch.setattr(backend, "choose", lambda *_: backend.Choice("triton", "serves every chip"))
+    monkeypatch.setattr(backend, "select_backend", lambda *_: backend.Selection("triton", "serves every chip"))
     cfg = DiTConfig(num_layers=40, dim=512, num_heads=4, ffn_dim=1024, text_dim=64)
     r = rig(cfg, 16, 16, torch.bfloat16)
     given = {k: torch.tensor(v, device=DEVICE) if isinstance(v, int) and k != "key" else v for k, v in inputs(r, 5).items()}

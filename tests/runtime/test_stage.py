@@ -7,10 +7,10 @@ import pytest
 import torch
 import toy
 
-from everface.runtime.messages import Block, CloseSession, OpenSession
-from everface.runtime.transport.base import ChannelError, LocalChannel
-from everface.runtime.planning.placement import roles_of
-from everface.runtime.stage import Cancel, Failure, Stage, Stop, Cancelled
+from everface.runtime.messages import Block, Cancel, Cancelled, CloseSession, Failure, OpenSession, Stop
+from everface.runtime.stage import Stage
+from everface.runtime.transport.base import ChannelError
+from everface.runtime.transport.local import LocalChannel
 
 
 def block(index: int, revision: int = 0) -> Block:
@@ -64,13 +64,13 @@ def test_abort_wakes_both_ends() -> None:
 def test_nobody_takes() -> None:
     channel = LocalChannel(slots=1, timeout_s=0.05)
     channel.send(block(0))
-    with pytest.raises(ChannelError, match=r"took nothing for 0.05 s"):
+    with pytest.raises(ChannelError, match=r"received nothing for 0.05 s"):
         channel.send(block(1))
 
 
 def test_stage_epochs_and_order() -> None:
-    stage = Stage({name: toy.Toy.build_role(name, toy.SPEC) for name in roles_of(3)})
-    stage.run(OpenSession(1, {"picture": torch.zeros(toy.LATENT)}))
+    stage = Stage({role.name: toy.Toy.build_role(role.name, toy.SPEC) for role in toy.roles_of(3)})
+    stage.run(OpenSession(1, {"bias": torch.zeros(toy.LATENT)}))
     assert isinstance(stage.run(block(0)), Block)
     stage.on_cancel(Cancel(1, 2))
     stage.on_cancel(Cancel(1, 1))  # the newest counts
@@ -94,7 +94,7 @@ def test_interruption_between_two_roles_of_a_device() -> None:
             return super().run(block)
 
     stage = Stage({name: Interrupting(name, toy.SPEC) for name in ("step0", "step1")})
-    stage.run(OpenSession(1, {"picture": torch.zeros(toy.LATENT)}))
+    stage.run(OpenSession(1, {"bias": torch.zeros(toy.LATENT)}))
     assert stage.run(block(0)) == Cancelled(1, 0, 0) and ran == ["step0"]
 
 
@@ -103,17 +103,17 @@ def test_failed_opening_frees_what_was_opened() -> None:
         def open(self, opening: OpenSession) -> None:
             raise MemoryError("no room")
 
-    first = toy.Toy("step0", toy.SPEC)
+    first = toy.ToyRole("step0", toy.SPEC)
     stage = Stage({"step0": first, "step1": Short("step1", toy.SPEC)})
-    failed = stage.run(OpenSession(1, {"picture": torch.zeros(toy.LATENT)}))
+    failed = stage.run(OpenSession(1, {"bias": torch.zeros(toy.LATENT)}))
     assert failed == Failure(1, 0, -1, "step1", "MemoryError: no room")
     assert not first.state and not list(stage.sessions)
 
 
 def test_a_failed_block_closes_its_session_on_this_stage() -> None:
-    stage = Stage({name: toy.Toy.build_role(name, toy.SPEC) for name in roles_of(3)})
+    stage = Stage({role.name: toy.Toy.build_role(role.name, toy.SPEC) for role in toy.roles_of(3)})
     params = {"fault": "throw", "fail_role": "step1", "fail_at": 0}
-    stage.run(OpenSession(1, {"picture": torch.zeros(toy.LATENT)}, params))
-    stage.run(OpenSession(2, {"picture": torch.zeros(toy.LATENT)}))
+    stage.run(OpenSession(1, {"bias": torch.zeros(toy.LATENT)}, params))
+    stage.run(OpenSession(2, {"bias": torch.zeros(toy.LATENT)}))
     assert stage.run(block(0)) == Failure(1, 0, 0, "step1", "ArithmeticError: toy trouble at block 0")
     assert list(stage.sessions) == [2] and isinstance(stage.run(block(1)), Failure)

@@ -1,76 +1,38 @@
-"""A pipeline on virtual time: the real stages, channels, sessions, desk and watchdogs, with processes, sockets and waiting left out.
+"""A pipeline on virtual time: the real stages, channels and watchdogs, with processes, sockets and waiting left out.
 
-Everything that takes time is an event in one heap, so that a run is one thread and the same for the same seed, and a minute of it takes
-milliseconds. A device takes a message from its channel when it is idle, runs it through its Stage when the time of its work is over, and
-waits with the answer while the next channel is full.
+A device takes a message from its channel when it is idle, runs it through its Stage when the time of its work is over, and keeps the
+result while the next channel is full. A minute of it takes milliseconds.
 """
 
 from __future__ import annotations
 
-import heapq
-import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import NoReturn
 
-from everface.runtime.messages import Block
-from everface.runtime.transport.base import SLOTS, ChannelError, LocalChannel
-from everface.runtime.pipeline import MESSAGES, Lost, Pipeline
-from everface.runtime.stage import Answer, Cancel, Message, Role, Stage, answer_of
+from tests.simulation.world import World
+
 from everface.runtime.cluster.supervisor import TICK_S
 from everface.runtime.cluster.watchdog import Watchdog
 from everface.runtime.cluster.worker import BEAT_S
+from everface.runtime.messages import Block, Cancel, Message, Reply, reply_of
+from everface.runtime.model import Role
+from everface.runtime.pipeline import MOST_CONTROL, Pipeline, PipelineLost
+from everface.runtime.stage import Stage
+from everface.runtime.transport.base import SLOTS, ChannelError
+from everface.runtime.transport.local import LocalChannel
 
 NOTICE_S = 0.001  # for the end of a process to be seen
 
 
-@dataclass(order=True)
-class _Event:
-    at_s: float
-    order: int
-    act: Callable[[], None] = field(compare=False)
-
-
-class World:
-    """Virtual time. `step` does what comes next."""
-
-    def __init__(self, seed: int):
-        self.rng = random.Random(seed)
-        self.now_s = 0.0
-        self._events: list[_Event] = []
-        self._count = 0
-
-    def now(self) -> float:
-        return self.now_s
-
-    def after(self, seconds: float, act: Callable[[], None]) -> None:
-        self._count += 1
-        heapq.heappush(self._events, _Event(self.now_s + seconds, self._count, act))
-
-    def step(self) -> bool:
-        if not self._events:
-            return False
-        event = heapq.heappop(self._events)
-        self.now_s = event.at_s
-        event.act()
-        return True
-
-    def run_for(self, seconds: float) -> None:
-        end_s = self.now_s + seconds
-        while self._events and self._events[0].at_s <= end_s:
-            self.step()
-        self.now_s = end_s
-
-
 class Device:
-    """One process and its stage. state: idle, busy, blocked (an answer waits for a slot), hung, dead."""
+    """One process and its stage. state: idle, busy, blocked (a result waits for a slot), hung, dead."""
 
     def __init__(self, world: World, name: str, roles: dict[str, Role], work_s: Callable[[Message], float]):
         self.world, self.name, self.roles, self.work_s = world, name, roles, work_s
         self.stage = Stage(roles)
         self.watch = Watchdog(name, timeout_s=30.0)
         self.state = "idle"
-        self.answer: Message | None = None
+        self.result: Message | None = None
         self.life = 0  # work begun in an earlier life does not end in this one
         self.done: Callable[[], None] = lambda: None
 
@@ -82,7 +44,7 @@ class Device:
 
         def finish() -> None:
             if life == self.life and self.state == "busy":
-                self.answer = self.stage.run(message)
+                self.result = self.stage.run(message)
                 self.watch.leave(self.world.now_s)
                 self.state = "blocked"
                 self.done()
@@ -92,7 +54,7 @@ class Device:
     def again(self, anew: bool) -> None:
         """Connected again: with fresh roles, or with the old ones and no sessions."""
         self.life += 1
-        self.state, self.answer = "idle", None
+        self.state, self.result = "idle", None
         self.stage.reset()
         if anew:
             self.stage = Stage(self.roles)
@@ -130,9 +92,6 @@ class VirtualPipeline(Pipeline):
 
     # Pipeline
 
-    def wake(self) -> None:
-        pass
-
     def close(self) -> None:
         for channel in self.channels:
             channel.abort("the pipeline is closed")
@@ -150,22 +109,22 @@ class VirtualPipeline(Pipeline):
             self.in_flight = 0
         return [self.devices[at].name for at in lost]
 
-    def _put(self, message: Message) -> None:
+    def _send(self, message: Message) -> None:
         if self.lost and not isinstance(message, Cancel):
             self._raise()
         try:
             while not isinstance(message, Cancel) and not self.channels[0].room():
                 if not self.world.step():
                     raise RuntimeError("a put waits for ever")
-            self.channels[0].put(message)
+            self.channels[0].send(message)
         except ChannelError:
             self._raise()
         self._move()
 
-    def _take(self, timeout_s: float) -> Answer | None:
+    def _receive(self) -> Reply | None:
         self._move()
         try:
-            message = self.channels[-1].take(0.0)
+            message = self.channels[-1].receive(0.0)
         except ChannelError:
             self._raise()
         self._move()
@@ -179,13 +138,13 @@ class VirtualPipeline(Pipeline):
         def hearer(at: int) -> Callable[[Cancel], None] | None:
             return (lambda notice: self._on_cancel(at, notice)) if at < count else None
 
-        self.channels = [LocalChannel(SLOTS if d < count else self.depth + MESSAGES, hearer(d)) for d in range(count + 1)]
+        self.channels = [LocalChannel(SLOTS if d < count else self.depth + MOST_CONTROL, hearer(d)) for d in range(count + 1)]
 
     def _on_cancel(self, at: int, notice: Cancel) -> None:
         if self.devices[at].state in ("dead", "hung"):
             return  # and nobody after it hears
         self.devices[at].stage.on_cancel(notice)
-        self.channels[at + 1].put(notice)
+        self.channels[at + 1].send(notice)
 
     def _move(self) -> None:
         """Whatever can move without time passing."""
@@ -197,7 +156,7 @@ class VirtualPipeline(Pipeline):
                     moved |= self._give(at, device)
                 if device.state == "idle" and self.channels[at].held:
                     try:
-                        message = self.channels[at].take(0.0)
+                        message = self.channels[at].receive(0.0)
                     except ChannelError:
                         continue
                     if message is not None:
@@ -206,17 +165,17 @@ class VirtualPipeline(Pipeline):
             self.most_held = max(self.most_held, *(channel.held for channel in self.channels[:-1]))
 
     def _give(self, at: int, device: Device) -> bool:
-        message = device.answer
+        message = device.result
         assert message is not None
-        told = message if at < len(self.devices) - 1 else answer_of(message)
-        if told is not None:
+        passed = message if at < len(self.devices) - 1 else reply_of(message)
+        if passed is not None:
             if not self.channels[at + 1].room():
                 return False
             try:
-                self.channels[at + 1].put(told)
+                self.channels[at + 1].send(passed)
             except ChannelError:
                 return False
-        device.state, device.answer = "idle", None
+        device.state, device.result = "idle", None
         return True
 
     def _lose(self, at: int, why: str) -> None:
@@ -243,4 +202,4 @@ class VirtualPipeline(Pipeline):
         self.world.after(BEAT_S, self._beat)
 
     def _raise(self) -> NoReturn:
-        raise Lost(next(iter(self.lost.values()), "the pipeline is closed"))
+        raise PipelineLost(next(iter(self.lost.values()), "the pipeline is closed"))

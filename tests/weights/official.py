@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from everface.core.config import DiTConfig, ModelConfig, TextConfig, VAEConfig
-from everface.weights import names
+from everface.weights import layout
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -183,9 +183,9 @@ def write_official(root: Path, seed: int = 0) -> ModelConfig:
     """Write the tiny checkpoint, its LoRA included, into `root`, and return its configuration."""
     c = TINY.dit
     root.mkdir(parents=True, exist_ok=True)
-    released = {"_class_name": "WanModel_S2V", "_diffusers_version": "0.30.0", "zero_init": True, **names.ARCHITECTURE}
+    released = {"_class_name": "WanModel_S2V", "_diffusers_version": "0.30.0", "zero_init": True, **layout.ARCHITECTURE}
     own = {k: v for k, v in TINY.to_dict()["dit"].items() if k not in ("block_frames", "window_blocks", "patch_size")}
-    (root / names.CONFIG).write_text(
+    (root / layout.CONFIG).write_text(
         json.dumps(released | own | {"vae": {"dim": TINY.vae.dim}, "text": TINY.to_dict()["text"]}, indent=1)
     )
     tensors = fill(dit_shapes(c), seed, torch.bfloat16)
@@ -196,22 +196,22 @@ def write_official(root: Path, seed: int = 0) -> ModelConfig:
         save_file(shard, root / file, {"format": "pt"})
         weight_map |= dict.fromkeys(shard, file)
     size = sum(t.nbytes for t in tensors.values())
-    (root / names.DIT_INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}))
-    torch.save(fill(text_shapes(TINY.text), seed + 1, torch.bfloat16), root / names.TEXT)
-    torch.save(fill(vae_shapes(TINY.vae), seed + 2, torch.float32), root / names.VAE)
-    (root / names.AUDIO).mkdir(exist_ok=True)
-    save_file(fill(audio_shapes(WAV2VEC), seed + 3, torch.float32), root / names.AUDIO / "model.safetensors", {"format": "pt"})
-    (root / names.AUDIO / "config.json").write_text(json.dumps(WAV2VEC))
+    (root / layout.DIT_INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}))
+    torch.save(fill(text_shapes(TINY.text), seed + 1, torch.bfloat16), root / layout.TEXT)
+    torch.save(fill(vae_shapes(TINY.vae), seed + 2, torch.float32), root / layout.VAE)
+    (root / layout.AUDIO).mkdir(exist_ok=True)
+    save_file(fill(audio_shapes(WAV2VEC), seed + 3, torch.float32), root / layout.AUDIO / "model.safetensors", {"format": "pt"})
+    (root / layout.AUDIO / "config.json").write_text(json.dumps(WAV2VEC))
     extractor = {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "sampling_rate": 16000,
         "do_normalize": True,
         "return_attention_mask": True,
     }
-    (root / names.AUDIO / "preprocessor_config.json").write_text(json.dumps(extractor))
+    (root / layout.AUDIO / "preprocessor_config.json").write_text(json.dumps(extractor))
     lora = {k: 0.1 * t for k, t in fill(lora_shapes(c, LORA_RANK), seed + 4, torch.bfloat16).items()}
-    save_file(lora, root / names.LORA, {"format": "pt"})
-    write_tokenizer(root / names.TOKENIZER, TINY.text.vocab)
+    save_file(lora, root / layout.LORA, {"format": "pt"})
+    write_tokenizer(root / layout.TOKENIZER, TINY.text.vocab)
     return TINY
 
 

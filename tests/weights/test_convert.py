@@ -10,7 +10,7 @@ import torch
 from tests.weights.official import TINY, fill, vae_shapes
 
 from everface.core.errors import BadWeights
-from everface.weights import convert, names
+from everface.weights import convert, layout
 from everface.weights.convert import converted
 from everface.weights.files import open_file, read_metadata
 from everface.weights.load import open_checkpoint
@@ -32,7 +32,7 @@ def left_over(cache: Path) -> list[Path]:
 
 
 def test_converted_once_and_again_when_changed(official: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    source, cache = official / names.VAE, tmp_path / "cache"
+    source, cache = official / layout.VAE, tmp_path / "cache"
     target = converted(source, cache)
     back, wanted = open_file(target), fill(vae_shapes(TINY.vae), 9, torch.float32)
     assert back.keys() == wanted.keys() and all(torch.equal(back[name], wanted[name]) for name in wanted)
@@ -86,12 +86,12 @@ def test_other_files_are_refused(tmp_path: Path, refusal, content: str) -> None:
 def test_reader_that_dies(official: Path, tmp_path: Path, refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert.sys, "executable", "/bin/false")
     with pytest.raises(BadWeights) as caught:
-        converted(official / names.VAE, tmp_path / "cache")
-    refusal(caught.value, names.VAE, "status 1")
+        converted(official / layout.VAE, tmp_path / "cache")
+    refusal(caught.value, layout.VAE, "status 1")
     assert left_over(tmp_path / "cache") == []
 
 
 def test_older_sound_weights_are_converted(official: Path, cache: Path) -> None:
-    (official / names.AUDIO / "model.safetensors").unlink()
-    torch.save({"lm_head.bias": torch.ones(2)}, official / names.AUDIO / "pytorch_model.bin")
+    (official / layout.AUDIO / "model.safetensors").unlink()
+    torch.save({"lm_head.bias": torch.ones(2)}, official / layout.AUDIO / "pytorch_model.bin")
     assert list(open_checkpoint(official, cache=cache).audio()) == ["lm_head.bias"]

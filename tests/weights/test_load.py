@@ -16,7 +16,7 @@ from everface.core.config import DiTConfig, TextConfig, VAEConfig
 from everface.core.errors import BadWeights
 from everface.model.dit import DiT
 from everface.model.vae import VAE
-from everface.weights import names
+from everface.weights import layout
 from everface.weights.files import Weights, open_file, open_index
 from everface.weights.load import load_into, open_checkpoint
 from everface.weights.store import fingerprint, write_safetensors
@@ -43,7 +43,7 @@ def test_released_counts() -> None:
 
 
 def test_dit_loads_strictly(pristine: Path) -> None:
-    base = open_index(pristine / names.DIT_INDEX)
+    base = open_index(pristine / layout.DIT_INDEX)
     dit = DiT(TINY.dit)
     load_into(dit, base)
     state = dit.state_dict()
@@ -54,7 +54,7 @@ def test_dit_loads_strictly(pristine: Path) -> None:
 def test_from_meta_in_another_dtype(pristine: Path) -> None:
     with torch.device("meta"):
         dit = DiT(TINY.dit)
-    base = open_index(pristine / names.DIT_INDEX)
+    base = open_index(pristine / layout.DIT_INDEX)
     load_into(dit, base, dtype=torch.bfloat16)
     state = dit.state_dict()
     assert all(state[name].dtype == torch.bfloat16 and torch.equal(state[name], base[name]) for name in base)
@@ -122,12 +122,12 @@ def quantise_key(root: Path) -> None:
 
 def edit(root: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     """Change the tensors of every shard into one consistent checkpoint: one shard, and an index that agrees with it."""
-    index = json.loads((root / names.DIT_INDEX).read_text())
+    index = json.loads((root / layout.DIT_INDEX).read_text())
     tensors = {name: tensor for file in set(index["weight_map"].values()) for name, tensor in load_file(root / file).items()}
     change(tensors)
     save_file(tensors, root / SHARD)
     index["weight_map"] = dict.fromkeys(tensors, SHARD)
-    (root / names.DIT_INDEX).write_text(json.dumps(index))
+    (root / layout.DIT_INDEX).write_text(json.dumps(index))
 
 
 def truncate_shard(root: Path) -> None:
@@ -149,21 +149,21 @@ def swap_shard(root: Path) -> None:
 
 
 def lead_index_astray(root: Path) -> None:
-    index = json.loads((root / names.DIT_INDEX).read_text())
+    index = json.loads((root / layout.DIT_INDEX).read_text())
     index["weight_map"]["blocks.1.ffn.0.bias"] = "../elsewhere.safetensors"
-    (root / names.DIT_INDEX).write_text(json.dumps(index))
+    (root / layout.DIT_INDEX).write_text(json.dumps(index))
 
 
 def break_index(root: Path) -> None:
-    (root / names.DIT_INDEX).write_text('{"weight_map": {"a": ')
+    (root / layout.DIT_INDEX).write_text('{"weight_map": {"a": ')
 
 
 def lose_index(root: Path) -> None:
-    (root / names.DIT_INDEX).unlink()
+    (root / layout.DIT_INDEX).unlink()
 
 
 def empty_index(root: Path) -> None:
-    (root / names.DIT_INDEX).write_text('{"weight_map": {}}')
+    (root / layout.DIT_INDEX).write_text('{"weight_map": {}}')
 
 
 @pytest.mark.parametrize(
@@ -176,12 +176,12 @@ def empty_index(root: Path) -> None:
         (quantise_key, [SHARD, "blocks.1.ffn.0.bias", "float8"]),
         (truncate_shard, [SHARD, "truncated"]),
         (empty_shard, [SHARD, "truncated"]),
-        (lose_shard, [SHARD, "is missing", names.DIT_INDEX]),
+        (lose_shard, [SHARD, "is missing", layout.DIT_INDEX]),
         (swap_shard, [SHARD, "more)"]),
-        (lead_index_astray, [names.DIT_INDEX, "../elsewhere.safetensors"]),
-        (break_index, [names.DIT_INDEX, "not a weight index"]),
-        (lose_index, [names.DIT_INDEX, "not a weight index"]),
-        (empty_index, [names.DIT_INDEX, "no tensors"]),
+        (lead_index_astray, [layout.DIT_INDEX, "../elsewhere.safetensors"]),
+        (break_index, [layout.DIT_INDEX, "not a weight index"]),
+        (lose_index, [layout.DIT_INDEX, "not a weight index"]),
+        (empty_index, [layout.DIT_INDEX, "no tensors"]),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
@@ -190,7 +190,7 @@ def test_each_fault_has_its_sentence(official: Path, refusal, damage: Callable[[
     dit = DiT(TINY.dit)
     before = {name: tensor.clone() for name, tensor in dit.state_dict().items()}
     with pytest.raises(BadWeights) as caught:
-        load_into(dit, open_index(official / names.DIT_INDEX))
+        load_into(dit, open_index(official / layout.DIT_INDEX))
     refusal(caught.value, *named)
     assert all(torch.equal(tensor, before[name]) for name, tensor in dit.state_dict().items())
 
@@ -199,7 +199,7 @@ def test_other_sizes_name_the_first_and_count_the_rest(pristine: Path, refusal) 
     with torch.device("meta"):
         dit = DiT(DiTConfig(**{**TINY.to_dict()["dit"], "num_layers": 5}))
     with pytest.raises(BadWeights) as caught:
-        load_into(dit, open_index(pristine / names.DIT_INDEX))
+        load_into(dit, open_index(pristine / layout.DIT_INDEX))
     refusal(caught.value, "'blocks.3.cross_attn.k.bias' (and 53 more) is missing")
 
 
@@ -208,20 +208,20 @@ def test_faults_of_plain_maps() -> None:
         load_into(nn.Linear(2, 2), {"a.weight": torch.ones(2, 2)}, prefix="a.")
 
 
-@pytest.mark.parametrize("part", [names.VAE, names.TEXT, names.AUDIO, names.TOKENIZER, names.LORA])
+@pytest.mark.parametrize("part", [layout.VAE, layout.TEXT, layout.AUDIO, layout.TOKENIZER, layout.LORA])
 def test_missing_parts(official: Path, tmp_path: Path, cache: Path, refusal, part: str) -> None:
     (official / part).rename(tmp_path / "away")
     checkpoint = open_checkpoint(official, cache=cache)
     read = {
-        names.VAE: checkpoint.vae,
-        names.TEXT: checkpoint.text,
-        names.AUDIO: checkpoint.audio,
-        names.TOKENIZER: checkpoint.tokenizer,
-        names.LORA: checkpoint.dit,
+        layout.VAE: checkpoint.vae,
+        layout.TEXT: checkpoint.text,
+        layout.AUDIO: checkpoint.audio,
+        layout.TOKENIZER: checkpoint.tokenizer,
+        layout.LORA: checkpoint.dit,
     }
     with pytest.raises(BadWeights) as caught:
         read.pop(part)()
-    refusal(caught.value, str(official), Path(part).name if part != names.AUDIO else "model.safetensors")
+    refusal(caught.value, str(official), Path(part).name if part != layout.AUDIO else "model.safetensors")
     for other in read.values():
         other()
 
@@ -247,7 +247,7 @@ def test_reading_is_lazy(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     read: list[str] = []
     plain = Weights.__getitem__
     monkeypatch.setattr(Weights, "__getitem__", lambda self, name: (read.append(name), plain(self, name))[1])
-    part = open_index(pristine / names.DIT_INDEX).select(["head."])
+    part = open_index(pristine / layout.DIT_INDEX).select(["head."])
     assert "head.head.weight" in part and "patch_embedding.weight" not in part
     assert read == []
     load_into(DiT(TINY.dit).head, part, prefix="head.")

@@ -14,8 +14,8 @@ from tests.weights.official import LORA_RANK, TINY, lora_shapes
 
 from everface.core.errors import BadWeights
 from everface.model.dit import DiT
+from everface.weights import layout
 from everface.weights import lora as lora_module
-from everface.weights import names
 from everface.weights.files import open_index
 from everface.weights.load import load_into, open_checkpoint
 from everface.weights.lora import check_targets, merged_checkpoint, read_lora
@@ -50,8 +50,8 @@ def test_released_adapter_is_what_the_release_says() -> None:
 
 def test_merged_once_and_cached(official: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = open_checkpoint(official, cache=tmp_path / "cache")
-    base, merged = open_index(official / names.DIT_INDEX), checkpoint.dit()
-    lora = load_file(official / names.LORA)
+    base, merged = open_index(official / layout.DIT_INDEX), checkpoint.dit()
+    lora = load_file(official / layout.LORA)
     assert merged.keys() == base.keys()
     for name in base:
         pair = f"base_model.model.{name.removesuffix('.weight')}.lora_{{}}.default.weight"
@@ -72,12 +72,12 @@ def test_merged_once_and_cached(official: Path, tmp_path: Path, caplog: pytest.L
 
 def test_change_of_either_merges_anew(official: Path, tmp_path: Path) -> None:
     def path() -> Path:
-        return merged_checkpoint(open_index(official / names.DIT_INDEX), official / names.LORA, tmp_path)
+        return merged_checkpoint(open_index(official / layout.DIT_INDEX), official / layout.LORA, tmp_path)
 
     first = path()
-    save_file({k: 2 * v for k, v in load_file(official / names.LORA).items()}, official / names.LORA)
+    save_file({k: 2 * v for k, v in load_file(official / layout.LORA).items()}, official / layout.LORA)
     second = path()
-    shard = next(official.glob(names.DIT_SHARDS))
+    shard = next(official.glob(layout.DIT_SHARDS))
     save_file({k: 2 * v for k, v in load_file(shard).items()}, shard)
     third = path()
     assert len({first, second, third}) == 3
@@ -94,12 +94,12 @@ def test_interrupted_merge_continues(official: Path, tmp_path: Path, monkeypatch
         plain(path, *rest)
 
     monkeypatch.setattr(lora_module, "write_safetensors", interrupt)
-    base = open_index(official / names.DIT_INDEX)
+    base = open_index(official / layout.DIT_INDEX)
     with pytest.raises(KeyboardInterrupt):
-        merged_checkpoint(base, official / names.LORA, cache)
-    assert list(cache.rglob(names.DIT_INDEX)) == []
+        merged_checkpoint(base, official / layout.LORA, cache)
+    assert list(cache.rglob(layout.DIT_INDEX)) == []
     monkeypatch.setattr(lora_module, "write_safetensors", lambda path, *rest: (written.append(path.name), plain(path, *rest)))
-    index = merged_checkpoint(base, official / names.LORA, cache)
+    index = merged_checkpoint(base, official / layout.LORA, cache)
     assert sorted(written) == sorted(file.name for file in base.files)
     assert open_index(index).keys() == base.keys()
 
@@ -127,17 +127,17 @@ Q = "base_model.model.blocks.0.self_attn.q.lora_{}.default.weight"
     ],
 )
 def test_wrong_adapters(official: Path, tmp_path: Path, refusal, change: Callable[[dict], object], named: list[str]) -> None:
-    tensors = load_file(official / names.LORA)
+    tensors = load_file(official / layout.LORA)
     change(tensors)
-    save_file(tensors, official / names.LORA)
+    save_file(tensors, official / layout.LORA)
     with pytest.raises(BadWeights) as caught:
         open_checkpoint(official, cache=tmp_path / "cache").dit()
-    refusal(caught.value, names.LORA, *named)
+    refusal(caught.value, layout.LORA, *named)
     assert not (tmp_path / "cache").exists()
 
 
 def test_damaged_or_absent_adapter(official: Path, tmp_path: Path, refusal) -> None:
-    path = official / names.LORA
+    path = official / layout.LORA
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(BadWeights) as caught:
         open_checkpoint(official, cache=tmp_path).dit()

@@ -14,7 +14,7 @@ import huggingface_hub
 import pytest
 
 from everface.core.errors import BadWeights, Unavailable
-from everface.weights import names, pull
+from everface.weights import layout, pull
 from everface.weights.load import open_checkpoint
 
 REPOS = list(pull.PATTERNS)
@@ -32,7 +32,7 @@ class Hub:
         assert files_metadata
         self.asked.append((repo, revision))
         siblings = []
-        for path in (p for p in sorted(self.root.rglob("*")) if p.is_file() and (p.name == names.LORA) == (repo == REPOS[1])):
+        for path in (p for p in sorted(self.root.rglob("*")) if p.is_file() and (p.name == layout.LORA) == (repo == REPOS[1])):
             size, sha256 = path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest()
             lfs = {"size": size, "sha256": sha256, "pointerSize": 1} if path.suffix != ".json" else None
             siblings.append({"rfilename": str(path.relative_to(self.root)), "size": size, "lfs": lfs})
@@ -41,7 +41,7 @@ class Hub:
 
     def snapshot_download(self, repo: str, revision: str, local_dir: Path, allow_patterns: list[str]) -> str:
         self.fetched.append((repo, revision))
-        paths = {p for pattern in allow_patterns for p in self.root.glob(pattern) if (p.name == names.LORA) == (repo == REPOS[1])}
+        paths = {p for pattern in allow_patterns for p in self.root.glob(pattern) if (p.name == layout.LORA) == (repo == REPOS[1])}
         for path in paths:
             target = local_dir / path.relative_to(self.root)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -65,23 +65,23 @@ def test_pulled_folder_opens(hub: Hub, tmp_path: Path, cache: Path) -> None:
     folder = pull.pull(tmp_path / "model")
     checkpoint = open_checkpoint(folder, cache=cache)
     checkpoint.prepare()
-    assert checkpoint.tokenizer().is_dir() and checkpoint.lora == folder / names.LORA
+    assert checkpoint.tokenizer().is_dir() and checkpoint.lora == folder / layout.LORA
 
 
 def test_commit_is_resolved_once_and_kept(hub: Hub, tmp_path: Path) -> None:
     folder = pull.pull(tmp_path)
     record = json.loads((folder / pull.RECORD).read_text())
     assert [record[repo]["commit"] for repo in REPOS] == ["a" * 40] * 2
-    assert record[REPOS[0]]["files"][names.VAE]["sha256"]
+    assert record[REPOS[0]]["files"][layout.VAE]["sha256"]
     hub.commit = "b" * 40
     pull.pull(tmp_path)
     assert hub.asked == [(repo, "main") for repo in REPOS] and len(hub.fetched) == 2, "a complete folder needs no network"
-    (folder / names.VAE).unlink()
+    (folder / layout.VAE).unlink()
     pull.pull(tmp_path)
-    assert len(hub.asked) == 2 and hub.fetched[2:] == [(REPOS[0], "a" * 40)] and (folder / names.VAE).is_file()
+    assert len(hub.asked) == 2 and hub.fetched[2:] == [(REPOS[0], "a" * 40)] and (folder / layout.VAE).is_file()
 
 
-@pytest.mark.parametrize("file", [names.VAE, names.LORA])
+@pytest.mark.parametrize("file", [layout.VAE, layout.LORA])
 def test_wrong_hash(hub: Hub, tmp_path: Path, refusal, file: str) -> None:
     hub.damage = file
     for _ in range(2):  # and a second try does not take it for good
@@ -131,8 +131,8 @@ def test_offline_for_real(tmp_path: Path, refusal) -> None:
         "try: pull(pathlib.Path(sys.argv[1]))\n"
         "except Unavailable as error: print(error); sys.exit(3)\n"
     )
-    entry = {"commit": "a" * 40, "files": {names.VAE: {"bytes": 1, "sha256": None}}, "verified": False}
-    for record, named in (({}, "has nothing of"), ({REPOS[0]: entry}, names.VAE)):
+    entry = {"commit": "a" * 40, "files": {layout.VAE: {"bytes": 1, "sha256": None}}, "verified": False}
+    for record, named in (({}, "has nothing of"), ({REPOS[0]: entry}, layout.VAE)):
         (tmp_path / pull.RECORD).write_text(json.dumps(record))
         env = {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(PACKAGE), "HF_HOME": str(tmp_path / "hf")}
         done = subprocess.run(

@@ -13,7 +13,7 @@ from torch import nn
 from everface.core.config import DiTConfig
 from everface.model.dit import DiT
 from everface.model.linear import RowLinear
-from everface.weights.quantize import ROWS, FP8Linear, quantise, quantise_for, quantised_names
+from everface.weights.quantize import ROWS, FP8Linear, quantise, quantize_for_dtype, quantized_names
 
 KEPT = {
     "text_embedding.0",
@@ -34,7 +34,7 @@ def test_every_linear_but_the_exclusions() -> None:
     wanted = {f"{attention}.{leaf}" for attention in attentions for leaf in "qkvo"}
     wanted |= {f"blocks.{i}.ffn.{k}" for i in range(3) for k in (0, 2)}
     wanted |= {f"audio_injector.injector_adain_layers.{j}.linear" for j in (0, 1)}
-    assert set(quantised_names(dit)) == wanted
+    assert set(quantized_names(dit)) == wanted
     linears = {name for name, module in dit.named_modules() if isinstance(module, nn.Linear)}
     assert linears - wanted == KEPT
 
@@ -42,7 +42,7 @@ def test_every_linear_but_the_exclusions() -> None:
 def test_released_weight_count() -> None:
     with torch.device("meta"):
         dit = DiT(DiTConfig())
-    weights = [dit.get_parameter(f"{name}.weight").numel() for name in quantised_names(dit)]
+    weights = [dit.get_parameter(f"{name}.weight").numel() for name in quantized_names(dit)]
     assert len(weights) == 460
     assert round(sum(weights) / 1e9, 2) == 15.94
 
@@ -65,13 +65,13 @@ def test_golden(golden: Path, case: str) -> None:
 def test_quantised_model_runs_and_stays_close() -> None:
     dit = DiT(TINY.dit)
     dit.load_state_dict(fill(dit_shapes(TINY.dit), 3, torch.float32))
-    names, before = quantised_names(dit), {name: tensor.clone() for name, tensor in dit.state_dict().items()}
+    names, before = quantized_names(dit), {name: tensor.clone() for name, tensor in dit.state_dict().items()}
     x = torch.randn(1, 10, TINY.dit.dim, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wide = dit.blocks[1].get_submodule("ffn")(x)
         quantise(dit)
         narrow = dit.blocks[1].get_submodule("ffn")(x)
-    assert all(isinstance(dit.get_submodule(name), FP8Linear) for name in names) and quantised_names(dit) == []
+    assert all(isinstance(dit.get_submodule(name), FP8Linear) for name in names) and quantized_names(dit) == []
     after = dit.state_dict()
     changed = {name.removesuffix(".weight") for name in before if after[name].dtype != before[name].dtype}
     assert changed == set(names)
@@ -100,7 +100,7 @@ def test_a_step_in_rows_stays_close() -> None:
         )  # fmt: skip
         dit = DiT(cfg).eval().requires_grad_(False)
         dit.to(torch.float32 if kind == "float32" else torch.bfloat16).fuse()
-        quantise_for(dit, kind)
+        quantize_for_dtype(dit, kind)
         if kind == "fp8":
             kinds = {type(dit.get_submodule(f"blocks.3.{name}")) for name in ROWS}
             assert kinds == {RowLinear} and isinstance(dit.get_submodule("blocks.3.cross_attn.k"), nn.Linear)

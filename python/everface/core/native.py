@@ -1,4 +1,4 @@
-"""The one door to csrc: the built module, or None; and the libraries that it loads when a hop between two GPUs is opened."""
+"""Access to csrc: the built module, or None; and the libraries that it loads when a channel between two GPUs is opened."""
 
 from __future__ import annotations
 
@@ -14,35 +14,41 @@ from everface.core.errors import Unavailable
 
 MODULE = "everface._native"
 NCCL = "libnccl.so.2"
-# Which package of NVIDIA's holds the runtime of which CUDA: the one that torch was built for comes first.
+# NVIDIA's package and library of the CUDA runtime, by major version of CUDA.
 CUDA_RUNTIMES = {"13": ("nvidia.cu13", "libcudart.so.13"), "12": ("nvidia.cuda_runtime", "libcudart.so.12")}
 
 
 def find() -> ModuleType | None:
-    """everface._native, or None when it was not built for this interpreter. Loads no CUDA and no NCCL."""
+    """everface._native, or None when it was not built for this interpreter. Loads neither CUDA nor NCCL.
+
+    Raises Unavailable when the file is there and cannot be loaded.
+    """
     try:
         return importlib.import_module(MODULE)
     except ModuleNotFoundError:
         return None
     except ImportError as error:
-        raise Unavailable(f"{MODULE} is built but cannot be loaded ({error}): build it anew with 'make native'") from None
+        raise Unavailable(f"{MODULE} is built but cannot be loaded ({error}): build it again with 'make native'") from None
 
 
 def need(purpose: str) -> ModuleType:
-    """everface._native. Raises Unavailable when it was not built; `purpose` says who asks, as in "the nccl hand-off"."""
+    """everface._native. Raises Unavailable when it was not built; `purpose` begins its sentence, as in "the nccl transport"."""
     module = find()
     if module is None:
-        raise Unavailable(f"{purpose} needs {MODULE}, which is not built: run 'make native', or choose the gloo hand-off")
+        raise Unavailable(
+            f"{purpose} needs {MODULE}, which is not built: run 'make native' in a checkout, or install everface again where cmake, "
+            "a C++ compiler and pybind11 are found, or choose the gloo transport"
+        )
     return module
 
 
 def find_nccl() -> str:
-    """Where NCCL lies: in its wheel, else wherever the system's loader finds it. Raises Unavailable."""
+    """Path of NCCL in its wheel, else its name if the system's loader finds it. Raises Unavailable."""
     return _find("nvidia.nccl", NCCL) or _lack(NCCL, "pip install nvidia-nccl-cu13, or -cu12, as your torch has it")
 
 
 def find_cudart() -> str:
-    """Where the CUDA runtime lies, of the CUDA version that torch was built for if it was. Raises Unavailable."""
+    """The same for the CUDA runtime, of the CUDA version that torch was built for if there is one. Raises Unavailable."""
     major = (torch.version.cuda or "").partition(".")[0]
     runtimes = [CUDA_RUNTIMES[major]] if major in CUDA_RUNTIMES else list(CUDA_RUNTIMES.values())
     for package, soname in runtimes:
@@ -66,5 +72,5 @@ def _find(package: str, soname: str) -> str | None:
     return soname
 
 
-def _lack(soname: str, mend: str) -> str:
-    raise Unavailable(f"the nccl hand-off needs {soname}, and neither a wheel of NVIDIA's nor the system has it: {mend}")
+def _lack(soname: str, fix: str) -> str:
+    raise Unavailable(f"the nccl transport needs {soname}, and neither a wheel of NVIDIA's nor the system has it: {fix}")

@@ -17,13 +17,14 @@ from everface.core.config import DiTConfig
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.flow_step import flow_step_tokens, unpatchify
 from everface.kernels.fused.gate_norm_modulate import Pair
-from everface.kernels.fused.qk_norm_rope_store import Start, rotate
-from everface.kernels.fused.row import E4M3, codes_of
+from everface.kernels.fused.norm_rope import rotate
+from everface.kernels.fused.qk_norm_rope_store import Start
+from everface.kernels.fused.row_primitives import E4M3, to_e4m3
 from everface.model.audio import CausalAudioEncoder
-from everface.model.coding import Coding
 from everface.model.framepack import MOTION_GROUPS, FramePack, motion_tokens
-from everface.model.layers import KV, AudioInjector, Block, BlockMod, Head, Heard, Patchify, Reading, Ring
+from everface.model.layers import KV, AudioInjector, AudioKV, Block, BlockMod, Head, Patchify, Ring, TextKV
 from everface.model.linear import Residual, linear_f32
+from everface.model.qkv_scales import QKVScales
 from everface.model.rope import SINK_TIME, Rope, Time, frames_table, motion_table, sink_time
 
 NOISY, REFERENCE, MOTION = range(3)  # rows of trainable_cond_mask
@@ -43,7 +44,7 @@ class StepMod(NamedTuple):
     head: Pair
 
 
-class Place(NamedTuple):
+class BlockPosition(NamedTuple):
     """Where a block stands in its stream and in its cache. Numbers, or int64 tensors of no dimension; `used` is always a number."""
 
     first: Time  # latent frame, from the start of the stream
@@ -144,11 +145,11 @@ class DiT(nn.Module):
         codes, keys over the scale of theirs, and codes of values."""
         sink = self.prefill(ref_16_1hw[None], motion_16_Thw[None], text_kv, rope_fp16=rope_fp16)
         k_LCHd, v_LCHd = torch.cat([k for k, _ in sink]), torch.cat([v for _, v in sink])
-        codings = self._codings()
+        codings = self._qkv_scales()
         if not codings:
             return k_LCHd, v_LCHd
         k_scale, v_factor = (torch.stack(x)[:, None, :, None] for x in zip(*((c.k_scale_H, c.v_factor_H) for c in codings), strict=True))
-        return (k_LCHd / k_scale).to(k_LCHd.dtype), codes_of(v_LCHd * v_factor)
+        return (k_LCHd / k_scale).to(k_LCHd.dtype), to_e4m3(v_LCHd * v_factor)
 
     # Training
 
@@ -166,14 +167,14 @@ class DiT(nn.Module):
             [block.modulations(time.e0_6D[None, None]) for block in self._blocks()], self.head.modulations(time.e_D[None, None])
         )
 
-    def reading(self, text_kv: list[KV]) -> list[Reading]:
+    def stream_text_kv(self, text_kv: list[KV]) -> list[TextKV]:
         """Of one session, from `text_kv`: what `tokens` wants of it."""
-        return [block.cross_attn.reading(kv) for block, kv in zip(self._blocks(), text_kv, strict=True)]
+        return [block.cross_attn.text_kv(kv) for block, kv in zip(self._blocks(), text_kv, strict=True)]
 
-    def hear(self, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> list[Heard]:
+    def audio_kv(self, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> list[AudioKV]:
         """Of one block, the same for all its steps: what each injector hears."""
-        local, heard = local_FKD.to(self.dtype), global_FD.to(self.dtype)
-        return [self.audio_injector.hear(i, local, heard) for i in range(len(self.cfg.audio_inject_layers))]
+        local, audio_kv = local_FKD.to(self.dtype), global_FD.to(self.dtype)
+        return [self.audio_injector.audio_kv(i, local, audio_kv) for i in range(len(self.cfg.audio_inject_layers))]
 
     def rope(self, grid: tuple[int, int], *, fp16: bool = False) -> Rope:
         """Of one size of picture."""
@@ -181,7 +182,7 @@ class DiT(nn.Module):
         return Rope(cfg.block_frames, grid, cfg.head_dim, MOTION_GROUPS, fp16=fp16, device=self.head.modulation.device)
 
     def tokens(
-        self, x_16Fhw: torch.Tensor, mod: StepMod, reading: list[Reading], heard: list[Heard], cache: KVCache, rope: Rope, place: Place,
+        self, x_16Fhw: torch.Tensor, mod: StepMod, text_kv: list[TextKV], audio_kv: list[AudioKV], cache: KVCache, rope: Rope, position: BlockPosition,
         pose_16Fhw: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Velocity of one block at one noise level, as tokens [1, F, P, E]; writes the block's keys and values into that level's ring, and
@@ -189,26 +190,26 @@ class DiT(nn.Module):
 
         Every argument but `place.used` may lie on a GPU and is not looked at from here: the whole may be captured.
         """
-        table = rope.block(place.first)
-        rotate(cache.sink_k_LCHd, rope.sink(place.sink), out=cache.k_LNHd[:, : cache.sink])  # all layers at once
+        table = rope.block(position.first)
+        rotate(cache.sink_k_LCHd, rope.sink(position.sink), out=cache.k_LNHd[:, : cache.sink])  # all layers at once
         r = Residual(self.embed_patches(x_16Fhw[None], None if pose_16Fhw is None else pose_16Fhw[None]))
         injected = {layer: i for i, layer in enumerate(self.cfg.audio_inject_layers)}
         for layer, block in enumerate(self._blocks()):
-            ring = Ring(*cache.layer(layer), place.start, place.used, table)
-            r = block.stream(r, mod.blocks[layer], reading[layer], ring)
+            ring = Ring(*cache.layer(layer), position.start, position.used, table)
+            r = block.stream(r, mod.blocks[layer], text_kv[layer], ring)
             if layer in injected:
-                r = self.audio_injector.stream(r, injected[layer], heard[injected[layer]])
+                r = self.audio_injector.stream(r, injected[layer], audio_kv[injected[layer]])
         return self.head.tokens(r, mod.head)
 
     def step(
-        self, x_16Fhw: torch.Tensor, sigma: float, sigma_next: float, mod: StepMod, reading: list[Reading], heard: list[Heard],
-        cache: KVCache, rope: Rope, place: Place,
+        self, x_16Fhw: torch.Tensor, sigma: float, sigma_next: float, mod: StepMod, text_kv: list[TextKV], audio_kv: list[AudioKV],
+        cache: KVCache, rope: Rope, position: BlockPosition,
     ) -> torch.Tensor:  # fmt: skip
         """The block at the next noise level: `tokens` and the Euler step along it."""
-        out = self.tokens(x_16Fhw, mod, reading, heard, cache, rope, place)
+        out = self.tokens(x_16Fhw, mod, text_kv, audio_kv, cache, rope, position)
         return flow_step_tokens(x_16Fhw[None], out, self.grid(x_16Fhw), self.head.patch, sigma, sigma_next)[0]
 
-    def place(self, grid: tuple[int, int], block_index: int, sink_distance: int, run: int | None = None) -> Place:
+    def block_position(self, grid: tuple[int, int], block_index: int, sink_distance: int, run: int | None = None) -> BlockPosition:
         """Of block `block_index`, of frames of such a grid, the `run`-th that its ring sees (by default it has seen all before it).
 
         The slot goes by the run, so that a ring which missed blocks never attends to a slot that was not filled.
@@ -217,7 +218,7 @@ class DiT(nn.Module):
         run = block_index if run is None else run
         block, sink = cfg.block_frames * grid[0] * grid[1], sink_tokens(grid)
         start, used = sink + block * (run % cfg.window_blocks), sink + block * min(run + 1, cfg.window_blocks)
-        return Place(first, sink_time(first, sink_distance), start, used)
+        return BlockPosition(first, sink_time(first, sink_distance), start, used)
 
     @torch.no_grad()
     def forward(
@@ -239,9 +240,9 @@ class DiT(nn.Module):
         sink_distance is how far ahead of the block the reference stands, 4..30 latent frames. Inference only.
         """
         grid = self.grid(x_16Fhw)
-        place = self.place(grid, block_index, sink_distance)
+        position = self.block_position(grid, block_index, sink_distance)
         out = self.tokens(
-            x_16Fhw, self.modulations(time), self.reading(text_kv), self.hear(*audio), cache, self.rope(grid, fp16=rope_fp16), place,
+            x_16Fhw, self.modulations(time), self.stream_text_kv(text_kv), self.audio_kv(*audio), cache, self.rope(grid, fp16=rope_fp16), position,
             pose_16Fhw,
         )  # fmt: skip
         return unpatchify(out, grid, self.head.patch)[0]
@@ -268,16 +269,16 @@ class DiT(nn.Module):
         """An empty ring and sink for one denoising step of one session at latent size h x w; like the weights by default."""
         (layers, ring, heads, width), sink = cache_shape(self.cfg, h, w)
         dtype, device = dtype or self.dtype, device or self.head.modulation.device
-        pair = kv_pair((layers, sink[1] + ring, heads, width), dtype, device, self.codes)
+        pair = kv_pair((layers, sink[1] + ring, heads, width), dtype, device, self.quantized_dtype)
         return KVCache(*pair, torch.zeros(sink, dtype=dtype, device=device))
 
     @property
-    def codes(self) -> torch.dtype | None:
+    def quantized_dtype(self) -> torch.dtype | None:
         """That of what the attention of the blocks reads, where it attends in 8 bits."""
-        return E4M3 if self._codings() else None
+        return E4M3 if self._qkv_scales() else None
 
-    def _codings(self) -> list[Coding]:
-        return [block.self_attn.coding for block in self._blocks() if block.self_attn.coding is not None]
+    def _qkv_scales(self) -> list[QKVScales]:
+        return [block.self_attn.qkv_scales for block in self._blocks() if block.self_attn.qkv_scales is not None]
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]

@@ -10,15 +10,15 @@ PITCH = 16  # bytes: what a row of coded values is padded to
 
 
 def kv_pair(
-    size_LNHd: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device | str, codes: torch.dtype | None = None
+    size_LNHd: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device | str, quantized: torch.dtype | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Empty keys and values [layers, slots, heads, width]. With a dtype of one byte for `codes` both are such, and values lie with the
+    """Empty keys and values [layers, slots, heads, width]. With a dtype of one byte for `quantized` both are quantized, and values lie with the
     slots of a channel side by side, as 8-bit tensor cores read them."""
-    keys = torch.zeros(size_LNHd, dtype=codes or dtype, device=device)
-    if codes is None:
+    keys = torch.zeros(size_LNHd, dtype=quantized or dtype, device=device)
+    if quantized is None:
         return keys, torch.zeros_like(keys)
     layers, slots, heads, width = size_LNHd
-    values_LHdN = torch.zeros((layers, heads, width, -(-slots // PITCH) * PITCH), dtype=codes, device=device)
+    values_LHdN = torch.zeros((layers, heads, width, -(-slots // PITCH) * PITCH), dtype=quantized, device=device)
     return keys, values_LHdN[..., :slots].permute(0, 3, 1, 2)
 
 

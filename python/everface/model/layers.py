@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from everface.core.config import DiTConfig
-from everface.kernels.attention.block_causal import block_causal
-from everface.kernels.attention.block_causal_fp8 import block_causal_fp8
-from everface.kernels.attention.cross import cross, cross_coded
+from everface.kernels.attention.cross import cross, cross_quantized
+from everface.kernels.attention.self_attention import block_causal, block_causal_fp8
 from everface.kernels.fused.audio_inject import EPS as AUDIO_EPS
 from everface.kernels.fused.audio_inject import audio_inject
 from everface.kernels.fused.flow_step import unpatchify
 from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, gate_residual
-from everface.kernels.fused.qk_norm_rope_code import qk_norm_rope_code
-from everface.kernels.fused.qk_norm_rope_store import Start, qk_norm_rope_store, rms_norm
-from everface.model.coding import Coding
-from everface.model.linear import Activation, Coded, Residual, RowLinear, code_scale, feed, linear_f32, stacked
+from everface.kernels.fused.norm_rope import rms_norm
+from everface.kernels.fused.qk_norm_rope_quantize import qk_norm_rope_quantize
+from everface.kernels.fused.qk_norm_rope_store import Start, qk_norm_rope_store
+from everface.model.linear import Activation, Quantized, Residual, RowLinear, e4m3_scale, feed, linear_f32, stacked
+from everface.model.qkv_scales import QKVScales
 
 KV = tuple[torch.Tensor, torch.Tensor]
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -35,7 +35,7 @@ BlockMod = tuple[torch.Tensor, ...]
 """shift, scale, gate of the self-attention, then of the FFN: six of [B, F, 1, D] float32, B and F may be 1."""
 
 
-class Reading(NamedTuple):
+class TextKV(NamedTuple):
     """What one layer reads of a text, the same for every block of a session: keys and values, and the scale of the codes in which
     answers reach a product in 8 bits. Where there is one key, the answer stands in the place of its value."""
 
@@ -44,7 +44,7 @@ class Reading(NamedTuple):
     scale_1: torch.Tensor  # float32
 
 
-class Heard(NamedTuple):
+class AudioKV(NamedTuple):
     """What one injector hears of a block, the same for every step: its keys, its values, its way of modulating."""
 
     k_FKHd: torch.Tensor
@@ -120,13 +120,13 @@ class SelfAttention(Attention):
     """x_BTD -> y_BTD. Streaming passes a Ring; training and the sink pass an Attend of their own.
 
     `fuse` makes q, k and v one layer `qkv`, for inference: three quarters of a launch and of a read of x are saved.
-    With a `coding` streaming attends in 8 bits, over a Ring of codes.
+    With a `scales` streaming attends in 8 bits, over a Ring of codes.
     """
 
     def __init__(self, cfg: DiTConfig) -> None:
         super().__init__(cfg)
         self.qkv: nn.Linear | RowLinear | None = None
-        self.coding: Coding | None = None
+        self.qkv_scales: QKVScales | None = None
 
     def fuse(self) -> None:
         if self.qkv is None:
@@ -148,16 +148,16 @@ class SelfAttention(Attention):
     def stream(self, u_BFPD: Activation, ring: Ring) -> torch.Tensor:
         """One block of one session: writes its keys and values into the ring. u [1, F, P, D] -> y of that shape."""
         q, k, v = self.project(u_BFPD)
-        size, eps, coding = q.shape, self.norm_q.eps, self.coding
+        size, eps, scales = q.shape, self.norm_q.eps, self.qkv_scales
         q, k, v = q.flatten(0, 2), k.flatten(0, 2), v.flatten(0, 2)
-        if coding is None:
+        if scales is None:
             weights = self.norm_q.weight, self.norm_k.weight
             q_THd = qk_norm_rope_store(q, k, v, *weights, eps, ring.table_TP2, ring.k_NHd, ring.v_NHd, ring.start)
             o_THd = block_causal(q_THd, ring.k_NHd, ring.v_NHd, ring.used)
         else:
-            vT_HdN, weights = ring.v_NHd.permute(1, 2, 0), (coding.weight_q_D, coding.weight_k_D)
-            q_THd = qk_norm_rope_code(q, k, v, *weights, eps, ring.table_TP2, ring.k_NHd, vT_HdN, coding.v_factor_H, ring.start)
-            o_THd = block_causal_fp8(q_THd, ring.k_NHd, vT_HdN, ring.used, coding.qk_scale_H, coding.v_scale_H)
+            vT_HdN, weights = ring.v_NHd.permute(1, 2, 0), (scales.weight_q_D, scales.weight_k_D)
+            q_THd = qk_norm_rope_quantize(q, k, v, *weights, eps, ring.table_TP2, ring.k_NHd, vT_HdN, scales.v_factor_H, ring.start)
+            o_THd = block_causal_fp8(q_THd, ring.k_NHd, vT_HdN, ring.used, scales.qk_scale_H, scales.v_scale_H)
         return self.o(o_THd.reshape(size))
 
 
@@ -174,17 +174,17 @@ class CrossAttention(Attention):
         q_BTHd = (q[0] if len(kv[0]) > 1 else q.flatten(1, 2)).unflatten(-1, self.heads)
         if scale_1 is None or not isinstance(self.o, RowLinear):
             return self.o(cross(q_BTHd, *kv).reshape(q.shape))
-        codes, scale = cross_coded(q_BTHd, *kv, scale_1)
-        return self.o(Coded(codes.reshape(q.shape), scale.reshape(*q.shape[:-1], 1)))
+        quantized, scale = cross_quantized(q_BTHd, *kv, scale_1)
+        return self.o(Quantized(quantized.reshape(q.shape), scale.reshape(*q.shape[:-1], 1)))
 
     def single(self, kv: KV) -> torch.Tensor:
         """The answer [B, 1, D] to every query when there is one key: its softmax weight is 1 whatever the query is."""
         return self.o(kv[1].flatten(-2))
 
-    def reading(self, kv: KV) -> Reading:
+    def text_kv(self, kv: KV) -> TextKV:
         """What `Block.stream` wants of a text."""
         k, v = kv if kv[0].shape[1] > 1 else (kv[0], self.single(kv).unflatten(-1, self.heads))
-        return Reading(k, v, code_scale(v))
+        return TextKV(k, v, e4m3_scale(v))
 
 
 class Block(nn.Module):
@@ -222,20 +222,20 @@ class Block(nn.Module):
         x, u = gate_norm_modulate(x, y, modulation=(shift2, scale2), eps=self.eps, norm_dtype=torch.float32, dtype=dtype)
         return gate_residual(x, self.ffn(u), gate2).to(dtype)
 
-    def stream(self, r: Residual, m: BlockMod, reading: Reading, ring: Ring) -> Residual:
+    def stream(self, r: Residual, m: BlockMod, text_kv: TextKV, ring: Ring) -> Residual:
         """The same numbers for one block of one session, in the fewest launches: what the block adds last is left to whoever reads."""
         dtype, (shift1, scale1, gate1, shift2, scale2, gate2) = r.dtype, m
         attn, text = self.self_attn, self.cross_attn
         first = attn.q if attn.qkv is None else attn.qkv
         x, u = feed(first, r, modulation=(shift1, scale1), eps=self.eps, norm_dtype=dtype, residual_dtype=dtype)
         y = attn.stream(u, ring)
-        if reading.k_1KHd.shape[1] == 1:
+        if text_kv.k_1KHd.shape[1] == 1:
             x = gate_residual(x, y, gate1)
-            y = reading.v_1KHd.flatten(-2)[:, None]
+            y = text_kv.v_1KHd.flatten(-2)[:, None]
         else:
             affine = (self.norm3.weight, self.norm3.bias)
             x, u = feed(text.q, Residual(x, y, gate1), affine=affine, eps=self.eps, norm_dtype=dtype)
-            y = text.stream(u, (reading.k_1KHd, reading.v_1KHd), reading.scale_1)
+            y = text.stream(u, (text_kv.k_1KHd, text_kv.v_1KHd), text_kv.scale_1)
         x, u = feed(self.ffn[0], Residual(x, y), modulation=(shift2, scale2), eps=self.eps, norm_dtype=torch.float32)
         return Residual(x, self._ffn(u), gate2)
 
@@ -272,18 +272,18 @@ class AudioInjector(nn.Module):
         y_NPD = attention(u_BFPD.flatten(0, 1), attention.keys_values(local_BFKD.flatten(0, 1)))
         return x_BFPD + y_NPD.unflatten(0, x_BFPD.shape[:2])
 
-    def hear(self, index: int, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> Heard:
+    def audio_kv(self, index: int, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> AudioKV:
         """What `stream` needs of a block's sound."""
         attention, adain = self._parts(index)
         shift_scale = adain(global_FD[None]).float()[..., None, :].chunk(2, dim=-1)
-        return Heard(*attention.keys_values(local_FKD), *shift_scale)
+        return AudioKV(*attention.keys_values(local_FKD), *shift_scale)
 
-    def stream(self, r: Residual, index: int, heard: Heard) -> Residual:
+    def stream(self, r: Residual, index: int, audio_kv: AudioKV) -> Residual:
         """`forward` for one block of one session, its sound heard before; what it adds is left to whoever reads."""
         attention, _ = self._parts(index)
-        modulation = (heard.shift_BF1D, heard.scale_BF1D)
+        modulation = (audio_kv.shift_BF1D, audio_kv.scale_BF1D)
         x, u = feed(attention.q, r, modulation=modulation, eps=AUDIO_EPS, norm_dtype=r.dtype, residual_dtype=r.dtype)
-        return Residual(x, attention.stream(u, (heard.k_FKHd, heard.v_FKHd)))
+        return Residual(x, attention.stream(u, (audio_kv.k_FKHd, audio_kv.v_FKHd)))
 
     def _parts(self, index: int) -> tuple[CrossAttention, AdaIN]:
         attention, adain = self.injector[index], self.injector_adain_layers[index]

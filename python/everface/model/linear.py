@@ -12,19 +12,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, gate_norm_modulate_fp8, gate_residual
-from everface.kernels.fused.row import E4M3_MAX, NO_AMAX
+from everface.kernels.fused.row_primitives import E4M3_MAX, NO_AMAX
 from everface.kernels.linear.fp8_linear import fp8_linear_rows
-from everface.kernels.linear.quantise_rows import quantise_rows
+from everface.kernels.linear.quantize_rows import quantize_rows
 
 
-class Coded(NamedTuple):
+class Quantized(NamedTuple):
     """An activation as e4m3 codes [..., K] and one scale a token [..., 1] float32."""
 
-    codes: torch.Tensor
+    quantized: torch.Tensor
     scale: torch.Tensor
 
 
-Activation = torch.Tensor | Coded
+Activation = torch.Tensor | Quantized
 
 
 class Residual(NamedTuple):
@@ -39,7 +39,7 @@ class Residual(NamedTuple):
         """That of the stream between blocks: the model's. Inside a block x is float32, what is added to it never."""
         return self.x.dtype if self.y is None else self.y.dtype
 
-    def closed(self) -> torch.Tensor:
+    def value(self) -> torch.Tensor:
         """The stream with its addition made, as the next norm would find it."""
         return self.x if self.y is None else gate_residual(self.x, self.y, self.gate, self.dtype)
 
@@ -55,18 +55,18 @@ class RowLinear(nn.Module):
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        codes_OI, scale_O1 = quantise_rows(layer.weight.detach())
-        self.register_buffer("weight", codes_OI)
+        quantized_OI, scale_O1 = quantize_rows(layer.weight.detach())
+        self.register_buffer("weight", quantized_OI)
         self.register_buffer("scale", scale_O1.flatten())
         self.bias, self.dtype = layer.bias, layer.weight.dtype
 
     def forward(self, x: Activation, gelu: bool = False) -> torch.Tensor:
         """[..., in] -> [..., out]; with gelu its tanh form follows."""
-        codes, scale = x if isinstance(x, Coded) else quantise_rows(x)
-        return fp8_linear_rows(codes, scale, self.weight, self.scale, self.bias, gelu=gelu, dtype=self.dtype)
+        quantized, scale = x if isinstance(x, Quantized) else quantize_rows(x)
+        return fp8_linear_rows(quantized, scale, self.weight, self.scale, self.bias, gelu=gelu, dtype=self.dtype)
 
 
-def code_scale(x: torch.Tensor) -> torch.Tensor:
+def e4m3_scale(x: torch.Tensor) -> torch.Tensor:
     """The scale [1] float32 that lets e4m3 hold every element of x, and every mean of them."""
     return x.abs().amax().float().clamp(min=NO_AMAX).reshape(1) / E4M3_MAX
 
@@ -81,8 +81,8 @@ def feed(
     """(the stream with its addition made, its norm as `layer` wants it): what `gate_norm_modulate` says, for the layer that comes next."""
     given = {"affine": affine, "modulation": modulation, "eps": eps, "norm_dtype": norm_dtype, "residual_dtype": residual_dtype}
     if isinstance(layer, RowLinear):
-        x, codes = gate_norm_modulate_fp8(*r, **given, dtype=layer.dtype)
-        return x, Coded(*codes)
+        x, quantized = gate_norm_modulate_fp8(*r, **given, dtype=layer.dtype)
+        return x, Quantized(*quantized)
     return gate_norm_modulate(*r, **given, dtype=r.dtype)
 
 

@@ -16,7 +16,7 @@ DECODED_FRAMES = 12  # of a block
 def dit_parameters(cfg: DiTConfig) -> tuple[int, int]:
     """(those that the 8-bit policy of everface.weights.quantize codes in one byte, all the others) of the transformer."""
     dim, ffn, layers, injectors = cfg.dim, cfg.ffn_dim, cfg.num_layers, len(cfg.audio_inject_layers)
-    coded = layers * (8 * dim * dim + 2 * dim * ffn) + injectors * 6 * dim * dim
+    quantized = layers * (8 * dim * dim + 2 * dim * ffn) + injectors * 6 * dim * dim
     attention = 4 * dim + 2 * dim  # biases, norms of q and k
     block = 2 * attention + 2 * dim + ffn + dim + 6 * dim
     injector = attention + 2 * dim
@@ -29,13 +29,13 @@ def dit_parameters(cfg: DiTConfig) -> tuple[int, int]:
     audio = cfg.wav2vec_layers + _layer(3 * cfg.audio_dim, quarter * cfg.num_audio_token) + _layer(3 * cfg.audio_dim, quarter)
     audio += _layer(3 * quarter, 2 * quarter) + _layer(3 * (dim // 2), dim) + _layer(dim, dim) + dim
     head = _layer(dim, cfg.out_dim * cfg.patch_size[1] * cfg.patch_size[2]) + 2 * dim
-    return coded, layers * block + injectors * injector + embeddings + audio + head
+    return quantized, layers * block + injectors * injector + embeddings + audio + head
 
 
-def dit_bytes(cfg: DiTConfig, coded: bool) -> int:
+def dit_bytes(cfg: DiTConfig, quantized: bool) -> int:
     """Of the weights in bfloat16, or `coded`: in 8 bits where the policy says so, the rest in bfloat16."""
-    codes, rest = dit_parameters(cfg)
-    return codes * (1 if coded else 2) + 2 * rest
+    linear, rest = dit_parameters(cfg)
+    return linear * (1 if quantized else 2) + 2 * rest
 
 
 def ring_values(cfg: DiTConfig, h: int, w: int) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from everface.kernels.video.causal_conv3d import causal_conv3d, normed_conv3d
+from everface.kernels.video.causal_conv3d import causal_conv3d, norm_silu_conv3d
 from everface.kernels.video.norm_silu import rms_norm_channels
 from everface.kernels.video.upsample_conv import upsample_conv
 
@@ -54,15 +54,20 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, c_in: int, c_out: int, space: int = 3) -> None:
         super().__init__(c_in, c_out, (3, space, space), padding=(0, space // 2, space // 2))
 
-    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # type: ignore[override]
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  a convolution with state
         y_BCTHW, stream.caches[self.slot] = causal_conv3d(x_BCTHW, stream.caches[self.slot], self.weight, self.bias)
         return y_BCTHW
 
-    def normed(self, x_BCTHW: Tensor, gamma: Tensor, stream: VAEStream, residual_BCTHW: Tensor | None = None) -> Tensor:
-        """conv(SiLU(norm(x))) [+ residual]."""
-        past = stream.caches[self.slot]
-        y_BCTHW, stream.caches[self.slot] = normed_conv3d(x_BCTHW, gamma, past, self.weight, self.bias, residual_BCTHW)
-        return y_BCTHW
+
+def norm_silu_conv(
+    layers: nn.ModuleDict, norm: str, conv: str, x_BCTHW: Tensor, stream: VAEStream, residual_BCTHW: Tensor | None = None
+) -> Tensor:  # fmt: skip
+    """conv(SiLU(norm(x))) [+ residual], by two layers of these names."""
+    gamma, causal = layers[norm], layers[conv]
+    assert isinstance(gamma, Gamma) and isinstance(causal, CausalConv3d)
+    past = stream.caches[causal.slot]
+    y_BCTHW, stream.caches[causal.slot] = norm_silu_conv3d(x_BCTHW, gamma.gamma, past, causal.weight, causal.bias, residual_BCTHW)
+    return y_BCTHW
 
 
 def keep(frames: Tensor) -> Tensor:
@@ -76,8 +81,9 @@ class Pointwise(nn.Conv3d):
     def __init__(self, c_in: int, c_out: int) -> None:
         super().__init__(c_in, c_out, 1)
 
-    def forward(self, x_BCTHW: Tensor) -> Tensor:  # type: ignore[override]
-        return F.linear(x_BCTHW.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+    def forward(self, input: Tensor) -> Tensor:
+        """[B, C, T, H, W] -> the same with c_out channels."""
+        return F.linear(input.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
 
 
 class ResidualBlock(nn.Module):
@@ -91,9 +97,8 @@ class ResidualBlock(nn.Module):
         self.shortcut = Pointwise(c_in, c_out) if c_in != c_out else nn.Identity()
 
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
-        r = self.residual
-        h_BCTHW = r["2"].normed(x_BCTHW, r["0"].gamma, stream)  # type: ignore[operator]
-        return r["6"].normed(h_BCTHW, r["3"].gamma, stream, self.shortcut(x_BCTHW))  # type: ignore[operator]
+        h_BCTHW = norm_silu_conv(self.residual, "0", "2", x_BCTHW, stream)
+        return norm_silu_conv(self.residual, "3", "6", h_BCTHW, stream, self.shortcut(x_BCTHW))
 
 
 class Attention(nn.Module):
@@ -139,7 +144,7 @@ class TemporalStride(nn.Conv3d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, (3, 1, 1), stride=(2, 1, 1))
 
-    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # type: ignore[override]
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  a convolution with state
         past, stream.caches[self.slot] = stream.caches[self.slot], keep(x_BCTHW[:, :, -1:])
         return x_BCTHW if past is None else super().forward(torch.cat([past.to(x_BCTHW.dtype), x_BCTHW], 2))
 
@@ -154,11 +159,12 @@ class Upsample(nn.Module):
         self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels // 2, 3, padding=1)})
 
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
-        double = self.time_conv is not None and not stream.first
-        if double:
-            x_BCTHW = self.time_conv(x_BCTHW, stream)  # type: ignore[misc]
+        time_conv = None if stream.first else self.time_conv
+        if time_conv is not None:
+            x_BCTHW = time_conv(x_BCTHW, stream)
         conv = self.resample["1"]
-        return upsample_conv(x_BCTHW, conv.weight, conv.bias, 2 if double else 1)  # type: ignore[arg-type]
+        assert isinstance(conv, nn.Conv2d)
+        return upsample_conv(x_BCTHW, conv.weight, conv.bias, 1 if time_conv is None else 2)
 
 
 class Head(nn.ModuleDict):
@@ -168,7 +174,7 @@ class Head(nn.ModuleDict):
         super().__init__({"0": Gamma(c_in), "2": CausalConv3d(c_in, c_out)})
 
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
-        return self["2"].normed(x_BCTHW, self["0"].gamma, stream)  # type: ignore[operator]
+        return norm_silu_conv(self, "0", "2", x_BCTHW, stream)
 
 
 def to_frames(x_BCTHW: Tensor) -> Tensor:

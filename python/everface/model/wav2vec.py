@@ -47,12 +47,12 @@ def build_wav2vec2(config: Mapping[str, object], state: Mapping[str, Tensor]) ->
     return model.eval().requires_grad_(False)
 
 
-def normalise(pcm_S: Tensor) -> Tensor:
+def normalize(pcm_S: Tensor) -> Tensor:
     """(x - mean) / sqrt(var + 1e-7), biased variance: the official one, over the whole file."""
     return (pcm_S - pcm_S.mean()) / torch.sqrt(pcm_S.var(correction=0) + 1e-7)
 
 
-def normalise_window(pcm_S: Tensor) -> Tensor:
+def normalize_window(pcm_S: Tensor) -> Tensor:
     """The same with the statistics of the samples that are not exactly 0. For short live windows.
 
     Otherwise the digital silence between two utterances of a speech synthesiser would change the level of the voice beside it.
@@ -130,7 +130,7 @@ class Wav2Vec2:
         sounding = torch.nonzero(pcm_S[: self.lookback_samples])
         first = int(sounding[0]) if len(sounding) else self.lookback_samples
         cut = first // HOP * HOP
-        states_LTC = self.hidden_states(normalise_window(pcm_S[cut:].float()))
+        states_LTC = self.hidden_states(normalize_window(pcm_S[cut:].float()))
         return self._at_frames(states_LTC, (self.lookback_samples - cut) / HOP, frames)
 
     def whole_file_features(self, pcm_S: Tensor, clip_frames: int = 48, compat: str = "official") -> Tensor:
@@ -141,7 +141,7 @@ class Wav2Vec2:
         """
         if compat not in COMPATS:
             raise BadInput(f"unknown compat {compat!r}: choose one of {', '.join(COMPATS)}")
-        states_LTC = self.hidden_states(normalise(pcm_S.float()))
+        states_LTC = self.hidden_states(normalize(pcm_S.float()))
         if compat == "official":
             if states_LTC.shape[1] < 2:
                 raise BadInput(

@@ -13,9 +13,9 @@ import torch
 from everface.core.config import DiTConfig
 from everface.core.errors import BadInput
 from everface.kernels.attention.cross import cross
-from everface.kernels.fused.qk_norm_rope_store import rotate
+from everface.kernels.fused.norm_rope import rotate
 from everface.model.dit import DiT
-from everface.model.layers import AudioInjector, Block, Heard, Ring
+from everface.model.layers import AudioInjector, AudioKV, Block, Ring
 from everface.model.linear import Residual
 from everface.model.rope import frames_table
 from everface.parity.golden import Golden
@@ -55,7 +55,7 @@ def one_block(file: Golden, check: Check) -> None:
     index = int(file.setting("block").split("blocks.")[1].split()[0])
     fill(block, file, file.below("w.") or weights.below(f"blocks.{index}."))
     block.to(check.dtype).self_attn.fuse()
-    frames, grid, tokens = file.setting("frames"), tuple(file.setting("patch_grid")), file["noisy.x"].shape[0]
+    frames, (rows, columns), tokens = file.setting("frames"), file.setting("patch_grid"), file["noisy.x"].shape[0]
     text_kv = block.cross_attn.keys_values(file["context_emb"][None].to(check.dtype))
     e0_noisy, e0_sink = file["e"][None, :, :, 0], file["e"][None, :1, :, 1]
     sink_table, read_table = (
@@ -75,10 +75,10 @@ def one_block(file: Golden, check: Check) -> None:
     k, v = (torch.cat((x, x.new_zeros(slots, *x.shape[1:]))) for x in (rotate(sink_k, read_table), sink_v))
 
     def step(x_TD: torch.Tensor, at: int) -> torch.Tensor:
-        table = frames_table(frames * at, frames, grid, cfg.head_dim)  # type: ignore[arg-type]
+        table = frames_table(frames * at, frames, (rows, columns), cfg.head_dim)
         ring = Ring(k, v, sink + at * tokens, sink + (at + 1) * tokens, table)
         x = Residual(x_TD.to(check.dtype).view(1, frames, -1, cfg.dim))
-        return block.stream(x, block.modulations(e0_noisy), block.cross_attn.reading(text_kv), ring).closed()
+        return block.stream(x, block.modulations(e0_noisy), block.cross_attn.text_kv(text_kv), ring).value()
 
     for at in (0, 1):
         check(f"noisy.block{at}.y", step(file["noisy.x"], at), 2e-5)
@@ -157,16 +157,16 @@ def watched(check: Check, dit: DiT) -> Iterator[None]:
     def watch_block(layer: int, block: Block) -> None:
         def stream(*args: Any) -> Residual:
             out = Block.stream(block, *args)
-            check(f"noisy.block{layer}.out", out.closed(), 2e-5)
+            check(f"noisy.block{layer}.out", out.value(), 2e-5)
             if layer not in injected:
-                check(f"noisy.block{layer}.after_audio", out.closed(), 2e-5)
+                check(f"noisy.block{layer}.after_audio", out.value(), 2e-5)
             return out
 
         vars(block)["stream"] = stream
 
-    def watched_audio(r: Residual, index: int, heard: Heard) -> Residual:
-        out = AudioInjector.stream(dit.audio_injector, r, index, heard)
-        check(f"noisy.block{injected[index]}.after_audio", out.closed(), 2e-5)
+    def watched_audio(r: Residual, index: int, audio_kv: AudioKV) -> Residual:
+        out = AudioInjector.stream(dit.audio_injector, r, index, audio_kv)
+        check(f"noisy.block{injected[index]}.after_audio", out.value(), 2e-5)
         return out
 
     hooks = [block.register_forward_hook(after_sink) for block in blocks]

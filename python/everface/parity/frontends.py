@@ -10,7 +10,7 @@ from everface.core.config import TextConfig, VAEConfig
 from everface.media.crop import plan_crop, target_size
 from everface.model.text import UMT5Encoder, relative_bucket
 from everface.model.vae import VAE
-from everface.model.wav2vec import Wav2Vec2, bucket, bucket_rows, build_wav2vec2, normalise, resample_50_to_30
+from everface.model.wav2vec import Wav2Vec2, bucket, bucket_rows, build_wav2vec2, normalize, resample_50_to_30
 from everface.parity.dit import fill
 from everface.parity.golden import Golden
 from everface.parity.report import Check
@@ -68,8 +68,8 @@ def t5(file: Golden, check: Check) -> None:
 def wav2vec2(file: Golden, check: Check) -> None:
     """Normalised sound, every hidden state, and the states at 30 a second."""
     front_end = Wav2Vec2(build_wav2vec2(file.config, file.below("w.")))
-    check("wav_normalised", normalise(file["wav"]), 5e-5)
-    states = front_end.hidden_states(normalise(file["wav"]))
+    check("wav_normalised", normalize(file["wav"]), 5e-5)
+    states = front_end.hidden_states(normalize(file["wav"]))
     check("hidden_states", states, 5e-5)
     check("feat30", resample_50_to_30(states), 5e-5)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from everface.core.errors import BadInput
-from everface.parity import dit, frontends, parts, stream
+from everface.parity import components, dit, frontends, stream
 from everface.parity.golden import Golden, Missing, find_cases, select
 from everface.parity.report import Check, Line, count
 
@@ -26,12 +26,12 @@ DIT_CASES: dict[str, Case] = {
     "dit_stream_kv": stream.caches,
 }
 CASES: dict[str, Case] = DIT_CASES | {
-    "rope": parts.rope,
-    "framepack": parts.framepack,
-    "audio_encoder_injector": parts.audio_encoder_injector,
-    "sampler": parts.sampler,
-    "lora_merge": parts.lora_merge,
-    "fp8_linear": parts.fp8_linear,
+    "rope": components.rope,
+    "framepack": components.framepack,
+    "audio_encoder_injector": components.audio_encoder_injector,
+    "sampler": components.sampler,
+    "lora_merge": components.lora_merge,
+    "fp8_linear": components.fp8_linear,
     "audio_bucket": frontends.audio_bucket,
     "wav2vec2": frontends.wav2vec2,
     "t5": frontends.t5,

@@ -19,8 +19,8 @@ import torch
 from everface.models.live_avatar.conditions import Noise
 from everface.model.kv_cache import KVCache
 from everface.kernels.fused.flow_step import flow_step
-from everface.model.dit import DiT, Place, StepMod
-from everface.model.layers import KV, Heard, Reading
+from everface.model.dit import BlockPosition, DiT, StepMod
+from everface.model.layers import KV, AudioKV, TextKV
 from everface.model.rope import SINK_TIME
 from everface.model.schedule import Schedule, sigmas, sink_distance
 from everface.train.plans import Stage2
@@ -78,7 +78,7 @@ class Rollout:
         """x0 of the whole scene [16, F, h, w]."""
         dit, plan, course, scene = self.dit, self.plan, self.course, self.scene
         text_kv = dit.text_kv(dit.embed_text(scene.text_LC))
-        reading = dit.reading(text_kv)
+        reading = dit.stream_text_kv(text_kv)
         self._prime(scene.reference_16_1hw, text_kv)
         levels, times = self.schedule.sigmas, self.schedule.timesteps
         mods = {s: dit.modulations(dit.time(times[s])) for s in self.rings}
@@ -112,17 +112,17 @@ class Rollout:
         text_kv = dit.text_kv(dit.embed_text(self.scene.text_LC))
         mod, heard, levels = dit.modulations(dit.time(self.schedule.timesteps[s])), self._hear(b), (self.schedule.sigmas[s], 0.0)
         read = Replayed(cache.k_LNHd, cache.v_LNHd, cache.sink_k_LCHd)
-        x = dit.step(self.entered[b], *levels, mod, dit.reading(text_kv), heard, read, self.rope, self.place(b, s))
+        x = dit.step(self.entered[b], *levels, mod, dit.stream_text_kv(text_kv), heard, read, self.rope, self.place(b, s))
         before, slot = self.overwritten.pop(), self._slots(b)
         if before is not None:
             cache.k_LNHd[:, slot].copy_(before[0])
             cache.v_LNHd[:, slot].copy_(before[1])
         return x
 
-    def place(self, b: int, step: int) -> Place:
+    def place(self, b: int, step: int) -> BlockPosition:
         """Where block b stands for a step."""
         index = self.course.first_block + b
-        place = self.dit.place(self.grid, index, sink_distance(self.scene.seed, index, step), run=b)
+        place = self.dit.block_position(self.grid, index, sink_distance(self.scene.seed, index, step), run=b)
         return place if self.plan.rolling else place._replace(sink=SINK_TIME)
 
     def _start(self, b: int, index: int) -> torch.Tensor:
@@ -133,11 +133,11 @@ class Rollout:
         truth, sigma = self.scene.truth_16Fhw[:, self.n * b : self.n * (b + 1)], self.schedule.sigmas[self.course.start_step]
         return ((1 - sigma) * truth + sigma * noise).to(self.dtype)
 
-    def _hear(self, b: int) -> list[Heard]:
+    def _hear(self, b: int) -> list[AudioKV]:
         first, length = VIDEO_FRAMES * self.n * b, VIDEO_FRAMES * self.n
         features = self.scene.features_LCT[..., first : first + PAST + length]
         local, heard = self.dit.casual_audio_encoder.encode_block(features[..., PAST:], features[..., :PAST])
-        return self.dit.hear(local, heard)
+        return self.dit.audio_kv(local, heard)
 
     def _prime(self, reference_16_1hw: torch.Tensor, text_kv: list[KV]) -> None:
         sink_k, sink_v = self.dit.prefill_sink(reference_16_1hw, self.scene.motion_16Thw.to(self.dtype), text_kv)
@@ -155,7 +155,7 @@ class Rollout:
         return cache
 
     def _slots(self, b: int) -> slice:
-        start = self.dit.place(self.grid, b, 0).start
+        start = self.dit.block_position(self.grid, b, 0).start
         return slice(start, start + self.n * self.grid[0] * self.grid[1])
 
     def _slot(self, b: int) -> KV | None:
@@ -165,7 +165,7 @@ class Rollout:
         cache, slot = self._cache(self.course.exit_step), self._slots(b)
         return cache.k_LNHd[:, slot].to("cpu", copy=True), cache.v_LNHd[:, slot].to("cpu", copy=True)
 
-    def _keep_history(self, b: int, x0: torch.Tensor, reading: list[Reading], heard: list[Heard]) -> None:
+    def _keep_history(self, b: int, x0: torch.Tensor, reading: list[TextKV], heard: list[AudioKV]) -> None:
         """Ablation: the block's slot of the one ring from a pass of its own, clean or at a fixed level, as other methods have it."""
         dit, sigma = self.dit, self.plan.past_sigma
         g = torch.Generator().manual_seed(self.scene.seed + 1_000_003 * (self.course.first_block + b))

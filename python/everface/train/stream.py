@@ -26,7 +26,7 @@ from everface.runtime.messages import Block, CloseSession, OpenSession
 from everface.core.config import SAMPLES_PER_FRAME, Deployment, StreamConfig, VAEConfig
 from everface.core.memory import keep_freed_memory
 from everface.kernels.fused.flow_step import flow_step
-from everface.model.dit import Place
+from everface.model.dit import BlockPosition
 from everface.model.rope import SINK_TIME
 from everface.model.schedule import Schedule, sigmas
 from everface.runtime.audio_buffer import Intake
@@ -58,7 +58,7 @@ class BentStep(StepRole):
         if self.ways.history != "own":
             rings[self.step] = rings[0]
 
-    def place(self, viewer: Viewer, block: Block, run: int) -> Place:
+    def place(self, viewer: Viewer, block: Block, run: int) -> BlockPosition:
         place = super().place(viewer, block, run)
         return place if self.ways.rolling else place._replace(sink=SINK_TIME)
 

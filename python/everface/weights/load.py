@@ -14,8 +14,8 @@ from everface.core.config import ModelConfig
 from everface.core.errors import BadWeights
 from everface.weights.convert import converted
 from everface.weights.files import Weights, first_of, open_file, open_index
+from everface.weights.layout import LORA, Layout, detect_layout
 from everface.weights.lora import merged_checkpoint
-from everface.weights.names import LORA, Layout, recognise
 
 
 def load_into(
@@ -148,7 +148,7 @@ class Checkpoint:
 def open_checkpoint(root: Path, lora: Path | None = None, cache: Path | None = None) -> Checkpoint:
     """Open a model folder of either layout. `lora`: the adapter, if it is not `liveavatar.safetensors` in the folder itself;
     `cache`: where converted and merged weights go, by default `core.env.cache_dir()`."""
-    layout = recognise(root)
+    layout = detect_layout(root)
     if lora is not None and not lora.is_file():
         raise BadWeights(f"{lora} is missing; name the LoRA file")
     return Checkpoint(layout, lora or layout.lora, cache or env.cache_dir())

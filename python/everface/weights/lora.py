@@ -19,7 +19,7 @@ import torch
 from everface.core.errors import BadWeights
 from everface.core.log import log
 from everface.weights.files import Weights, first_of, open_file, read_metadata
-from everface.weights.names import DIT_INDEX
+from everface.weights.layout import DIT_INDEX
 from everface.weights.store import fingerprint, hash_file, locked, write_safetensors, write_text
 
 ALPHA = 64.0

@@ -21,15 +21,15 @@ from huggingface_hub import constants
 from everface.core import env
 from everface.core.errors import BadWeights, Unavailable
 from everface.core.log import log
-from everface.weights import names
+from everface.weights import layout
 from everface.weights.store import hash_file, locked, write_text
 
 PATTERNS = {
     "Wan-AI/Wan2.2-S2V-14B": [
-        names.CONFIG, names.DIT_INDEX, names.DIT_SHARDS, names.TEXT, names.VAE, f"{names.TOKENIZER}/*",
-        f"{names.AUDIO}/*.json", f"{names.AUDIO}/{names.AUDIO_WEIGHTS[0]}",
+        layout.CONFIG, layout.DIT_INDEX, layout.DIT_SHARDS, layout.TEXT, layout.VAE, f"{layout.TOKENIZER}/*",
+        f"{layout.AUDIO}/*.json", f"{layout.AUDIO}/{layout.AUDIO_WEIGHTS[0]}",
     ],
-    "Quark-Vision/Live-Avatar": [names.LORA],
+    "Quark-Vision/Live-Avatar": [layout.LORA],
 }  # fmt: skip
 RECORD = "pulled.json"
 

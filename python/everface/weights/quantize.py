@@ -20,15 +20,15 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from everface.kernels.linear.fp8_linear import fp8_linear, quantise_tensor
-from everface.model.coding import TIMES, Coding, value_bound
+from everface.kernels.linear.fp8_linear import fp8_linear, quantize_tensor
 from everface.model.dit import DiT
 from everface.model.linear import RowLinear
+from everface.model.qkv_scales import TIMES, QKVScales, value_bound
 
 EXCLUDED = ("text_embedding", "time_embedding", "time_projection", "head.head", "casual_audio_encoder.encoder.final_linear")
 
-ATTENTION_CODED = "fp8-attention"
-CODED = ("fp8", ATTENTION_CODED)  # of a deployment's dtypes
+FP8_ATTENTION = "fp8-attention"
+FP8_DTYPES = ("fp8", FP8_ATTENTION)  # of a deployment's dtypes
 
 ROWS = ("self_attn.qkv", "self_attn.o", "cross_attn.q", "cross_attn.o", "ffn.0", "ffn.2")
 """Of every block: 75.7 of the 79.7 TFLOP of products in a step of the 14B model at 704x384."""
@@ -45,8 +45,8 @@ class FP8Linear(nn.Module):
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
-        codes_OI, scale_1 = quantise_tensor(layer.weight.detach())
-        self.register_buffer("weight", codes_OI)
+        quantized_OI, scale_1 = quantize_tensor(layer.weight.detach())
+        self.register_buffer("weight", quantized_OI)
         self.register_buffer("scale", scale_1)
         self.bias = layer.bias
 
@@ -55,7 +55,7 @@ class FP8Linear(nn.Module):
         return fp8_linear(x, self.weight, self.scale, self.bias)
 
 
-def quantised_names(dit: nn.Module) -> list[str]:
+def quantized_names(dit: nn.Module) -> list[str]:
     """The names of the modules that the policy quantises, in module order."""
     linears = (name for name, module in dit.named_modules() if isinstance(module, nn.Linear))
     return [name for name in linears if not any(name == out or name.startswith(f"{out}.") for out in EXCLUDED)]
@@ -63,11 +63,11 @@ def quantised_names(dit: nn.Module) -> list[str]:
 
 def quantise(dit: nn.Module) -> None:
     """Replace those layers in place by FP8Linear, one at a time, so that no more than one weight is held twice."""
-    for name in quantised_names(dit):
+    for name in quantized_names(dit):
         _replace(dit, name, FP8Linear)
 
 
-def quantise_rows_of(dit: DiT) -> None:
+def quantize_per_row(dit: DiT) -> None:
     """Replace the layers that ROWS names in every block of a fused model by RowLinear, in place, one at a time."""
     for i in range(dit.cfg.num_layers):
         for name in ROWS:
@@ -75,22 +75,22 @@ def quantise_rows_of(dit: DiT) -> None:
 
 
 @torch.no_grad()
-def quantise_attention_of(dit: DiT) -> None:
+def quantize_attention(dit: DiT) -> None:
     """Let every block of a fused model attend over codes. Caches made before no longer fit."""
     e0_T6D = dit.time(torch.tensor(TIMES, dtype=torch.float64)).e0_6D
     for block in dit._blocks():
         attn, (shift, scale, *_) = block.self_attn, block.modulations(e0_T6D[None])
         assert attn.qkv is not None
         bound_D = value_bound(attn.qkv, shift.flatten(0, 2), scale.flatten(0, 2))
-        attn.coding = Coding(attn.norm_q.weight, attn.norm_k.weight, bound_D, dit.cfg.num_heads)
+        attn.qkv_scales = QKVScales(attn.norm_q.weight, attn.norm_k.weight, bound_D, dit.cfg.num_heads)
 
 
-def quantise_for(dit: DiT, dtype: str) -> None:
+def quantize_for_dtype(dit: DiT, dtype: str) -> None:
     """What a deployment's dtype asks for, of a fused model in bfloat16: "fp8", "fp8-attention", or nothing."""
-    if dtype in CODED:
-        quantise_rows_of(dit)
-    if dtype == ATTENTION_CODED:
-        quantise_attention_of(dit)
+    if dtype in FP8_DTYPES:
+        quantize_per_row(dit)
+    if dtype == FP8_ATTENTION:
+        quantize_attention(dit)
 
 
 def _replace(dit: nn.Module, name: str, by: Callable[[nn.Linear], nn.Module]) -> None:

@@ -81,7 +81,7 @@ def locked(path: Path) -> Iterator[None]:
     """Only one process at a time makes `path`; the others wait here and then find it made."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_name(path.name + ".lock"), "w")  # noqa: SIM115
+        lock = open(path.with_name(path.name + ".lock"), "w")  # noqa: SIM115 closed by the with below, outside of this try
     except OSError as error:
         raise Unavailable(f"cannot write to {path.parent}: {error.strerror}; set EVERFACE_CACHE to another folder") from None
     with lock:

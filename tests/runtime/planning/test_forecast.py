@@ -6,8 +6,18 @@ import pytest
 
 from everface.cli import main
 from everface.core.errors import BadInput
-from everface.runtime.planning.placement import place
-from everface.runtime.planning.forecast import Times, paper_table, simulate
+from everface.models.live_avatar.forecast import block_times, paper_table
+from everface.models.live_avatar.model import role_specs
+from everface.runtime.planning.forecast import Times, simulate
+from everface.runtime.planning.placement import Placement, place
+
+
+def four_steps(devices: int) -> Placement:
+    return place(role_specs(4), devices)
+
+
+def times(jitter: float = 0.0, transfer_ms: float = 0.5) -> Times:
+    return block_times(4, 100.0, 60.0, transfer_ms=transfer_ms, jitter=jitter)
 
 
 def test_the_paper_within_five_percent() -> None:
@@ -20,30 +30,29 @@ def test_the_paper_within_five_percent() -> None:
 
 @pytest.mark.parametrize("devices", [1, 2, 3, 4, 5])
 def test_rate_is_that_of_the_slowest_device(devices: int) -> None:
-    plan = place(4, devices)
-    slowest = max(sum(60.0 if role == "decode" else 100.0 for role in roles) for roles in plan.devices)
-    forecast = simulate(plan, Times(100.0, 60.0, transfer_ms=0.0))
+    placed = four_steps(devices)
+    slowest = max(sum(60.0 if role == "decode" else 100.0 for role in roles) for roles in placed.devices)
+    forecast = simulate(placed, times(transfer_ms=0.0))
     assert forecast.fps == pytest.approx(12_000 / slowest, rel=0.01)
     assert forecast.first_frame_ms == pytest.approx(460.0)
     assert max(forecast.busy) > 0.95
 
 
 def test_jitter_costs_rate_and_is_seeded() -> None:
-    plan, times = place(4, 5), Times(100.0, 60.0, jitter=0.2)
-    calm, rough = simulate(plan, Times(100.0, 60.0)), simulate(plan, times)
+    placed, uneven = four_steps(5), times(jitter=0.2)
+    calm, rough = simulate(placed, times()), simulate(placed, uneven)
     assert rough.fps < calm.fps and rough.period_ms[2] > rough.period_ms[0]
-    assert simulate(plan, times) == rough != simulate(plan, times, seed=1)
+    assert simulate(placed, uneven) == rough != simulate(placed, uneven, seed=1)
 
 
 def test_an_interruption_costs_the_pipe_and_what_is_being_worked_on() -> None:
-    one, five = simulate(place(4, 1), Times(100.0, 60.0, transfer_ms=0.0)), simulate(place(4, 5), Times(100.0, 60.0, transfer_ms=0.0))
+    one, five = (simulate(four_steps(n), times(transfer_ms=0.0)) for n in (1, 5))
     assert 460 <= one.interrupt_ms[0] <= one.interrupt_ms[1] <= 2 * 460
     assert 460 <= five.interrupt_ms[0] <= five.interrupt_ms[1] <= 460 + 100  # at most the rest of one step before it
 
 
 def test_live_sessions_until_the_pipeline_is_full() -> None:
-    plan, times = place(4, 5), Times(100.0, 60.0)
-    one, three, six = (simulate(plan, times, sessions=n, live=True) for n in (1, 3, 6))
+    one, three, six = (simulate(four_steps(5), times(), sessions=n, live=True) for n in (1, 3, 6))
     assert one.fps == pytest.approx(25, rel=0.01) and one.misses == 0
     assert three.fps == pytest.approx(75, rel=0.02)
     assert six.fps < 125 and six.misses > 0.5  # 6 x 25 fps do not fit into 120
@@ -51,7 +60,7 @@ def test_live_sessions_until_the_pipeline_is_full() -> None:
 
 def test_bad_numbers_and_the_command(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(BadInput, match="above zero"):
-        Times(0.0, 1.0)
+        block_times(4, 0.0, 1.0)
     assert main(["simulate", "--paper"]) == 0
     assert "45.2" in capsys.readouterr().out
     assert main(["simulate", "--devices", "2", "--step-ms", "122", "--decode-ms", "69"]) == 0

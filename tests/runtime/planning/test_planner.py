@@ -5,19 +5,26 @@ from __future__ import annotations
 import pytest
 
 from everface.core.errors import BadInput
-from everface.runtime.planning.selection import GIB, Needs, best, explain, options, refuse
-from everface.runtime.planning.placement import place
+from everface.models.live_avatar.forecast import DeviceMemory, block_times
+from everface.runtime.model import RoleSpec
 from everface.runtime.planning.forecast import Times
+from everface.runtime.planning.placement import place
+from everface.runtime.planning.planner import GIB, Option, best, explain, refuse
+from everface.runtime.planning.planner import options as plan_options
 
-NEEDS = Needs(
+NEEDS = DeviceMemory(
     process=1 * GIB, weights=30 * GIB, step_work=1 * GIB, session_ring=10 * GIB, session_sink=2 * GIB,
     decoder=1 * GIB, decode_work=2 * GIB, session_decode=1 * GIB, front=3 * GIB,
 )  # fmt: skip
-TIMES = Times(100.0, 60.0, transfer_ms=0.0)
+TIMES = block_times(4, 100.0, 60.0, transfer_ms=0.0)
 
 
-def names(option) -> list[int]:
-    return [len(device) for device in option.plan.devices]
+def names(option: Option) -> list[int]:
+    return [len(device) for device in option.placement.devices]
+
+
+def options(steps: int, limits_gib: list[float], memory: DeviceMemory, times: Times, sessions: int = 1) -> list[Option]:
+    return plan_options([*(f"step{i}" for i in range(steps)), "decode"], limits_gib, memory, times, sessions)
 
 
 def test_memory_is_the_sum_of_what_a_device_holds() -> None:
@@ -30,14 +37,14 @@ def test_memory_is_the_sum_of_what_a_device_holds() -> None:
 
 @pytest.mark.parametrize("devices", range(1, 6))
 def test_the_best_is_what_place_would_cut_when_memory_is_plenty(devices: int) -> None:
-    found = [o for o in options(4, [500.0] * 5, NEEDS, TIMES) if len(o.plan.devices) == devices]
+    found = [o for o in options(4, [500.0] * 5, NEEDS, TIMES) if len(o.placement.devices) == devices]
     chosen = best(found)
-    placed = place(4, devices, {**{f"step{i}": 100.0 for i in range(4)}, "decode": 60.0})
-    assert chosen and chosen.forecast.fps == pytest.approx(next(o for o in found if o.plan == placed).forecast.fps)
+    placed = place([*(RoleSpec(f"step{i}", 100.0) for i in range(4)), RoleSpec("decode", 60.0)], devices)
+    assert chosen and chosen.forecast.fps == pytest.approx(next(o for o in found if o.placement == placed).forecast.fps)
 
 
 def test_fewer_devices_among_equals() -> None:
-    slow_decoder = Times(100.0, 400.0, transfer_ms=0.0)  # it rules the rate from two devices on
+    slow_decoder = block_times(4, 100.0, 400.0, transfer_ms=0.0)  # it rules the rate from two devices on
     found = options(4, [500.0] * 5, NEEDS, slow_decoder)
     chosen = best(found)
     assert chosen and names(chosen) == [4, 1]

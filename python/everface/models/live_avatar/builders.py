@@ -17,7 +17,7 @@ from everface.model.features import FrontEnd, LogMel
 from everface.model.text import NoText, Prompter, TextEncoder, UMT5Encoder, load_tokenizer
 from everface.model.vae import VAE
 from everface.weights.load import Checkpoint, load_into, open_checkpoint
-from everface.weights.quantize import ATTENTION_CODED, CODED, quantise_for
+from everface.weights.quantize import FP8_ATTENTION, FP8_DTYPES, quantize_for_dtype
 
 DEFAULT_WEIGHTS = Path(__file__).parents[2] / "default"
 AUDIO_ENCODER = "casual_audio_encoder."
@@ -27,7 +27,7 @@ WAV2VEC_LOOKBACK_S, WAV2VEC_LOOKAHEAD_S = 4.0, 1.0  # offline; docs/numerics.md 
 def dtype_of(deployment: Deployment) -> torch.dtype:
     """The torch dtype of activations that a deployment names; "fp8" is bfloat16 around products of 8-bit codes, "fp8-attention" around
     attention of codes too."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, **dict.fromkeys(CODED, torch.bfloat16)}
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, **dict.fromkeys(FP8_DTYPES, torch.bfloat16)}
     if deployment.dtype not in known:
         raise BadInput(f"unknown dtype {deployment.dtype!r}: choose one of {', '.join(known)}")
     return known[deployment.dtype]
@@ -41,19 +41,19 @@ def decoder_dtype(deployment: Deployment) -> torch.dtype:
 def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple[ModelConfig, DiT]:
     """The whole transformer on its device, ready for inference."""
     on = torch.device(deployment.device)
-    least = {"fp8": (8, 9), ATTENTION_CODED: (9, 0)}.get(deployment.dtype, (0, 0))
+    least = {"fp8": (8, 9), FP8_ATTENTION: (9, 0)}.get(deployment.dtype, (0, 0))
     if on.type == "cuda" and torch.cuda.get_device_capability(on) < least:
         raise BadInput(f"{torch.cuda.get_device_name(on)} does not compute in {deployment.dtype}: choose bfloat16")
     checkpoint = open_checkpoint(weights, lora)
-    backend.ask(deployment.attention)
+    backend.request_backend(deployment.attention)
     if on.type == "cuda" and dtype_of(deployment) != torch.float32:
-        coded = deployment.dtype == ATTENTION_CODED
-        backend.choose(on, backend.FP8 if coded else dtype_of(deployment), checkpoint.config.dit.head_dim)
+        coded = deployment.dtype == FP8_ATTENTION
+        backend.select_backend(on, backend.FP8 if coded else dtype_of(deployment), checkpoint.config.dit.head_dim)
     with torch.device("meta"):
         dit = DiT(checkpoint.config.dit)
     load_into(dit, checkpoint.dit(), dtype=dtype_of(deployment), device=deployment.device)
     dit.eval().requires_grad_(False).fuse()
-    quantise_for(dit, deployment.dtype)
+    quantize_for_dtype(dit, deployment.dtype)
     return checkpoint.config, dit
 
 

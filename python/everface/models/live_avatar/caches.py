@@ -16,7 +16,7 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 @dataclass(frozen=True)
 class KVLayout:
     """Sizes of one session's caches. `ring`, `sink` and `text` are counted in tokens. Every step has keys and values of its own, sink
-    before ring; text and the sink's un-rotated keys are shared by the steps of a device. `codes` is the 8-bit dtype of a step's keys
+    before ring; text and the sink's un-rotated keys are shared by the steps of a device. `quantized` is the 8-bit dtype of a step's keys
     and values, if they are quantized. `kind`: what else must be equal before another session may reuse the tensors."""
 
     layers: int
@@ -26,7 +26,7 @@ class KVLayout:
     heads: int
     width: int
     dtype: torch.dtype
-    codes: torch.dtype | None = None
+    quantized: torch.dtype | None = None
     kind: Hashable = ()
 
     def shared(self, device: torch.device | str) -> dict[str, torch.Tensor]:
@@ -35,7 +35,7 @@ class KVLayout:
         return {"sink_k": sink_k, "text_k": text_k, "text_v": text_v}
 
     def per_role(self, device: torch.device | str) -> dict[str, torch.Tensor]:
-        k, v = kv_pair((self.layers, self.sink + self.ring, self.heads, self.width), self.dtype, device, self.codes)
+        k, v = kv_pair((self.layers, self.sink + self.ring, self.heads, self.width), self.dtype, device, self.quantized)
         return {"k": k, "v": v}
 
 

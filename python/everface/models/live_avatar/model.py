@@ -87,6 +87,7 @@ class LiveAvatarSession(SessionModel):
         self._model, self._stream = model, stream
         rgb_3HW = model.image_tensor(image, stream)
         self._tensors = conditioner.initial_state(rgb_3HW, stream)
+        self._size = tuple(rgb_3HW.shape)
         height, width = rgb_3HW.shape[-2:]
         self._latent = (dit.in_dim, height // LATENT_STRIDE[1], width // LATENT_STRIDE[2])
         correlation = 0.0 if stream.compat == "official" else config.noise_correlation
@@ -118,11 +119,14 @@ class LiveAvatarSession(SessionModel):
     def invalid(self, outputs: Tensors) -> str | None:
         return not_finite(outputs)
 
-    def change(self, *, image: Path | torch.Tensor | None = None, prompt: str | None = None) -> Tensors:  # type: ignore[override]  # named
+    def change(self, *, image: Path | torch.Tensor | None = None, prompt: str | None = None) -> Tensors:  # pyright: ignore[reportIncompatibleMethodOverride]  the protocol takes any keyword
         """Show another image, of the session's size, or follow another prompt."""
         update: Tensors = {}
         if image is not None:
             rgb_3HW = self._model.image_tensor(image, self._stream)
+            if tuple(rgb_3HW.shape) != self._size:
+                (_, height, width), given = self._size, "x".join(map(str, rgb_3HW.shape[:0:-1]))
+                raise BadInput(f"an image of {given} cannot replace one of {width}x{height}: open a session for it")
             state = self._model.conditioner.image_state(rgb_3HW)
             update = {SINK: state["reference"], "motion": state["motion"]}
             self._sink.skip()

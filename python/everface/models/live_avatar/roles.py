@@ -15,8 +15,8 @@ from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import Unavailable
 from everface.core.memory import keep_freed_memory
 from everface.kernels.video.to_rgb import to_rgb
-from everface.model.dit import DiT, Place, cache_shape
-from everface.model.layers import Heard, Reading
+from everface.model.dit import BlockPosition, DiT, cache_shape
+from everface.model.layers import AudioKV, TextKV
 from everface.model.rope import Rope
 from everface.model.schedule import Schedule, sink_distance
 from everface.model.vae import VAE, VAEStream
@@ -35,9 +35,9 @@ class SlotState:
     Nothing in here leads back to the slot or to the slot_state, so an evicted slot's memory is free at once."""
 
     rope: Rope
-    reading: list[Reading]  # of the text, a layer each: views of the slot's, and scales that `prime` fills
-    heard: list[Heard]  # of the block that is being denoised
-    hear: CapturedGraph
+    text: list[TextKV]  # of the prompt, one a layer: views of the slot's tensors, and scales that `prime` fills
+    audio: list[AudioKV]  # of the block being denoised
+    encode_audio: CapturedGraph
     steps: dict[tuple[float, ...], CapturedGraph] = field(default_factory=dict)  # by noise level before and after
 
 
@@ -51,7 +51,7 @@ class SessionState:
     opened: Tensors  # reference, motion and text as they stand now
     runs: dict[int, int] = field(default_factory=dict)  # step -> blocks that it has run for this session
     primed: int | None = None  # the block whose condition the sink came with, None: the opening
-    heard: int | None = None  # the block whose sound is in the slot_state
+    audio_of: int | None = None  # the block whose audio is in the slot state
 
 
 class Denoiser:
@@ -89,7 +89,7 @@ class Denoiser:
     def layout(self, latent: tuple[int, ...], fp16: bool) -> KVLayout:
         cfg = self.dit.cfg
         (layers, ring, heads, width), (_, sink, _, _) = cache_shape(cfg, *latent)
-        return KVLayout(layers, ring, sink, cfg.text_len, heads, width, self.dtype, self.dit.codes, kind=(latent, fp16))
+        return KVLayout(layers, ring, sink, cfg.text_len, heads, width, self.dtype, self.dit.quantized_dtype, kind=(latent, fp16))
 
     def slot_state(self, caches: SessionCaches, latent: tuple[int, ...], fp16: bool) -> SlotState:
         """That of the slot, made when the slot is new."""
@@ -98,18 +98,18 @@ class Denoiser:
             dit, cfg = self.dit, self.dit.cfg
             rows, cols = latent[0] // cfg.patch_size[1], latent[1] // cfg.patch_size[2]
             local = torch.zeros(cfg.block_frames, cfg.num_audio_token + 1, cfg.dim, dtype=self.dtype, device=self.device)
-            sound = {"local_FKD": local, "global_FD": torch.zeros_like(local[:, 0])}
-            heard = dit.hear(**sound)
-            kept = [t for one in heard for t in one]
+            inputs = {"local_FKD": local, "global_FD": torch.zeros_like(local[:, 0])}
+            audio = dit.audio_kv(**inputs)
+            kept = [t for one in audio for t in one]
 
-            def hear(_: object, **sound: torch.Tensor) -> tuple[torch.Tensor, ...]:
-                for place, new in zip(kept, (t for one in dit.hear(**sound) for t in one), strict=True):
+            def encode(_: object, **inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+                for place, new in zip(kept, (t for one in dit.audio_kv(**inputs) for t in one), strict=True):
                     place.copy_(new)
                 return ()
 
-            reading = [Reading(k[None], v[None], torch.ones(1, device=self.device)) for k, v in zip(*caches.text, strict=True)]
-            graph = CapturedGraph(hear, sound, self.graph_pool)
-            attached["state"] = SlotState(dit.rope((rows, cols), fp16=fp16), reading, heard, graph)
+            text = [TextKV(k[None], v[None], torch.ones(1, device=self.device)) for k, v in zip(*caches.text, strict=True)]
+            graph = CapturedGraph(encode, inputs, self.graph_pool)
+            attached["state"] = SlotState(dit.rope((rows, cols), fp16=fp16), text, audio, graph)
         slot_state = attached["state"]
         assert isinstance(slot_state, SlotState)
         return slot_state
@@ -121,7 +121,7 @@ class Denoiser:
         text_kv = self.dit.text_kv(self.dit.embed_text(known["text"]))
         sink = self.dit.prefill_sink(known["reference"], known["motion"], text_kv, rope_fp16=fp16)
         state.caches.set_sink(*sink)
-        for kept, new in zip(state.slot_state.reading, self.dit.reading(text_kv), strict=True):
+        for kept, new in zip(state.slot_state.text, self.dit.stream_text_kv(text_kv), strict=True):
             for place, tensor in zip(kept, new, strict=True):
                 place.copy_(tensor)
 
@@ -131,10 +131,10 @@ class Denoiser:
         if brought and state.primed != block.index:
             self.prime(state, brought)
             state.primed = block.index
-        if state.heard != block.index:
-            sound = block.condition["audio_local"], block.condition["audio_global"]
-            state.slot_state.hear.run(local_FKD=self.onto(sound[0]), global_FD=self.onto(sound[1]))
-            state.heard = block.index
+        if state.audio_of != block.index:
+            local, total = block.condition["audio_local"], block.condition["audio_global"]
+            state.slot_state.encode_audio.run(local_FKD=self.onto(local), global_FD=self.onto(total))
+            state.audio_of = block.index
 
     def onto(self, tensor: torch.Tensor) -> torch.Tensor:
         """On this device and in its dtype. To a GPU by way of pinned memory, so that nobody waits for the copy."""
@@ -170,27 +170,27 @@ class StepRole:
         state = d.sessions[block.session]
         d.follow(state, block)
         run, state.runs[self.step] = state.runs[self.step], state.runs[self.step] + 1
-        first, sink, start, used = self.place(state, block, run)
+        first, sink, start, used = self.position(state, block, run)
         x, finite = self.captured(state, block.x).run(used, x=d.onto(block.x), first=first, sink=sink, start=start)
         kept = dict(block.condition)
         if self.last:  # the decoder needs no audio; the session waits for the first clean latent to make it the new sink
             kept = {CLEAN: x[:, :1].float().cpu()} if block.index == 0 else {}
         return replace(block, x=x, condition=kept | noted(block, finite))
 
-    def place(self, state: SessionState, block: Block, run: int) -> Place:
+    def position(self, state: SessionState, block: Block, run: int) -> BlockPosition:
         """Where the block stands, the `run`-th of this step."""
         dit = self.denoiser.dit
-        return dit.place(dit.grid(block.x), block.index, sink_distance(state.seed, block.index, self.step), run)
+        return dit.block_position(dit.grid(block.x), block.index, sink_distance(state.seed, block.index, self.step), run)
 
     def captured(self, state: SessionState, x: torch.Tensor) -> CapturedGraph:
         """This step over the state's caches."""
         key, steps = (*self.sigmas, float(self.step)), state.slot_state.steps
         if key not in steps:
-            d, rope, reading, heard = self.denoiser, state.slot_state.rope, state.slot_state.reading, state.slot_state.heard
+            d, rope, text, audio = self.denoiser, state.slot_state.rope, state.slot_state.text, state.slot_state.audio
             dit, cache, mod, sigmas = d.dit, state.caches.cache(self.step), self.mod, self.sigmas
 
-            def step(used: int, x: torch.Tensor, **place: Any) -> tuple[torch.Tensor, ...]:
-                x = dit.step(x, *sigmas, mod, reading, heard, cache, rope, Place(**place, used=used))
+            def step(used: int, x: torch.Tensor, **position: Any) -> tuple[torch.Tensor, ...]:
+                x = dit.step(x, *sigmas, mod, text, audio, cache, rope, BlockPosition(**position, used=used))
                 return x, all_finite(x)
 
             places = {n: torch.zeros((), dtype=torch.int64, device=d.device) for n in ("first", "sink", "start")}

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 import torch
+from torch import Tensor
 
 from everface.kernels.launch import Tiles, jit, tile, tl
 
@@ -22,12 +23,12 @@ TILES: Tiles = {80: {"narrow": tile(4, 1), "wide": tile(8, 1), "long": tile(16, 
 an SM, 528 on 132 SMs, so that 3168 rows are 6 full waves. Rows beyond 8192 take 16 warps to hold as little a thread."""
 
 
-def codes_of(x: torch.Tensor) -> torch.Tensor:
+def to_e4m3(x: Tensor) -> Tensor:
     """e4m3 nearest to x, saturated; NaN stays NaN."""
     return x.clamp(-E4M3_MAX, E4M3_MAX).to(E4M3)
 
 
-def parts(width: int) -> dict[str, int]:
+def row_sizes(width: int) -> dict[str, int]:
     """The constexpr sizes of a row: D = width, A the largest power of two below it, B the smallest that covers the rest."""
     a = 1 << ((width - 1).bit_length() - 1)
     return {"D": width, "A": a, "B": 1 << (width - a - 1).bit_length()}
@@ -38,25 +39,25 @@ def variant(width: int) -> Hashable:
     return "narrow" if width <= 1024 else "wide" if width <= 8192 else "long"
 
 
-def element(dtype: torch.dtype) -> object:
+def triton_dtype(dtype: torch.dtype) -> object:
     """Triton's name of a dtype, for a constexpr argument."""
     return {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}[dtype]
 
 
 @jit
-def load(ptr, cols, mask):
+def load_row(ptr, cols, mask):
     """Part of a row, widened at once: the interpreter does no arithmetic in 16 bits."""
     return tl.load(ptr + cols, mask=mask, other=0.0).to(tl.float32)
 
 
 @jit
-def rounded(value, DTYPE: tl.constexpr):
+def round_to(value, DTYPE: tl.constexpr):
     """The float32 nearest to what DTYPE can hold."""
     return value.to(DTYPE).to(tl.float32)
 
 
 @jit
-def normalised(a, b, mask_a, mask_b, eps, D: tl.constexpr):
+def normalize_row(a, b, mask_a, mask_b, eps, D: tl.constexpr):
     """(row - mean) / sqrt(variance + eps), the variance from the centred row."""
     mean = (tl.sum(a, 0) + tl.sum(b, 0)) / D
     a = tl.where(mask_a, a - mean, 0.0)
@@ -66,7 +67,7 @@ def normalised(a, b, mask_a, mask_b, eps, D: tl.constexpr):
 
 
 @jit
-def encoded(a, b):
+def quantize_row(a, b):
     """e4m3 codes of both parts and the scale that decodes them. No clamp: the largest value becomes 448 but for rounding."""
     amax = tl.maximum(tl.maximum(tl.max(tl.abs(a), 0), tl.max(tl.abs(b), 0)), 1e-12)
     factor = tl.div_rn(1.0, amax) * 448.0

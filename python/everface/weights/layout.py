@@ -65,7 +65,7 @@ class Layout:
         return next((self.audio / name for name in AUDIO_WEIGHTS if (self.audio / name).exists()), self.audio / AUDIO_WEIGHTS[0])
 
 
-def recognise(root: Path) -> Layout:
+def detect_layout(root: Path) -> Layout:
     """Tell which layout a folder has, and read its configuration. Touches no weights; raises BadWeights when it is neither."""
     if not root.is_dir():
         raise BadWeights(f"{root} is not a folder; name the folder that holds the model's {CONFIG}")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from everface.core.config import DiTConfig
-from everface.kernels.fused.qk_norm_rope_store import rotate
+from everface.kernels.fused.norm_rope import rotate
 from everface.kernels.linear import fp8_linear as fp8
 from everface.model.audio import CausalAudioEncoder
 from everface.model.framepack import MOTION_GROUPS
@@ -27,21 +27,22 @@ PREFIX_FRAMES = 73  # copies of a block's first frame that upstream puts before 
 
 def rope(file: Golden, check: Check) -> None:
     """Tables of noisy and sink tokens and what they do to vectors; `blockB` and `relR` stand in the names."""
-    d, grid, frames = file.setting("head_dim"), tuple(file.setting("patch_grid")), file.setting("frames_per_block")
+    d, (grid_rows, grid_columns), frames = file.setting("head_dim"), file.setting("patch_grid"), file.setting("frames_per_block")
+    grid = (grid_rows, grid_columns)
     with check.part("freq_rows.cos_sin"):
         index = file["freq_rows.index"]
         rows = torch.cat([axis_table(index, frequencies(pairs), False) for pairs in axis_pairs(d)], 1)
         check("freq_rows.cos_sin", rows, 1e-5 if index.max() >= FAR else 1e-6)
-    motion = motion_table(grid, MOTION_GROUPS, d)  # type: ignore[arg-type]
+    motion = motion_table(grid, MOTION_GROUPS, d)
     if "motion.cos_sin" in file:
         check("motion.cos_sin", motion, 1e-6)
     for name in [n for n in file if n.startswith(("noisy.block", "cond.block"))]:
         first = frames * int(re.findall(r"block(\d+)", name)[0])
         if name.startswith("noisy"):
-            table = frames_table(first, frames, grid, d, fp16=name.endswith("_fp16"))  # type: ignore[arg-type]
+            table = frames_table(first, frames, grid, d, fp16=name.endswith("_fp16"))
         else:
             rel = int(re.findall(r"rel(\d+)", name)[0])
-            table = frames_table(sink_time(first, rel), 1, grid, d)  # type: ignore[arg-type]
+            table = frames_table(sink_time(first, rel), 1, grid, d)
             if len(file[name]) > len(table):  # a grid that does not pool comes without motion
                 table = torch.cat((table, motion))
         with check.part(name):
@@ -74,24 +75,24 @@ def audio_encoder_injector(file: Golden, check: Check) -> None:
         features = file[f"{name}.input"]
         block = name.startswith("block")  # the others are windows as they are
         prefix = features[..., :1].expand(-1, -1, PREFIX_FRAMES if block else 0)
-        local, heard = encoder(torch.cat((prefix, features), -1)[None])
+        local, audio_kv = encoder(torch.cat((prefix, features), -1)[None])
         check(f"{name}.local", local, 2e-5)
-        check(f"{name}.global", heard, 2e-5)
+        check(f"{name}.global", audio_kv, 2e-5)
         if block:
-            local, heard = encoder.encode_block(features)
+            local, audio_kv = encoder.encode_block(features)
             check(f"{name}.local_used", local, 2e-5)
-            check(f"{name}.global_used", heard, 2e-5)
+            check(f"{name}.global_used", audio_kv, 2e-5)
 
     dit = load_dit(file)
     first, frames = cfg.audio_inject_layers[0], file["block12.local_used"].shape[0]
-    local, heard = file["block12.local_used"][None], file["block12.global_used"].flatten(1)[None]
+    local, audio_kv = file["block12.local_used"][None], file["block12.global_used"].flatten(1)[None]
     x = file["inject.x"].view(1, frames, -1, cfg.dim)
     for layer in range(cfg.num_layers):
         if layer in cfg.audio_inject_layers or f"inject.block{layer}.y" in file:
-            check(f"inject.block{layer}.y", dit.inject(layer, x, local, heard), 2e-5)
+            check(f"inject.block{layer}.y", dit.inject(layer, x, local, audio_kv), 2e-5)
     with check.part("inject_small.y"):
         small = file["inject_small.x"].view(1, frames, -1, cfg.dim)
-        check("inject_small.y", dit.inject(first, small, local, heard), 2e-5)
+        check("inject_small.y", dit.inject(first, small, local, audio_kv), 2e-5)
     with check.part("inject2.y"):
         y, masks = x, file["inject2.mask"].reshape(-1, 1, frames, x.shape[2], 1)
         for mask, near, far in zip(masks, file["inject2.audio_local"], file["inject2.audio_global"], strict=True):
@@ -136,14 +137,14 @@ def fp8_linear(file: Golden, check: Check) -> None:
     for case in sorted(name.removesuffix(".weight") for name in file if name.endswith(".weight")):
         x, w, bias = (file[f"{case}.{name}"] for name in ("x", "weight", "bias"))
         for name, value, ending in (("x", x, ""), ("weight", w, ""), ("weight", w.float(), "_from_f32")):
-            codes, scale = fp8.quantise_tensor(value)
+            quantized, scale = fp8.quantize_tensor(value)
             wanted = f"{case}.{name}_fp8{ending}"
-            check.compare(wanted, codes.view(torch.uint8), file[wanted].view(torch.uint8), 0.0)
+            check.compare(wanted, quantized.view(torch.uint8), file[wanted].view(torch.uint8), 0.0)
             wanted = f"{case}.{name}_scale{ending}"
             check(wanted, scale, 1e-6 * float(file[wanted]))
-        codes_w, scale_w = fp8.quantise_tensor(w)
-        exact = fp8.scaled_product_reference(*fp8.quantise_tensor(x), codes_w, scale_w, bias, torch.float32)
+        quantized_w, scale_w = fp8.quantize_tensor(w)
+        exact = fp8.scaled_gemm_reference(*fp8.quantize_tensor(x), quantized_w, scale_w, bias, torch.float32)
         check(f"{case}.y_dequant_f32", exact, 1e-5 * float(file[f"{case}.y_dequant_f32"].abs().max()))
-        y = fp8.fp8_linear(x, codes_w, scale_w, bias)
+        y = fp8.fp8_linear(x, quantized_w, scale_w, bias)
         check(f"{case}.y_scaled_mm_bf16", y, 1, "ulp")
         check(f"{case}.y_unquantised_f32", y, 0.06, "rms")

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
-from tests.avatar.latents import FACTORY
+from tests.models.latents import MODEL
 
 from everface.models.live_avatar.conditions import Noise
 from everface.models.live_avatar.builders import build_conditioner, build_dit
 from everface.core.config import Deployment, StreamConfig
 from everface.media.image import fit_image, read_image
 from everface.model.schedule import Schedule, sink_distance
-from everface.runtime.scheduler import Desk
-from everface.runtime.pipeline import start
+from everface.runtime.scheduler import Scheduler
+from everface.runtime.start import start_pipeline
 from everface.runtime.planning.placement import place
-from everface.runtime.session import Session
+from everface.models.live_avatar.model import LiveAvatar
 
 BLOCKS, SEED, LATENT = 12, 11, (16, 8, 8)
 STREAM = StreamConfig(seed=SEED)
@@ -34,7 +33,7 @@ def sequential(model: Path, face: Path, sampler: str) -> torch.Tensor:
     """Block after block, step after step, in plain Python without the runtime. Returns latents [blocks, 16, 3, h, w]."""
     conditioner = build_conditioner(model, None, DEPLOYMENT)
     _, dit = build_dit(model, None, DEPLOYMENT)
-    opening = conditioner.opening(fit_image(read_image(face), (64, 64)), STREAM)
+    opening = conditioner.initial_state(fit_image(read_image(face), (64, 64)), STREAM)
     schedule, noise = Schedule.for_sampler(sampler), Noise(SEED, LATENT, 3, 4)
     text_kv = dit.text_kv(dit.embed_text(opening["text"]))
     caches = [dit.new_cache(8, 8) for _ in range(schedule.steps)]
@@ -56,19 +55,15 @@ def sequential(model: Path, face: Path, sampler: str) -> torch.Tensor:
     return torch.stack(out)
 
 
-def streamed(model: Path, face: Path, placement: str, sampler: str, refresh_at: int | None = 4) -> torch.Tensor:
-    """The same through stages, hand-offs and a session."""
-    conditioner = build_conditioner(model, None, DEPLOYMENT)
-    spec = {"weights": str(model), "lora": None, "sampler": sampler, "deployment": asdict(DEPLOYMENT)}
-    steps = Schedule.for_sampler(sampler).steps
-    with closing(Desk(start(place(steps, placement), FACTORY, spec, DEPLOYMENT))) as desk:
-        session = Session(
-            desk, conditioner.opening(fit_image(read_image(face), (64, 64)), STREAM),
-            lambda _, pcm: conditioner.block(pcm, "everface"), Noise(SEED, LATENT, 3, 4),
-            params={"seed": SEED, "rope_fp16": False}, lookback_samples=conditioner.lookback_samples, refresh_at=refresh_at,
-        ).wait_open()  # fmt: skip
-        assert session.push(sound())
-        session.end()
+def streamed(model: Path, face: Path, placement: str, sampler: str, refresh: bool = True) -> torch.Tensor:
+    """The same through stages, transports and a session."""
+    stream = StreamConfig(seed=SEED, sampler=sampler, refresh_sink=refresh)
+    live_avatar = LiveAvatar(model, None, DEPLOYMENT)
+    placed = place(live_avatar.roles(stream), placement)
+    with closing(Scheduler(start_pipeline(placed, MODEL, live_avatar.spec(stream), DEPLOYMENT))) as scheduler:
+        session = scheduler.open_session(live_avatar.session(face, stream)).wait_open()
+        assert session.push_audio(sound())
+        session.end_segment()
         parts = [block.frames_THW3.flatten().view(torch.float32).reshape(16, 3, 8, 8) for block in session.frames()]
     return torch.stack(parts)
 
@@ -92,7 +87,7 @@ def test_skip_null_in_four_processes(small_model: Path, face: Path) -> None:
 
 def test_the_sink_refresh_matters(small_model: Path, face: Path, truth: torch.Tensor) -> None:
     """Without it the first clip is the same and everything after differs: the equality above includes the refresh."""
-    without = streamed(small_model, face, "inline", "official", refresh_at=None)
+    without = streamed(small_model, face, "inline", "official", refresh=False)
     assert torch.equal(without[:4], truth[:4])
     assert not torch.equal(without[4], truth[4])
 

@@ -10,20 +10,20 @@ from tests.weights.official import TINY
 
 from everface.core.config import ModelConfig
 from everface.core.errors import BadWeights
-from everface.weights import names
+from everface.weights import layout
 
 
 def change_config(root: Path, **changes: object) -> None:
-    raw = json.loads((root / names.CONFIG).read_text()) | changes
-    (root / names.CONFIG).write_text(json.dumps({k: v for k, v in raw.items() if v is not None}))
+    raw = json.loads((root / layout.CONFIG).read_text()) | changes
+    (root / layout.CONFIG).write_text(json.dumps({k: v for k, v in raw.items() if v is not None}))
 
 
 def test_official_layout(pristine: Path) -> None:
-    layout = names.recognise(pristine)
-    assert layout.kind == "official"
-    assert layout.config == TINY
-    assert layout.lora == pristine / "liveavatar.safetensors"
-    parts = (layout.dit, layout.vae, layout.text, layout.tokenizer, layout.audio, layout.audio_weights())
+    found = layout.detect_layout(pristine)
+    assert found.kind == "official"
+    assert found.config == TINY
+    assert found.lora == pristine / "liveavatar.safetensors"
+    parts = (found.dit, found.vae, found.text, found.tokenizer, found.audio, found.audio_weights())
     assert all(part is not None and part.exists() for part in parts)
 
 
@@ -33,16 +33,16 @@ def test_released_sizes_are_the_default(official: Path) -> None:
     layers = [0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39]
     left_out = dict.fromkeys(("vae", "text", "text_dim", "wav2vec_layers", "qk_norm", "cross_attn_norm"))
     change_config(official, **released, **left_out, text_len=512, audio_inject_layers=layers)
-    assert names.recognise(official).config == ModelConfig()
+    assert layout.detect_layout(official).config == ModelConfig()
 
 
 def test_own_layout(tmp_path: Path) -> None:
     config = ModelConfig.from_dict({"dit": {"dim": 64, "num_heads": 2}, "text": {"kind": "none"}, "audio": {"kind": "logmel"}})
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     (tmp_path / "dit.safetensors").touch()
-    layout = names.recognise(tmp_path)
-    assert (layout.kind, layout.config, layout.vae) == ("everface", config, tmp_path / "vae.safetensors")
-    assert (layout.text, layout.audio_weights()) == (None, None)
+    found = layout.detect_layout(tmp_path)
+    assert (found.kind, found.config, found.vae) == ("everface", config, tmp_path / "vae.safetensors")
+    assert (found.text, found.audio_weights()) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -62,20 +62,20 @@ def test_own_layout(tmp_path: Path) -> None:
 def test_other_architectures_are_refused(official: Path, refusal, key: str, value: object) -> None:
     change_config(official, **{key: value})
     with pytest.raises(BadWeights) as caught:
-        names.recognise(official)
-    refusal(caught.value, str(official / names.CONFIG), key)
+        layout.detect_layout(official)
+    refusal(caught.value, str(official / layout.CONFIG), key)
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", None])
 def test_broken_configuration(official: Path, refusal, content: str | None) -> None:
-    (official / names.CONFIG).unlink() if content is None else (official / names.CONFIG).write_text(content)
+    (official / layout.CONFIG).unlink() if content is None else (official / layout.CONFIG).write_text(content)
     with pytest.raises(BadWeights) as caught:
-        names.recognise(official)
-    refusal(caught.value, str(official / names.CONFIG))
+        layout.detect_layout(official)
+    refusal(caught.value, str(official / layout.CONFIG))
 
 
 def test_neither_layout(tmp_path: Path, refusal) -> None:
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(BadWeights) as caught:
-            names.recognise(folder)
+            layout.detect_layout(folder)
         refusal(caught.value, str(folder), "config.json")

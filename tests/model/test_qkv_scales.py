@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from everface.kernels.fused.qk_norm_rope_store import rms_norm_reference, rotate_reference
-from everface.model.coding import Coding, power_of_two, value_bound
+from everface.kernels.fused.norm_rope import rms_norm_reference, rotate_reference
 from everface.model.linear import RowLinear
+from everface.model.qkv_scales import QKVScales, power_of_two, value_bound
 
 HEADS, WIDTH, D = 4, 16, 64
 
@@ -29,14 +29,14 @@ def test_scales_are_powers_of_two_that_hold_the_bound() -> None:
 def test_no_query_or_key_exceeds_its_codes(dtype: torch.dtype) -> None:
     """A row whose norm lies in one channel, of the largest weight, is the worst there is; turned by 45 degrees with a neighbour too."""
     weight = (1 + 3 * drawn(D, seed=1).abs()).to(dtype)
-    coding = Coding(weight, 2 * weight, torch.ones(D), HEADS)
+    coding = QKVScales(weight, 2 * weight, torch.ones(D), HEADS)
     rows = torch.cat((100 * torch.eye(D), torch.eye(D) + torch.eye(D).roll(1, 1), drawn(200, D, seed=2))).to(dtype)
     angle = torch.full((len(rows), WIDTH // 2), torch.pi / 4)
     turn = torch.stack((angle.cos(), angle.sin()), -1)
-    for codes_weight, plain, scale in (
+    for scaled_weight, plain, scale in (
         (coding.weight_q_D, weight, coding.qk_scale_H / coding.k_scale_H), (coding.weight_k_D, 2 * weight, coding.k_scale_H),
     ):  # fmt: skip
-        over = rotate_reference(rms_norm_reference(rows, codes_weight, 1e-6).unflatten(-1, (HEADS, WIDTH)), turn)
+        over = rotate_reference(rms_norm_reference(rows, scaled_weight, 1e-6).unflatten(-1, (HEADS, WIDTH)), turn)
         assert 150 < over.abs().max() <= 448 * (1 + 2**-7)
         normal = over[-200:].float()
         assert normal.abs().median() > 2**-2  # where all bits are kept: 2^-6
@@ -44,11 +44,11 @@ def test_no_query_or_key_exceeds_its_codes(dtype: torch.dtype) -> None:
         assert torch.equal(over.float() * scale[:, None], exact.float())  # powers of two move through every rounding
 
 
-@pytest.mark.parametrize("coded", [False, True])
-def test_no_value_exceeds_its_codes(coded: bool) -> None:
+@pytest.mark.parametrize("quantized", [False, True])
+def test_no_value_exceeds_its_codes(quantized: bool) -> None:
     torch.manual_seed(3)
     linear = nn.Linear(D, 3 * D).requires_grad_(False)
-    layer = RowLinear(linear) if coded else linear
+    layer = RowLinear(linear) if quantized else linear
     shift, scale = drawn(3, D, seed=4), drawn(3, D, seed=5)
     bound_D = value_bound(layer, shift, scale)
     weight_DD = (layer.weight.float() * layer.scale[:, None] if isinstance(layer, RowLinear) else linear.weight)[2 * D :]
@@ -60,6 +60,6 @@ def test_no_value_exceeds_its_codes(coded: bool) -> None:
         assert (v.abs() <= bound_D * (1 + 1e-5)).all()
         reached = v[:D].diagonal().abs() / bound_D
         assert reached.max() <= 1 + 1e-5 and reached.median() > 0.3  # a bound, and one that is met
-    coding = Coding(torch.ones(D), torch.ones(D), bound_D, HEADS)
+    coding = QKVScales(torch.ones(D), torch.ones(D), bound_D, HEADS)
     assert (bound_D.unflatten(0, (HEADS, WIDTH)).amax(1) * coding.v_factor_H <= 448).all()
     assert torch.equal(coding.v_factor_H * coding.v_scale_H, torch.ones(HEADS))

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from tests.kernels.poison import DEVICE, Poisoned, same_codes
+from tests.kernels.poison import DEVICE, Poisoned, same_bits
 
-from everface.kernels.linear import quantise_rows as op
+from everface.kernels.linear import quantize_rows as op
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -16,22 +16,22 @@ from everface.kernels.linear import quantise_rows as op
 def test_kernel_is_the_reference(rows: int, width: int, dtype: torch.dtype) -> None:
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(width)).to(DEVICE, dtype)
     x *= torch.tensor([[1.0], [0.0], [300.0], [1e-3]], device=DEVICE)[:rows].to(dtype)  # a row of zeros among them
-    codes, scale = Poisoned(rows, width, dtype=torch.float8_e4m3fn), Poisoned(rows, 1)
-    op.launch(x, codes.inside, scale.inside)
-    want_codes, want_scale = op.quantise_rows_reference(x)
-    assert same_codes(codes.written(), want_codes)
+    quantized, scale = Poisoned(rows, width, dtype=torch.float8_e4m3fn), Poisoned(rows, 1)
+    op.launch(x, quantized.inside, scale.inside)
+    want_quantized, want_scale = op.quantize_rows_reference(x)
+    assert same_bits(quantized.written(), want_quantized)
     torch.testing.assert_close(scale.written(), want_scale, rtol=1e-6, atol=0)
 
 
 def test_what_codes_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest value of a row is exact, the others are within 1/16, and other rows do not matter."""
     x = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
-    codes, scale = op.quantise_rows(x)
-    again = op.quantise_rows(torch.cat((x[:1], 1e4 * x[1:])))
-    assert same_codes(codes[:1], again[0][:1]) and torch.equal(scale[:1], again[1][:1])
-    assert (codes.float().abs().amax(-1) == 448).all()
-    assert ((codes.float() * scale - x).abs() <= x.abs() / 16 + scale / 512).all()
-    monkeypatch.setattr(op, "encodes", lambda *_: True)
-    by_kernel = op.quantise_rows(x)
-    assert same_codes(by_kernel[0], codes)
+    quantized, scale = op.quantize_rows(x)
+    again = op.quantize_rows(torch.cat((x[:1], 1e4 * x[1:])))
+    assert same_bits(quantized[:1], again[0][:1]) and torch.equal(scale[:1], again[1][:1])
+    assert (quantized.float().abs().amax(-1) == 448).all()
+    assert ((quantized.float() * scale - x).abs() <= x.abs() / 16 + scale / 512).all()
+    monkeypatch.setattr(op, "writes_e4m3", lambda *_: True)
+    by_kernel = op.quantize_rows(x)
+    assert same_bits(by_kernel[0], quantized)
     torch.testing.assert_close(by_kernel[1], scale, rtol=1e-6, atol=0)

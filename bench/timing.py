@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from bench.peaks import device_name, peaks
-from everface.kernels.launch import Work
+from everface.kernels.launch import Cost
 
 CALLS = 20  # launches in a graph, unless a bench says otherwise
 SETS = 4 if torch.cuda.is_available() else 1  # sets of inputs to go round
@@ -52,14 +52,14 @@ def launched(call: Callable[[], object]) -> int | None:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         call()
         torch.cuda.synchronize()
-    on_device = [e for e in seen.events() or [] if e.device_type == torch.autograd.DeviceType.CUDA]
+    on_device = [e for e in seen.events() or [] if e.device_type.name == "CUDA"]
     return len(on_device) or None
 
 
 def measure(
     benchmark: Any,
     calls: Sequence[Callable[[], object]],
-    work: Work,
+    cost: Cost,
     precision: str = "bf16",
     launches: int = CALLS,
     **info: object,
@@ -85,11 +85,11 @@ def measure(
         else:
             benchmark.pedantic(calls[0], rounds=3, warmup_rounds=1)
             done = 1
-    benchmark.extra_info.update(gpu=device_name(), commit=commit(), flops=work.flops, bytes=work.bytes, calls=done, **info)
+    benchmark.extra_info.update(gpu=device_name(), commit=commit(), flops=cost.flops, bytes=cost.bytes, calls=done, **info)
     if benchmark.stats is None:  # --benchmark-disable
         return
     call_s, ceilings = benchmark.stats.stats.median / done, peaks()
     flops = ceilings.get(precision, float("inf"))
-    shares = {"bytes": work.bytes / call_s / ceilings["bytes"], "flops": work.flops / call_s / flops}
+    shares = {"bytes": cost.bytes / call_s / ceilings["bytes"], "flops": cost.flops / call_s / flops}
     nearest = max(shares, key=lambda name: shares[name])
     benchmark.extra_info.update(call_us=1e6 * call_s, bound=nearest, percent_of_peak=100 * shares[nearest])

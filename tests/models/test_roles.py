@@ -19,7 +19,7 @@ from everface.kernels.fused.flow_step import flow_step_tokens
 from everface.model.dit import DiT
 from everface.model.schedule import Schedule, sink_distance
 from everface.model.vae import VAE
-from everface.weights.quantize import quantise_for
+from everface.weights.quantize import quantize_for_dtype
 
 CFG = DiTConfig(
     dim=64, ffn_dim=96, freq_dim=32, num_heads=2, num_layers=3, text_dim=8, text_len=4, audio_dim=16, wav2vec_layers=1,
@@ -37,15 +37,15 @@ def denoiser(sessions: int = 4, dtype: str = "float32") -> Denoiser:
     torch.manual_seed(1)
     deployment = Deployment(sessions=sessions, dtype=dtype)
     dit = DiT(CFG).to(dtype_of(deployment)).eval().requires_grad_(False).fuse()
-    quantise_for(dit, dtype)
+    quantize_for_dtype(dit, dtype)
     return Denoiser(dit, ModelConfig(CFG), deployment)
 
 
-def opening(session: int = 1, look: int = 0, latent: tuple[int, int] = (4, 4)) -> Opening:
+def opening(session: int = 1, look: int = 0, latent: tuple[int, int] = (4, 4)) -> OpenSession:
     tensors = {
         "reference": drawn(look + 1, 16, 1, *latent), "motion": drawn(look + 2, 16, 19, *latent), "text": drawn(look + 3, 3, 8),
     }  # fmt: skip
-    return Opening(session, tensors, {"seed": SEED, "rope_fp16": False})
+    return OpenSession(session, tensors, {"seed": SEED, "rope_fp16": False})
 
 
 def block(index: int, session: int = 1, brought: Tensors | None = None) -> Block:
@@ -56,9 +56,9 @@ def block(index: int, session: int = 1, brought: Tensors | None = None) -> Block
 @torch.inference_mode()
 def poison(d: Denoiser, session: int = 1) -> None:
     """What no block has written must never be read."""
-    slot = d.viewers[session].slot
-    for step in slot.rings:
-        cache = slot.cache(step)
+    caches = d.sessions[session].caches
+    for step in caches.steps:
+        cache = caches.cache(step)
         for part in (cache.k_LNHd, cache.v_LSHd):  # keys of the sink are turned anew
             part.fill_(float("nan"))
 
@@ -81,11 +81,11 @@ def test_only_written_slots_are_attended_to_and_time_is_absolute(indices: list[i
     mod, rope = plain.modulations(plain.time(SCHEDULE.timesteps[1])), plain.rope((2, 2))
     for run, index in enumerate(indices):
         b = block(index)
-        heard, x = plain.hear(b.condition["audio_local"].to(d.dtype), b.condition["audio_global"].to(d.dtype)), b.x.to(d.dtype)
-        place = plain.place((2, 2), index, sink_distance(SEED, index, 1))._replace(
+        heard, x = plain.audio_kv(b.condition["audio_local"].to(d.dtype), b.condition["audio_global"].to(d.dtype)), b.x.to(d.dtype)
+        place = plain.block_position((2, 2), index, sink_distance(SEED, index, 1))._replace(
             start=cache.sink + TOKENS * (run % 4), used=cache.sink + TOKENS * min(run + 1, 4)
         )  # fmt: skip
-        out = plain.tokens(x, mod, plain.reading(text_kv), heard, cache, rope, place)
+        out = plain.tokens(x, mod, plain.stream_text_kv(text_kv), heard, cache, rope, place)
         want = flow_step_tokens(x[None], out, (2, 2), (2, 2), *SCHEDULE.sigmas[1:3])[0]
         assert torch.equal(got[run], want), (index, run)
 
@@ -99,7 +99,7 @@ def test_a_step_counts_its_own_blocks() -> None:
     poison(d)
     first.run(block(0))
     assert second.run(first.run(block(1))).x.isfinite().all()
-    assert d.viewers[1].runs == {0: 2, 1: 1}
+    assert d.sessions[1].runs == {0: 2, 1: 1}
 
 
 def test_a_change_of_picture_or_text_primes_each_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,11 +124,11 @@ def test_a_change_of_picture_or_text_primes_each_device_once(monkeypatch: pytest
         (2, {"text": now["text"]}, had | {"reference": now["reference"], "text": now["text"]}),
         (3, {"sink": had["reference"], "motion": now["motion"]}, now | {"reference": had["reference"]}),
     ):
-        before = d.viewers[1].slot.sink_k_LCHd.clone()
+        before = d.sessions[1].caches.sink_k_LCHd.clone()
         rode = run(block(index, brought=brought)).condition
         assert primed == [1] * index and brought.keys() <= rode.keys()  # later devices need it too
         fresh.open(replace(opening(session=index), tensors=wanted), 0)
-        mine, other = d.viewers[1].slot, fresh.viewers[index].slot
+        mine, other = d.sessions[1].caches, fresh.sessions[index].caches
         for a, b in zip((mine.sink_k_LCHd, *mine.text), (other.sink_k_LCHd, *other.text), strict=True):
             assert torch.equal(a, b)
         assert all(torch.equal(mine.cache(step).sink_v_LCHd, other.cache(0).sink_v_LCHd) for step in (0, 1, 2))
@@ -141,8 +141,8 @@ def test_sound_is_heard_once_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
     for role in roles:
         role.open(opening())
     heard: list[int] = []
-    hear = DiT.hear
-    monkeypatch.setattr(DiT, "hear", lambda self, *a, **k: (heard.append(1), hear(self, *a, **k))[1])
+    hear = DiT.audio_kv
+    monkeypatch.setattr(DiT, "audio_kv", lambda self, *a, **k: (heard.append(1), hear(self, *a, **k))[1])
     b = block(0)
     for role in roles:
         b = role.run(b)
@@ -157,23 +157,23 @@ def test_closing_keeps_the_memory_for_the_next_and_only_for_its_like(dtype: str)
     for role in roles:
         role.open(opening(1))
     first = [role.run(block(0)).x for role in roles]
-    slot, steps = d.viewers[1].slot, dict(d.viewers[1].seat.steps)
+    slot, steps = d.sessions[1].caches.slot, dict(d.sessions[1].slot_state.steps)
     with pytest.raises(Unavailable):
         roles[0].open(opening(2))
-    assert 2 not in d.viewers and len(d.pool) == 1
+    assert 2 not in d.sessions and len(d.pool) == 1
     for role in roles:
-        role.close(Closing(1))
+        role.close(CloseSession(1))
     for role in roles:
         role.open(opening(2))
-    assert d.viewers[2].slot is slot
+    assert d.sessions[2].caches.slot is slot
     poison(d, 2)
     again = [role.run(block(0, session=2)).x for role in roles]
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and d.viewers[2].seat.steps == steps
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True)) and d.sessions[2].slot_state.steps == steps
 
-    gone = [weakref.ref(t) for t in (*slot.rings[0], *slot.rings[1], slot.sink_k_LCHd, *slot.text)]
+    gone = [weakref.ref(t) for made in (slot.shared, *slot.roles.values()) for t in made.values()]
     del slot, steps
     for role in roles:
-        role.close(Closing(2))
+        role.close(CloseSession(2))
     gc.disable()
     try:
         roles[0].open(opening(3, latent=(4, 8)))  # another size of picture
@@ -192,7 +192,7 @@ def test_an_opening_that_fails_half_way_holds_nothing(monkeypatch: pytest.Monkey
     monkeypatch.setattr(d.dit, "prefill_sink", short)
     with pytest.raises(Unavailable, match="does not fit"):
         role.open(opening())
-    assert not d.viewers and len(d.pool) == 0
+    assert not d.sessions and len(d.pool) == 0
 
 
 @torch.no_grad()
@@ -210,7 +210,7 @@ def decoded(frames: str, device: str = "cpu") -> torch.Tensor:
     torch.manual_seed(0)
     vae = VAE(VAEConfig(dim=4, encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1, 1)), encoder=False).to(device)
     role = DecodeRole(vae, Deployment(device=device, frames=frames))
-    role.open(Opening(1, {"motion": drawn(1, 16, 7, 4, 4)}, {}))
+    role.open(OpenSession(1, {"motion": drawn(1, 16, 7, 4, 4)}, {}))
     return role.run(Block(1, 0, 0, 0, 12, drawn(2, 16, 3, 4, 4), {})).x
 
 
@@ -244,8 +244,8 @@ def test_sessions_in_slots_of_codes_do_not_meet() -> None:
         for session in (0, 1):
             b = block(index, session, new if index == 3 and session else None)
             assert torch.equal(roles[2].run(b).x, roles[session].run(b).x), (index, session)
-    rings = both.viewers[0].slot.rings[2]
-    assert [ring.dtype for ring in rings] == [torch.float8_e4m3fn] * 2
+    cache = both.sessions[0].caches.cache(2)
+    assert [ring.dtype for ring in (cache.k_LNHd, cache.v_LNHd)] == [torch.float8_e4m3fn] * 2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8", "fp8-attention"])

@@ -19,13 +19,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from everface.kernels.fused.row import E4M3_MAX
+from everface.kernels.fused.row_primitives import E4M3_MAX
 from everface.model.linear import RowLinear
 
 TIMES = tuple(float(t) for t in range(0, 1001, 50))  # timesteps whose modulation is looked at
 
 
-class Coding(nn.Module):
+class QKVScales(nn.Module):
     """Of one layer. Codes times scale are the numbers; `weight_*_D` are the norms' weights over the scale of their head."""
 
     weight_q_D: torch.Tensor

@@ -14,14 +14,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from everface.kernels.fused.row import E4M3_MAX, NO_AMAX, TILES, encoded, load, parts, variant
-from everface.kernels.launch import Build, Work, jit, metadata, pick, runs_triton, tl
+from everface.kernels.fused.row_primitives import E4M3_MAX, NO_AMAX, TILES, load_row, quantize_row, row_sizes, variant
+from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_triton, select_tile, tl
 
 # --- reference
 
 
-def quantise_rows_reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_rows_reference(x: Tensor) -> tuple[Tensor, Tensor]:
     """Plain torch; also the CPU path."""
     wide = x.float()
     amax = wide.abs().amax(-1, keepdim=True).clamp(min=NO_AMAX)
@@ -31,33 +32,33 @@ def quantise_rows_reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 # --- kernel
 
 
-def work(args: dict[str, Any]) -> Work:
+def cost(args: dict[str, Any]) -> Cost:
     """Of one launch, from its arguments by name."""
-    return Work(0, sum(t.numel() * t.element_size() for t in (args["x_ptr"], args["codes_ptr"], args["scale_ptr"])))
+    return Cost(0, sum(t.numel() * t.element_size() for t in (args["x_ptr"], args["quantized_ptr"], args["scale_ptr"])))
 
 
-@jit(launch_metadata=metadata("quantise_rows", work))
-def quantise_rows_kernel(x_ptr, codes_ptr, scale_ptr, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
+@jit(launch_metadata=metadata("quantize_rows", cost))
+def quantize_rows_kernel(x_ptr, quantized_ptr, scale_ptr, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
     """One program a row."""
     row = tl.program_id(0).to(tl.int64)
     cols_a = tl.arange(0, A)
     cols_b = A + tl.arange(0, B)
-    a = load(x_ptr + row * D, cols_a, cols_a < D)
-    b = load(x_ptr + row * D, cols_b, cols_b < D)
-    a, b, scale = encoded(a, b)
-    tl.store(codes_ptr + row * D + cols_a, a, mask=cols_a < D)
-    tl.store(codes_ptr + row * D + cols_b, b, mask=cols_b < D)
+    a = load_row(x_ptr + row * D, cols_a, cols_a < D)
+    b = load_row(x_ptr + row * D, cols_b, cols_b < D)
+    a, b, scale = quantize_row(a, b)
+    tl.store(quantized_ptr + row * D + cols_a, a, mask=cols_a < D)
+    tl.store(quantized_ptr + row * D + cols_b, b, mask=cols_b < D)
     tl.store(scale_ptr + row, scale)
 
 
 # --- tiles: those of fused/row.py
 
 COMPILE = [
-    Build(
-        name=f"quantise_rows {width}",
-        kernel=quantise_rows_kernel,
-        signature={"x_ptr": "*bf16", "codes_ptr": "*fp8e4nv", "scale_ptr": "*fp32"},
-        constexprs=parts(width),
+    CompileSpec(
+        name=f"quantize_rows {width}",
+        kernel=quantize_rows_kernel,
+        signature={"x_ptr": "*bf16", "quantized_ptr": "*fp8e4nv", "scale_ptr": "*fp32"},
+        constexprs=row_sizes(width),
         num_warps=TILES[80][variant(width)].num_warps,
         num_stages=1,
         archs=(90, 100),
@@ -69,33 +70,33 @@ COMPILE = [
 # --- op
 
 
-@torch.library.custom_op("everface::quantise_rows", mutates_args=("codes", "scale"))
-def launch(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> None:
+@torch.library.custom_op("everface::quantize_rows", mutates_args=("quantized", "scale"))
+def launch(x: Tensor, quantized: Tensor, scale: Tensor) -> None:
     """The kernel, into outputs that the caller owns. x and codes contiguous."""
     width = x.shape[-1]
-    options = pick("quantise_rows", TILES, x.device, variant(width)).options()
-    quantise_rows_kernel[(x.numel() // width,)](x, codes, scale, **parts(width), **options)
+    options = select_tile("quantize_rows", TILES, x.device, variant(width)).options()
+    quantize_rows_kernel[(x.numel() // width,)](x, quantized, scale, **row_sizes(width), **options)
 
 
 @launch.register_fake
-def _(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> None:
+def _(x: Tensor, quantized: Tensor, scale: Tensor) -> None:
     return None
 
 
-def codes_like(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def empty_quantized(x: Tensor) -> tuple[Tensor, Tensor]:
     """Room for the codes and scales of x."""
     return x.new_empty(x.shape, dtype=torch.float8_e4m3fn), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
 
 
-def encodes(*tensors: torch.Tensor) -> bool:
+def writes_e4m3(*tensors: Tensor) -> bool:
     """Whether a kernel may write e4m3 there: where kernels run at all, from compute capability 8.9 on."""
     return runs_triton(*tensors) and torch.cuda.get_device_capability(tensors[0].device) >= (8, 9)
 
 
-def quantise_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """The op. Returns (codes, scale)."""
-    if not encodes(x):
-        return quantise_rows_reference(x)
-    codes, scale = codes_like(x)
-    launch(x.contiguous(), codes, scale)
-    return codes, scale
+    if not writes_e4m3(x):
+        return quantize_rows_reference(x)
+    quantized, scale = empty_quantized(x)
+    launch(x.contiguous(), quantized, scale)
+    return quantized, scale
