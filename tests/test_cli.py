@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from everface import __version__, cli, doctor
+from everface import __version__, cli
 from everface.cli import commands
 from everface.core.errors import BadInput, BadWeights
+from everface.doctor import machine
 
 MODEL, DEPLOYMENT = "weights lora size sampler", "placement threads"
 # Adding a flag is a decision: it has an owner and a place here.
@@ -167,7 +168,7 @@ def test_the_doctor_reports_what_is_missing(
     blocked = tmp_path / "file"
     blocked.write_text("a file where a folder should be")
     monkeypatch.setenv("EVERFACE_CACHE", str(blocked / "cache"))
-    monkeypatch.setattr(doctor, "required", lambda: ["torch", "a-package-nobody-has"])
+    monkeypatch.setattr(machine, "required", lambda: ["torch", "a-package-nobody-has"])
     assert cli.main(["doctor"]) == 1
     verdict = capsys.readouterr().out.splitlines()[-1]
     assert "missing a-package-nobody-has" in verdict and "cache cannot be written" in verdict
@@ -176,5 +177,5 @@ def test_the_doctor_reports_what_is_missing(
 def test_the_doctor_reads_cpu_features(tmp_path: Path) -> None:
     info = tmp_path / "cpuinfo"
     info.write_text("processor : 0\nflags\t\t: fpu avx2 sse4_2 avx512f\n")
-    assert doctor.cpu_features(info) == ["avx2", "avx512f"]
-    assert doctor.cpu_features(tmp_path / "none") == []
+    assert machine.cpu_features(info) == ["avx2", "avx512f"]
+    assert machine.cpu_features(tmp_path / "none") == []

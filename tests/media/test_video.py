@@ -320,7 +320,8 @@ def test_readers_refuse_files_without_video(tmp_path: Path):
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1600), np.int16), "s16", "mono")
         frame.sample_rate = 16_000
         container.mux(stream.encode(frame))
-    for name, message in {"none.mp4": "no video file", "text.mp4": "not a readable video file", "a.wav": "contains no video"}.items():
+    cases = {"none.mp4": "no video file", "text.mp4": "not a readable video file", "a.wav": "contains no video"}
+    for name, message in cases.items():
         with pytest.raises(BadInput, match=message):
             probe_video(tmp_path / name)
         with pytest.raises(BadInput, match=message):

@@ -80,9 +80,11 @@ def simulate(args: argparse.Namespace) -> None:
 
 
 def doctor(args: argparse.Namespace) -> int:
-    from everface.doctor import Question, doctor, plan
-
     if not args.plan:
+        from everface.doctor.machine import doctor
+
         return doctor(__version__)
+    from everface.doctor.plan import Question, plan
+
     names = ("devices", "memory_gib", "step_ms", "decode_ms", "sampler", "dtype", "sessions", "size")
     return plan(Question(**{name: getattr(args, name) for name in names if getattr(args, name) is not None}))

@@ -97,7 +97,7 @@ def _add_simulate(add: Add) -> None:
     p.add_argument("--step-ms", type=float, default=265.5, metavar="MS", help="time of a forward (%(default)s, from the paper)")
     p.add_argument("--decode-ms", type=float, default=150.0, metavar="MS", help="decoding a block (%(default)s)")
     p.add_argument("--transfer-ms", type=float, default=0.5, metavar="MS", help="transfer between devices (%(default)s)")
-    p.add_argument("--jitter", type=float, default=0.0, metavar="CV", help="of all times: standard deviation / mean (%(default)s)")
+    p.add_argument("--jitter", type=float, default=0.0, metavar="CV", help="of all times: deviation / mean (%(default)s)")
     p.add_argument("--sessions", type=count, default=1, metavar="N", help="sessions (%(default)s)")
     p.add_argument("--live", action="store_true", help="audio arrives as it is spoken, not all at once")
 
