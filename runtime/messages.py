@@ -27,7 +27,7 @@ class OpenSession:
 class Block:
     """One block of video in flight.
 
-    `x` is what the roles transform: the model's latent until the last role, then uint8 frames [frames, H, W, 3].
+    `x` is what the roles transform: opaque until the last role, then uint8 frames [frames, H, W, 3].
     `condition` is whatever else travels with the block: the model's inputs on the way in, its outputs on the way out.
     """
 

@@ -79,7 +79,7 @@ class SessionModel(Protocol):
         """Conditions of block `index` from its window of float32 audio [lookback + block + lookahead]. From a worker thread."""
         ...
 
-    def latent(self, index: int, retry: int) -> torch.Tensor:
+    def initial_x(self, index: int, retry: int) -> torch.Tensor:
         """What block `index` starts from. `retry` counts results of it that were invalid. Called with rising index."""
         ...
 

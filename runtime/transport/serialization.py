@@ -91,7 +91,7 @@ def pack(message: Message) -> Packet:
         placed.append((size, tensor))
         size += aligned(tensor.nbytes)
     if size > MOST_BYTES:
-        raise BadInput(f"a message of {size} bytes is beyond the limit of {MOST_BYTES}: send a smaller picture")
+        raise BadInput(f"a message of {size} bytes is beyond the limit of {MOST_BYTES}: send a smaller image")
     return Packet(head, tuple(placed), size)
 
 

@@ -10,7 +10,7 @@ import torch
 from tests.runtime.launches import Counted, predicted
 from torch import nn
 
-from everface.core.block import KVCache
+from everface.model.kv_cache import KVCache
 from everface.core.config import DiTConfig
 from everface.kernels.attention import backend
 from everface.model.dit import BlockPosition, DiT

@@ -128,7 +128,7 @@ class ToySession(SessionModel):
     def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
         return self.condition(index, audio_S)
 
-    def latent(self, index: int, retry: int) -> torch.Tensor:
+    def initial_x(self, index: int, retry: int) -> torch.Tensor:
         return noise(index + 5000 * retry)
 
     def depends_on(self, index: int) -> int | None:

@@ -101,7 +101,7 @@ class LiveAvatarSession(SessionModel):
     def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
         return self._model.conditioner.block(audio_S, self._stream.compat)
 
-    def latent(self, index: int, retry: int) -> torch.Tensor:
+    def initial_x(self, index: int, retry: int) -> torch.Tensor:
         if retry:  # other noise
             shape = (self._latent[0], self._model.config.dit.block_frames, *self._latent[1:])
             return torch.randn(shape, generator=torch.Generator().manual_seed(index))
