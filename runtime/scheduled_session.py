@@ -9,7 +9,6 @@ import torch
 
 from everface.core.errors import EverfaceError, Unavailable
 from everface.core.log import log
-from everface.runtime.audio_buffer import Window
 from everface.runtime.events import Recovered, Recovering, VideoBlock
 from everface.runtime.in_flight import InFlight, PreparedBlock, SentBlock
 from everface.runtime.messages import Block, Cancel, Cancelled, Failure, Opened, OpenSession, Tensors

@@ -28,10 +28,10 @@ from bench.stream.random14b import CONFIG, LATENT, ON_GPU, random_dit
 from bench.timing import commit, compiled, launched
 from tests.runtime.launches import predicted
 
-from everface.model.kv_cache import KVCache
 from everface.core.config import DiTConfig
 from everface.kernels.fused.row_primitives import to_e4m3
 from everface.model.dit import BlockPosition, DiT, StepMod, cache_shape
+from everface.model.kv_cache import KVCache
 from everface.model.layers import AudioKV, TextKV
 from everface.model.linear import Residual
 from everface.model.rope import Rope

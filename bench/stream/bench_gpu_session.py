@@ -26,10 +26,10 @@ from bench.stream import random14b
 from bench.timing import commit
 
 from everface.core.config import FPS, Deployment, StreamConfig
-from everface.runtime.scheduler import Desk
 from everface.runtime.events import FrameBlock
 from everface.runtime.pipeline import start
 from everface.runtime.planning.placement import place
+from everface.runtime.scheduler import Desk
 from everface.runtime.session import Session
 
 ON_GPU = torch.cuda.is_available()

@@ -25,11 +25,11 @@ from everface.avatar.bench import cpu_name
 from everface.avatar.demo import PICTURE, SOUND
 from everface.core.config import SAMPLE_RATE, Deployment, StreamConfig
 from everface.media.audio import read_audio
-from everface.runtime.scheduler import Desk
 from everface.runtime.pipeline import ProcessPipeline, start
-from everface.runtime.planning.placement import DECODE, place
-from everface.runtime.session import Session
 from everface.runtime.planning.forecast import Times, simulate
+from everface.runtime.planning.placement import DECODE, place
+from everface.runtime.scheduler import Desk
+from everface.runtime.session import Session
 
 ROOT = str(Path(__file__).parents[2])
 STEP_MS, BLOCKS, BLOCK = 50.0, 100, 7680

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from everface.models.live_avatar.builders import decoder_dtype, dtype_of
-from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
-from everface.runtime.messages import Tensors
 from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
 from everface.model.dit import DiT
 from everface.model.schedule import Schedule
 from everface.model.vae import VAE
+from everface.models.live_avatar.builders import decoder_dtype, dtype_of
+from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
+from everface.runtime.messages import Tensors
 from everface.weights.quantize import quantize_for_dtype
 
 FACTORY = "bench.stream.random14b:build"

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from everface.core import native
-from everface.runtime.messages import Block, Message, Tensors
 from everface.core.errors import Unavailable
+from everface.runtime.messages import Block, Message, Tensors
 from everface.runtime.transport.base import SLOTS, Receiver, Sender, SideChannelEnd
 from everface.runtime.transport.serialization import X, aligned, blank, describe
 

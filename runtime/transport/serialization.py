@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import msgspec
 import torch
 
+from everface.core.errors import BadInput
 from everface.runtime.messages import (
     Block,
     Cancel,
@@ -21,7 +22,6 @@ from everface.runtime.messages import (
     Stop,
     Tensors,
 )
-from everface.core.errors import BadInput
 
 MOST_BYTES = 1 << 30  # of one message; a 704x384 block of frames takes 9.7 MB
 ALIGN = 16

@@ -10,10 +10,10 @@ import torch
 pytest.importorskip("triton")
 from tests.kernels.poison import DEVICE
 
-from everface.model.kv_cache import kv_pair
 from everface.kernels.attention.block_causal import block_causal_reference
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference, cost, launch_block_causal_fp8
 from everface.kernels.attention.self_attention import block_causal_fp8, block_causal_fp8_op
+from everface.model.kv_cache import kv_pair
 
 E4M3 = torch.float8_e4m3fn
 ON_GPU = torch.cuda.is_available()

@@ -11,7 +11,7 @@ from everface import __version__
 from everface.cli import commands
 from everface.cli.flags import add_deployment_flags, add_model_flags, count, deployment, size
 from everface.core.config import COMPATS, SAMPLERS, StreamConfig
-from everface.train.verbs import add_train
+from everface.train.command_line import add_train
 
 Add = Callable[..., argparse.ArgumentParser]  # (name, function, what it does, example) -> the parser of a command
 
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = _adder(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
     for add_arguments in (_add_demo, _add_render, _add_bench, _add_parity, _add_simulate, _add_pull, _add_convert, _add_doctor):
         add_arguments(add)
-    train = add("train", None, "train the bundled model again, or evaluate a model", "train evaluate")
+    train = add("train", None, "train the bundled model, or evaluate a model", "train evaluate")
     what = _adder(train.add_subparsers(title="what", metavar="WHAT", required=True), "train ")
     add_train(what, count, add_deployment_flags, deployment)
     return parser

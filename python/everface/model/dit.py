@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from everface.model.kv_cache import KVCache, kv_pair
 from everface.core.config import DiTConfig
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.flow_step import flow_step_tokens, unpatchify
@@ -22,6 +21,7 @@ from everface.kernels.fused.qk_norm_rope_store import Start
 from everface.kernels.fused.row_primitives import E4M3, to_e4m3
 from everface.model.audio import CausalAudioEncoder
 from everface.model.framepack import MOTION_GROUPS, FramePack, motion_tokens
+from everface.model.kv_cache import KVCache, kv_pair
 from everface.model.layers import KV, AudioInjector, AudioKV, Block, BlockMod, Head, Patchify, Ring, TextKV
 from everface.model.linear import Residual, linear_f32
 from everface.model.qkv_scales import QKVScales

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from everface.model.kv_cache import KVCache
 from everface.model.dit import DiT
+from everface.model.kv_cache import KVCache
 from everface.model.layers import KV
 from everface.model.schedule import Schedule, sigmas
 from everface.parity.dit import block_tokens, load_dit

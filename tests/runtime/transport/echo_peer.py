@@ -9,7 +9,7 @@ import sys
 import threading
 from itertools import count
 
-from everface.runtime.transport.selection import open_sender, open_receiver
+from everface.runtime.transport.selection import open_receiver, open_sender
 
 
 def live(kind: str, side: str, path: str) -> None:

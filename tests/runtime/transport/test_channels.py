@@ -19,13 +19,13 @@ import pytest
 import torch
 import toy
 
-from everface.runtime.messages import Block, CloseSession, OpenSession
 from everface.core.errors import BadInput
-from everface.runtime import shared, wire
-from everface.runtime.transport.selection import open_sender, open_receiver
-from everface.runtime.transport.base import ChannelError, LocalChannel
-from everface.runtime.transport.shared_memory import SharedSender, SharedReceiver
+from everface.runtime import shared
+from everface.runtime.messages import Block, CloseSession, OpenSession
 from everface.runtime.stage import Cancel, Stop
+from everface.runtime.transport.base import ChannelError, LocalChannel
+from everface.runtime.transport.selection import open_receiver, open_sender
+from everface.runtime.transport.shared_memory import SharedReceiver, SharedSender
 
 KINDS = ("gloo", "shared")
 

@@ -19,12 +19,12 @@ import peers
 import torch
 
 from everface.core import native
-from everface.runtime.messages import Block
 from everface.core.errors import Unavailable
-from everface.runtime import selection, serialization
-from everface.runtime.transport.selection import choose, open_sender, open_receiver
-from everface.runtime.transport.cuda_ipc import HANDLE_BYTES, Runtime
+from everface.runtime import serialization
+from everface.runtime.messages import Block
 from everface.runtime.stage import Cancel, Stop
+from everface.runtime.transport.cuda_ipc import HANDLE_BYTES, Runtime
+from everface.runtime.transport.selection import choose, open_receiver, open_sender
 
 CHOICES = {
     ("cpu", "cpu", True): "local",

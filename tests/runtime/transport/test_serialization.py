@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from everface.runtime.messages import Block, CloseSession, OpenSession
 from everface.core.errors import BadInput
 from everface.runtime import serialization
-from everface.runtime.stage import Cancel, Message, Stop, Cancelled
+from everface.runtime.messages import Block, CloseSession, OpenSession
+from everface.runtime.stage import Cancel, Cancelled, Message, Stop
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.uint8, torch.int64]
 

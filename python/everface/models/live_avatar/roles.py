@@ -8,9 +8,6 @@ from typing import Any
 
 import torch
 
-from everface.models.live_avatar.builders import build_decoder, build_dit, decoder_dtype, dtype_of
-from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
-from everface.runtime.messages import Block, CloseSession, OpenSession, Tensors
 from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import Unavailable
 from everface.core.memory import keep_freed_memory
@@ -20,8 +17,11 @@ from everface.model.layers import AudioKV, TextKV
 from everface.model.rope import Rope
 from everface.model.schedule import Schedule, sink_distance
 from everface.model.vae import VAE, VAEStream
+from everface.models.live_avatar.builders import build_decoder, build_dit, decoder_dtype, dtype_of
+from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
 from everface.runtime.cache_pool import CachePool
 from everface.runtime.cuda_graph import CapturedGraph, GraphPool
+from everface.runtime.messages import Block, CloseSession, OpenSession, Tensors
 
 WARM_UP_LATENTS = 7  # of the still picture, decoded and thrown away, so that the first real latent finds warm caches
 CLEAN, SINK, FINITE = "clean", "sink", "finite"
