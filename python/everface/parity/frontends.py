@@ -7,7 +7,7 @@ import re
 import torch
 
 from everface.core.config import TextConfig, VAEConfig
-from everface.media.image import plan_crop, target_size
+from everface.media.crop import plan_crop, target_size
 from everface.model.text import UMT5Encoder, relative_bucket
 from everface.model.vae import VAE
 from everface.model.wav2vec import Wav2Vec2, bucket, bucket_rows, build_wav2vec2, normalize, resample_50_to_30

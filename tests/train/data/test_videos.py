@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 
 from everface.core.errors import BadInput
-from everface.media.video import VideoWriter
+from everface.media.video_writer import VideoWriter
 from everface.model.features import LogMel
 from everface.train.data import videos
 from everface.train.data.clips import MOVING_LATENTS, read_clips

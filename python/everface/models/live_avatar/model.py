@@ -11,7 +11,8 @@ import torch
 from everface.core.config import LATENT_STRIDE, Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
-from everface.media.image import fit_image, read_image, target_size
+from everface.media.crop import target_size
+from everface.media.image import fit_image, read_image
 from everface.models.live_avatar import roles
 from everface.models.live_avatar.builders import build_conditioner
 from everface.models.live_avatar.conditions import Conditioner, Noise

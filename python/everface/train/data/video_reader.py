@@ -14,7 +14,7 @@ from av.video.reformatter import VideoReformatter
 
 from everface.core.config import FPS, SAMPLE_RATE
 from everface.core.errors import BadInput
-from everface.media.audio import open_media
+from everface.media.container import open_media
 from everface.media.image import fit_image
 
 TOLERANCE_S = 1e-3  # a frame that is late by no more than this is on time
