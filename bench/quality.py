@@ -18,13 +18,13 @@ import torch
 
 from bench.stream.random14b import random_dit
 from everface.avatar.avatar import Avatar
-from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.core.config import SAMPLE_RATE, Deployment, DiTConfig, StreamConfig
 from everface.kernels.attention.block_causal import block_causal_reference
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference
 from everface.kernels.fused.row_primitives import to_e4m3
 from everface.media.audio import read_audio
 from everface.model.qkv_scales import power_of_two
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.weights.quantize import quantize_for_dtype
 
 DTYPES = ("bfloat16", "fp8", "fp8-attention")
