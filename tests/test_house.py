@@ -25,15 +25,16 @@ FLOORS = {
     "runtime": 2,
     "weights": 3,
     "media": 3,
-    "avatar": 4,
-    "serve": 5,
-    "genbench": 5,
-    "train": 5,
-    "parity": 5,
-    "doctor": 5,
-    "": 5,  # everface/__init__.py, the public face
-    "cli": 6,
-    "__main__": 7,
+    "models": 4,
+    "avatar": 5,
+    "serve": 6,
+    "genbench": 6,
+    "train": 6,
+    "parity": 6,
+    "doctor": 6,
+    "": 6,  # everface/__init__.py, the public face
+    "cli": 7,
+    "__main__": 8,
 }
 SYMLINKS = {"python/everface/kernels": "../../kernels", "python/everface/runtime": "../../runtime"}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}

@@ -21,11 +21,11 @@ from everface.train.engine.ranks import Ranks
 
 # Methods of a unit that are called from outside of it, besides its forward.
 ROOT = (
-    "time", "embed_text", "text_kv", "embed_patches", "prefill", "prefill_sink", "inject", "modulations", "reading", "hear", "tokens",
+    "time", "embed_text", "text_kv", "embed_patches", "prefill", "prefill_sink", "inject", "modulations", "stream_text_kv", "audio_kv", "tokens",
     "step",
 )  # fmt: skip
 BLOCK = ("modulations", "stream")
-ATTENTION = ("keys_values", "single", "reading", "stream")
+ATTENTION = ("keys_values", "single", "text_kv", "stream")
 
 
 def shard_model(dit: DiT, ranks: Ranks, group: int) -> DiT:
