@@ -39,19 +39,19 @@ class Closing:
     session: int
 
 
-PITCH = 16  # bytes: what a row of coded values is padded to
+PITCH = 16  # bytes: a row of quantized values is padded to a multiple
 
 
 def kv_pair(
-    size_LNHd: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device | str, codes: torch.dtype | None = None
+    size_LNHd: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device | str, quantized_dtype: torch.dtype | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Empty keys and values [layers, slots, heads, width]. With a dtype of one byte for `codes` both are such, and values lie with the
-    slots of a channel side by side, as 8-bit tensor cores read them."""
-    keys = torch.zeros(size_LNHd, dtype=codes or dtype, device=device)
-    if codes is None:
+    """Empty keys and values [layers, slots, heads, width]. With a `quantized_dtype` of one byte both have it, and the slots of a channel
+    of values are adjacent in memory, as 8-bit tensor cores read them."""
+    keys = torch.zeros(size_LNHd, dtype=quantized_dtype or dtype, device=device)
+    if quantized_dtype is None:
         return keys, torch.zeros_like(keys)
     layers, slots, heads, width = size_LNHd
-    values_LHdN = torch.zeros((layers, heads, width, -(-slots // PITCH) * PITCH), dtype=codes, device=device)
+    values_LHdN = torch.zeros((layers, heads, width, -(-slots // PITCH) * PITCH), dtype=quantized_dtype, device=device)
     return keys, values_LHdN[..., :slots].permute(0, 3, 1, 2)
 
 
