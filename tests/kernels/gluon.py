@@ -2,7 +2,7 @@
 
     emulate(monkeypatch, module, kernel, seed)      module.kernel[grid](...) then runs here, with torch's CPU tensors
 
-One thread runs at a time; at every wait a seeded draw picks the thread that goes on, or the copy that lands. What a GPU leaves undefined shows:
+One thread runs at a time; at every wait a seeded draw picks the thread that goes on, or the copy that lands. Undefined behavior shows:
     a slot being copied into holds NaN until its bytes have landed;
     a GEMM reads its operands when it is issued and again when it is awaited, and they must not have changed;
     its result cannot be used before a wait that covers it; no thread able to go on is a deadlock, too many arrivals are an error.

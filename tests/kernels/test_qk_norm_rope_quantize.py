@@ -28,7 +28,8 @@ def test_kernel_is_the_reference(tokens: int, heads: int, head: int, by_number: 
     """Parts of a fused projection, into a slot in the middle of a ring of NaN; nothing beside the slot is touched."""
     width, start, slots = heads * head, 5, tokens + 11
     q, k, v = (40 * drawn(tokens, 3 * width, dtype=BF16)).chunk(3, dim=1)
-    weights, factor = (8 * drawn(width, seed=1, dtype=BF16), 8 * drawn(width, seed=2, dtype=BF16)), 2.0 ** torch.arange(heads, device=DEVICE).remainder(5).float()
+    weights = 8 * drawn(width, seed=1, dtype=BF16), 8 * drawn(width, seed=2, dtype=BF16)
+    factor = 2.0 ** torch.arange(heads, device=DEVICE).remainder(5).float()
     sizes = (tokens, heads, head), (slots, heads, head), (heads, head, slots)
     out, ring_k, ring_v = (Poisoned(*size, dtype=E4M3) for size in sizes)
     where = (start, None) if by_number else (0, torch.tensor(start, device=DEVICE))

@@ -97,17 +97,17 @@ def test_a_stream_stays_where_it_is(vae: VAE, io: dict[str, torch.Tensor]) -> No
     with torch.inference_mode():
         stream, other = vae.warm_up(z_BCthw[:, :, :1]), vae.warm_up(z_BCthw[:, :, :2])
         vae.decode_stream(z_BCthw[:, :, 1:2], stream)
-        positions = [c.data_ptr() for c in stream.caches if c is not None]
+        addresses = [c.data_ptr() for c in stream.caches if c is not None]
         pairs = [(a, b) for a, b in zip(stream.caches, other.caches) if a is not None and b is not None]
-        assert len(positions) == len(pairs) == 32 and all(torch.equal(a, b) for a, b in pairs)
+        assert len(addresses) == len(pairs) == 32 and all(torch.equal(a, b) for a, b in pairs)
         vae.decode_stream(z_BCthw[:, :, 2:5], stream)
         vae.decode_stream(z_BCthw[:, :, 5:6], stream)
-    assert [c.data_ptr() for c in stream.caches if c is not None] == positions
+    assert [c.data_ptr() for c in stream.caches if c is not None] == addresses
     assert all(c is not None and c.movedim(1, -1).is_contiguous() for c in stream.caches)
-    assert not set(positions) & {c.data_ptr() for c in other.caches if c is not None}
+    assert not set(addresses) & {c.data_ptr() for c in other.caches if c is not None}
 
 
-def where_it_lies(x: torch.Tensor) -> torch.Tensor:
+def as_channels_last(x: torch.Tensor) -> torch.Tensor:
     """Replaces the kernels' conversion to channels last by one that must not copy."""
     assert x.movedim(1, -1).is_contiguous(), (x.shape, x.stride())
     return x.movedim(1, -1)
@@ -128,7 +128,7 @@ def test_kernels_decode_what_the_references_decode(monkeypatch: pytest.MonkeyPat
     for module, name in ((causal_conv3d, "runs_kernel"), (upsample_conv, "runs_kernel"), (norm_silu, "runs_triton")):
         monkeypatch.setattr(module, name, lambda *_: True)
     for module in (causal_conv3d, upsample_conv):
-        monkeypatch.setattr(module, "last", where_it_lies)
+        monkeypatch.setattr(module, "channels_last", as_channels_last)
     stream = vae.stream()
     parts = [vae.decode_stream(z, stream) for z in z_BCthw.split(1, 2)]
     close(torch.cat(parts, 2), want, 2e-3 if DEVICE == "cuda" else 1e-5)
@@ -142,11 +142,11 @@ def test_a_captured_decode_is_the_decode() -> None:
         plain, stream = vae.warm_up(z[:, :, :4]), vae.warm_up(z[:, :, :1])
         want = [vae.decode_stream(z[:, :, a : a + 3], plain) for a in (4, 7, 10, 13)]
         vae.decode_stream(z[:, :, 1:4], stream)  # compiles what the graph launches
-        position, graph = z[:, :, 4:7].clone(), torch.cuda.CUDAGraph()
+        latents, graph = z[:, :, 4:7].clone(), torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            frames = vae.decode_stream(position, stream)
+            frames = vae.decode_stream(latents, stream)
         for a, wanted in zip((4, 7, 10, 13), want):
-            position.copy_(z[:, :, a : a + 3])
+            latents.copy_(z[:, :, a : a + 3])
             graph.replay()
             assert torch.equal(frames, wanted)
 

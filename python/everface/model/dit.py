@@ -182,8 +182,8 @@ class DiT(nn.Module):
         return Rope(cfg.block_frames, grid, cfg.head_dim, MOTION_GROUPS, fp16=fp16, device=self.head.modulation.device)
 
     def tokens(
-        self, x_16Fhw: torch.Tensor, mod: StepMod, text_kv: list[TextKV], audio_kv: list[AudioKV], cache: KVCache, rope: Rope, position: BlockPosition,
-        pose_16Fhw: torch.Tensor | None = None,
+        self, x_16Fhw: torch.Tensor, mod: StepMod, text_kv: list[TextKV], audio_kv: list[AudioKV], cache: KVCache, rope: Rope,
+        position: BlockPosition, pose_16Fhw: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Velocity of one block at one noise level, as tokens [1, F, P, E]. Writes the sink's keys, rotated for this block, and the block's
         keys and values into the KV cache of that level.
@@ -242,8 +242,8 @@ class DiT(nn.Module):
         grid = self.grid(x_16Fhw)
         position = self.block_position(grid, block_index, sink_distance)
         out = self.tokens(
-            x_16Fhw, self.modulations(time), self.stream_text_kv(text_kv), self.audio_kv(*audio), cache, self.rope(grid, fp16=rope_fp16), position,
-            pose_16Fhw,
+            x_16Fhw, self.modulations(time), self.stream_text_kv(text_kv), self.audio_kv(*audio), cache,
+            self.rope(grid, fp16=rope_fp16), position, pose_16Fhw,
         )  # fmt: skip
         return unpatchify(out, grid, self.head.patch)[0]
 

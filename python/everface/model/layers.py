@@ -266,7 +266,7 @@ class AudioInjector(nn.Module):
     def forward(
         self, x_BFPD: torch.Tensor, index: int, local_BFKD: torch.Tensor, global_BFD: torch.Tensor
     ) -> torch.Tensor:  # fmt: skip
-        """x plus what injector `index` (a position in audio_inject_layers) adds; a frame does not attend to the audio of another. For training."""
+        """x plus what injector `index` (a position in audio_inject_layers) adds, within each frame. For training."""
         attention, adain = self._parts(index)
         u_BFPD = audio_inject(x_BFPD, adain(global_BFD))
         y_NPD = attention(u_BFPD.flatten(0, 1), attention.keys_values(local_BFKD.flatten(0, 1)))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, gate_norm_modulate_fp8, gate_residual
-from everface.kernels.fused.row_primitives import E4M3_MAX, NO_AMAX
+from everface.kernels.fused.row_primitives import E4M3_MAX, MIN_AMAX
 from everface.kernels.linear.fp8_linear import fp8_linear_rows
 from everface.kernels.linear.quantize_rows import quantize_rows
 
@@ -68,7 +68,7 @@ class RowLinear(nn.Module):
 
 def e4m3_scale(x: torch.Tensor) -> torch.Tensor:
     """The scale [1] float32 with which e4m3 holds every element of x, and every mean of elements."""
-    return x.abs().amax().float().clamp(min=NO_AMAX).reshape(1) / E4M3_MAX
+    return x.abs().amax().float().clamp(min=MIN_AMAX).reshape(1) / E4M3_MAX
 
 
 Layer = nn.Linear | RowLinear

@@ -38,8 +38,8 @@ class QKVScales(nn.Module):
     def __init__(self, weight_q_D: torch.Tensor, weight_k_D: torch.Tensor, v_bound_D: torch.Tensor, heads: int) -> None:
         super().__init__()
         root = len(weight_q_D) ** 0.5
-        q_scale_H, k_scale_H = (power_of_two(root * by_head(w.float().abs(), heads)) for w in (weight_q_D, weight_k_D))
-        v_scale_H = power_of_two(by_head(v_bound_D, heads))
+        q_scale_H, k_scale_H = (power_of_two(root * max_per_head(w.float().abs(), heads)) for w in (weight_q_D, weight_k_D))
+        v_scale_H = power_of_two(max_per_head(v_bound_D, heads))
         width = len(weight_q_D) // heads
         for name, tensor in (
             ("weight_q_D", weight_q_D / q_scale_H.repeat_interleave(width).to(weight_q_D.dtype)),
@@ -52,7 +52,7 @@ class QKVScales(nn.Module):
             self.register_buffer(name, tensor.detach())
 
 
-def by_head(bound_D: torch.Tensor, heads: int) -> torch.Tensor:
+def max_per_head(bound_D: torch.Tensor, heads: int) -> torch.Tensor:
     """The largest of every head's channels [H]."""
     return bound_D.unflatten(0, (heads, -1)).amax(1)
 

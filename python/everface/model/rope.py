@@ -79,7 +79,7 @@ def sink_time(first_frame: int, distance: int) -> int:
 
 
 class Rope:
-    """The rotations of one size of video. Only time changes: tables of rows, columns and motion tokens are computed once, in the constructor.
+    """The rotations of one size of video. Only time changes: rows, columns and motion tokens have constant tables.
 
     `block(first)` is frames_table(first, ...); `sink(time)` is that of one frame there, then the motion tokens.
     """

@@ -1,7 +1,7 @@
 """The Wan 2.1 video VAE, whole or as a stream: 1 + 4k frames of H x W pixels <-> 1 + k latent frames of H/8 x W/8, 16 channels.
 
 Keys of the state dict are the official ones. The per-channel latent mean and std come from the configuration, not from the weights.
-Video values are in -1..1. In float32 the result depends on the input only: neither the cut of a stream into calls nor the batch matters (to 1e-5).
+Video values are in -1..1. In float32 neither the cut of a stream into calls nor the batch changes the result (to 1e-5).
 """
 
 from __future__ import annotations

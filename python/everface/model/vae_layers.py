@@ -1,9 +1,10 @@
-"""The layers of the Wan 2.1 video VAE: causal in time, so that a stream may be cut into calls anywhere. Legend: Batch, Channel, Time, Height, Width.
+"""The layers of the Wan 2.1 video VAE: causal in time, so that a stream may be cut into calls anywhere.
 
-Every tensor is channels first in shape and channels last in memory, several times faster for convolutions. Everything that touches
-whole frames is an op of kernels/video: plain torch on a CPU, fused kernels on a GPU.
-A convolution of three taps in time needs its two previous input frames, which its slot of a `VAEStream` keeps.
+Every tensor is channels first in shape and channels last in memory, several times faster for convolutions. Everything that touches whole
+frames is an op of kernels/video: plain torch on a CPU, fused kernels on a GPU. A convolution of three taps in time needs its two previous
+input frames, which its slot of a `VAEStream` keeps.
 Attribute names are those of the official checkpoint ("residual.2", "resample.1", "to_qkv").
+Legend: Batch, Channel, Time, Height, Width.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class CausalConv3d(nn.Conv3d):
     def __init__(self, c_in: int, c_out: int, space: int = 3) -> None:
         super().__init__(c_in, c_out, (3, space, space), padding=(0, space // 2, space // 2))
 
-    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  a convolution with state
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  has state
         y_BCTHW, stream.caches[self.slot] = causal_conv3d(x_BCTHW, stream.caches[self.slot], self.weight, self.bias)
         return y_BCTHW
 
@@ -144,7 +145,7 @@ class TemporalStride(nn.Conv3d):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, (3, 1, 1), stride=(2, 1, 1))
 
-    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  a convolution with state
+    def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  has state
         past, stream.caches[self.slot] = stream.caches[self.slot], keep(x_BCTHW[:, :, -1:])
         return x_BCTHW if past is None else super().forward(torch.cat([past.to(x_BCTHW.dtype), x_BCTHW], 2))
 

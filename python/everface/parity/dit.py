@@ -109,7 +109,7 @@ def whole_model(file: Golden, check: Check) -> None:
 
     with check.part("intermediates"):
         embeddings(file, check, dit, audio, context)
-        with watched(check, dit):
+        with check_layers(check, dit):
             dit.prefill_sink(ref, motion, text_kv)
             velocity = forward("velocity")
         p, q = dit.cfg.patch_size[1:]
@@ -147,7 +147,7 @@ def embeddings(file: Golden, check: Check, dit: DiT, audio: tuple[torch.Tensor, 
 
 
 @contextmanager
-def watched(check: Check, dit: DiT) -> Iterator[None]:
+def check_layers(check: Check, dit: DiT) -> Iterator[None]:
     """Compare the output of every layer as it runs: `forward` of the sink pass, `stream` of the noisy block."""
     injected, blocks = dit.cfg.audio_inject_layers, list(dit.blocks)
 
