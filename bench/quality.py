@@ -1,10 +1,10 @@
-"""What fewer bits do to the result, on a CPU: the video of the bundled model, one velocity of a random model, one attention.
+"""The error of fewer bits, on a CPU: the video of the bundled model, one velocity of a random model, one attention.
 
     python -m bench.quality                   all three, a line each and a JSON object at the end
     python -m bench.quality video --seconds 2 --dtypes fp8,fp8-attention
 
-Every figure is against float32. The references multiply codes in float32, so what a GPU's sums of 22 bits add is not in them; nor are
-the released weights. docs/numerics.md quotes what comes out.
+Every figure is against float32. The references multiply quantized values in float32, so they lack the error of a GPU's sums of 22 bits, and they do not use
+the released weights. docs/numerics.md quotes the results.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 
 from bench.stream.random14b import random_dit
 from everface.avatar.avatar import Avatar
-from everface.avatar.parts import DEFAULT_WEIGHTS
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.core.config import SAMPLE_RATE, Deployment, DiTConfig, StreamConfig
 from everface.kernels.attention.block_causal import block_causal_reference
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference
@@ -41,9 +41,9 @@ def video(dtype: str, seconds: float) -> torch.Tensor:
     pcm_S = torch.cat([torch.as_tensor(part) for part in read_audio(SOUND, SAMPLE_RATE)])[: int(seconds * SAMPLE_RATE)]
     with Avatar(deployment=Deployment(dtype=dtype)) as avatar, avatar.open(PICTURE, StreamConfig(seed=SEED)) as session:
         for part_S in pcm_S.split(SAMPLE_RATE // 2):
-            while not session.push(part_S):
+            while not session.push_audio(part_S):
                 session.wait(0.05)
-        session.end()
+        session.end_segment()
         return torch.cat([block.frames_THW3 for block in session.frames()])
 
 
@@ -66,7 +66,7 @@ def videos(dtypes: list[str], seconds: float) -> dict[str, Any]:
 
 @torch.no_grad()
 def velocity(dtype: str, blocks: int = 6) -> torch.Tensor:
-    """Of the last of a few blocks of a random model, whose ring has come round by then."""
+    """Of the last of a few blocks of a random model; its ring has wrapped by then."""
     torch.manual_seed(3)
     dit = random_dit(RANDOM, "cpu", torch.float32).to(torch.float32 if dtype == "float32" else torch.bfloat16).fuse()
     quantize_for_dtype(dit, dtype)
@@ -90,7 +90,7 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def attentions(tokens: int = 256, keys: int = 4096, heads: int = 2, d: int = 128) -> dict[str, dict[str, float]]:
-    """Standard normals under the scales of the released width: relative error, and the largest over the largest answer. `sharp`: queries
+    """Standard normals under the scales of the released width: relative error, and the largest error over the largest output. `sharp`: queries
     four times as long, so that a few keys have most of the weight."""
     drawn = torch.Generator().manual_seed(1)
     qk_scale = power_of_two(torch.tensor([5120**0.5] * heads))
@@ -100,8 +100,8 @@ def attentions(tokens: int = 256, keys: int = 4096, heads: int = 2, d: int = 128
         q, v = longer * q, v + mean
         exact = block_causal_reference(q.double(), k.double(), v.double(), keys)
         half = block_causal_reference(q.bfloat16(), k.bfloat16(), v.bfloat16(), keys)
-        codes_q, codes_k, codes_v = (to_e4m3(x / qk_scale[:, None]) for x in (q, k, v))
-        quantized = block_causal_fp8_reference(codes_q, codes_k, codes_v.permute(1, 2, 0), keys, qk_scale.square(), qk_scale)
+        q8, k8, v8 = (to_e4m3(x / qk_scale[:, None]) for x in (q, k, v))
+        quantized = block_causal_fp8_reference(q8, k8, v8.permute(1, 2, 0), keys, qk_scale.square(), qk_scale)
         for dtype, got in (("bfloat16", half), ("fp8", quantized)):
             largest = (got.double() - exact).abs().max() / exact.abs().max()
             found[f"{name}, {dtype}"] = {"relative": relative(got, exact), "largest": largest.item()}

@@ -1,6 +1,6 @@
 """The blocks of a session that were prepared, sent or delivered lately: enough to send them again when the stages lost their state.
 
-The stages hold of a session its caches, the decoder's past, and the latest state update. None of it is copied off the devices. After a loss the last
+The stages hold of a session its caches, and the latest state update. None of it is copied off the devices. After a loss the last
 delivered blocks are run once more, their frames thrown away, to restore the caches, and then whatever was never delivered.
 """
 
@@ -22,7 +22,7 @@ class PreparedBlock:
 
     index: int
     window: Window
-    condition: Tensors = field(default_factory=dict)
+    condition: Tensors = field(default_factory=dict[str, torch.Tensor])
     x: torch.Tensor | None = None
     update: Tensors | None = None  # the state update in force
     failures: int = 0
@@ -70,7 +70,7 @@ class InFlight:
         """The first waiting block as a message; it is in flight from now on."""
         prepared = self.waiting.popleft()
         if prepared.x is None:
-            prepared.x = model.latent(prepared.index, 0)
+            prepared.x = model.initial_x(prepared.index, 0)
         if prepared.update is None:
             prepared.update = self.update
         condition, carries = dict(prepared.condition), prepared.update is not self._stages_have

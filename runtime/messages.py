@@ -20,14 +20,14 @@ class OpenSession:
 
     session: int
     tensors: Tensors
-    params: Params = field(default_factory=dict)
+    params: Params = field(default_factory=dict[str, int | float | str | bool])
 
 
 @dataclass
 class Block:
     """One block of video in flight.
 
-    `x` is what the roles transform: the model's latent until the last role, then uint8 frames [frames, H, W, 3].
+    `x` is what the roles transform: opaque until the last role, then uint8 frames [frames, H, W, 3].
     `condition` is whatever else travels with the block: the model's inputs on the way in, its outputs on the way out.
     """
 
@@ -37,7 +37,7 @@ class Block:
     pts: int  # position of the block's first audio sample in the session, in samples
     frames: int  # video frames to keep, counted from its first
     x: torch.Tensor
-    condition: Tensors = field(default_factory=dict)
+    condition: Tensors = field(default_factory=dict[str, torch.Tensor])
     last: bool = False  # the segment ends with this block
 
 

@@ -79,7 +79,7 @@ class SessionModel(Protocol):
         """Conditions of block `index` from its window of float32 audio [lookback + block + lookahead]. From a worker thread."""
         ...
 
-    def latent(self, index: int, retry: int) -> torch.Tensor:
+    def initial_x(self, index: int, retry: int) -> torch.Tensor:
         """What block `index` starts from. `retry` counts results of it that were invalid. Called with rising index."""
         ...
 
@@ -99,6 +99,6 @@ class SessionModel(Protocol):
         """Why a block with these outputs must be computed again, or None."""
         ...
 
-    def change(self, **what: Any) -> Tensors:
+    def change(self, *args: Any, **what: Any) -> Tensors:
         """The state update for a caller's wish, such as another image. From the caller's thread. Raises BadInput."""
         ...

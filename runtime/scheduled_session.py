@@ -9,7 +9,6 @@ import torch
 
 from everface.core.errors import EverfaceError, Unavailable
 from everface.core.log import log
-from everface.runtime.audio_buffer import Window
 from everface.runtime.events import Recovered, Recovering, VideoBlock
 from everface.runtime.in_flight import InFlight, PreparedBlock, SentBlock
 from everface.runtime.messages import Block, Cancel, Cancelled, Failure, Opened, OpenSession, Tensors
@@ -122,7 +121,7 @@ class ScheduledSession:
                 return False
             return self._retry(sent, f"{reply.role} failed at block {reply.index}: {reply.reason}")
         if reason := self.model.invalid(reply.condition):
-            return not sent.stale and self._retry(sent, f"{reason} at block {reply.index}", new_latent=True)
+            return not sent.stale and self._retry(sent, f"{reason} at block {reply.index}", fresh_start=True)
         self._deliver(sent, reply)
         return False
 
@@ -155,15 +154,15 @@ class ScheduledSession:
             self.session.report(Recovered(self._now() - self._down_s, self.in_flight.recomputed))
             self._down_s = None
 
-    def _retry(self, sent: SentBlock, what: str, new_latent: bool = False) -> bool:
+    def _retry(self, sent: SentBlock, what: str, fresh_start: bool = False) -> bool:
         """Once more, with the whole session opened again; the second failure of a block is the session's end."""
         block = sent.block
         block.failures += not sent.stale
         if block.failures > 1:
             self.session.fail(Unavailable(f"session {self.id} has ended, {what}, twice: open another"))
             return False
-        if new_latent and block.x is not None:  # another start may lead elsewhere
-            block.x = self.model.latent(block.index, block.failures)
+        if fresh_start and block.x is not None:  # another start may lead elsewhere
+            block.x = self.model.initial_x(block.index, block.failures)
         self.pause(what)
         self.in_flight.resend(sent)
         return True

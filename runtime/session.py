@@ -82,16 +82,15 @@ class Session:
         return self
 
     def push_audio(self, audio_S: torch.Tensor | np.ndarray) -> bool:
-        """Accept mono float32 audio at the model's sample rate, 16 kHz.
+        """Accept mono float32 audio at the model's sample rate, `format.sample_rate`.
 
         Returns False, and accepts nothing, while more than the buffer would wait: poll and push again. Raises BadInput for audio of
         another kind, or after `end_segment`; Unavailable when the session is closed or has failed.
         """
         audio_S = torch.from_numpy(audio_S) if isinstance(audio_S, np.ndarray) else audio_S
         if audio_S.ndim != 1 or audio_S.dtype != torch.float32:
-            raise BadInput(
-                f"audio of shape {list(audio_S.shape)} and {audio_S.dtype} cannot be used: push mono float32 samples at 16 kHz"
-            )
+            shape, rate = list(audio_S.shape), self.format.sample_rate
+            raise BadInput(f"audio of shape {shape} and {audio_S.dtype} cannot be used: push mono float32 samples at {rate} Hz")
         if not bool(torch.isfinite(audio_S).all()):
             raise BadInput("the audio holds values that are not finite: repair it before pushing")
         if audio_S.numel() > self._limit:
@@ -135,7 +134,7 @@ class Session:
         return self.turn
 
     def change(self, **what: Any) -> None:
-        """Another image or prompt, in the model's own words, from the next block on. Raises BadInput."""
+        """Change what the model lets a caller change, by its own keywords, from the next block on. Raises BadInput."""
         with self._changed:
             self._check_open()
         update = self._model.change(**what)

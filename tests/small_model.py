@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 from everface.core.config import AudioConfig, DiTConfig, ModelConfig, TextConfig, VAEConfig
 from everface.model.dit import DiT
 from everface.model.vae import VAE
-from everface.train.characters import neutral, render, sample_identity
-from everface.train.voices import write_wav
+from everface.train.synthetic.characters import render
+from everface.train.synthetic.identity import sample_identity
+from everface.train.synthetic.motion import neutral
+from everface.train.synthetic.voices import write_wav
 
 SMALL = ModelConfig(
     DiTConfig(

@@ -1,4 +1,4 @@
-"""The command line: help, exit codes, the one-line errors, the doctor. No model is loaded here."""
+"""The command line: help, flags, exit codes, one-line errors, the doctor. No model is loaded here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,24 @@ from pathlib import Path
 
 import pytest
 
-from everface import __version__, cli, doctor
+from everface import __version__, cli
+from everface.cli import commands
 from everface.core.errors import BadInput, BadWeights
+from everface.doctor import machine
 
-VERBS = ("demo", "render", "bench", "parity", "pull", "convert", "doctor", "train")
+MODEL, DEPLOYMENT = "weights lora size sampler", "placement threads"
+# Adding a flag is a decision: it has an owner and a place here.
+FLAGS = {
+    "demo": f"out {DEPLOYMENT}",
+    "render": f"out {MODEL} {DEPLOYMENT} prompt seed compat force",
+    "bench": f"{MODEL} {DEPLOYMENT} repeats seconds json",
+    "parity": "case dtype json",
+    "simulate": "paper devices steps step-ms decode-ms transfer-ms jitter sessions live",
+    "pull": "dir",
+    "convert": "lora",
+    "doctor": "plan devices memory step-ms decode-ms sampler dtype sessions size",
+}
+COMMANDS = (*FLAGS, "train")
 
 
 def _help(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -24,25 +38,25 @@ def _help(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     return capsys.readouterr().out
 
 
-def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = _help(capsys)
-    assert [v for v in VERBS if f"\n    {v}  " not in text] == []
+    assert [c for c in COMMANDS if f"\n    {c}  " not in text] == []
 
 
-@pytest.mark.parametrize("verb", [*VERBS, *(f"train {w}" for w in ("vae", "data", "teacher", "stage1", "stage2", "evaluate", "ablate"))])
-def test_every_verb_explains_itself_with_an_example_that_parses(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text = " ".join(_help(capsys, *verb.split()).split())
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, *(f"train {w}" for w in ("vae", "data", "teacher", "stage1", "stage2", "evaluate", "ablate"))]
+)
+def test_every_command_explains_itself_with_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(_help(capsys, *command.split()).split())
     example = text.partition("example: everface ")[2].split()
-    assert " ".join(example).startswith(verb)
+    assert " ".join(example).startswith(command)
     cli.build_parser().parse_args(example)
 
 
-def test_the_flags_of_render_are_frozen(capsys: pytest.CaptureFixture[str]) -> None:
-    """Adding a flag is a decision: it has an owner and a line here."""
-    words = _help(capsys, "render").replace(",", " ").replace("[", " ").replace("]", " ").split()
-    flags = {w for w in words if w.startswith("--")}
-    named = "help out weights lora prompt seed size placement sampler compat threads force"
-    assert flags == {f"--{name}" for name in named.split()}
+@pytest.mark.parametrize("command", FLAGS)
+def test_the_flags_are_frozen(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    words = _help(capsys, command).replace(",", " ").replace("[", " ").replace("]", " ").split()
+    assert {w for w in words if w.startswith("--")} == {f"--{name}" for name in ["help", *FLAGS[command].split()]}
 
 
 def test_a_phase_of_training_is_planned_before_it_is_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,43 +72,44 @@ def test_help_imports_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 
 
-def test_module_runs_and_tells_its_version() -> None:
+def test_the_module_runs_and_prints_its_version() -> None:
     done = subprocess.run([sys.executable, "-m", "everface", "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"everface {__version__}\n")
 
 
 @pytest.mark.parametrize(
-    ("argv", "says"),
+    ("argv", "message"),
     [
-        ([], "VERB"),
+        ([], "COMMAND"),
         (["sing"], "sing"),
         (["render", "a.png", "b.wav"], "--out"),
         (["render", "a.png", "b.wav", "-o", "c.mp4", "--quick"], "--quick"),
         (["render", "a.png", "b.wav", "-o", "c.mp4", "--see", "3"], "--see"),  # no abbreviations
         (["render", "a.png", "b.wav", "-o", "c.mp4", "--size", "big"], "WIDTHxHEIGHT"),
+        (["render", "a.png", "b.wav", "-o", "c.mp4", "--size", "64x64x64"], "WIDTHxHEIGHT"),
         (["render", "a.png", "b.wav", "-o", "c.mp4", "--threads", "0"], "above zero"),
         (["render", "a.png", "b.wav", "-o", "c.mp4", "--placement", "6"], "6"),
     ],
 )
-def test_a_wrong_command_line_is_one_line_and_exit_2(argv: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_line_is_one_line_and_exit_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(argv)
     out, err = capsys.readouterr()
     assert end.value.code == 2
-    assert out == "" and err.startswith("everface: ") and err.count("\n") == 1 and says in err
+    assert out == "" and err.startswith("everface: ") and err.count("\n") == 1 and message in err
 
 
 RENDER = ["render", "face.png", "speech.wav", "-o"]
 
 
-@pytest.mark.parametrize("error", [BadInput("face.png is missing:\n  give a picture"), BadWeights("x is truncated")])
-def test_a_mendable_error_is_one_line_and_exit_2(
+@pytest.mark.parametrize("error", [BadInput("face.png is missing:\n  pass an image"), BadWeights("x is truncated")])
+def test_an_error_the_user_can_fix_is_one_line_and_exit_2(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse(args: argparse.Namespace) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "render", refuse)
+    monkeypatch.setattr(commands, "render", refuse)
     assert cli.main([*RENDER, "out.mp4"]) == 2
     assert capsys.readouterr().err == f"everface: {' '.join(str(error).split())}\n"
 
@@ -102,22 +117,24 @@ def test_a_mendable_error_is_one_line_and_exit_2(
 def test_a_wrong_setting_is_refused_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*RENDER, "out.mp4", "--seed", "-1"]) == 2
     assert "seed -1" in capsys.readouterr().err
+    assert cli.main([*RENDER, "out.mp4", "--size", "700x384"]) == 2
+    assert "nearest is 704x384" in capsys.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(args: argparse.Namespace) -> None:
         raise KeyError("bug")
 
-    monkeypatch.setattr(cli, "render", fail)
+    monkeypatch.setattr(commands, "render", fail)
     with pytest.raises(KeyError):
         cli.main([*RENDER, "out.mp4"])
 
 
 @pytest.mark.parametrize(("age_s", "finished"), [(0, True), (3600, False), (None, False)])
-def test_interrupting_says_where_the_video_is(
+def test_an_interruption_names_the_video(
     age_s: int | None, finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A file of an hour ago is not what this run wrote; without a file there is nothing to name."""
+    """A file from an hour ago is not from this run; without a file there is nothing to name."""
     out = tmp_path / "talk.mp4"
 
     def stop(args: argparse.Namespace) -> None:
@@ -127,16 +144,17 @@ def test_interrupting_says_where_the_video_is(
             os.utime(out, (then, then))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "render", stop)
+    monkeypatch.setattr(commands, "render", stop)
     assert cli.main([*RENDER, str(out)]) == 130
-    assert capsys.readouterr().err == f"everface: interrupted{f'; what was finished plays from {out}' * finished}\n"
+    assert capsys.readouterr().err == f"everface: interrupted{f'; the finished part is in {out} and can be played' * finished}\n"
 
 
 def test_size_is_width_by_height_outside_and_height_by_width_inside() -> None:
-    assert cli.build_parser().parse_args([*RENDER, "o.mp4", "--size", "704x384"]).size == (384, 704)
+    for text, size in {"704x384": (384, 704), "128*64": (64, 128)}.items():
+        assert cli.build_parser().parse_args([*RENDER, "o.mp4", "--size", text]).size == size
 
 
-def test_doctor_names_what_it_finds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_doctor_lists_what_it_finds(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert lines["everface"].startswith(__version__)
@@ -144,20 +162,20 @@ def test_doctor_names_what_it_finds(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines["verdict"] == "everface can run here"
 
 
-def test_doctor_sees_what_is_missing(
+def test_the_doctor_reports_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("a file where a folder should be")
     monkeypatch.setenv("EVERFACE_CACHE", str(blocked / "cache"))
-    monkeypatch.setattr(doctor, "required", lambda: ["torch", "a-package-nobody-has"])
+    monkeypatch.setattr(machine, "required", lambda: ["torch", "a-package-nobody-has"])
     assert cli.main(["doctor"]) == 1
     verdict = capsys.readouterr().out.splitlines()[-1]
     assert "missing a-package-nobody-has" in verdict and "cache cannot be written" in verdict
 
 
-def test_doctor_reads_cpu_features(tmp_path: Path) -> None:
+def test_the_doctor_reads_cpu_features(tmp_path: Path) -> None:
     info = tmp_path / "cpuinfo"
     info.write_text("processor : 0\nflags\t\t: fpu avx2 sse4_2 avx512f\n")
-    assert doctor.cpu_features(info) == ["avx2", "avx512f"]
-    assert doctor.cpu_features(tmp_path / "none") == []
+    assert machine.cpu_features(info) == ["avx2", "avx512f"]
+    assert machine.cpu_features(tmp_path / "none") == []

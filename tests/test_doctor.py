@@ -1,12 +1,13 @@
-"""`everface doctor --plan`: the official model's placement for machines that are not here."""
+"""`everface doctor`: optional packages and attention backends; --plan: the official model's placement on other machines."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from everface import cli, doctor
+from everface import cli
 from everface.core.config import ModelConfig
+from everface.doctor import machine
 from everface.kernels.attention import backend
 from everface.model.sizes import ring_values
 
@@ -38,7 +39,7 @@ def test_flags_reach_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(text.splitlines()[3:7]) == 4
 
 
-def test_what_does_not_fit_says_what_it_takes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_plan_that_does_not_fit_names_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     code, text = plan(capsys, "--devices", "2", "--memory", "40")
     ring = 2 * 2 * ring_values(ModelConfig().dit, 48, 88) / 2**30
     assert code == 2 and text.count("\n") == 1 and f"2 KV rings {ring:.1f}" in text and "weights 30.4" in text
@@ -46,12 +47,12 @@ def test_what_does_not_fit_says_what_it_takes(capsys: pytest.CaptureFixture[str]
 
 def test_without_a_gpu_it_asks_for_devices(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert plan(capsys) == (2, "everface: this machine has no CUDA device to plan for: name them, as in --devices 5 --memory 80\n")
-    assert "how much memory each has" in plan(capsys, "--devices", "2")[1]
+    assert plan(capsys) == (2, "everface: this machine has no CUDA device to plan for: describe some, as in --devices 5 --memory 80\n")
+    assert "the memory of each" in plan(capsys, "--devices", "2")[1]
     assert "multiples of 64" in plan(capsys, "--devices", "2", "--memory", "80", "--size", "700x384")[1]
 
 
-def test_every_optional_package_is_listed_once_with_its_use(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_optional_package_is_listed_once_with_its_purpose(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for name in (
@@ -59,14 +60,14 @@ def test_every_optional_package_is_listed_once_with_its_use(capsys: pytest.Captu
     ):  # fmt: skip
         [line] = [line for line in lines if line.startswith(name + " ")]
         assert len(line.split(maxsplit=2)[2]) > 15
-    assert doctor.native_line() in next(line for line in lines if line.startswith("everface._native"))
+    assert machine.native_line() in next(line for line in lines if line.startswith("everface._native"))
 
 
-def test_it_says_which_attention_each_device_gets_and_why_not_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_names_the_attention_of_each_device_and_why_not_another(monkeypatch: pytest.MonkeyPatch) -> None:
     if not torch.cuda.is_available():
-        assert doctor.attention() == ["the reference, on a CPU"]
+        assert machine.attention() == ["the reference, on a CPU"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(backend, "select_backend", lambda *_: backend.Selection("triton", "asked for"))
     monkeypatch.setattr(backend, "find_fault", lambda name, *_: "it is not installed" if name == "xformers" else "")
-    assert doctor.attention() == ["cuda:0 triton (asked for)", "cuda:0 not xformers: it is not installed"]
+    assert machine.attention() == ["cuda:0 triton (asked for)", "cuda:0 not xformers: it is not installed"]

@@ -23,7 +23,7 @@ from bench.timing import commit
 pytest.importorskip("msgspec")  # a channel between processes packs its headers with it
 
 from everface.runtime.messages import Block, CloseSession
-from everface.runtime.transport.selection import open_sender, open_receiver
+from everface.runtime.transport.selection import open_receiver, open_sender
 
 SIZES = {  # what travels: tensor of the block
     "latent 50 KB": (16, 3, 16, 32),

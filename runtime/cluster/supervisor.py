@@ -38,8 +38,8 @@ from everface.runtime.cluster.control import (
     WorkFinished,
     WorkStarted,
 )
-from everface.runtime.planning.placement import Placement
 from everface.runtime.cluster.watchdog import Watchdog
+from everface.runtime.planning.placement import Placement
 
 TICK_S = 0.1
 KILL_S = 5.0  # for a killed child to be gone

@@ -18,7 +18,6 @@ from typing import NoReturn
 
 import torch
 
-from everface.runtime.messages import Block, Cancel, OpenSession, Stop, reply_of
 from everface.core.errors import EverfaceError
 from everface.core.log import start_log
 from everface.runtime.cluster.connections import Connections
@@ -34,9 +33,10 @@ from everface.runtime.cluster.control import (
     WorkFinished,
     WorkStarted,
 )
-from everface.runtime.transport.base import ChannelError
+from everface.runtime.messages import Block, Cancel, OpenSession, Stop, reply_of
 from everface.runtime.registry import load_model
 from everface.runtime.stage import Stage
+from everface.runtime.transport.base import ChannelError
 
 BEAT_S = 0.25
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from everface.media.video import probe_video
-from everface.train.voices import write_wav
+from everface.train.synthetic.voices import write_wav
 
 
 @pytest.mark.parametrize(("number", "placement"), [(signal.SIGINT, "inline"), (signal.SIGINT, "2"), (signal.SIGTERM, "2")])

@@ -14,7 +14,7 @@ from everface.avatar.render import RenderJob, render
 from everface.cli import main
 from everface.core.config import Deployment, StreamConfig
 from everface.media.video import probe_video, read_frames
-from everface.train.voices import write_wav
+from everface.train.synthetic.voices import write_wav
 
 
 def frames_of(path: Path) -> np.ndarray:

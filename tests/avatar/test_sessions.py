@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from everface import Avatar, Deployment, Session, StreamConfig
-from everface.avatar.demo import IMAGE, AUDIO
-from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
+from everface.avatar.demo import AUDIO, IMAGE
 from everface.core.config import SAMPLE_RATE
 from everface.core.errors import BadInput, Unavailable
 from everface.media.audio import read_audio
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 
 
 def play(session: Session, audio_S: torch.Tensor) -> torch.Tensor:

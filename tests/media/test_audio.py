@@ -1,8 +1,6 @@
-"""Sound: every container a user may pass, exactness where nothing is resampled, flat memory, and clear refusals."""
+"""Audio: every container a user may pass, exact samples where nothing is resampled, flat memory."""
 
-import os
 import wave
-from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -11,53 +9,10 @@ import psutil
 import pytest
 import soxr
 from PIL import Image
+from tests.media.recordings import CODECS, LOSSLESS, encode, tone, whole
 
 from everface.core.config import SAMPLE_RATE
-from everface.core.errors import BadInput
 from everface.media.audio import probe_audio, read_audio, read_track
-
-CODECS = {
-    "wav": "pcm_s16le",
-    "flac": "flac",
-    "mp3": "libmp3lame",
-    "m4a": "aac",
-    "ogg": "libopus",
-    "aac": "aac",
-    "webm": "libopus",
-}
-LOSSLESS = ("wav", "flac")
-
-
-def encode(path: Path, pcm_CS: np.ndarray, rate: int, codec: str | None = None) -> Path:
-    """Write float32 [C, S] with PyAV in the container that the name asks for."""
-    layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(pcm_CS)]
-    with av.open(str(path), "w", format={"m4a": "ipod", "aac": "adts"}.get(path.suffix[1:])) as container:
-        stream = container.add_stream(codec or CODECS[path.suffix[1:]], rate=rate, layout=layout)
-        assert isinstance(stream, av.AudioStream)
-        formats = {f.name for f in stream.codec_context.codec.audio_formats or []}
-        for i in range(0, pcm_CS.shape[1], 4096):
-            piece_CS = pcm_CS[:, i : i + 4096]
-            if "fltp" in formats or "flt" in formats:
-                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(piece_CS, np.float32), "fltp", layout)
-            else:
-                s16 = np.round(piece_CS * 32768).clip(-32768, 32767).astype(np.int16)
-                frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(s16.T).reshape(1, -1), "s16", layout)
-            frame.sample_rate, frame.pts, frame.time_base = rate, i, Fraction(1, rate)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-def tone(seconds: float, rate: int, channels: int = 1, hz: float = 440.0) -> np.ndarray:
-    t_S = np.arange(round(seconds * rate)) / rate
-    return np.repeat(0.5 * np.sin(2 * np.pi * hz * t_S)[None], channels, 0).astype(np.float32)
-
-
-def whole(path: Path, chunk: int = SAMPLE_RATE) -> np.ndarray:
-    chunks = list(read_audio(path, chunk))
-    assert all(c.dtype == np.float32 and c.ndim == 1 for c in chunks)
-    assert all(len(c) == chunk for c in chunks[:-1]) and 0 < len(chunks[-1]) <= chunk
-    return np.concatenate(chunks)
 
 
 @pytest.mark.parametrize("suffix", LOSSLESS)
@@ -91,7 +46,7 @@ def test_every_container(tmp_path: Path, suffix: str, rate: int, channels: int):
     assert info.channels == channels and info.rate_hz in (rate, 48_000)  # opus always decodes at 48 kHz
     assert info.duration_s is not None and abs(info.duration_s - 2.0) < 0.15
     x = whole(path, 7680)
-    lag = 0 if suffix in LOSSLESS else 2048  # an encoder's priming and padding where its container cannot tell them
+    lag = 0 if suffix in LOSSLESS else 2048  # an encoder's priming and padding where its container cannot state them
     assert abs(len(x) - 2 * SAMPLE_RATE) <= 2 * lag
     middle = x[8000:24000]
     assert abs(np.sqrt((middle**2).mean()) - 0.5 / np.sqrt(2)) < 0.02  # lame scales by 0.95
@@ -137,96 +92,9 @@ def test_cover_art_is_not_a_video(tmp_path: Path):
     assert abs(len(whole(tagged)) - SAMPLE_RATE) < 2000
 
 
-def refused(path: Path, sentence: str) -> str:
-    with pytest.raises(BadInput, match=sentence) as caught:
-        whole(path)
-    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
-    return str(caught.value)
-
-
-def test_files_that_are_no_sound(tmp_path: Path):
-    refused(tmp_path / "missing.wav", "there is no sound file")
-    refused(tmp_path, "is a folder")
-    refused(Path("http://127.0.0.1:9/a.wav"), "there is no sound file")
-    os.mkfifo(tmp_path / "fifo.wav")
-    refused(tmp_path / "fifo.wav", "not a regular file")
-    (tmp_path / "empty.wav").touch()
-    refused(tmp_path / "empty.wav", "empty")
-    for name in ("text.txt", "text.wav"):
-        (tmp_path / name).write_text("just words\n" * 100)
-        refused(tmp_path / name, "not a sound file")
-    (tmp_path / "noise.mp3").write_bytes(np.random.default_rng(0).bytes(300))
-    refused(tmp_path / "noise.mp3", "sound")
-    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
-    refused(tmp_path / "picture.png", "not a sound file")
-
-
-def test_a_playlist_opens_nothing_else(tmp_path: Path):
-    encode(tmp_path / "a.aac", tone(1, 16_000), 16_000)
-    (tmp_path / "list.m3u8").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\na.aac\n#EXT-X-ENDLIST\n")
-    refused(tmp_path / "list.m3u8", "not a sound file")
-    (tmp_path / "list.wav").write_text("ffconcat version 1.0\nfile a.aac\n")
-    refused(tmp_path / "list.wav", "not a sound file")
-
-
-def test_a_video_is_not_a_sound(tmp_path: Path):
-    with av.open(str(tmp_path / "a.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=25)
-        stream.width = stream.height = 64
-        stream.pix_fmt = "yuv420p"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), "rgb24")))
-        container.mux(stream.encode(None))
-    refused(tmp_path / "a.mp4", "is a video: pass a sound file")
-
-
-@pytest.mark.parametrize(("samples", "fits"), [(160, False), (639, False), (640, True)])
-def test_shorter_than_a_frame(tmp_path: Path, samples: int, fits: bool):
-    path = encode(tmp_path / "a.wav", np.zeros((1, samples), np.float32), SAMPLE_RATE)
-    if fits:
-        assert len(whole(path)) == samples
-    else:
-        refused(path, f"lasts {samples / 16:.0f} ms")
-
-
-def test_a_header_without_sound(tmp_path: Path):
-    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-    refused(tmp_path / "a.wav", "no sound")
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_no_numbers(tmp_path: Path, bad: float):
-    x_CS = tone(2, SAMPLE_RATE)
-    x_CS[0, 24_000] = bad
-    refused(encode(tmp_path / "a.wav", x_CS, SAMPLE_RATE, "pcm_f32le"), "not a number at 1.500 s")
-
-
 def test_float_samples_beyond_full_scale_are_clipped(tmp_path: Path):
     x = whole(encode(tmp_path / "a.wav", 4 * tone(1, SAMPLE_RATE), SAMPLE_RATE, "pcm_f32le"))
     assert x.max() == 1 and x.min() == -1
-
-
-@pytest.mark.parametrize("suffix", ["flac", "mp3", "m4a", "ogg", "aac", "webm"])
-def test_damage_in_the_middle_is_named(tmp_path: Path, suffix: str):
-    noise = np.random.default_rng(0).normal(0, 0.2, (1, 20 * 44_100 if suffix != "ogg" else 20 * 48_000)).astype(np.float32)
-    path = encode(tmp_path / f"a.{suffix}", noise, 48_000 if suffix in ("ogg", "webm") else 44_100)
-    data = bytearray(path.read_bytes())
-    middle = len(data) // 2
-    data[middle : middle + 8000] = bytes(8000)
-    path.write_bytes(data)
-    sentence = refused(path, r"damaged at \d+\.\d\d s")
-    at_s = float(sentence.split("damaged at ")[1].split(" s")[0])
-    assert 6 < at_s < 13
-
-
-@pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg", "aac"])
-def test_a_file_cut_short_ends_where_it_ends(tmp_path: Path, suffix: str):
-    path = encode(tmp_path / f"a.{suffix}", np.random.default_rng(0).normal(0, 0.2, (1, 480_000)).astype(np.float32), 48_000)
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
-    assert 3.5 * SAMPLE_RATE < len(whole(path)) < 6 * SAMPLE_RATE
 
 
 def test_memory_is_flat(tmp_path: Path):

@@ -9,15 +9,15 @@ import pytest
 import torch
 from tests.models.latents import MODEL
 
-from everface.models.live_avatar.conditions import Noise
-from everface.models.live_avatar.builders import build_conditioner, build_dit
 from everface.core.config import Deployment, StreamConfig
 from everface.media.image import fit_image, read_image
 from everface.model.schedule import Schedule, sink_distance
+from everface.models.live_avatar.builders import build_conditioner, build_dit
+from everface.models.live_avatar.conditions import Noise
+from everface.models.live_avatar.model import LiveAvatar
+from everface.runtime.planning.placement import place
 from everface.runtime.scheduler import Scheduler
 from everface.runtime.start import start_pipeline
-from everface.runtime.planning.placement import place
-from everface.models.live_avatar.model import LiveAvatar
 
 BLOCKS, SEED, LATENT = 12, 11, (16, 8, 8)
 STREAM = StreamConfig(seed=SEED)

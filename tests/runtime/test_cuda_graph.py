@@ -10,10 +10,10 @@ import torch
 from tests.runtime.launches import Counted, predicted
 from torch import nn
 
-from everface.core.block import KVCache
 from everface.core.config import DiTConfig
 from everface.kernels.attention import backend
 from everface.model.dit import BlockPosition, DiT
+from everface.model.kv_cache import KVCache
 from everface.model.layers import AudioKV
 from everface.runtime.cuda_graph import CapturedGraph, GraphPool
 from everface.weights.quantize import quantize_for_dtype
@@ -35,7 +35,7 @@ class Rig(NamedTuple):
     dit: DiT
     cache: KVCache
     heard: list[AudioKV]
-    step: Step
+    step: CapturedGraph
     eager: Callable[..., tuple[torch.Tensor, ...]]
 
 

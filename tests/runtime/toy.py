@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 
 from everface.core.errors import Unavailable
@@ -128,7 +129,7 @@ class ToySession(SessionModel):
     def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
         return self.condition(index, audio_S)
 
-    def latent(self, index: int, retry: int) -> torch.Tensor:
+    def initial_x(self, index: int, retry: int) -> torch.Tensor:
         return noise(index + 5000 * retry)
 
     def depends_on(self, index: int) -> int | None:
@@ -188,7 +189,7 @@ def step(scheduler: Scheduler) -> None:
     scheduler.pipeline.signal.wait(0.001)
 
 
-def push(s: Session, audio_S: torch.Tensor) -> bool:
+def push(s: Session, audio_S: torch.Tensor | np.ndarray) -> bool:
     accepted = s.push_audio(audio_S)
     if scheduler := _driver(s):
         scheduler.dispatch()

@@ -62,7 +62,7 @@ class CounterSession(SessionModel):
     def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
         return {"audio": audio_S[0]}
 
-    def latent(self, index: int, retry: int) -> torch.Tensor:
+    def initial_x(self, index: int, retry: int) -> torch.Tensor:
         return LATENT
 
     def depends_on(self, index: int) -> int | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from everface.avatar.avatar import Avatar
-from everface.avatar.demo import IMAGE, AUDIO
+from everface.avatar.demo import AUDIO, IMAGE
 from everface.core.config import SAMPLE_RATE, Deployment, StreamConfig
 from everface.media.audio import read_audio
 

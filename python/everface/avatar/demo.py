@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.avatar.render import Progress, RenderJob, RenderReport, render
 from everface.core.config import Deployment, StreamConfig
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 
 IMAGE = DEFAULT_WEIGHTS / "ada.png"
 AUDIO = DEFAULT_WEIGHTS / "speech.wav"

@@ -15,7 +15,7 @@ from everface.avatar.avatar import Avatar
 from everface.core.config import FPS, SAMPLE_RATE, Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.media.audio import probe_audio, read_audio, read_track
-from everface.media.video import VideoWriter
+from everface.media.video_writer import VideoWriter
 from everface.runtime.events import VideoBlock
 from everface.runtime.session import WAIT_S, Session
 

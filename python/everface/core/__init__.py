@@ -1,1 +1,1 @@
-"""Floor 0: nouns, configuration, environment, log, errors. Imports nothing of everface."""
+"""Configuration, environment, errors, log, machine, memory, native module. Floor 0: it imports nothing of everface."""

@@ -1,4 +1,4 @@
-"""The three frozen configurations: what the weights are, what the viewer gets, which devices do the work."""
+"""The three frozen configurations: of the weights (ModelConfig), of one session (StreamConfig), of the machine (Deployment)."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from typing import Any, Self
 
 from everface.core.errors import BadInput, BadWeights
 
-SAMPLE_RATE = 16_000  # Hz; the session clock counts these samples
+SAMPLE_RATE = 16_000  # Hz; a session's clock counts these samples
 FPS = 25  # video frames per second
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640
 LATENT_STRIDE = (4, 8, 8)  # VAE: frames, rows, columns per latent cell
+SIZE_STRIDE = 64  # sides of a video are multiples of it, in pixels
+MAX_SIDE = 2048  # longest side of a video, in pixels
 
 
 class _FromDict:
-    """Build from a dictionary, ignoring keys that are not fields; lists become tuples."""
+    """Builds a configuration from parsed JSON."""
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """Ignores keys that are not fields; lists become tuples. Raises BadWeights."""
         known = {f.name for f in fields(cls)}  # pyright: ignore[reportArgumentType]  each subclass is a dataclass
         try:
             return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known})
         except TypeError as error:
-            raise BadWeights(f"this configuration does not describe a {cls.__name__}: {error}") from None
+            raise BadWeights(f"the configuration is not a {cls.__name__} ({error}): use the one of these weights") from None
 
 
 @dataclass(frozen=True)
 class DiTConfig(_FromDict):
-    """Sizes of the causal S2V transformer, under the names of the official `config.json`. Defaults are the released 14B model."""
+    """Sizes of the causal S2V transformer, named as in the official `config.json`; the defaults are the released 14B model's."""
 
     dim: int = 5120
     ffn_dim: int = 13824
@@ -45,16 +48,16 @@ class DiTConfig(_FromDict):
     audio_dim: int = 1024  # channels of one audio feature layer
     num_audio_token: int = 4
     audio_inject_layers: tuple[int, ...] = (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39)
-    wav2vec_layers: int = 25  # hidden states mixed by the causal audio encoder
+    wav2vec_layers: int = 25  # hidden states that the causal audio encoder mixes
     block_frames: int = 3  # latent frames denoised together
     window_blocks: int = 4  # blocks a KV ring holds, the current one included
     patch_size: tuple[int, int, int] = (1, 2, 2)
 
     def __post_init__(self) -> None:
         if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
-            raise BadWeights(f"dim {self.dim} does not split into {self.num_heads} heads of even width")
+            raise BadWeights(f"dim {self.dim} does not split into {self.num_heads} heads of even width: correct config.json")
         if any(not 0 <= i < self.num_layers for i in self.audio_inject_layers):
-            raise BadWeights(f"audio_inject_layers {self.audio_inject_layers} go beyond the {self.num_layers} layers")
+            raise BadWeights(f"audio_inject_layers {self.audio_inject_layers} need more layers than {self.num_layers}")
 
     @property
     def head_dim(self) -> int:
@@ -83,7 +86,7 @@ class VAEConfig(_FromDict):
 
 @dataclass(frozen=True)
 class AudioConfig(_FromDict):
-    """The sound front end, a plug. `wav2vec2`: features of every hidden layer; `logmel`: `hops` mel vectors a video frame."""
+    """The audio front end. kind "wav2vec2": features of every hidden layer; "logmel": `hops` mel vectors per video frame."""
 
     kind: str = "wav2vec2"
     mels: int = 40
@@ -92,7 +95,7 @@ class AudioConfig(_FromDict):
 
 @dataclass(frozen=True)
 class TextConfig(_FromDict):
-    """The prompt encoder. `umt5`: the official one; `none`: the model was trained without text and sees zeros."""
+    """The prompt encoder. kind "umt5": the official one; "none": the model was trained without text and gets zeros."""
 
     kind: str = "umt5"
     dim: int = 4096
@@ -107,7 +110,7 @@ class TextConfig(_FromDict):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that comes with the weights."""
+    """The sizes of every part of a model. It comes with the weights and is read from their `config.json`."""
 
     dit: DiTConfig = field(default_factory=DiTConfig)
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -115,11 +118,12 @@ class ModelConfig:
     text: TextConfig = field(default_factory=TextConfig)
     name: str = "wan2.2-s2v-14b + live-avatar"
     size: tuple[int, int] | None = None  # (height, width) the model was trained at, None: any multiple of 64
-    noise_correlation: float = 0.0  # of the starting noise from one latent frame to the next; 0: independent, as upstream
-    still_frames: int = 73  # 1 + 4k frames of the still picture to encode as motion history; its last latent stands for the rest
+    noise_correlation: float = 0.0  # of the initial noise between consecutive latent frames; 0: independent, as upstream
+    still_frames: int = 73  # 1 + 4k repeats of the reference image, encoded as motion history; the last latent fills the rest
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> ModelConfig:
+        """Build from parsed JSON. Raises BadWeights."""
         parts = {"dit": DiTConfig, "vae": VAEConfig, "audio": AudioConfig, "text": TextConfig}
         size = raw.get("size")
         return cls(
@@ -132,10 +136,11 @@ class ModelConfig:
 
     @classmethod
     def read(cls, path: Path) -> ModelConfig:
+        """Read a JSON file. Raises BadWeights."""
         try:
             return cls.from_dict(json.loads(path.read_text()))
         except (OSError, json.JSONDecodeError) as error:
-            raise BadWeights(f"cannot read the model configuration {path}: {error}") from None
+            raise BadWeights(f"the configuration {path} cannot be read ({error}): pass the folder of a checkpoint") from None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -143,20 +148,31 @@ class ModelConfig:
 
 SAMPLERS = ("official", "skip-null")
 COMPATS = ("everface", "official")
-ATTENTIONS = ("auto", "triton", "gluon", "cudnn", "flash", "flash-attn", "xformers")  # kernels/attention/backend.py says what each is
+ATTENTIONS = ("auto", "triton", "gluon", "cudnn", "flash", "flash-attn", "xformers")  # described in kernels/attention/backend.py
+
+
+def check_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) if a video can have this size, in pixels. Raises BadInput, which names the nearest size."""
+    near_h, near_w = (min(max(round(side / SIZE_STRIDE), 1), MAX_SIDE // SIZE_STRIDE) * SIZE_STRIDE for side in (height, width))
+    if (near_h, near_w) != (height, width):
+        raise BadInput(
+            f"the size {width}x{height} cannot be used, because sides are multiples of {SIZE_STRIDE}, "
+            f"from {SIZE_STRIDE}x{SIZE_STRIDE} to {MAX_SIDE}x{MAX_SIDE}: the nearest is {near_w}x{near_h}"
+        )
+    return height, width
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """What one viewer gets."""
+    """What one session shows, and how it is computed. Raises BadInput for values that cannot be used."""
 
     seed: int = 420
-    area: int = 704 * 384  # largest picture area in pixels; the size follows the picture's aspect ratio
+    area: int = 704 * 384  # largest video area in pixels; the size follows the image's aspect ratio
     size: tuple[int, int] | None = None  # (height, width), overrides area
     sampler: str = "official"  # official: four forwards; skip-null: three, then straight to sigma 0
-    compat: str = "everface"  # official reproduces upstream's accidents
+    compat: str = "everface"  # official reproduces upstream's known defects
     prompt: str = ""
-    refresh_sink: bool = True  # after the first clip the first generated latent replaces the picture as the sink
+    refresh_sink: bool = True  # after the first clip the first generated latent replaces the image as the attention sink
 
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
@@ -164,31 +180,39 @@ class StreamConfig:
         if self.compat not in COMPATS:
             raise BadInput(f"unknown compat {self.compat!r}: choose one of {', '.join(COMPATS)}")
         if not 0 <= self.seed < 2**63:
-            raise BadInput(f"seed {self.seed} is outside 0..2^63-1")
+            raise BadInput(f"seed {self.seed} is outside 0..2^63-1: choose another")
+        if self.size:
+            check_size(*self.size)
 
     @property
     def steps(self) -> int:
-        """Denoising forwards a block takes, hence step roles in a pipeline."""
+        """Denoising forwards per block, which is also the number of step roles in a pipeline."""
         return 4 if self.sampler == "official" else 3
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """Which devices do the work. placement: "inline" or a number of processes."""
+    """Where and how the model runs. Raises BadInput for values that cannot be used.
+
+    `placement` is "inline", everything in the caller's process, or a number of processes, one a device.
+    """
 
     placement: str = "inline"
     device: str = "cpu"
-    dtype: str = "float32"  # or bfloat16, fp8 (products), fp8-attention (products and attention): docs/numerics.md
-    threads: int | None = None  # per process
-    timeout_s: float = 120.0  # the longest a stage may stay silent while work is in flight
-    sessions: int = 4  # most viewers at once
-    attention: str = "auto"  # the self-attention's backend on a GPU; auto: what was measured fastest there, else a rule
-    frames: str = "host"  # where finished frames are handed out: in the host's memory, or, inline, on the "device" that made them
+    dtype: str = "float32"  # or bfloat16, fp8 (GEMMs), fp8-attention (GEMMs and attention): docs/numerics.md
+    threads: int | None = None  # CPU threads per process; None: EVERFACE_THREADS, else torch's default
+    timeout_s: float = 120.0  # longest time without progress while work is in flight
+    sessions: int = 4  # most sessions at once
+    attention: str = "auto"  # self-attention backend on a GPU; auto: the fastest one measured there, else chosen by a rule
+    frames: str = "host"  # memory of finished frames: host, or (inline only) the device that made them
 
     def __post_init__(self) -> None:
         if self.attention not in ATTENTIONS:
             raise BadInput(f"unknown attention {self.attention!r}: choose one of {', '.join(ATTENTIONS)}")
         if self.frames not in ("host", "device"):
-            raise BadInput(f"unknown place for frames {self.frames!r}: choose host or device")
+            raise BadInput(f"unknown memory for frames {self.frames!r}: choose host or device")
         if self.frames == "device" and self.placement != "inline":
-            raise BadInput("frames of other processes come through the host's memory: choose the inline placement, or frames on the host")
+            raise BadInput(
+                "frames can stay on the device only with the inline placement, because processes pass them through host memory: "
+                "choose the inline placement, or frames in host memory"
+            )

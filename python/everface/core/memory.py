@@ -1,4 +1,4 @@
-"""How the C library's allocator treats memory that is freed and wanted again a moment later."""
+"""Settings of the C library's allocator."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import sys
 
 from everface.core.log import log
 
-# mallopt's names for them, glibc's malloc.h
+# parameters of mallopt, from glibc's malloc.h
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8
 LARGE, PAD = 1 << 30, 64 << 20
 
 
 def keep_freed_memory() -> bool:
-    """Have freed memory kept for the next tensor instead of given back to the system. False where there is no glibc.
+    """Keep freed memory for the next tensor instead of returning it to the system. Returns False where there is no glibc.
 
-    A stream on a CPU allocates the same tensors of megabytes for every block. glibc would map and unmap each of them, and the system fill
-    every page of it with zeros at its first touch: 12 % of the time of the bundled model, whose memory grows by less than one block's tensors.
+    On a CPU a session allocates the same large tensors for every block. By default glibc maps and unmaps each of them, and the
+    system zeroes every page at its first touch: 12 % of the bundled model's time. Memory grows by less than one block's tensors.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -25,5 +25,5 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((MMAP_THRESHOLD, LARGE), (TRIM_THRESHOLD, LARGE), (TOP_PAD, PAD), (ARENA_MAX, 1))
     done = all([mallopt(name, value) == 1 for name, value in settings])
-    log.info("freed memory is %s", "kept" if done else "given back, as the allocator chooses")
+    log.info("freed memory is %s", "kept" if done else "returned to the system, because mallopt refused the settings")
     return done

@@ -1,1 +1,1 @@
-"""Floor 3: files and streams in and out. Pictures through Pillow, sound and video through PyAV."""
+"""Files in and out: images through Pillow, audio and video through PyAV."""

@@ -1,6 +1,6 @@
-"""`everface train bundle`: finished runs become a model folder that `everface render --weights` takes; ours is `default/`.
+"""`everface train bundle`: makes a model folder from finished runs, for `everface render --weights`. The default model is one of these.
 
-Weights are stored as float16: half the size, and of numbers this small it keeps more digits than bfloat16.
+Weights are stored as float16: half the size, and for numbers this small more digits than bfloat16.
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ from torch import Tensor
 
 from everface.core.config import AudioConfig, ModelConfig, TextConfig, VAEConfig
 from everface.core.errors import BadInput
-from everface.train.characters import neutral, render, sample_identity
-from everface.train.clips import STILL_FRAMES
-from everface.train.data import ENCODER, read_vae_config
-from everface.train.plans import TINY
+from everface.train.data.clips import IMAGE_SIZE, STILL_FRAMES
+from everface.train.data.vae_files import ENCODER, read_vae_config
+from everface.train.pretrain.plans import TINY_DIT
+from everface.train.synthetic.characters import render, to_uint8
+from everface.train.synthetic.identity import sample_identity
+from everface.train.synthetic.motion import neutral
 from everface.weights.store import write_safetensors, write_text
 
 NAME = "everface tiny: drawn characters, 128x128"
-UNTRAINED_CORRELATION = 0.98  # of the noise, for runs that did not train with one: seams fall from 2.9 to 2.0 (docs/training)
-CHARACTERS = {"ada": 2_000_000_059, "ben": 2_000_000_051, "mia": 2_000_000_030}  # generator seeds, far from those of training
+UNTRAINED_CORRELATION = 0.98  # of the noise, for runs trained without one: flicker at seams falls from 2.9 to 2.0 (docs/training)
+CHARACTERS = {"ada": 2_000_000_059, "ben": 2_000_000_051, "mia": 2_000_000_030}  # generator seeds that no training uses
 
 
 def bundle(vae_runs: list[Path], dit_run: Path, out: Path) -> Path:
     """Write config.json, vae.safetensors, dit.safetensors, the transformer's plan.json and three portraits into `out`.
 
-    Of several codecs, whose encoders must be the same to the bit, the mean is taken: what runs of `train decoder` over one codec disagree
-    in is mostly noise of their last steps.
+    Several codecs, whose encoders must be the same to the bit, are averaged: `train decoder` runs over one codec differ mostly in the noise
+    of their last steps. Raises BadInput for runs that are not finished and for different codecs.
     """
     try:
-        vae, codec = mean_codec(vae_runs)
+        vae, codec = average_codecs(vae_runs)
         parts = {"vae": codec, "dit": load_file(dit_run / "dit.safetensors")}
         plan = json.loads((dit_run / "plan.json").read_text())
     except BadInput:
@@ -43,7 +45,8 @@ def bundle(vae_runs: list[Path], dit_run: Path, out: Path) -> Path:
         runs = ", ".join(str(run) for run in [*vae_runs, dit_run])
         raise BadInput(f"{runs} are not all finished runs ({error}): finish them first") from None
     config = ModelConfig(
-        dit=replace(TINY, block_frames=plan.get("block_frames", TINY.block_frames)), vae=vae, audio=AudioConfig("logmel"), text=TextConfig("none"), name=NAME, size=(128, 128), still_frames=STILL_FRAMES,
+        dit=replace(TINY_DIT, block_frames=plan.get("block_frames", TINY_DIT.block_frames)), vae=vae, audio=AudioConfig("logmel"),
+        text=TextConfig("none"), name=NAME, size=(IMAGE_SIZE, IMAGE_SIZE), still_frames=STILL_FRAMES,
         noise_correlation=plan.get("noise_correlation", UNTRAINED_CORRELATION),
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
@@ -57,20 +60,20 @@ def bundle(vae_runs: list[Path], dit_run: Path, out: Path) -> Path:
     return out
 
 
-def mean_codec(runs: list[Path]) -> tuple[VAEConfig, dict[str, Tensor]]:
-    """Raises BadInput where two do not make the same latents, so that their mean would be no codec."""
+def average_codecs(runs: list[Path]) -> tuple[VAEConfig, dict[str, Tensor]]:
+    """Configuration and mean weights. Raises BadInput where two runs do not make the same latents: their mean would be no codec."""
     config, first = read_vae_config(runs[0]), load_file(runs[0] / "vae.safetensors")
     encoder = [n for n in first if n.startswith(ENCODER)]
     total = {n: t.float() for n, t in first.items()}
     for run in runs[1:]:
         held = load_file(run / "vae.safetensors")
         if read_vae_config(run) != config or not all(torch.equal(first[n], held[n]) for n in encoder):
-            raise BadInput(f"{runs[0]} and {run} are different codecs: take the mean only of `train decoder` runs over the same one")
+            raise BadInput(f"{runs[0]} and {run} are different codecs: average only `train decoder` runs over the same one")
         total = {n: t + held[n] for n, t in total.items()}
     return config, {n: t / len(runs) if n not in encoder else first[n] for n, t in total.items()}
 
 
 def draw_portrait(seed: int, size: int = 512) -> Image.Image:
-    """One character, mouth shut, as a picture to render from."""
+    """One character, mouth shut, as a reference image."""
     rgb_3HW = render(sample_identity(1, torch.Generator().manual_seed(seed)), neutral(1), size)[0]
-    return Image.fromarray(((rgb_3HW + 1) * 127.5).round().to(torch.uint8).permute(1, 2, 0).numpy())
+    return Image.fromarray(to_uint8(rgb_3HW).permute(1, 2, 0).numpy())

@@ -18,13 +18,13 @@ import toy
 from test_pipeline import assert_gone
 
 from everface.core.config import Deployment
-from everface.runtime.scheduler import Scheduler
-from everface.runtime.events import VideoBlock, Recovered, Recovering, SegmentEnd
-from everface.runtime.start import start_pipeline
+from everface.runtime.cluster.watchdog import HANG_S
+from everface.runtime.events import Recovered, Recovering, SegmentEnd, VideoBlock
 from everface.runtime.pipeline import ProcessPipeline
 from everface.runtime.planning.placement import place, roles_of
+from everface.runtime.scheduler import Scheduler
 from everface.runtime.session import Session
-from everface.runtime.cluster.watchdog import HANG_S
+from everface.runtime.start import start_pipeline
 
 BLOCK_S = 0.03  # a role's work, by sleeping: the block period of five stages that do nothing else
 BLOCKS, FAULT_AT = 60, 30

@@ -15,11 +15,11 @@ import toy
 
 from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable
-from everface.runtime.scheduler import Scheduler
-from everface.runtime.start import start_pipeline
 from everface.runtime.pipeline import Pipeline, ProcessPipeline
 from everface.runtime.planning.placement import place
+from everface.runtime.scheduler import Scheduler
 from everface.runtime.stage import Cancelled
+from everface.runtime.start import start_pipeline
 
 STEPS = 4
 SPEECH = {12: toy.speech(12 * 0.48 - 0.1), 40: toy.speech(40 * 0.48 - 0.3)}  # seconds, for that many blocks

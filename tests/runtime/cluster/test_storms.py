@@ -13,11 +13,11 @@ import psutil
 import toy
 
 from everface.core.config import Deployment
-from everface.runtime.scheduler import Scheduler
 from everface.runtime.events import SegmentEnd
-from everface.runtime.start import start_pipeline
 from everface.runtime.pipeline import ProcessPipeline
 from everface.runtime.planning.placement import place
+from everface.runtime.scheduler import Scheduler
+from everface.runtime.start import start_pipeline
 
 FULL = "EVERFACE_FULL_STORM" in os.environ  # by hand: as long as the operations page says
 STORM_S, VISITS = (30.0, 1000) if FULL else (5.0, 250)

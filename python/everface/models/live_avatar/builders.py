@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from everface.models.live_avatar.conditions import Conditioner
 from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import BadInput
 from everface.kernels.attention import backend
@@ -16,6 +15,7 @@ from everface.model.dit import DiT
 from everface.model.features import FrontEnd, LogMel
 from everface.model.text import NoText, Prompter, TextEncoder, UMT5Encoder, load_tokenizer
 from everface.model.vae import VAE
+from everface.models.live_avatar.conditions import Conditioner
 from everface.weights.load import Checkpoint, load_into, open_checkpoint
 from everface.weights.quantize import FP8_ATTENTION, FP8_DTYPES, quantize_for_dtype
 

@@ -1,0 +1,90 @@
+"""The commands, each a thin call. A command imports its modules when it runs, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+
+from everface import __version__
+from everface.cli.flags import deployment
+from everface.cli.report import print_report, progress_bar
+from everface.core import env
+from everface.core.config import StreamConfig
+
+
+def demo(args: argparse.Namespace) -> None:
+    from everface.avatar.demo import demo
+
+    with progress_bar() as progress:
+        report = demo(args.out, deployment(args), progress)
+    print_report(report)
+
+
+def render(args: argparse.Namespace) -> None:
+    stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler, compat=args.compat, prompt=args.prompt)
+    from everface.avatar.render import RenderJob, render
+
+    job = RenderJob(args.image, args.audio, args.out, args.weights, args.lora, stream, deployment(args), args.force)
+    with progress_bar() as progress:
+        report = render(job, progress)
+    print_report(report)
+
+
+def bench(args: argparse.Namespace) -> None:
+    from everface.avatar.bench import bench
+
+    stream = StreamConfig(size=args.size, sampler=args.sampler)
+    report = asdict(bench(args.weights, args.lora, stream, deployment(args), args.repeats, args.seconds))
+    print(json.dumps(report) if args.json else "\n".join(f"{k:<15} {v}" for k, v in report.items()))
+
+
+def parity(args: argparse.Namespace) -> int:
+    from everface.parity import run
+
+    return run(args.dir, args.case, args.dtype, args.json)
+
+
+def pull(args: argparse.Namespace) -> None:
+    from everface.weights.pull import pull
+
+    folder = pull(args.dir)
+    print(f"complete and verified; next: everface render IMAGE AUDIO -o OUT --weights {folder}")
+
+
+def convert(args: argparse.Namespace) -> None:
+    from everface.weights.load import open_checkpoint
+
+    open_checkpoint(args.dir, args.lora).prepare()
+    print(f"converted and merged into {env.cache_dir()}; {args.dir} now loads without conversion")
+
+
+def simulate(args: argparse.Namespace) -> None:
+    from everface.models.live_avatar.forecast import block_times, paper_table
+    from everface.models.live_avatar.names import role_specs
+    from everface.runtime.planning.forecast import simulate
+    from everface.runtime.planning.placement import place
+
+    if args.paper:
+        print(f"{'configuration':<20} {'fps':>6} {'paper':>6}   {'first frame':>11} {'paper':>6}")
+        for what, fps, paper_fps, first_ms, paper_ms in paper_table():
+            print(f"{what:<20} {fps:6.1f} {paper_fps:6.1f}   {first_ms:8.0f} ms {paper_ms or '-':>6}")
+        return
+    placement = place(role_specs(args.steps), args.devices)
+    times = block_times(args.steps, args.step_ms, args.decode_ms, args.transfer_ms, jitter=args.jitter)
+    report = asdict(simulate(placement, times, sessions=args.sessions, live=args.live))
+    print(f"{'placement':<15} {' | '.join('+'.join(device) for device in placement.devices)}")
+    for name, value in report.items():
+        values = value if isinstance(value, tuple) else (value,)
+        print(f"{name:<15} {' '.join(f'{v:.3g}' if v < 10 else f'{v:.1f}' for v in values)}")
+
+
+def doctor(args: argparse.Namespace) -> int:
+    if not args.plan:
+        from everface.doctor.machine import doctor
+
+        return doctor(__version__)
+    from everface.doctor.plan import Question, plan
+
+    names = ("devices", "memory_gib", "step_ms", "decode_ms", "sampler", "dtype", "sessions", "size")
+    return plan(Question(**{name: getattr(args, name) for name in names if getattr(args, name) is not None}))

@@ -1,0 +1,53 @@
+"""Flags that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from everface.core import env
+from everface.core.config import SAMPLERS, Deployment, StreamConfig
+
+PLACEMENTS = ("inline", "1", "2", "3", "4", "5")
+
+
+def size(text: str) -> tuple[int, int]:
+    """Parse WIDTHxHEIGHT in pixels. Returns (height, width), the order of arrays."""
+    match = re.fullmatch(r"([1-9]\d{0,4})[x*]([1-9]\d{0,4})", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: give WIDTHxHEIGHT, for example 704x384")
+    return int(match[2]), int(match[1])
+
+
+def count(text: str) -> int:
+    """Parse a whole number above zero."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
+    return int(text)
+
+
+def add_model_flags(p: argparse.ArgumentParser) -> None:
+    """Which model, and how it runs."""
+    p.add_argument("--weights", type=Path, metavar="DIR", help="folder of a checkpoint (default: the bundled model)")
+    p.add_argument("--lora", type=Path, metavar="FILE", help="a LoRA to merge into the checkpoint, .safetensors")
+    p.add_argument("--size", type=size, metavar="WxH", help="size of the video (default: from the image's aspect ratio)")
+    sampler = "official: four forwards per block; skip-null: three (%(default)s)"
+    p.add_argument("--sampler", choices=SAMPLERS, default=StreamConfig.sampler, help=sampler)
+    add_deployment_flags(p)
+
+
+def add_deployment_flags(p: argparse.ArgumentParser) -> None:
+    """Where the model runs."""
+    placement = "run in this process, or in a number of worker processes (%(default)s)"
+    p.add_argument("--placement", choices=PLACEMENTS, default="inline", help=placement)
+    threads = "CPU threads per process (default: EVERFACE_THREADS, else torch's default)"
+    p.add_argument("--threads", type=count, metavar="N", help=threads)
+
+
+def deployment(args: argparse.Namespace) -> Deployment:
+    """What `add_deployment_flags` parsed: CUDA in bfloat16 if there is a CUDA device, else the CPU in float32."""
+    import torch
+
+    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
+    return Deployment(args.placement, device, dtype, args.threads or env.threads())

@@ -1,0 +1,129 @@
+"""The commands' arguments and help. tests/test_cli.py lists every flag: adding one is a decision."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from everface import __version__
+from everface.cli import commands
+from everface.cli.flags import add_deployment_flags, add_model_flags, count, deployment, size
+from everface.core.config import COMPATS, SAMPLERS, StreamConfig
+from everface.train.command_line import add_train
+
+Add = Callable[..., argparse.ArgumentParser]  # (name, function, what it does, example) -> the parser of a command
+
+
+class _Parser(argparse.ArgumentParser):
+    """Prints errors in one line, as every other error of everface."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"everface: {message} (see {self.prog} --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line. `args.command(args)` of the parsed arguments runs it and returns its exit code, or None for 0."""
+    description = "Real-time talking avatars: audio goes in, video of a talking face comes out."
+    parser = _Parser(prog="everface", description=description, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"everface {__version__}")
+    add = _adder(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
+    for add_arguments in (_add_demo, _add_render, _add_bench, _add_parity, _add_simulate, _add_pull, _add_convert, _add_doctor):
+        add_arguments(add)
+    train = add("train", None, "train the bundled model, or evaluate a model", "train evaluate")
+    what = _adder(train.add_subparsers(title="what", metavar="WHAT", required=True), "train ")
+    add_train(what, count, add_deployment_flags, deployment)
+    return parser
+
+
+def _adder(subparsers: argparse._SubParsersAction, prefix: str = "") -> Add:
+    def add(name: str, run: Callable | None, does: str, example: str) -> argparse.ArgumentParser:
+        p = subparsers.add_parser(
+            name,
+            help=does,
+            description=does[0].upper() + does[1:] + ".",
+            epilog=f"example: everface {prefix}{example}",
+            allow_abbrev=False,
+        )
+        p.set_defaults(command=run)
+        return p
+
+    return add
+
+
+def _add_demo(add: Add) -> None:
+    p = add("demo", commands.demo, "render the bundled image and speech with the bundled model", "demo")
+    p.add_argument("-o", "--out", type=Path, default=Path("out"), metavar="DIR", help="folder to write to (%(default)s)")
+    add_deployment_flags(p)
+
+
+def _add_render(add: Add) -> None:
+    example = "render face.png speech.wav -o talk.mp4"
+    p = add("render", commands.render, "render a video of the person in an image speaking an audio file", example)
+    p.add_argument("image", type=Path, metavar="IMAGE", help="a portrait: JPEG, PNG or WebP")
+    p.add_argument("audio", type=Path, metavar="AUDIO", help="speech: wav, flac, mp3, m4a or ogg")
+    p.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the video to write, .mp4")
+    add_model_flags(p)
+    p.add_argument("--prompt", default="", help="a sentence that describes the scene, for models trained with text")
+    p.add_argument("--seed", type=int, default=StreamConfig.seed, help="the same seed gives the same video (%(default)s)")
+    compat = "official: reproduce upstream's known defects (%(default)s)"
+    p.add_argument("--compat", choices=COMPATS, default=StreamConfig.compat, help=compat)
+    p.add_argument("--force", action="store_true", help="overwrite OUT")
+
+
+def _add_bench(add: Add) -> None:
+    p = add("bench", commands.bench, "measure the speed of a session on this machine", "bench --threads 2")
+    add_model_flags(p)
+    p.add_argument("--repeats", type=count, default=5, metavar="N", help="measured runs, after one warm-up (%(default)s)")
+    p.add_argument("--seconds", type=count, default=8, metavar="S", help="seconds of audio in each run (%(default)s)")
+    p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def _add_parity(add: Add) -> None:
+    p = add("parity", commands.parity, "compare this build with a folder of golden data", "parity tests/golden")
+    p.add_argument("dir", type=Path, metavar="DIR", help="folder of .safetensors cases")
+    p.add_argument("--case", help="run this case only")
+    p.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="dtype to compute in (%(default)s)")
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_simulate(add: Add) -> None:
+    example = "simulate --devices 5 --step-ms 122 --decode-ms 69"
+    p = add("simulate", commands.simulate, "forecast frame rate and first-frame latency from measured times", example)
+    p.add_argument("--paper", action="store_true", help="only compare forecasts of the paper's configurations with its figures")
+    p.add_argument("--devices", type=count, default=5, metavar="N", help="devices, at most one per role (%(default)s)")
+    p.add_argument("--steps", type=count, default=4, metavar="N", help="forwards per block (%(default)s)")
+    p.add_argument("--step-ms", type=float, default=265.5, metavar="MS", help="time of a forward (%(default)s, from the paper)")
+    p.add_argument("--decode-ms", type=float, default=150.0, metavar="MS", help="decoding a block (%(default)s)")
+    p.add_argument("--transfer-ms", type=float, default=0.5, metavar="MS", help="transfer between devices (%(default)s)")
+    p.add_argument("--jitter", type=float, default=0.0, metavar="CV", help="of all times: deviation / mean (%(default)s)")
+    p.add_argument("--sessions", type=count, default=1, metavar="N", help="sessions (%(default)s)")
+    p.add_argument("--live", action="store_true", help="audio arrives as it is spoken, not all at once")
+
+
+def _add_pull(add: Add) -> None:
+    p = add("pull", commands.pull, "download the official weights, 47 GB; an interrupted download is resumed", "pull")
+    where = "folder to download to (default: live-avatar in the cache, see EVERFACE_CACHE)"
+    p.add_argument("--dir", type=Path, metavar="DIR", help=where)
+
+
+def _add_convert(add: Add) -> None:
+    does = "convert a checkpoint and merge its LoRA now, not at its first use"
+    p = add("convert", commands.convert, does, "convert weights/live-avatar")
+    p.add_argument("dir", type=Path, metavar="DIR", help="folder of the checkpoint")
+    p.add_argument("--lora", type=Path, metavar="FILE", help="the LoRA to merge (default: DIR/liveavatar.safetensors)")
+
+
+def _add_doctor(add: Add) -> None:
+    does = "report what this machine has and lacks, or plan a placement of the official model"
+    p = add("doctor", commands.doctor, does, "doctor")
+    p.add_argument("--plan", action="store_true", help="forecast the official model on every number of devices; mark the best")
+    p.add_argument("--devices", type=count, metavar="N", help="devices to plan for (default: this machine's)")
+    p.add_argument("--memory", type=float, dest="memory_gib", metavar="GIB", help="memory of each device (default: as detected)")
+    p.add_argument("--step-ms", type=float, metavar="MS", help="measured time of a forward (265.5, from the paper)")
+    p.add_argument("--decode-ms", type=float, metavar="MS", help="measured time of decoding a block (150, from the paper)")
+    p.add_argument("--sampler", choices=SAMPLERS, help=f"four forwards per block, or three ({StreamConfig.sampler})")
+    p.add_argument("--dtype", choices=("bf16", "fp8"), help="dtype of the weights (bf16)")
+    p.add_argument("--sessions", type=count, metavar="N", help="concurrent sessions (1)")
+    p.add_argument("--size", type=size, metavar="WxH", help="size of the video (704x384)")

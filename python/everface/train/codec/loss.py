@@ -1,0 +1,49 @@
+"""What the codec is trained for and measured by."""
+
+from __future__ import annotations
+
+import torch
+
+from everface.core.config import LATENT_STRIDE
+from everface.train.synthetic.characters import mouth_box, region_weight
+
+LATENT_FRAMES = LATENT_STRIDE[0]
+
+
+def pixel_weight(size: int) -> torch.Tensor:
+    """Loss weight [H, W]: twice as much over mouth and eyes."""
+    return region_weight(size, size, mouth=2.0, eyes=2.0)
+
+
+def codec_loss(
+    out: torch.Tensor, video: torch.Tensor, weight: torch.Tensor, lead: int = 1, edge_weight: float = 3.0
+) -> torch.Tensor:
+    """L1 + 40 squared + 0.5 spatial gradients + 2 temporal differences, weighted. out, video [B, 3, T, H, W] in -1..1, weight
+    [B, 1, T or 1, H, W].
+
+    Temporal differences count `edge_weight` times where the frames of one latent follow those of another, which is where a codec flickers.
+    `lead`: frames before the first whole latent.
+    """
+    error = out - video
+    loss = (weight * (error.abs() + 40 * error.square())).mean()
+    loss = loss + 0.5 * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+    if video.shape[2] > 1:
+        change = error.diff(dim=2).abs()
+        edge = (torch.arange(change.shape[2], device=change.device) + 1 - lead) % LATENT_FRAMES == 0
+        loss = loss + 2 * (weight[:, :, -change.shape[2] :] * change * (1 + (edge_weight - 1) * edge)[:, None, None]).mean()
+    return loss
+
+
+def reconstruction_quality(out_N3THW: torch.Tensor, video_N3THW: torch.Tensor) -> dict[str, float]:
+    """PSNR in dB of whole frames and of the mouth, and `edge`: how much the error changes between latents over how much inside one. The
+    first frame must be the first of a latent."""
+    error = out_N3THW.clamp(-1, 1) - video_N3THW
+    top, bottom, left, right = mouth_box(error.shape[-1])
+
+    def psnr(error: torch.Tensor) -> float:
+        return round((10 * torch.log10(4 / error.square().flatten(1).mean(1))).mean().item(), 2)
+
+    change = error.diff(dim=2).abs().mean(dim=(0, 1, 3, 4))
+    last = LATENT_FRAMES - 1
+    edges = change[last::LATENT_FRAMES].mean() / change[[i for i in range(len(change)) if i % LATENT_FRAMES != last]].mean()
+    return {"psnr": psnr(error), "mouth": psnr(error[..., top:bottom, left:right]), "edge": round(edges.item(), 2)}

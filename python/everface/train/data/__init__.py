@@ -1,0 +1,1 @@
+"""Clips for training the transformer, as latents and audio features in sharded files."""

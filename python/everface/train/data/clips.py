@@ -1,0 +1,67 @@
+"""The transformer's training set: clips of a talking person as latents and audio features, in shards.
+
+A clip is the still reference image for five frames (two latents), then `MOVING_LATENTS` latents of four frames each, and the audio features
+of every moving frame and of five before them. A shard is a safetensors file of `SHARD_CLIPS` clips.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from everface.core.errors import BadInput
+from everface.model.vae import VAE
+from everface.train.engine.precision import autocast
+
+STILL_FRAMES = 5
+STILL_LATENTS = 2  # of the still frames
+MOVING_LATENTS = 16
+SHARD_CLIPS = 50
+IMAGE_SIZE = 128  # pixels, square
+MIN_TRAINING_CLIPS = 16
+
+
+@dataclass
+class Clips:
+    """latents_N16Thw: float16, T = 2 still + 16 moving. features_NLCF: float16, F = 5 past + 64 video frames of audio features."""
+
+    latents_N16Thw: torch.Tensor
+    features_NLCF: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.latents_N16Thw)
+
+    def __getitem__(self, rows: slice) -> Clips:
+        return Clips(self.latents_N16Thw[rows], self.features_NLCF[rows])
+
+
+def encode_clip(vae: VAE, rgb_3THW: torch.Tensor) -> torch.Tensor:
+    """Latents [16, T, h, w] float16 of one clip's frames in -1..1."""
+    with torch.inference_mode(), autocast("cpu"):
+        return vae.encode(rgb_3THW[None])[0].half()
+
+
+def write_shard(
+    path: Path, latents: list[torch.Tensor], features_LCF: list[torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write clips as one file, which appears only when it is complete."""
+    partial = path.with_suffix(".partial")
+    save_file({"latents": torch.stack(latents), "features": torch.stack([f.half() for f in features_LCF])}, partial, metadata)
+    partial.rename(path)
+
+
+def read_clips(folder: Path) -> Clips:
+    """All shards of a folder, in the order of their names."""
+    shards = [load_file(p) for p in sorted(folder.glob("*.safetensors"))]
+    return Clips(*(torch.cat([s[k] for s in shards]) for k in ("latents", "features")))
+
+
+def split_clips(folder: Path, held_out: int) -> tuple[Clips, Clips]:
+    """(training clips, the first `held_out` clips for validation)."""
+    clips = read_clips(folder)
+    if len(clips) <= held_out + MIN_TRAINING_CLIPS:
+        raise BadInput(f"{folder} holds {len(clips)} clips, too few to train on: make more with `everface train data`")
+    return clips[held_out:], clips[:held_out]

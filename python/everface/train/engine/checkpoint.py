@@ -1,0 +1,88 @@
+"""Checkpoints of a run: weights, optimizer state, averages and progress in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from everface.core.errors import BadInput
+from everface.train.engine.ema import Ema
+from everface.train.engine.optimizer import Optimizer
+from everface.train.engine.ranks import Ranks
+from everface.train.engine.sharding import local
+
+UPDATES = "optimiser"  # key of the optimizer's step count, as it is spelled in every checkpoint there is
+
+
+@dataclass
+class Progress:
+    """How far a run has come, over all its processes one after another."""
+
+    step: int = 0
+    seconds: float = 0.0
+
+
+class TrainedModel(NamedTuple):
+    """One model under training. A checkpoint holds its trained parameters; of sharded ones this rank's part."""
+
+    module: nn.Module
+    optimizer: Optimizer
+    ema: Ema | None = None
+
+
+def checkpoint_path(run_dir: Path, ranks: Ranks) -> Path:
+    """Each rank has a file. In a sharded run it holds that rank's part, so a run must resume with as many ranks as it began with.
+
+    Raises BadInput where run_dir holds the checkpoint of another number of ranks.
+    """
+    held = sorted(run_dir.glob("checkpoint*.safetensors"))
+    path = run_dir / ("checkpoint.safetensors" if ranks.world == 1 else f"checkpoint.{ranks.rank}of{ranks.world}.safetensors")
+    if held and path not in held:
+        raise BadInput(f"{run_dir} holds a run of another number of ranks ({held[0].name}): resume with as many, or use a new folder")
+    return path
+
+
+def write_checkpoint(path: Path, models: Mapping[str, TrainedModel], progress: Progress) -> None:
+    """Write everything a run needs to resume, and replace `path` atomically. Each key begins with its model's name."""
+    tensors, numbers = {}, {"step": progress.step, "seconds": progress.seconds}
+    for name, (module, optimizer, ema) in models.items():
+        tensors |= {f"{name}weight.{n}": local(p).detach() for n, p in module.named_parameters() if p.requires_grad}
+        tensors |= {f"{name}state.{n}": t for n, t in optimizer.state.items()}
+        numbers[f"{name}{UPDATES}"] = optimizer.count
+        if ema is not None:
+            tensors |= {f"{name}ema.{n}": t for n, t in ema.weights.items()}
+            numbers[f"{name}ema"] = ema.count
+    partial = path.with_suffix(".partial")
+    save_file({n: t.contiguous() for n, t in tensors.items()}, partial, {"progress": json.dumps(numbers)})
+    os.replace(partial, path)
+
+
+@torch.no_grad()
+def read_checkpoint(path: Path, models: Mapping[str, TrainedModel]) -> Progress:
+    """Restore what write_checkpoint wrote; a new Progress where there is no file."""
+    if not path.exists():
+        return Progress()
+    with safe_open(path, "pt") as file:
+        numbers = json.loads(file.metadata()["progress"])
+        keys = list(file.keys())
+        for name, (module, optimizer, ema) in models.items():
+            device = next(module.parameters()).device
+            for n, p in module.named_parameters():
+                if p.requires_grad:
+                    local(p).copy_(file.get_tensor(f"{name}weight.{n}"))
+            prefix = f"{name}state."
+            optimizer.state = {k.removeprefix(prefix): file.get_tensor(k).to(device) for k in keys if k.startswith(prefix)}
+            optimizer.count = numbers[f"{name}{UPDATES}"]
+            if ema is not None:
+                ema.weights = {n: file.get_tensor(f"{name}ema.{n}").to(device) for n in ema.weights}
+                ema.count = numbers[f"{name}ema"]
+    return Progress(numbers["step"], numbers["seconds"])

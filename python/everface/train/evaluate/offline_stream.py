@@ -1,0 +1,185 @@
+"""One stream from the product's own roles, all in this process and without a scheduler. Every block is denoised, but only the blocks of
+interest are decoded. A `StreamVariant` changes it for ablation; with the default, latents and frames are those of a session to the bit.
+
+    model = OfflineModel(weights, deployment)
+    with model.stream(image_3HW, StreamConfig()) as stream:
+        stream.start_decoding()
+        for block in stream.blocks(audio): frames_THW3 = stream.decode(block)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from everface.core.config import Deployment, StreamConfig, VAEConfig
+from everface.core.memory import keep_freed_memory
+from everface.kernels.fused.flow_step import flow_step
+from everface.model.dit import BlockPosition
+from everface.model.rope import SINK_TIME
+from everface.model.schedule import Schedule, sigmas
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_conditioner, build_decoder, build_dit
+from everface.models.live_avatar.conditions import Noise
+from everface.models.live_avatar.model import block_format
+from everface.models.live_avatar.roles import DecodeRole, Denoiser, SessionState, StepRole
+from everface.runtime.audio_buffer import AudioBuffer
+from everface.runtime.messages import Block, CloseSession, OpenSession
+from everface.train.data.clips import IMAGE_SIZE
+from everface.train.pretrain.plans import StreamingPlan
+
+
+@dataclass(frozen=True)
+class StreamVariant(StreamingPlan):
+    """How a stream is made."""
+
+    skip_null: bool = False  # the product's other sampler, without the last step
+
+    @property
+    def schedule(self) -> Schedule:
+        levels = sigmas(self.steps)
+        return Schedule.from_sigmas((*levels[:-2], 0.0) if self.skip_null else levels)
+
+
+class VariantStep(StepRole):
+    """A denoising step. Its reference may be at a fixed position, and its KV ring may be shared by all steps."""
+
+    def __init__(self, denoiser: Denoiser, variant: StreamVariant, step: int) -> None:
+        super().__init__(denoiser, variant.schedule, step)
+        self.variant = variant
+
+    def open(self, opening: OpenSession) -> None:
+        super().open(opening)
+        if self.variant.history != "own":
+            self.denoiser.sessions[opening.session].caches.share_ring(self.step, 0)
+
+    def position(self, state: SessionState, block: Block, run: int) -> BlockPosition:
+        position = super().position(state, block, run)
+        return position if self.variant.rolling else position._replace(sink=SINK_TIME)
+
+
+class HistoryPass:
+    """Another pass after the last step, clean or at a fixed level, which writes into the shared ring what later blocks attend to."""
+
+    def __init__(self, last: VariantStep) -> None:
+        self.last, dit = last, last.denoiser.dit
+        self.sigma = last.variant.past_sigma
+        with torch.inference_mode():
+            self.mod = dit.modulations(dit.time(1000 * self.sigma))
+
+    @torch.inference_mode()
+    def keep(self, block: Block) -> None:
+        """`block` is the result of the last step."""
+        last, x0 = self.last, block.x
+        state = last.denoiser.sessions[block.session]
+        noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(state.seed + 1_000_003 * block.index)).to(x0)
+        position = last.position(state, block, state.runs[last.step] - 1)
+        x, slot, cache = flow_step(x0, noise - x0, 0.0, self.sigma), state.slot_state, state.caches.cache(last.step)
+        last.denoiser.dit.tokens(x, self.mod, slot.text, slot.audio, cache, slot.rope, position)
+
+
+class OfflineModel:
+    """A model loaded once, for one stream after another."""
+
+    def __init__(self, weights: Path | None, deployment: Deployment) -> None:
+        self.weights, self.deployment = Path(weights or DEFAULT_WEIGHTS), deployment
+        if deployment.device == "cpu":
+            keep_freed_memory()
+        if deployment.threads:
+            torch.set_num_threads(deployment.threads)
+        self.conditioner = build_conditioner(self.weights, None, deployment)
+        self.config, self.dit = build_dit(self.weights, None, deployment)
+        self.decoder = DecodeRole(build_decoder(self.weights, deployment), deployment)
+
+    @property
+    def block_frames(self) -> int:
+        """Video frames per block."""
+        return self.conditioner.block_frames
+
+    @property
+    def image_size(self) -> int:
+        """Pixels, square."""
+        return self.config.size[0] if self.config.size else IMAGE_SIZE
+
+    @property
+    def memory_blocks(self) -> int:
+        """So many blocks before a window bring the decoder into the state that the whole stream would."""
+        return math.ceil(decoder_memory(self.config.vae) / self.config.dit.block_frames)
+
+    def stream(self, image_3HW: Tensor, config: StreamConfig, variant: StreamVariant | None = None) -> OfflineStream:
+        return OfflineStream(self, image_3HW, config, variant or StreamVariant())
+
+
+class OfflineStream:
+    """One stream; a model has at most one at a time. Leaving the `with` frees its caches."""
+
+    def __init__(self, model: OfflineModel, image_3HW: Tensor, config: StreamConfig, variant: StreamVariant) -> None:
+        self.model, dit = model, model.config.dit
+        denoiser = Denoiser(model.dit, model.config, model.deployment)  # one per stream: captured steps are bound to its rings
+        self.roles = [VariantStep(denoiser, variant, s) for s in range(variant.schedule.steps)]
+        self.history = HistoryPass(self.roles[-1]) if variant.history != "own" else None
+        tensors = model.conditioner.initial_state(image_3HW, config)
+        self.opening = OpenSession(1, tensors, {"seed": config.seed, "rope_fp16": False})
+        for role in self.roles:
+            role.open(self.opening)
+        _, _, h, w = tensors["reference"].shape
+        self.noise = Noise(config.seed, (dit.in_dim, h, w), dit.block_frames, dit.window_blocks, model.config.noise_correlation)
+        self.refresh_at = dit.window_blocks if variant.refresh and config.refresh_sink else None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for role in (*self.roles, self.model.decoder):
+            role.close(CloseSession(self.opening.session))
+
+    def blocks(self, audio: Iterable[Tensor]) -> Iterator[Block]:
+        """Denoised blocks: `x` the latents [16, n, h, w], `frames` the number of video frames that have audio. The audio is mono at
+        16 kHz, in pieces of any length; it may be endless."""
+        conditioner = self.model.conditioner
+        buffer = AudioBuffer(block_format(conditioner))
+        index, clean = 0, dict[str, Tensor]()
+        for pcm_S in chain(audio, [None]):
+            if pcm_S is None:
+                buffer.ended = True
+            else:
+                buffer.add(pcm_S)
+            while (window := buffer.take_window(index, 0)) is not None:
+                condition = conditioner.block(window.audio_S, "everface") | (clean if index == self.refresh_at else {})
+                x, header = self.noise(index), (self.opening.session, 0, index, window.pts, window.frames)
+                block = Block(*header, x, condition, window.last)
+                for role in self.roles:
+                    block = role.run(block)
+                if self.history is not None:
+                    self.history.keep(block)
+                if index == 0:
+                    clean = {"sink": block.condition["clean"]}
+                yield block
+                index += 1
+
+    def start_decoding(self, before: Iterable[Block] = ()) -> None:
+        """Decode from the stream's first block on, or from the one after `before`, of which `model.memory_blocks` are enough."""
+        self.model.decoder.close(CloseSession(self.opening.session))
+        self.model.decoder.open(self.opening)
+        for block in before:
+            self.model.decoder.run(block)
+
+    def decode(self, block: Block) -> Tensor:
+        """The block's uint8 frames [T, H, W, 3]. Blocks must come in order."""
+        return self.model.decoder.run(block).x[: block.frames]
+
+
+def decoder_memory(config: VAEConfig) -> int:
+    """Latents before a frame that the decoder's output depends on: each causal convolution sees two frames of its own rate back."""
+    latents, rate = 2.0 + 2 * 4, 1  # the first convolution, two residual blocks of two
+    for blocks, doubles in zip(config.decoder_blocks, (*config.temperal_downsample[::-1], False), strict=True):
+        latents += 4 * blocks / rate
+        if doubles:
+            latents, rate = latents + 2 / rate, 2 * rate
+    return math.ceil(latents + 2 / rate)

@@ -1,0 +1,95 @@
+"""The run that teacher and stage 1 share: flow matching on windows of clips. They differ in how a window is drawn."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from everface.core.config import LATENT_STRIDE, DiTConfig
+from everface.core.log import log
+from everface.train.data.clips import Clips, split_clips
+from everface.train.engine.checkpoint import TrainedModel
+from everface.train.engine.ema import Ema
+from everface.train.engine.loop import accumulate_gradients, apply_gradients, train
+from everface.train.engine.optimizer import Optimizer
+from everface.train.engine.plan import learning_rate_factor
+from everface.train.engine.precision import autocast
+from everface.train.engine.ranks import process_group
+from everface.train.engine.run_log import RunLog
+from everface.train.engine.sharding import shard_model
+from everface.train.pretrain.dit_files import new_dit, write_dit
+from everface.train.pretrain.plans import TransformerPlan
+from everface.train.pretrain.window_model import WindowModel, window_loss
+from everface.train.pretrain.windows import Window
+from everface.train.synthetic.characters import region_weight
+
+VALIDATION_CLIPS, VALIDATION_BLOCKS, VALIDATION_BATCHES = 6, 4, 6
+Draw = Callable[[Clips, int, int, random.Random, str], Window]
+"""(clips, how many of them, blocks, rng, device) -> a window."""
+
+
+def train_on_windows(
+    run_dir: Path,
+    clips_dir: Path,
+    plan: TransformerPlan,
+    config: DiTConfig,
+    device: str,
+    init: Path | None,
+    draw: Draw,
+    *,
+    bidirectional: bool = False,
+) -> Path:
+    """Train on the windows that `draw` draws and return the path of the averaged weights, run_dir/dit.safetensors. Resumes.
+
+    init: weights to start from. bidirectional: every block sees the whole window.
+    """
+    clips, held_out = split_clips(clips_dir, plan.held_out)
+    with process_group(device) as ranks:
+        dit = new_dit(config, plan.seed, init).to(ranks.device)
+        network = WindowModel(dit, bidirectional, plan.checkpoint_activations)
+        weight = latent_weight(clips, plan).to(ranks.device)
+        log.info("%s: %d clips, %.2f M parameters", type(plan).__name__, len(clips), sum(p.numel() for p in dit.parameters()) / 1e6)
+        if sharded := plan.sharded(ranks.world):
+            shard_model(dit, ranks, plan.shard_group)
+        ema = Ema(dit, plan.ema)
+        model = TrainedModel(dit, Optimizer(dit, muon=plan.muon), ema)
+
+        def loss(window: Window, seed: int) -> torch.Tensor:
+            return window_loss(network, window, weight, torch.Generator().manual_seed(seed), plan.noise_correlation)
+
+        def losses(step: int, blocks: int, batch: int) -> Iterator[torch.Tensor]:
+            """One a micro-batch of this rank. The number of the micro-batch decides everything random in it."""
+            for micro in ranks.share(plan.micro_batches):
+                number = step * plan.micro_batches + micro
+                with autocast(ranks.device):
+                    window = draw(clips, batch, blocks, random.Random(plan.seed * 7_919_003 + number), ranks.device)
+                    one = loss(window, plan.seed * 1_000_003 + number)
+                yield one
+
+        def update(step: int, done: float, log: RunLog) -> None:
+            _, blocks, batch = next(c for c in reversed(plan.curriculum) if done >= c[0])
+            mean = accumulate_gradients(model, losses(step, blocks, batch), plan.micro_batches, ranks, sharded)
+            norm = apply_gradients(model, plan.lr * learning_rate_factor(done, step, plan), ranks)
+            log.add(loss=ranks.sum(mean)[0])
+            log.set(blocks=blocks, norm=round(norm, 3))
+
+        @torch.no_grad()
+        def validate() -> dict[str, float]:
+            """Loss on held-out clips, on the same noise every time."""
+            count = min(VALIDATION_CLIPS, len(held_out))
+            with ema.swapped(dit):
+                windows = (draw(held_out, count, VALIDATION_BLOCKS, random.Random(k), ranks.device) for k in range(VALIDATION_BATCHES))
+                mean = sum(loss(window, k).item() for k, window in enumerate(windows)) / VALIDATION_BATCHES
+            return {"valid": round(mean, 5)}
+
+        progress = train(run_dir, plan, {"": model}, update, ranks, measure=validate)
+        return write_dit(run_dir, dit, ema, plan, progress, ranks)
+
+
+def latent_weight(clips: Clips, plan: TransformerPlan) -> torch.Tensor:
+    """Loss weight [h, w] of the clips' latent cells."""
+    h, w = clips.latents_N16Thw.shape[-2:]
+    return region_weight(h, w, plan.mouth_weight, plan.eyes_weight, LATENT_STRIDE[1])

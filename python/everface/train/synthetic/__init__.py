@@ -1,0 +1,1 @@
+"""Synthetic talking people: drawn characters, espeak-ng voices, and background audio."""

@@ -1,0 +1,40 @@
+"""Model folders from finished runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.train.miniature import SMALL_VAE
+
+from everface.core.config import ModelConfig
+from everface.core.errors import BadInput
+from everface.train.bundle import average_codecs, bundle
+from everface.train.evaluate.ablate import trained_with
+
+
+def test_two_decoders_of_one_codec_have_a_mean_and_two_codecs_have_none(vae_run: Path, tmp_path: Path) -> None:
+    held = load_file(vae_run / "vae.safetensors")
+    for name, part in (("longer", "decoder.head.2.bias"), ("other", "conv1.bias")):
+        (tmp_path / name).mkdir()
+        save_file(held | {part: held[part] + 1}, tmp_path / name / "vae.safetensors")
+        (tmp_path / name / "vae.json").write_text((vae_run / "vae.json").read_text())
+    config, mean = average_codecs([vae_run, tmp_path / "longer"])
+    assert config == SMALL_VAE and mean.keys() == held.keys()
+    assert torch.equal(mean["decoder.head.2.bias"], (held["decoder.head.2.bias"] + (held["decoder.head.2.bias"] + 1)) / 2)
+    assert torch.equal(mean["conv1.bias"], held["conv1.bias"])
+    with pytest.raises(BadInput, match=r"^[^ ]* and [^ ]* are different codecs"):
+        bundle([vae_run, tmp_path / "other"], tmp_path, tmp_path / "model")
+
+
+def test_a_bundle_carries_its_plan(vae_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    save_file({"head.modulation": torch.zeros(3)}, run / "dit.safetensors")
+    (run / "plan.json").write_text(json.dumps({"history": "clean", "block_frames": 2, "noise_correlation": 0.8}))
+    out = bundle([vae_run], run, tmp_path / "model")
+    config = ModelConfig.read(out / "config.json")
+    assert (config.dit.block_frames, config.noise_correlation) == (2, 0.8) and trained_with(out)["history"] == "clean"
