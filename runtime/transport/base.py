@@ -1,8 +1,8 @@
 """A channel between two stages: messages forward, credits backward, so that a channel never holds more than its slots.
 
-A sender blocks in `send` while all slots are taken; a slot is free again when the message has been received. Cancel and Stop need no
-slot. A Cancel is not queued: the receiver's `on_cancel` is called at once, ahead of the blocks that wait. `abort` ends every wait of
-both ends; after `abort` and `join` an end holds neither thread nor file. Timeouts are seconds, honoured to the millisecond.
+A sender blocks in `send` while all slots are taken; a slot is free again when its message has been received. Cancel and Stop need no
+slot. A Cancel is not queued: the receiver calls `on_cancel` with it at once, ahead of the blocks that wait. `abort` ends every wait at
+both ends; after `abort` and `join` an end holds neither a thread nor a file. Timeouts are in seconds, precise to a millisecond.
 `everface.runtime.transport.selection` chooses the kind of channel.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from everface.runtime.messages import Cancel, Message
 from everface.runtime.signal import Signal
@@ -22,22 +22,22 @@ OnCancel = Callable[[Cancel], None]
 
 
 class ChannelError(RuntimeError):
-    """The channel was aborted, its peer died, or it accepted nothing in time."""
+    """The channel was aborted, the process at its other end died, or it accepted nothing in time."""
 
 
 class ChannelEnd(Protocol):
     """What both ends offer. Any thread may call `abort`."""
 
     def wait_connected(self, timeout_s: float) -> bool:
-        """Until the other end is there; False if it was not in time. Raises ChannelError."""
+        """Wait until the other end is connected; False if it was not in time. Raises ChannelError."""
         ...
 
     def abort(self, reason: str = ...) -> None:
-        """Break the channel for both ends and wake whoever waits. The first reason stays."""
+        """Break the channel for both ends and end every wait. The first reason stays."""
         ...
 
     def join(self) -> None:
-        """After an abort: wait until the end's thread is gone, and its files with it."""
+        """After an abort: wait until the end's thread has ended and its files are closed."""
         ...
 
 
@@ -53,19 +53,19 @@ class Receiver(ChannelEnd, Protocol):
     """Downstream end, for one thread."""
 
     def receive(self, timeout_s: float) -> Message | None:
-        """The next message, or None when there was none in time. What arrived before a break can still be had; then ChannelError."""
+        """The next message, or None if none came in time. Returns what arrived before a break; after that raises ChannelError."""
         ...
 
 
 class EndState:
-    """What both ends of every channel share: a condition to wait on, why the channel is broken, the thread that serves it."""
+    """What both ends of every channel share: a condition to wait on, why the channel is broken, the thread that serves the end."""
 
     thread: threading.Thread
 
     def __init__(self, connected: bool = True) -> None:
         self._changed = threading.Condition()
         self._connected = connected
-        self._broken: str | None = None
+        self._broken: str | None = None  # why
 
     def wait_connected(self, timeout_s: float) -> bool:
         with self._changed:
@@ -79,20 +79,20 @@ class EndState:
         self.thread.join()
 
     def _fail(self, reason: str) -> None:
-        """Break the channel for the callers of this end, which found the reason by itself."""
+        """Break the channel for the callers of this end. The other end notices by itself, or by `_disconnect`."""
         with self._changed:
             self._broken = self._broken or reason
             self._changed.notify_all()
 
     def _disconnect(self) -> None:
-        """End the waits of the thread that serves this end, and let the other end know."""
+        """End the waits of the thread that serves this end, and let the other end notice."""
 
     def _start(self, run: Callable[[], None], name: str) -> None:
         self.thread = threading.Thread(target=run, name=name, daemon=True)
         self.thread.start()
 
     def _wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
-        """Wait, the condition held, until ready or broken; what was received before the break can still be had."""
+        """With the condition held: wait until `ready` or broken. False after the timeout. Raises ChannelError if broken and not ready."""
         self._changed.wait_for(lambda: ready() or self._broken is not None, timeout_s)
         if not ready() and self._broken is not None:
             raise ChannelError(self._broken)
@@ -100,7 +100,7 @@ class EndState:
 
 
 class CreditedSender(EndState):
-    """An upstream end: its credits."""
+    """An upstream end and its credits."""
 
     def __init__(self, slots: int, timeout_s: float, connected: bool = True):
         super().__init__(connected)
@@ -120,7 +120,7 @@ class CreditedSender(EndState):
 
 
 class QueuedReceiver(EndState):
-    """A downstream end: what has arrived and was not received yet. `signal` is set with each arrival, and at a break."""
+    """A downstream end and the messages that have arrived but were not received. `signal` is set at each arrival and at a break."""
 
     def __init__(self, on_cancel: OnCancel | None, connected: bool = True, signal: Signal | None = None):
         super().__init__(connected)
@@ -154,17 +154,20 @@ class QueuedReceiver(EndState):
             self._signal.set()
 
 
-class SideChannelEnd:
-    """An end that carries the tensors of blocks its own way, and leaves all else and the credits to `control`, an end of another kind."""
+Control = TypeVar("Control", bound=ChannelEnd)
 
-    def __init__(self, control: ChannelEnd):
-        self._control_end = control
+
+class SideChannelEnd(Generic[Control]):
+    """An end that moves the tensors of blocks in its own way and leaves all else, and the credits, to `control`, an end of another kind."""
+
+    def __init__(self, control: Control):
+        self._control = control
 
     def wait_connected(self, timeout_s: float) -> bool:
-        return self._control_end.wait_connected(timeout_s)
+        return self._control.wait_connected(timeout_s)
 
     def abort(self, reason: str = "the channel was aborted") -> None:
-        self._control_end.abort(reason)
+        self._control.abort(reason)
 
     def join(self) -> None:
-        self._control_end.join()
+        self._control.join()

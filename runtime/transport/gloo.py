@@ -11,20 +11,21 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
-from torch.distributed import FileStore, ProcessGroupGloo  # type: ignore[attr-defined]
+import torch.distributed
 
 from everface.runtime.messages import UNBUFFERED, Message
 from everface.runtime.signal import Signal
 from everface.runtime.transport import serialization
 from everface.runtime.transport.base import SLOTS, ChannelError, CreditedSender, EndState, OnCancel, QueuedReceiver
 
-FORWARD, CREDIT, NEVER = 1, 2, 3  # tags; nothing is ever sent with the last one
-EVER = timedelta(days=30)  # a receiving thread waits on its socket until something comes or the channel ends
-PASS_S = 10.0  # for one message or credit to pass to a peer whose thread always receives
+distributed: Any = torch.distributed  # torch has no types for much of what is used here
+FORWARD, CREDIT, UNUSED = 1, 2, 3  # tags; nothing is ever sent with the last one
+FOREVER = timedelta(days=30)  # a receiving thread waits on its socket until something comes or the channel ends
+PASS_S = 10.0  # for one message or credit to reach a peer, which has a thread that always receives
 
 
 class Group(Protocol):
-    """What a channel needs of a ProcessGroupGloo. Both calls return a work with wait(timedelta), which raises RuntimeError."""
+    """What a channel needs of a ProcessGroupGloo. Both calls return an object with wait(timedelta), which raises RuntimeError."""
 
     def send(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any: ...
 
@@ -36,17 +37,17 @@ def join_pair(path: str, rank: int, timeout_s: float) -> Group:
 
     Raises ChannelError.
     """
-    options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
+    options = distributed.ProcessGroupGloo._Options()
     options._timeout = timedelta(seconds=timeout_s)
-    options._devices = [ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    options._devices = [distributed.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
     try:
-        return ProcessGroupGloo(FileStore(path, 2), rank, 2, options)  # type: ignore[return-value]
+        return distributed.ProcessGroupGloo(distributed.FileStore(path, 2), rank, 2, options)
     except RuntimeError as error:
         raise ChannelError(f"the other stage was not there after {timeout_s:g} s: {_first_line(error)}") from None
 
 
 class GlooEnd(EndState):
-    """What both ends do with their group, which is released by `join`."""
+    """What both ends do with their group. `join` releases it."""
 
     _group: Group | None
     _peer: int
@@ -54,7 +55,7 @@ class GlooEnd(EndState):
 
     def join(self) -> None:
         super().join()
-        self._group = None  # its last reference: gloo's threads and sockets go now
+        self._group = None  # the last reference: gloo's threads and sockets end now
 
     def _open(self) -> Group:
         if self._group is None:
@@ -62,14 +63,16 @@ class GlooEnd(EndState):
         return self._group
 
     def _send(self, tensor: torch.Tensor, tag: int) -> None:
-        """Send and wait until it has passed. Gloo forgets a send that the peer's end overtakes, and then nothing but a timeout ends
-        the wait: neither the channel's break nor a closed connection. Raises RuntimeError."""
+        """Send and wait until it has arrived. Raises RuntimeError.
+
+        Gloo forgets a send during which the peer closes its group. Then only a timeout ends the wait, not the closed connection.
+        """
         self._open().send([tensor], self._peer, tag).wait(timedelta(seconds=min(PASS_S, self._timeout_s)))
 
     def _disconnect(self) -> None:
-        # Gloo has no way to end a wait but this: the timeout of any one closes every connection of its group.
+        # Gloo has no other way to end a wait: when one receive times out, every connection of its group is closed.
         with contextlib.suppress(RuntimeError):
-            self._open().recv([torch.empty(1, dtype=torch.uint8)], self._peer, NEVER).wait(timedelta(milliseconds=1))
+            self._open().recv([torch.empty(1, dtype=torch.uint8)], self._peer, UNUSED).wait(timedelta(milliseconds=1))
 
 
 class GlooSender(GlooEnd, CreditedSender):
@@ -78,8 +81,8 @@ class GlooSender(GlooEnd, CreditedSender):
     def __init__(self, group: Group, peer: int, slots: int = SLOTS, timeout_s: float = 120.0):
         super().__init__(slots, timeout_s)
         self._group, self._peer = group, peer
-        self._sending = threading.Lock()  # the length and its bytes go together
-        self._start(self._receive_credits, f"credits from {peer}")
+        self._sending = threading.Lock()  # a length and its bytes stay together
+        self._start(self._receive_credits, f"everface credits from {peer}")
 
     def send(self, message: Message) -> None:
         packet = serialization.pack(message)
@@ -98,7 +101,7 @@ class GlooSender(GlooEnd, CreditedSender):
         credit, group = torch.zeros(1, dtype=torch.uint8), self._open()
         try:
             while True:
-                group.recv([credit], self._peer, CREDIT).wait(EVER)
+                group.recv([credit], self._peer, CREDIT).wait(FOREVER)
                 self._add_credits(1)
         except RuntimeError as error:
             self._fail(f"the next stage went away: {_first_line(error)}")
@@ -113,14 +116,14 @@ class GlooReceiver(GlooEnd, QueuedReceiver):
         super().__init__(on_cancel, signal=signal)
         self._group, self._peer, self._timeout_s = group, peer, timeout_s
         self._credit = torch.ones(1, dtype=torch.uint8)
-        self._start(self._receive_messages, f"messages from {peer}")
+        self._start(self._receive_messages, f"everface messages from {peer}")
 
     def receive(self, timeout_s: float) -> Message | None:
         message = self._dequeue(timeout_s)
         if message is not None and not isinstance(message, UNBUFFERED):
             try:
                 self._send(self._credit, CREDIT)
-            except RuntimeError as error:  # the message is good all the same; the next receive raises
+            except RuntimeError as error:  # the message itself is complete; the next receive raises
                 self._fail(f"the previous stage went away: {_first_line(error)}")
         return message
 
@@ -128,16 +131,16 @@ class GlooReceiver(GlooEnd, QueuedReceiver):
         length, group = torch.zeros(1, dtype=torch.int64), self._open()
         try:
             while True:
-                group.recv([length], self._peer, FORWARD).wait(EVER)
+                group.recv([length], self._peer, FORWARD).wait(FOREVER)
                 if not 0 < length.item() <= serialization.MOST_BYTES:
                     raise RuntimeError(f"a message of {length.item()} bytes")
                 data = torch.empty(int(length.item()), dtype=torch.uint8)
-                group.recv([data], self._peer, FORWARD).wait(EVER)
+                group.recv([data], self._peer, FORWARD).wait(FOREVER)
                 self._enqueue(serialization.decode(data))
         except (RuntimeError, ValueError) as error:
             self._fail(f"the previous stage went away: {_first_line(error)}")
 
 
 def _first_line(error: Exception) -> str:
-    words = (str(error).splitlines() or [type(error).__name__])[0]
-    return "nothing passed in time" if "Application timeout" in words or "Timed out" in words else words
+    line = (str(error).splitlines() or [type(error).__name__])[0]
+    return "nothing passed in time" if "Application timeout" in line or "Timed out" in line else line

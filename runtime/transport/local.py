@@ -1,4 +1,4 @@
-"""A channel within one process: messages are handed over, not copied."""
+"""A channel within one process: messages are passed on, not copied."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LocalChannel(QueuedReceiver):
     ):
         super().__init__(on_cancel, signal=signal)
         self._slots, self._timeout_s, self._held = slots, timeout_s, 0
-        self._events: dict[int, torch.cuda.Event] = {}  # id of a waiting message -> when its tensors are there
+        self._events: dict[int, torch.cuda.Event] = {}  # id of a waiting message -> recorded when its tensors are complete
 
     @property
     def held(self) -> int:

@@ -1,15 +1,15 @@
-"""A channel between two GPUs: blocks by NCCL from device to device, all else, and the credits, by gloo.
+"""A channel between two GPUs: blocks by NCCL from device to device, all else, and the credits, by another channel.
 
-What is said of a block before it comes, its header and the description of its tensors, goes by gloo, so the receiver waits on a
-socket and posts a receive only for what is under way: no GPU ever spins for a block that is not there. Epochs overtake by
-the same way. The tensors lie one after another in one of the channel's slots, each at a multiple of 16 bytes. A block arrives on
-the receiver's device, whichever device its tensors were on.
+The message of a block, with descriptions in the place of its tensors, goes ahead through `control`. So the receiver waits on a socket
+and posts a receive only for a block that is under way: no GPU spins for a block that is not there. Cancels overtake blocks there too.
+The tensors lie one after another in one of the channel's slots. A block arrives on the receiver's device, whichever device its
+tensors were on.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -17,11 +17,19 @@ import torch
 
 from everface.core import native
 from everface.core.errors import BadInput
-from everface.runtime.messages import Block, Message, Tensors
-from everface.runtime.transport.base import SLOTS, ChannelError, Receiver, Sender, SideChannelEnd
-from everface.runtime.transport.serialization import X, aligned, blank, describe
+from everface.runtime.messages import Block, Message
+from everface.runtime.transport.base import SLOTS, ChannelError, Control, Receiver, Sender, SideChannelEnd
+from everface.runtime.transport.block_layout import (
+    collect_tensors,
+    copy_out,
+    describe_block,
+    described_tensors,
+    offsets_of,
+    with_tensors,
+)
+from everface.runtime.transport.serialization import aligned
 
-JOIN_MS = 60_000
+JOIN_MS = 60_000  # for both ends to join their NCCL communicator
 
 
 @dataclass(frozen=True)
@@ -34,30 +42,31 @@ class Libraries:
 
 
 def open_libraries() -> Libraries:
-    """Raises Unavailable if the module is not built, or NCCL or the CUDA runtime is not there."""
+    """Raises Unavailable if the module is not built, or if NCCL or the CUDA runtime is missing."""
     ring = native.need("the nccl transport").ring
     return Libraries(ring, ring.Nccl(native.find_nccl()), ring.Cuda(native.find_cudart()))
 
 
-class NcclEnd(SideChannelEnd):
-    """One end of a channel: a ring, and the memory of its slots. `capacity`: bytes of the largest block, all its tensors."""
+class NcclEnd(SideChannelEnd[Control]):
+    """One end of a channel: a ring and the memory of its slots. `capacity`: bytes of the largest block, all its tensors.
+
+    `id`: 128 bytes that both ends share. `side`: "sender" or "receiver", as the native module spells them.
+    """
 
     def __init__(
-        self, control: Sender | Receiver, at: Libraries, side: str, id: bytes, device: torch.device, capacity: int, timeout_s: float
+        self, control: Control, libraries: Libraries, side: str, id: bytes, device: torch.device, capacity: int, timeout_s: float
     ):
         super().__init__(control)
         self.device, self.capacity = device, aligned(capacity)
-        self._broken = at.ring.ChannelError
+        self._ring_error: type[Exception] = libraries.ring.ChannelError
         slots = [torch.empty(self.capacity, dtype=torch.uint8, device=device) for _ in range(SLOTS)]
         addresses = [slot.data_ptr() for slot in slots]
-        late_ms = int(timeout_s * 1000)
-        self.ring = at.ring.Ring(
-            at.nccl, at.cuda, id, getattr(at.ring.Side, side), device.index or 0, addresses, self.capacity, JOIN_MS, late_ms
-        )
-        self.slots = slots  # after the ring, so that it goes after the ring too: NCCL may write to it until then
-
-    def stream(self) -> int:
-        return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
+        timeout_ms = int(timeout_s * 1000)
+        self.ring: Any = libraries.ring.Ring(
+            libraries.nccl, libraries.cuda, id, getattr(libraries.ring.Side, side), device.index or 0, addresses, self.capacity,
+            JOIN_MS, timeout_ms,
+        )  # fmt: skip
+        self.slots = slots  # set after the ring, so that it is freed after the ring: NCCL may write to it until then
 
     def abort(self, reason: str = "the channel was aborted") -> None:
         super().abort(reason)
@@ -68,63 +77,61 @@ class NcclEnd(SideChannelEnd):
         self.ring.close()
 
     def close(self) -> bool:
-        """Complete what is under way and leave. False: NCCL still holds the slots, end the process."""
+        """Complete what is under way and leave the communicator. False: NCCL still holds the slots, end the process."""
         return self.ring.close()
 
+    def _stream(self) -> int:
+        """The handle of the current CUDA stream, 0 without a GPU."""
+        return torch.cuda.current_stream(self.device).cuda_stream if self.device.type == "cuda" else 0
 
-class NcclSender(NcclEnd):
-    """Upstream end. `control` carries everything but the tensors of blocks and holds the credits: two slots a channel."""
 
-    def __init__(self, control: Sender, at: Libraries, id: bytes, device: torch.device, capacity: int, timeout_s: float = 120.0):
-        super().__init__(control, at, "sender", id, device, capacity, timeout_s)
-        self._control = control
-        self._order = threading.Lock()  # descriptions and blocks in one order
+class NcclSender(NcclEnd[Sender]):
+    """Upstream end. `control` must have SLOTS credits."""
+
+    def __init__(
+        self, control: Sender, libraries: Libraries, id: bytes, device: torch.device, capacity: int, timeout_s: float = 120.0
+    ):
+        super().__init__(control, libraries, "sender", id, device, capacity, timeout_s)
+        self._sending = threading.Lock()  # descriptions and blocks go in one order
 
     def send(self, message: Message) -> None:
         if not isinstance(message, Block):
             self._control.send(message)
             return
-        tensors = {k: t.to(self.device).contiguous() for k, t in {X: message.x, **message.condition}.items()}
-        size = sum(aligned(t.nbytes) for t in tensors.values())
+        tensors = collect_tensors(message, self.device)
+        offsets, size = offsets_of(tensors)
         if size > self.capacity:
             raise BadInput(f"a block of {size} bytes does not fit the channel's slots of {self.capacity}: open it with more")
-        parts, start = [], 0
-        for tensor in tensors.values():
-            parts.append((tensor.data_ptr(), start, tensor.nbytes))
-            start += aligned(tensor.nbytes)
-        described = {k: describe(k, t) for k, t in tensors.items()}
-        with self._order:
-            self._control.send(replace(message, x=described.pop(X), condition=described))  # waits for a credit
+        parts = [(tensor.data_ptr(), offsets[key], tensor.nbytes) for key, tensor in tensors.items()]
+        described = describe_block(message, tensors)
+        with self._sending:
+            self._control.send(described)  # waits for a credit
             try:
-                self.ring.send(parts, size, self.stream())
-            except self._broken as error:
+                self.ring.send(parts, size, self._stream())
+            except self._ring_error as error:
                 self._control.abort(str(error))
                 raise ChannelError(f"the next stage cannot be reached: {error}") from None
 
 
-class NcclReceiver(NcclEnd):
-    """Downstream end. The tensors of a block that it answers are copies, in order on the device's current stream."""
+class NcclReceiver(NcclEnd[Receiver]):
+    """Downstream end. The tensors of a received block are copies, queued on the device's current stream."""
 
-    def __init__(self, control: Receiver, at: Libraries, id: bytes, device: torch.device, capacity: int, timeout_s: float = 120.0):
-        super().__init__(control, at, "receiver", id, device, capacity, timeout_s)
-        self._control = control
+    def __init__(
+        self, control: Receiver, libraries: Libraries, id: bytes, device: torch.device, capacity: int, timeout_s: float = 120.0
+    ):
+        super().__init__(control, libraries, "receiver", id, device, capacity, timeout_s)
 
     def receive(self, timeout_s: float) -> Message | None:
         message = self._control.receive(timeout_s)
         if not isinstance(message, Block):
             return message
-        described = {X: message.x, **message.condition}
-        blanks: Tensors = {k: blank(d) for k, d in described.items()}
+        described = described_tensors(message)
         try:
-            ticket = self.ring.recv(sum(aligned(t.nbytes) for t in blanks.values()))
+            ticket: int = self.ring.recv(offsets_of(described)[1])
             self.ring.wait(ticket)
-            slot, start = self.slots[ticket % SLOTS], 0
-            tensors: Tensors = {}
-            for key, like in blanks.items():
-                tensors[key] = slot[start : start + like.nbytes].clone().view(like.dtype).reshape(like.shape)
-                start += aligned(like.nbytes)
-            self.ring.release(ticket, self.stream())
-        except self._broken as error:
+            tensors = copy_out(self.slots[ticket % SLOTS], described)
+            self.ring.release(ticket, self._stream())
+        except self._ring_error as error:
             self._control.abort(str(error))
-            raise ChannelError(f"the stage before went away: {error}") from None
-        return replace(message, x=tensors.pop(X), condition=tensors)
+            raise ChannelError(f"the previous stage went away: {error}") from None
+        return with_tensors(message, tensors)

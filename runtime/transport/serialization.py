@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import torch
@@ -32,19 +33,17 @@ DTYPES = {
     "u8": torch.uint8,
     "i64": torch.int64,
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-CODES = list(DTYPES)
-X = ""  # the name of a block's x beside its condition, which may have an "x" of its own
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PLAIN: dict[str, type] = {
     "close": CloseSession, "cancel": Cancel, "cancelled": Cancelled, "failure": Failure, "opened": Opened, "closed": Closed, "stop": Stop,
 }  # fmt: skip
-KINDS = {OpenSession: "open", Block: "block", **{cls: kind for kind, cls in PLAIN.items()}}
+KINDS: dict[type, str] = {OpenSession: "open", Block: "block", **{cls: kind for kind, cls in PLAIN.items()}}
 
 Fields = dict[str, int | float | str | bool]
 
 
 class Slice(msgspec.Struct, array_like=True):
-    """One tensor: its key, dtype and shape; its bytes follow those of the slice before it, at the next multiple of 16."""
+    """One tensor: its key, dtype and shape. Its bytes follow those of the slice before it, at the next multiple of 16."""
 
     key: str
     dtype: str
@@ -66,7 +65,7 @@ _unpack = msgspec.msgpack.Decoder(Header).decode
 
 @dataclass(frozen=True)
 class Packet:
-    """A message ready to be written: its packed header, its tensors and where each one starts, and the bytes it takes in all."""
+    """A message ready to be written: its packed header, where each of its tensors starts, and the bytes of all."""
 
     head: bytes
     tensors: tuple[tuple[int, torch.Tensor], ...]
@@ -74,8 +73,9 @@ class Packet:
 
 
 def pack(message: Message) -> Packet:
-    """Describe a message; no tensor is copied. Raises BadInput for a dtype the wire does not know, or beyond MOST_BYTES."""
-    header, tensors = Header(KINDS[type(message)]), {}
+    """Lay out a message; no tensor is copied. Raises BadInput for a dtype that cannot be sent, or beyond MOST_BYTES."""
+    header = Header(KINDS[type(message)])
+    tensors: Tensors = {}
     if isinstance(message, OpenSession):
         header.fields["session"] = message.session
         header.params, tensors = message.params, message.tensors
@@ -84,9 +84,10 @@ def pack(message: Message) -> Packet:
         tensors = {"x": message.x, **{f"condition.{k}": t for k, t in message.condition.items()}}
     else:
         header.fields = dict(vars(message))
-    header.slices = [Slice(key, name_of(key, tensor.dtype), list(tensor.shape)) for key, tensor in tensors.items()]
+    header.slices = [Slice(key, dtype_name(key, tensor.dtype), list(tensor.shape)) for key, tensor in tensors.items()]
     head = _pack(header)
-    size, placed = aligned(8 + len(head)), []
+    size = aligned(8 + len(head))
+    placed: list[tuple[int, torch.Tensor]] = []
     for tensor in tensors.values():
         placed.append((size, tensor))
         size += aligned(tensor.nbytes)
@@ -96,7 +97,7 @@ def pack(message: Message) -> Packet:
 
 
 def write(packet: Packet, data: torch.Tensor) -> torch.Tensor:
-    """The message in `data`, uint8 of packet.size bytes on the CPU, its start aligned to 16; answers `data`. Copies each tensor once."""
+    """Write the message to `data`, uint8 [packet.size] on the CPU that starts at a multiple of 16; returns `data`. Copies each tensor once."""
     data[:8].view(torch.int64)[0] = len(packet.head)
     data[8 : 8 + len(packet.head)] = torch.frombuffer(bytearray(packet.head), dtype=torch.uint8)
     for start, tensor in packet.tensors:
@@ -117,7 +118,8 @@ def decode(data: torch.Tensor) -> Message:
         if not 0 < length <= data.numel() - 8:
             raise ValueError(f"a header of {length} bytes in {data.numel()}")
         header = _unpack(data[8 : 8 + length].numpy().tobytes())
-        tensors, start = {}, aligned(8 + length)
+        tensors: Tensors = {}
+        start = aligned(8 + length)
         for s in header.slices:
             dtype = DTYPES[s.dtype]
             size = math.prod(s.shape) * dtype.itemsize
@@ -133,7 +135,7 @@ def decode(data: torch.Tensor) -> Message:
 
 
 def _build(header: Header, tensors: Tensors) -> Message:
-    fields: dict = header.fields
+    fields: dict[str, Any] = header.fields  # a name that the class does not have raises TypeError
     if header.kind == "open":
         return OpenSession(**fields, tensors=tensors, params=header.params)
     if header.kind == "block":
@@ -142,22 +144,11 @@ def _build(header: Header, tensors: Tensors) -> Message:
     return PLAIN[header.kind](**fields)
 
 
-def describe(key: str, tensor: torch.Tensor) -> torch.Tensor:
-    """[place of its dtype in CODES, *shape] in int64: stands for a tensor whose bytes go another way. Raises BadInput."""
-    return torch.tensor([CODES.index(name_of(key, tensor.dtype)), *tensor.shape])
-
-
-def blank(described: torch.Tensor) -> torch.Tensor:
-    """The dtype and shape that a description tells, as a tensor without memory."""
-    code, *shape = described.tolist()
-    return torch.empty(shape, dtype=DTYPES[CODES[code]], device="meta")
-
-
-def name_of(key: str, dtype: torch.dtype) -> str:
-    """How the wire calls a dtype. Raises BadInput, naming the tensor, for one that it does not know."""
-    if dtype not in NAMES:
-        raise BadInput(f"tensor {key!r} of {dtype} cannot travel: convert it to one of {', '.join(map(str, NAMES))}")
-    return NAMES[dtype]
+def dtype_name(key: str, dtype: torch.dtype) -> str:
+    """The name of a dtype in a header. Raises BadInput, naming the tensor, for one that cannot be sent."""
+    if dtype not in DTYPE_NAMES:
+        raise BadInput(f"tensor {key!r} of {dtype} cannot travel: convert it to one of {', '.join(map(str, DTYPE_NAMES))}")
+    return DTYPE_NAMES[dtype]
 
 
 def aligned(size: int) -> int:

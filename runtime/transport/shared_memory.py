@@ -1,30 +1,29 @@
 """A channel between two processes of one host: tensors through memory that both have mapped, the rest through a Unix socket.
 
-The sender owns one piece of shared memory per slot and hands its descriptor over the socket; it replaces a piece that has become
-too small, or far too large. A message is written there once, straight from its tensors, and copied out once as soon as it
-arrives, so what `take` answers belongs to the receiver and a slot is free before it is taken: message n uses slot n % slots, and
-its credit says that message n - slots was copied out. Short messages, and Cancel and Stop, come through the socket itself.
+The sender owns one piece of shared memory per slot and sends its descriptor over the socket; it replaces a piece that has become too
+small, or far too large. A message is copied there once, from its tensors, and copied out once, as soon as it arrives. So what
+`receive` returns belongs to the caller, and a slot is free before its message is received: message n uses slot n % slots, and its
+credit says that message n - slots was copied out. Short messages, and Cancel and Stop, go through the socket itself.
 
-Both ends wait_connected in the background at a path in a folder of their own: the receiver listens there, the sender connects. The file is
-gone once they met. The end of the socket is the end of the channel, so the death of either process is seen at once.
+Both ends connect in the background at a path in a private folder: the receiver listens there, the sender connects. The file is removed
+once they are connected. The end of the socket is the end of the channel, so the death of either process is seen at once.
 
-    record = [int32 kind][int32 slot][int64 bytes]      INLINE: so many bytes follow on the socket
-                                                        SLOT:   so many bytes stand in the slot
-                                                        MEMORY: the slot is so many bytes long; its descriptor rides along
-    credit = one byte for each message taken
+    record = [int32 kind][int32 slot][int64 bytes]      INLINE: that many bytes follow on the socket
+                                                        SLOT:   that many bytes are in the slot
+                                                        MEMORY: the slot has that many bytes; its descriptor comes with the record
+    credit = one byte for each message received
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import mmap
 import os
 import socket
 import struct
-import tempfile
 import threading
 import time
+from typing import NoReturn
 
 import torch
 
@@ -33,72 +32,29 @@ from everface.runtime.messages import UNBUFFERED, Message
 from everface.runtime.signal import Signal
 from everface.runtime.transport import serialization
 from everface.runtime.transport.base import SLOTS, ChannelError, CreditedSender, OnCancel, QueuedReceiver
+from everface.runtime.transport.memory_file import map_memory, open_memory
+from everface.runtime.transport.socket_stream import SocketStream
 
 RECORD = struct.Struct("<iiq")
 INLINE, SLOT, MEMORY = 1, 2, 3
-INLINE_BYTES = 4096  # up to here a message comes through the socket
-LEAST_BYTES = 1 << 16  # of a slot; memory nobody wrote to costs nothing
-MOST_SPARE = 8  # a slot this many times longer than its message gives its memory back
-JOIN_S = 60.0
-NAP_S = 0.02  # between two looks for the other end
-
-
-class SocketStream:
-    """One end's socket. Sends are whole and in turn; `cut` wakes whoever sends or receives; `close` comes from the receiving thread."""
-
-    def __init__(self, connected: socket.socket, timeout_s: float):
-        self._socket = connected
-        self._sending, self._ending = threading.Lock(), threading.Lock()
-        # A timeout of Python's own would make the socket non-blocking for the receiving thread too.
-        late = struct.pack("ll", *divmod(max(1, int(timeout_s * 1e6)), 1_000_000))  # none at all would be for ever
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, late)
-
-    def send(self, data: bytes, descriptor: int | None = None) -> None:
-        """Raises OSError when the other end is gone or has read nothing for too long."""
-        with self._sending:
-            if descriptor is None:
-                self._socket.sendall(data)
-            elif socket.send_fds(self._socket, [data], [descriptor]) != len(data):
-                raise OSError("half a record was sent")
-
-    def receive(self, size: int) -> tuple[bytearray, list[int]]:
-        """Exactly so many bytes and the descriptors that came along. Raises EOFError at the end, OSError."""
-        data, descriptors = bytearray(), []
-        while len(data) < size:
-            part, found, _, _ = socket.recv_fds(self._socket, size - len(data), 1)
-            descriptors += found
-            if not part:
-                for descriptor in descriptors:
-                    os.close(descriptor)
-                raise EOFError("its end of the channel was closed")
-            data += part
-        return data, descriptors
-
-    def receive_some(self, most: int) -> int:
-        """Wait for bytes and answer how many came, 0 at the end."""
-        return len(self._socket.recv(most))
-
-    def cut(self) -> None:
-        with self._ending, contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self.cut()  # before the lock, which a sender may hold until then
-        with self._sending, self._ending:
-            self._socket.close()
+INLINE_BYTES = 4096  # longest message that goes through the socket
+LEAST_BYTES = 1 << 16  # of a slot; pages that were never written to cost nothing
+MOST_SPARE = 8  # a slot this many times longer than its message frees its memory
+CONNECT_S = 60.0  # for the other end to connect
+POLL_S = 0.02  # between two attempts to connect
 
 
 class SharedSender(CreditedSender):
-    """Upstream end. It connects to `path`, where the receiver must begin to listen within join_s."""
+    """Upstream end. It connects to `path`, where the receiver must listen within `connect_s` seconds."""
 
-    def __init__(self, path: str, slots: int = SLOTS, timeout_s: float = 120.0, join_s: float = JOIN_S):
+    def __init__(self, path: str, slots: int = SLOTS, timeout_s: float = 120.0, connect_s: float = CONNECT_S):
         super().__init__(slots, timeout_s, connected=False)
-        self._path, self._join_s = path, join_s
+        self._path, self._connect_s = path, connect_s
         self._stream: SocketStream | None = None
         self._sending = threading.Lock()  # messages that need a credit, one by one
         self._memory: list[torch.Tensor | None] = [None] * slots
         self._count = 0
-        self._start(self._receive_credits, f"credits of {path}")
+        self._start(self._receive_credits, f"everface credits {path}")
 
     def send(self, message: Message) -> None:
         packet = serialization.pack(message)
@@ -141,16 +97,17 @@ class SharedSender(CreditedSender):
         return memory
 
     def _connected_stream(self) -> SocketStream:
-        """The connected socket; waits for it, which ends after join_s at the latest. Raises ChannelError."""
-        self.wait_connected(2 * self._join_s)
+        """The connected socket. Waits for it; raises ChannelError if the receiver does not listen within connect_s."""
+        self.wait_connected(2 * self._connect_s)  # `_connect` gives up after half of that
         with self._changed:
             if self._stream is None or self._broken is not None:
                 raise ChannelError(self._broken or "the channel is closed")
             return self._stream
 
-    def _lose(self, error: OSError) -> None:
-        words = "it read nothing in time" if isinstance(error, BlockingIOError) else error.strerror or str(error)
-        self.abort(f"the next stage cannot be reached: {words}")
+    def _lose(self, error: OSError) -> NoReturn:
+        """Break the channel because of a failed send. Raises ChannelError."""
+        reason = "it read nothing in time" if isinstance(error, BlockingIOError) else error.strerror or str(error)
+        self.abort(f"the next stage cannot be reached: {reason}")
         raise ChannelError(self._broken) from None
 
     def _disconnect(self) -> None:
@@ -159,8 +116,8 @@ class SharedSender(CreditedSender):
             stream.cut()
 
     def _connect(self) -> socket.socket | None:
-        """The socket, connected; None if the channel was aborted before. Raises OSError."""
-        end_s = time.monotonic() + self._join_s
+        """A connected socket; None if the channel was aborted meanwhile. Raises OSError."""
+        end_s = time.monotonic() + self._connect_s
         while True:
             client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
@@ -169,12 +126,12 @@ class SharedSender(CreditedSender):
             except (FileNotFoundError, ConnectionRefusedError):
                 client.close()
                 if time.monotonic() > end_s:
-                    raise TimeoutError(f"nobody listened there for {self._join_s:g} s") from None
+                    raise TimeoutError(f"it did not listen for {self._connect_s:g} s") from None
             except BaseException:
                 client.close()
                 raise
             with self._changed:
-                if self._changed.wait_for(lambda: self._broken is not None, NAP_S):
+                if self._changed.wait_for(lambda: self._broken is not None, POLL_S):
                     return None
 
     def _receive_credits(self) -> None:
@@ -201,16 +158,16 @@ class SharedSender(CreditedSender):
 
 
 class SharedReceiver(QueuedReceiver):
-    """Downstream end. It listens at `path`, in a folder that nobody else can write to, before this constructor returns.
+    """Downstream end. It listens at `path`, in a folder that no other user can write to, when this constructor returns.
 
-    Raises BadInput when the path is too long for a socket, OSError when it cannot be listened at.
+    Raises BadInput if the path is too long for a socket, OSError if it cannot listen there.
     """
 
     def __init__(
-        self, path: str, on_cancel: OnCancel | None, timeout_s: float = 120.0, join_s: float = JOIN_S, signal: Signal | None = None
+        self, path: str, on_cancel: OnCancel | None, timeout_s: float = 120.0, connect_s: float = CONNECT_S, signal: Signal | None = None
     ):
         super().__init__(on_cancel, connected=False, signal=signal)
-        self._path, self._timeout_s, self._join_s = path, timeout_s, join_s
+        self._path, self._timeout_s, self._connect_s = path, timeout_s, connect_s
         self._stream: SocketStream | None = None
         self._memory: dict[int, torch.Tensor] = {}
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -222,16 +179,16 @@ class SharedReceiver(QueuedReceiver):
             if error.errno is None or error.errno == errno.ENAMETOOLONG:  # Python's own check, or the system's
                 raise BadInput(f"a channel cannot be opened at {path} ({error}): name a shorter temporary folder in TMPDIR") from None
             raise
-        self._start(lambda: self._receive_messages(listener), f"messages of {path}")
+        self._start(lambda: self._receive_messages(listener), f"everface messages {path}")
 
     def receive(self, timeout_s: float) -> Message | None:
         message = self._dequeue(timeout_s)
         if message is not None and not isinstance(message, UNBUFFERED):
             stream = self._stream
-            assert stream is not None  # a message came through it
+            assert stream is not None  # the message came through it
             try:
                 stream.send(b"\1")
-            except OSError as error:  # the message is good all the same; the next take will tell
+            except OSError as error:  # the message itself is complete; the next receive raises
                 self._fail(f"the previous stage went away: {error.strerror or error}")
         return message
 
@@ -241,16 +198,16 @@ class SharedReceiver(QueuedReceiver):
             stream.cut()
 
     def _accept(self, listener: socket.socket) -> socket.socket | None:
-        """The sender's socket; None if the channel was aborted before. Raises TimeoutError. The path is free again afterwards."""
-        end_s = time.monotonic() + self._join_s
+        """The sender's socket; None if the channel was aborted meanwhile. Raises TimeoutError. Removes the path in any case."""
+        end_s = time.monotonic() + self._connect_s
         try:
             with listener:
-                listener.settimeout(NAP_S)  # nothing portable ends an accept
+                listener.settimeout(POLL_S)  # another thread has no portable way to end an accept
                 while self._broken is None:
                     with contextlib.suppress(TimeoutError):
                         return listener.accept()[0]
                     if time.monotonic() > end_s:
-                        raise TimeoutError(f"nobody connected for {self._join_s:g} s")
+                        raise TimeoutError(f"it did not connect for {self._connect_s:g} s")
                 return None
         finally:
             with contextlib.suppress(OSError):
@@ -271,7 +228,7 @@ class SharedReceiver(QueuedReceiver):
             while True:
                 record, descriptors = stream.receive(RECORD.size)
                 kind, slot, size = RECORD.unpack(record)
-                self._follow(stream, kind, slot, size, descriptors)
+                self._handle_record(stream, kind, slot, size, descriptors)
         except (OSError, EOFError, RuntimeError, ValueError) as error:
             self._fail(f"the previous stage went away: {getattr(error, 'strerror', None) or error}")
         finally:
@@ -279,8 +236,8 @@ class SharedReceiver(QueuedReceiver):
                 stream.close()
             self._memory.clear()
 
-    def _follow(self, stream: SocketStream, kind: int, slot: int, size: int, descriptors: list[int]) -> None:
-        """Do what a record says."""
+    def _handle_record(self, stream: SocketStream, kind: int, slot: int, size: int, descriptors: list[int]) -> None:
+        """Receive the message, or map the memory, that a record announces. Raises ValueError for a record that makes no sense."""
         try:
             if not 0 < size <= (INLINE_BYTES if kind == INLINE else serialization.MOST_BYTES):
                 raise ValueError(f"a message of {size} bytes")
@@ -295,23 +252,3 @@ class SharedReceiver(QueuedReceiver):
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
-
-
-def open_memory(folder: str, size: int) -> int:
-    """A descriptor of `size` bytes of memory that has no name: a memory file, or where there are none a file already unlinked."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("everface channel")
-    else:
-        descriptor, path = tempfile.mkstemp(dir=folder or None)
-        os.unlink(path)
-    try:
-        os.ftruncate(descriptor, size)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def map_memory(descriptor: int, size: int) -> torch.Tensor:
-    """The first `size` bytes as uint8. They stay mapped while a tensor sees them. Raises ValueError if there are fewer."""
-    return torch.frombuffer(mmap.mmap(descriptor, size), dtype=torch.uint8)

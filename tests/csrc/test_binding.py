@@ -158,7 +158,7 @@ def test_a_block_that_never_comes_breaks_the_channel_in_time(at: Libraries) -> N
         time.sleep(0.001)
     ring, sender.ring = sender.ring, SimpleNamespace(send=lambda parts, size, stream: 0)
     sender.send(block(0))  # described, and no more
-    for reason in ("the stage before went away: a message did not pass for 300 ms", "a message did not pass for 300 ms"):
+    for reason in ("the previous stage went away: a message did not pass for 300 ms", "a message did not pass for 300 ms"):
         with pytest.raises(ChannelError, match=f"^{reason}$"):
             receiver.receive(60.0)
     assert str(receiver.ring.state) == "State.broken" and str(ring.state) == "State.ready"

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 import pytest
-import toy
+from tests.runtime import toy
 
 from everface.core.config import Deployment
 from everface.runtime.planning.placement import place

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 import torch
-from two_roles import MODEL, ROLES, TwoRolesSession
+from tests.runtime.two_roles import MODEL, ROLES, TwoRolesSession
 
 from everface.core.config import Deployment
 from everface.runtime.cluster.process_pipeline import ProcessPipeline

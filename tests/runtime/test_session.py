@@ -4,7 +4,7 @@ from collections import deque
 
 import pytest
 import torch
-import toy
+from tests.runtime import toy
 
 from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable

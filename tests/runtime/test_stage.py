@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-import toy
+from tests.runtime import toy
 
 from everface.runtime.messages import Block, Cancel, Cancelled, CloseSession, Failure, OpenSession, Stop
 from everface.runtime.stage import Stage

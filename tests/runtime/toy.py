@@ -18,7 +18,7 @@ from everface.runtime.registry import register
 from everface.runtime.scheduler import Scheduler
 from everface.runtime.session import Session, VideoBlock
 
-MODEL = "toy:Toy"
+MODEL = "tests.runtime.toy:Toy"
 LAST = "decode"
 LATENT = (16, 3, 4, 4)
 SPEC = {"a": 0.9, "b": 0.7}

@@ -11,7 +11,7 @@ from everface.runtime.messages import Block, CloseSession, OpenSession, Params, 
 from everface.runtime.model import BlockFormat, Role, RoleSpec, SessionModel
 from everface.runtime.registry import register
 
-MODEL = "two_roles:TwoRoles"
+MODEL = "tests.runtime.two_roles:TwoRoles"
 ROLES = (RoleSpec("generate", 3.0), RoleSpec("paint", 1.0, own_thread=True))
 
 register("two-roles", MODEL)

@@ -1,4 +1,4 @@
-"""Which carrier a channel gets, what it takes to open one, and blocks between two processes of one GPU where there is one."""
+"""Which transport a channel gets, what opening one needs, and blocks between two processes of one GPU where there is one."""
 
 from __future__ import annotations
 
@@ -6,27 +6,21 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-pytest.importorskip("msgspec")
-import peers
 import torch
+from tests.runtime.transport.peer_process import peer_processes
 
 from everface.core import native
 from everface.core.errors import Unavailable
-from everface.runtime import serialization
-from everface.runtime.messages import Block
-from everface.runtime.stage import Cancel, Stop
-from everface.runtime.transport.cuda_ipc import HANDLE_BYTES, Runtime
-from everface.runtime.transport.selection import choose, open_receiver, open_sender
+from everface.runtime.messages import Block, Cancel, Stop
+from everface.runtime.transport import selection
+from everface.runtime.transport.cuda_runtime import HANDLE_BYTES, CudaRuntime
+from everface.runtime.transport.selection import open_receiver, open_sender, select
 
-CHOICES = {
+KIND_OF = {
     ("cpu", "cpu", True): "local",
     ("cuda:0", "cuda:0", True): "local",
     ("cpu", "cpu", False): "shared",
@@ -38,24 +32,26 @@ CHOICES = {
 }
 
 
-@pytest.mark.parametrize("devices", CHOICES)
-def test_the_best_carrier_where_all_is_there(devices: tuple[str, str, bool], monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    monkeypatch.setattr(carrier, "lack_of_ipc", lambda: None)
-    monkeypatch.setattr(carrier, "lack_of_nccl", lambda: None)
+@pytest.mark.parametrize("devices", KIND_OF)
+def test_the_best_transport_where_nothing_is_missing(
+    devices: tuple[str, str, bool], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(selection, "missing_for_ipc", lambda: None)
+    monkeypatch.setattr(selection, "missing_for_nccl", lambda: None)
     with caplog.at_level(logging.INFO, "everface"):
-        choice = choose(*devices)
-    assert choice.kind == CHOICES[devices] and choice.why
-    assert caplog.messages == [f"channel {devices[0]} to {devices[1]}: {choice.kind}, {choice.why}"]  # once, and aloud
+        selected = select(*devices)
+    assert selected.kind == KIND_OF[devices] and selected.reason
+    assert caplog.messages == [f"channel {devices[0]} to {devices[1]}: {selected.kind}, {selected.reason}"]
 
 
-def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_names_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, native.MODULE, None)  # not built
-    choice = choose("cuda:0", "cuda:1", False)
-    assert choice.kind == "shared" and "everface._native, which is not built" in choice.why
+    selected = select("cuda:0", "cuda:1", False)
+    assert selected.kind == "shared" and "everface._native, which is not built" in selected.reason
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert choose("cuda:0", "cuda:0", False).kind == "shared"
+    assert select("cuda:0", "cuda:0", False).kind == "shared"
     monkeypatch.delattr(socket, "AF_UNIX")
-    assert choose("cpu", "cpu", False).kind == "gloo"
+    assert select("cpu", "cpu", False).kind == "gloo"
 
 
 def no_library() -> str:
@@ -63,34 +59,27 @@ def no_library() -> str:
 
 
 @pytest.mark.parametrize("kind", ["ipc", "nccl"])
-def test_what_cannot_be_opened_leaves_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_opened_leaves_nothing(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "find_cudart", no_library)
     monkeypatch.setitem(sys.modules, native.MODULE, None)
     files = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
-    with tempfile.TemporaryDirectory(prefix="channel") as folder:
-        for opened in (lambda: open_sender(kind, f"{folder}/0.0", "cuda:0"), lambda: open_receiver(kind, f"{folder}/0.0", print, "cuda:0")):
-            with pytest.raises(Unavailable):
-                opened()
-        assert not os.listdir(folder)
+    path = str(folder / "0.0")
+    for opened in (lambda: open_sender(kind, path, "cuda:0"), lambda: open_receiver(kind, path, print, "cuda:0")):
+        with pytest.raises(Unavailable):
+            opened()
+    assert not os.listdir(folder)
     assert not files or len(os.listdir("/proc/self/fd")) == files
 
 
-def test_a_described_tensor_keeps_its_dtype_and_shape() -> None:
-    for dtype in serialization.DTYPES.values():
-        for shape in ((), (0, 3), (2, 3, 4)):
-            like = serialization.blank(serialization.describe("x", torch.zeros(shape, dtype=dtype)))
-            assert (like.dtype, like.shape, like.device.type) == (dtype, torch.Size(shape), "meta")
-
-
-def test_what_cuda_refuses_is_said_in_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the real library where there is one: without a device each call is refused, and a handle travels by value."""
+def test_an_error_of_cuda_is_reported_with_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the real library where there is one: without a device each call is refused, and a handle is passed by value."""
     found = [p for p in ("/usr/local/cuda/lib64/libcudart.so", "/usr/local/cuda/lib/libcudart.so") if Path(p).exists()]
     if not found or torch.cuda.is_available():
         pytest.skip("needs the CUDA runtime and no GPU")
     monkeypatch.setattr(native, "find_cudart", lambda: found[0])
-    runtime = Runtime()
+    runtime = CudaRuntime()
     for call in (lambda: runtime.allocate(1 << 20), lambda: runtime.export(1 << 20), lambda: runtime.open(bytes(HANDLE_BYTES))):
-        with pytest.raises(Unavailable, match=r"^CUDA does not give .*: .+; choose another carrier"):
+        with pytest.raises(Unavailable, match=r"^CUDA cannot .*: .+; free GPU memory, or choose the placement"):
             call()
 
 
@@ -102,24 +91,18 @@ def gpu_block(index: int, device: str) -> Block:
 
 
 @pytest.mark.gpu
-def test_blocks_stay_on_one_gpu_and_hops_are_rebuilt() -> None:
-    host = subprocess.Popen(
-        [sys.executable, peers.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    assert host.stdin and host.stdout
-    with tempfile.TemporaryDirectory(prefix="channel") as folder:
+def test_blocks_stay_on_one_gpu_and_channels_are_opened_again(folder: Path) -> None:
+    with peer_processes() as start_peer:
         for turn in range(3):
             there, back = f"{folder}/{turn}.0", f"{folder}/{turn}.1"
-            host.stdin.write(f"ipc echo {there}\n")
-            peer = int(host.stdout.readline())
+            peer = start_peer("ipc", "echo", there)
             cancels: list[Cancel] = []
             receiver = open_receiver("ipc", back, cancels.append, "cuda:0")
             sender = open_sender("ipc", there, "cuda:0")
             for index in range(40):
                 sent = gpu_block(index, "cuda:0")
                 sender.send(sent)
-                sent.x.zero_()  # a captured step writes its output anew
+                sent.x.zero_()  # a captured graph overwrites its output
                 got = receiver.receive(60.0)
                 expected = gpu_block(index, "cuda:0")
                 assert isinstance(got, Block) and got.x.is_cuda and torch.equal(got.x, expected.x)
@@ -131,4 +114,3 @@ def test_blocks_stay_on_one_gpu_and_hops_are_rebuilt() -> None:
             for end in (sender, receiver):
                 end.abort()
                 end.join()
-    host.communicate()

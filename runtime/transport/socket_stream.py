@@ -1,0 +1,55 @@
+"""One end of a Unix socket whose sends and receives another thread can end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import threading
+
+
+class SocketStream:
+    """Any thread may `send` and `cut`; one thread receives, and calls `close` when it is done."""
+
+    def __init__(self, connected: socket.socket, timeout_s: float):
+        self._socket = connected
+        self._sending, self._ending = threading.Lock(), threading.Lock()
+        # Python's own timeout would make the socket non-blocking for the receiving thread too. A timeout of 0 would mean none.
+        send_timeout = struct.pack("ll", *divmod(max(1, int(timeout_s * 1e6)), 1_000_000))
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_timeout)
+
+    def send(self, data: bytes, descriptor: int | None = None) -> None:
+        """Send all of `data`, and a file descriptor with it. Raises OSError when the other end is gone, or read nothing in time."""
+        with self._sending:
+            if descriptor is None:
+                self._socket.sendall(data)
+            elif socket.send_fds(self._socket, [data], [descriptor]) != len(data):
+                raise OSError("half a record was sent")
+
+    def receive(self, size: int) -> tuple[bytearray, list[int]]:
+        """Exactly `size` bytes, and the descriptors that came with them. Raises EOFError at the end of the stream, OSError."""
+        data, descriptors = bytearray(), list[int]()
+        while len(data) < size:
+            part, found, _, _ = socket.recv_fds(self._socket, size - len(data), 1)
+            descriptors += found
+            if not part:
+                for descriptor in descriptors:
+                    os.close(descriptor)
+                raise EOFError("its end of the channel was closed")
+            data += part
+        return data, descriptors
+
+    def receive_some(self, most: int) -> int:
+        """Wait for bytes and return how many came, 0 at the end of the stream."""
+        return len(self._socket.recv(most))
+
+    def cut(self) -> None:
+        """End every send and receive, at both ends."""
+        with self._ending, contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.cut()  # before taking the lock that a send may hold until then
+        with self._sending, self._ending:
+            self._socket.close()
