@@ -1,11 +1,11 @@
-"""Everything that a machine with one GPU can tell, in one command: tests, kernels, steps, decoder, sessions.
+"""All figures of a machine with one GPU, in one command: tests, kernels, steps, decoder, sessions.
 
     python -m bench.gpu                      within 540 s, into bench/results/<gpu>/
     python -m bench.gpu --parts step,vae --soak 300 --budget 1500 --pack FILE.tar.gz
     python -m bench.gpu --tiny               on the CPU, at tiny sizes, to see that it runs
 
-Each part is a process of its own: what fails, hangs or runs out of memory costs its own figures alone. The most valuable come first; a
-part that cannot have LEAST_S before the budget ends is left out. <part>.json is pytest-benchmark's, moved in place when it is whole;
+Each part is a separate process: a failure, a hang or a lack of memory costs the figures of that part only. The most valuable parts come
+first; a part that cannot have LEAST_S before the budget ends is left out. <part>.json is pytest-benchmark's, moved in place when it is complete;
 summary.json has every part's exit status, seconds and last lines, and is written after each part, as is the archive of --pack.
 """
 
@@ -31,7 +31,7 @@ LEAST_S, LINES = 15.0, 15
 CPU_NAME = "cpu"
 KERNELS = "bench/kernels/bench_"
 SESSION = "bench/stream/bench_gpu_session.py"
-GPU_TESTS = "GPU_TESTS"  # stands for the files that hold tests marked gpu
+GPU_TESTS = "GPU_TESTS"  # replaced by the files with tests marked gpu
 # name: (arguments of pytest, most seconds)
 PARTS: dict[str, tuple[list[str], float]] = {
     "peaks": ([], 60),
@@ -47,7 +47,7 @@ PARTS: dict[str, tuple[list[str], float]] = {
     "fused": ([f"{KERNELS}fused.py"], 90),
     "video": ([f"{KERNELS}video.py"], 150),
     "baseline": (["bench/step/bench_step.py", "-k", "baseline"], 200),
-    "hop": (["bench/stream/bench_hop.py"], 90),
+    "channel": (["bench/stream/bench_channel.py"], 90),
 }
 
 
@@ -100,9 +100,9 @@ def main() -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help="in this order")
     parser.add_argument("--budget", type=float, default=540.0, help="seconds in all")
     parser.add_argument("--soak", type=float, default=60.0, help="seconds that a session streams")
-    parser.add_argument("--commit", help="of the tree, where git cannot tell")
+    parser.add_argument("--commit", help="of the tree, where git is missing")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
-    parser.add_argument("--pack", type=Path, help="an archive of the results, written anew after each part")
+    parser.add_argument("--pack", type=Path, help="an archive of the results, written again after each part")
     parser.add_argument("--tiny", action="store_true", help="on the CPU")
     args = parser.parse_args()
     began_s, chosen = time.monotonic(), args.parts.split(",")
@@ -125,11 +125,11 @@ def main() -> int:
                 continue
             made, log = Path(scratch, f"{part}.json"), Path(scratch, f"{part}.log")
             rc = run(command(part, min(2.0, args.soak) if args.tiny else args.soak, made), env, min(PARTS[part][1] + args.soak, left_s), log)
-            said = log.read_text(errors="replace").replace(str(ROOT), ".").splitlines()
-            summary["parts"][part] = {"rc": rc, "seconds": round(time.monotonic() - start_s, 1), "tail": said[-LINES:]}
+            output = log.read_text(errors="replace").replace(str(ROOT), ".").splitlines()
+            summary["parts"][part] = {"rc": rc, "seconds": round(time.monotonic() - start_s, 1), "tail": output[-LINES:]}
             table.append(f"{part}: rc {rc}, {summary['parts'][part]['seconds']} s")
             if part == "peaks" and rc == 0:
-                made.write_text(said[-1])
+                made.write_text(output[-1])
             if made.exists() and made.stat().st_size:
                 report = json.loads(made.read_text())
                 for bench in report.get("benchmarks", []) if args.commit else []:

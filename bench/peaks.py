@@ -1,9 +1,9 @@
-"""What this machine can do at best: the ceilings that every other figure is a share of.
+"""Measured peaks of this machine: the ceilings for every other figure.
 
     python -m bench.peaks            one line of JSON: bytes and operations a second, and the device they were measured on
 
-Copy bandwidth counts what is read and what is written. Products are of random data: zeros draw less power and run faster than
-anything real. On a CPU the sizes are small and the figures serve to show that it runs.
+Copy bandwidth counts what is read and what is written. GEMMs are of random data: zeros draw less power and run faster than
+real data. On a CPU the sizes are small and the figures serve to show that it runs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def copy_bandwidth() -> float:
 
 
 def matmul_flops(dtype: torch.dtype) -> float:
-    """Operations a second of one square product; multiply and add count as two. float8_e4m3fn goes through torch._scaled_mm."""
+    """Operations a second of one square GEMM; multiply and add count as two. float8_e4m3fn goes through torch._scaled_mm."""
     n = 8192 if torch.cuda.is_available() else 128
     a, b = (torch.randn(n, n, device=device(), dtype=torch.bfloat16) for _ in range(2))
     if dtype == torch.float8_e4m3fn:
@@ -67,7 +67,7 @@ def matmul_flops(dtype: torch.dtype) -> float:
 
 @cache
 def peaks() -> dict[str, float]:
-    """Measured once a process: bytes a second as `bytes`, operations a second as `bf16` and, where the chip has it, `fp8`."""
+    """Measured once a process: bytes a second as `bytes`, operations a second as `bf16` and, where the GPU has it, `fp8`."""
     found = {"bytes": copy_bandwidth(), "bf16": matmul_flops(torch.bfloat16)}
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() >= (8, 9):
         found["fp8"] = matmul_flops(torch.float8_e4m3fn)

@@ -1,10 +1,10 @@
-"""Error of the lower precisions, on a CPU: the video of the bundled model, one velocity of a random model, one attention.
+"""The error of fewer bits, on a CPU: the video of the bundled model, one velocity of a random model, one attention.
 
-    python -m bench.quality                   all three, one line per figure and a JSON object at the end
+    python -m bench.quality                   all three, a line each and a JSON object at the end
     python -m bench.quality video --seconds 2 --dtypes fp8,fp8-attention
 
-Every figure is against float32. The references multiply quantized values in float32, so the error of a GPU's 22-bit accumulation is not
-included. The released weights are not used. docs/numerics.md quotes the results.
+Every figure is against float32. The references multiply quantized values in float32, so they lack the error of a GPU's sums of 22 bits, and they do not use
+the released weights. docs/numerics.md quotes the results.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ import torch
 
 from bench.stream.random14b import random_dit
 from everface.avatar.avatar import Avatar
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.core.config import SAMPLE_RATE, Deployment, DiTConfig, StreamConfig
 from everface.kernels.attention.block_causal import block_causal_reference
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference
 from everface.kernels.fused.row_primitives import to_e4m3
 from everface.media.audio import read_audio
 from everface.model.qkv_scales import power_of_two
-from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.weights.quantize import quantize_for_dtype
 
 DTYPES = ("bfloat16", "fp8", "fp8-attention")
-IMAGE, AUDIO, SEED = DEFAULT_WEIGHTS / "mia.png", DEFAULT_WEIGHTS / "speech.wav", 1
-BLOCK_FRAMES = 12
+PICTURE, SOUND, SEED = DEFAULT_WEIGHTS / "mia.png", DEFAULT_WEIGHTS / "speech.wav", 1
+FRAMES = 12  # of a block
 RANDOM = DiTConfig(
     dim=512, ffn_dim=1024, freq_dim=64, num_heads=4, num_layers=6, text_dim=32, text_len=16, audio_dim=16, wav2vec_layers=1,
     audio_inject_layers=(0, 2, 4),
@@ -37,9 +37,9 @@ RANDOM = DiTConfig(
 
 
 def video(dtype: str, seconds: float) -> torch.Tensor:
-    """uint8 [T, H, W, 3] of a bundled character and the bundled speech, official sampler, without video encoding."""
-    pcm_S = torch.cat([torch.as_tensor(part) for part in read_audio(AUDIO, SAMPLE_RATE)])[: int(seconds * SAMPLE_RATE)]
-    with Avatar(deployment=Deployment(dtype=dtype)) as avatar, avatar.open(IMAGE, StreamConfig(seed=SEED)) as session:
+    """uint8 [T, H, W, 3] of the bundled character saying the bundled clip, official sampler, no encoder of video in between."""
+    pcm_S = torch.cat([torch.as_tensor(part) for part in read_audio(SOUND, SAMPLE_RATE)])[: int(seconds * SAMPLE_RATE)]
+    with Avatar(deployment=Deployment(dtype=dtype)) as avatar, avatar.open(PICTURE, StreamConfig(seed=SEED)) as session:
         for part_S in pcm_S.split(SAMPLE_RATE // 2):
             while not session.push_audio(part_S):
                 session.wait(0.05)
@@ -52,11 +52,11 @@ def psnr(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def videos(dtypes: list[str], seconds: float) -> dict[str, Any]:
-    """PSNR in dB of the whole video, its worst frame and its worst block."""
+    """PSNR in dB of the whole video, of its worst frame and its worst block."""
     exact, found = video("float32", seconds), {}
     for dtype in dtypes:
         got = video(dtype, seconds)
-        pairs = list(zip(got.split(BLOCK_FRAMES), exact.split(BLOCK_FRAMES), strict=True))
+        pairs = list(zip(got.split(FRAMES), exact.split(FRAMES), strict=True))
         found[dtype] = {
             "psnr": psnr(got, exact), "worst_frame": min(psnr(a, b) for a, b in zip(got, exact, strict=True)),
             "worst_block": min(psnr(a, b) for a, b in pairs), "frames": len(got),
@@ -66,7 +66,7 @@ def videos(dtypes: list[str], seconds: float) -> dict[str, Any]:
 
 @torch.no_grad()
 def velocity(dtype: str, blocks: int = 6) -> torch.Tensor:
-    """Velocity of the last of a few blocks of a random model; the KV ring has wrapped around by then."""
+    """Of the last of a few blocks of a random model; its ring has wrapped by then."""
     torch.manual_seed(3)
     dit = random_dit(RANDOM, "cpu", torch.float32).to(torch.float32 if dtype == "float32" else torch.bfloat16).fuse()
     quantize_for_dtype(dit, dtype)
@@ -74,8 +74,8 @@ def velocity(dtype: str, blocks: int = 6) -> torch.Tensor:
     text_kv, cache, v = dit.text_kv(dit.embed_text(torch.randn(16, 32))), dit.new_cache(16, 16), torch.empty(0)
     cache.prime(*dit.prefill_sink(ref, motion, text_kv))
     for block in range(blocks):
-        x, audio = torch.randn(16, 3, 16, 16).to(dit.dtype), (torch.randn(3, 5, 512), torch.randn(3, 512))
-        v = dit(x, dit.time(857.0), text_kv, audio, cache, block, 7)
+        x, sound = torch.randn(16, 3, 16, 16).to(dit.dtype), (torch.randn(3, 5, 512), torch.randn(3, 512))
+        v = dit(x, dit.time(857.0), text_kv, sound, cache, block, 7)
     return v.float()
 
 
@@ -90,19 +90,19 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def attentions(tokens: int = 256, keys: int = 4096, heads: int = 2, d: int = 128) -> dict[str, dict[str, float]]:
-    """Standard normals with the scales of the released width: relative error, and the largest error over the largest value. `sharp`: queries
-    are four times as long, so that a few keys have most of the weight."""
-    generator = torch.Generator().manual_seed(1)
+    """Standard normals under the scales of the released width: relative error, and the largest error over the largest output. `sharp`: queries
+    four times as long, so that a few keys have most of the weight."""
+    drawn = torch.Generator().manual_seed(1)
     qk_scale = power_of_two(torch.tensor([5120**0.5] * heads))
     found = {}
-    for name, length, mean in (("flat", 1.0, 0.0), ("sharp", 4.0, 0.0), ("values with a mean", 1.0, 1.0)):
-        q, k, v = (torch.randn(n, heads, d, generator=generator) for n in (tokens, keys, keys))
-        q, v = length * q, v + mean
+    for name, longer, mean in (("flat", 1.0, 0.0), ("sharp", 4.0, 0.0), ("values with a mean", 1.0, 1.0)):
+        q, k, v = (torch.randn(n, heads, d, generator=drawn) for n in (tokens, keys, keys))
+        q, v = longer * q, v + mean
         exact = block_causal_reference(q.double(), k.double(), v.double(), keys)
         half = block_causal_reference(q.bfloat16(), k.bfloat16(), v.bfloat16(), keys)
-        fp8_q, fp8_k, fp8_v = (to_e4m3(x / qk_scale[:, None]) for x in (q, k, v))
-        fp8 = block_causal_fp8_reference(fp8_q, fp8_k, fp8_v.permute(1, 2, 0), keys, qk_scale.square(), qk_scale)
-        for dtype, got in (("bfloat16", half), ("fp8", fp8)):
+        q8, k8, v8 = (to_e4m3(x / qk_scale[:, None]) for x in (q, k, v))
+        quantized = block_causal_fp8_reference(q8, k8, v8.permute(1, 2, 0), keys, qk_scale.square(), qk_scale)
+        for dtype, got in (("bfloat16", half), ("fp8", quantized)):
             largest = (got.double() - exact).abs().max() / exact.abs().max()
             found[f"{name}, {dtype}"] = {"relative": relative(got, exact), "largest": largest.item()}
     return found

@@ -1,7 +1,7 @@
-"""Times one op for pytest-benchmark and notes what share of the machine's nearest ceiling that is.
+"""Times one op for pytest-benchmark and records its share of the machine's nearest ceiling.
 
-On a GPU a round is one CUDA graph of several launches, so that it times the chip and not the CPU that feeds it; the launches go
-round several sets of inputs, so that none finds its own in the cache. The share is of peaks measured in the same process.
+On a GPU a round is one CUDA graph of several launches, so that it times the GPU and not the CPU that launches; the launches cycle
+through several sets of inputs, so that none finds its own in the cache. The share is of peaks measured in the same process.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from bench.peaks import device_name, peaks
 from everface.kernels.launch import Cost
 
-CALLS = 20  # launches in a graph, unless a bench says otherwise
-SETS = 4 if torch.cuda.is_available() else 1  # sets of inputs to go round
+CALLS = 20  # launches in a graph by default
+SETS = 4 if torch.cuda.is_available() else 1  # sets of inputs to cycle through
 
 
 def commit() -> str:
@@ -31,20 +31,20 @@ def commit() -> str:
 
 
 def compiled(reference: Callable[..., Any]) -> Callable[..., Any]:
-    """The reference as torch.compile makes it. Skips on a CPU, where the compiler takes longer than all else."""
+    """The reference as torch.compile makes it. Skips on a CPU, where compiling takes longer than the rest."""
     if not torch.cuda.is_available():
-        pytest.skip("torch.compile is a peer on a GPU only")
+        pytest.skip("torch.compile is compared on a GPU only")
     torch.compiler.reset()
     return torch.compile(reference, dynamic=False)
 
 
-def way(by: str, op: Callable[..., Any], reference: Callable[..., Any]) -> Callable[..., Any]:
-    """What is timed: the op, its reference, or the reference compiled."""
+def implementation(by: str, op: Callable[..., Any], reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The op, its reference, or the reference compiled."""
     return op if by == "op" else compiled(reference) if by == "torch.compile" else reference
 
 
-def launched(call: Callable[[], object]) -> int | None:
-    """Kernels, copies and fills that `call` puts on the GPU, as the profiler sees them; None without one, or if it sees nothing."""
+def count_launches(call: Callable[[], object]) -> int | None:
+    """Kernels, copies and fills that `call` puts on the GPU, as the profiler counts them; None without a GPU, or if it counts none."""
     if not torch.cuda.is_available():
         return None
     from torch.profiler import ProfilerActivity, profile
@@ -64,7 +64,7 @@ def measure(
     launches: int = CALLS,
     **info: object,
 ) -> None:
-    """Time `calls`, the same op on different inputs, each of which does `work`; `info` goes into the record as it is.
+    """Time `calls`, the same op on different inputs, each of this `cost`; `info` goes into the record as it is.
     `launches` of them are a round on a GPU: fewer for what takes many milliseconds."""
     with torch.inference_mode():
         for call in calls:

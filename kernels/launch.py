@@ -1,7 +1,7 @@
-"""What every kernel shares: is Triton there, which chip, which tile, what a launch costs, what CI compiles.
+"""What every kernel module uses: Triton if it is installed, the GPU's family, tiles, launch costs, compile specs for CI.
 
 A kernel module takes `jit` and `tl` from here, so that it also imports where Triton is not installed and only references run.
-It fills three things of its own: TILES (chosen here by `pick`), COMPILE (read by tests/kernels/compile.py) and a `Work` per call.
+It provides TILES (`select_tile` selects from them), COMPILE (for tests/kernels/compile.py) and the `Cost` of a launch.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ HAS_TRITON = triton is not None
 
 
 def jit(fn: Any = None, **options: Any) -> Any:
-    """triton.jit, as `@jit` or `@jit(...)`. Without Triton the kernel is defined all the same, and never launched."""
+    """triton.jit, as `@jit` or `@jit(...)`. Without Triton the kernel is defined too, and never launched."""
     if not HAS_TRITON:
         return fn if fn is not None else lambda f: f
     return triton.jit(fn, **options) if fn is not None else triton.jit(**options)
 
 
 class Cost(NamedTuple):
-    """What one launch must do at the least: multiply-adds counted twice, bytes read and written once."""
+    """The least that one launch must do: multiply-adds counted twice, bytes read and written once."""
 
     flops: int
     bytes: int
@@ -41,7 +41,7 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Tile:
-    """One way to run a kernel: its constexpr sizes by name, warps per program, stages of its load pipeline."""
+    """Launch configuration of a kernel: constexpr sizes by name, warps per program, stages of the load pipeline."""
 
     sizes: tuple[tuple[str, int], ...]
     num_warps: int
@@ -56,7 +56,7 @@ def tile(num_warps: int, num_stages: int, **sizes: int) -> Tile:
     return Tile(tuple(sizes.items()), num_warps, num_stages)
 
 
-# Architecture -> variant (dtype, width, ...) -> tile. 80 must be there and hold every variant, within 99 KiB of shared memory.
+# Architecture -> variant (dtype, width, ...) -> tile. 80 must have every variant, within 99 KiB of shared memory.
 Tiles = dict[int, dict[Hashable, Tile]]
 
 
@@ -71,48 +71,48 @@ class CompileSpec:
     num_warps: int
     num_stages: int
     archs: tuple[int, ...] = (80, 90, 100)
-    unaligned: tuple[str, ...] = ()  # integers and pointers that are not known to be multiples of 16
-    must_not_spill: bool = True  # nothing may spill
-    needs_wgmma: bool = False  # must use wgmma on sm_90
+    unaligned: tuple[str, ...] = ()  # integers and pointers not known to be multiples of 16
+    must_not_spill: bool = True
+    needs_wgmma: bool = False  # on sm_90
 
 
 def runs_triton(*tensors: torch.Tensor) -> bool:
-    """Whether an op on these goes to its kernel: all on a GPU, Triton there, and nobody asks for gradients."""
+    """Whether an op on these goes to its kernel: all on a GPU, Triton installed, no gradients wanted."""
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return HAS_TRITON and not wanted and all(t.is_cuda for t in tensors)
 
 
 @cache
 def arch(device: torch.device) -> int:
-    """80, 90 or 100: the family whose tiles fit. Chips with 99 KiB of shared memory (86, 89, 120) take those of 80, as does the CPU."""
+    """80, 90 or 100: the family whose tiles fit. GPUs with 99 KiB of shared memory (86, 89, 120) take those of 80, as does the CPU."""
     major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 8
     return {9: 90, 10: 100}.get(major, 80)
 
 
 @cache
 def multiprocessors(device: torch.device) -> int:
-    """Streaming multiprocessors, for persistent grids. The interpreter gets 3, so that its programs do loop."""
+    """Streaming multiprocessors, for persistent grids. The interpreter gets 3, so that its programs loop."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
-_chosen: dict[tuple[str, int, Hashable], Tile] = {}
+_selected: dict[tuple[str, int, Hashable], Tile] = {}
 
 
 def select_tile(op: str, tiles: Tiles, on: torch.device | int, variant: Hashable) -> Tile:
-    """The tile of the newest family not newer than the device (or architecture) that knows the variant. Chosen once, and logged."""
+    """The tile of the newest family not newer than the device (or architecture) that has the variant. Selected once, and logged."""
     key = (op, on if isinstance(on, int) else arch(on), variant)
-    if key not in _chosen:
+    if key not in _selected:
         family = max(a for a in tiles if a <= key[1] and variant in tiles[a])
-        _chosen[key] = tiles[family][variant]
-        log.info("%s %s on %s: tile of sm_%d, %s", op, variant, on, family, _chosen[key].options())
-    return _chosen[key]
+        _selected[key] = tiles[family][variant]
+        log.info("%s %s on %s: tile of sm_%d, %s", op, variant, on, family, _selected[key].options())
+    return _selected[key]
 
 
-def metadata(name: str, cost: Callable[[dict[str, Any]], Cost]) -> Callable[..., dict[str, Any]]:
-    """For @jit(launch_metadata=...): names a launch and counts its work from its arguments, so a profile reads in percent of peak."""
+def metadata(name: str, launch_cost: Callable[[dict[str, Any]], Cost]) -> Callable[..., dict[str, Any]]:
+    """For @jit(launch_metadata=...): names a launch and computes its cost from its arguments, so that a profile can show percent of peak."""
 
     def count(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
-        done = cost(args)
-        return {"name": name, "flops": done.flops, "bytes": done.bytes}
+        cost = launch_cost(args)
+        return {"name": name, "flops": cost.flops, "bytes": cost.bytes}
 
     return count

@@ -35,8 +35,8 @@ class CacheSlot:
 
     layout: CacheLayout
     shared: Made
-    roles: dict[Hashable, Made] = field(default_factory=dict)
-    attached: dict[Hashable, object] = field(default_factory=dict)  # whatever lives as long as they do: captured graphs, their inputs
+    roles: dict[Hashable, Made] = field(default_factory=dict[Hashable, Made])
+    attached: dict[Hashable, object] = field(default_factory=dict[Hashable, object])  # whatever lives as long as they do: captured graphs, their inputs
 
 
 class CachePool:

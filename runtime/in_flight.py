@@ -22,7 +22,7 @@ class PreparedBlock:
 
     index: int
     window: Window
-    condition: Tensors = field(default_factory=dict)
+    condition: Tensors = field(default_factory=dict[str, torch.Tensor])
     x: torch.Tensor | None = None
     update: Tensors | None = None  # the state update in force
     failures: int = 0

@@ -20,7 +20,7 @@ class OpenSession:
 
     session: int
     tensors: Tensors
-    params: Params = field(default_factory=dict)
+    params: Params = field(default_factory=dict[str, int | float | str | bool])
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Block:
     pts: int  # position of the block's first audio sample in the session, in samples
     frames: int  # video frames to keep, counted from its first
     x: torch.Tensor
-    condition: Tensors = field(default_factory=dict)
+    condition: Tensors = field(default_factory=dict[str, torch.Tensor])
     last: bool = False  # the segment ends with this block
 
 

@@ -99,6 +99,6 @@ class SessionModel(Protocol):
         """Why a block with these outputs must be computed again, or None."""
         ...
 
-    def change(self, **what: Any) -> Tensors:
+    def change(self, *args: Any, **what: Any) -> Tensors:
         """The state update for a caller's wish, such as another image. From the caller's thread. Raises BadInput."""
         ...

@@ -1,4 +1,4 @@
-"""The parity command: passes on this build, sees one wrong number, and says in a sentence what it cannot use."""
+"""The parity command: passes on this build, finds one wrong number, and refuses unusable input in one sentence."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
     python -m pytest bench/kernels/bench_attention.py --benchmark-json FILE
 
 The sizes of 704x384 on a GPU; tiny ones on a CPU, where the op is the reference. A backend that cannot serve is skipped with its reason.
-gluon is timed only after its tests have passed in a process that can be killed: a mistake in its barriers would wait for ever.
+gluon is timed only after its tests have passed in a process that can be killed: a mistake in its barriers would hang.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def made(*size: int) -> torch.Tensor:
 
 
 @cache
-def unproven() -> str:
-    """What the tests of the kernel for sm_90 say against it here, "" if they pass."""
+def find_test_failure() -> str:
+    """Why the tests of the kernel for sm_90 fail here, "" if they pass."""
     words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "gpu", "tests/kernels/test_block_causal_hopper.py"]
     try:
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
@@ -45,13 +45,13 @@ def unproven() -> str:
     return "" if done.returncode == 0 and " passed" in done.stdout else f"its tests: {done.stdout.strip()[-200:]}"
 
 
-def serving(name: str, dtype: torch.dtype = BF16) -> str:
+def skip_unless_serves(name: str, dtype: torch.dtype = BF16) -> str:
     """The name, if it can serve here; skips with the reason otherwise."""
     if name in ("triton", "gluon") and not ON_GPU:
         pytest.skip("the kernel runs on a GPU, or under the interpreter in the tests")
-    trouble = backend.find_fault(name, device(), dtype, D) or (unproven() if name == "gluon" else "")
-    if trouble:
-        pytest.skip(f"{name}: {trouble}")
+    fault = backend.find_fault(name, device(), dtype, D) or (find_test_failure() if name == "gluon" else "")
+    if fault:
+        pytest.skip(f"{name}: {fault}")
     return name
 
 
@@ -63,7 +63,7 @@ def reference() -> Callable[..., Any]:
 @pytest.mark.parametrize("by", ["op", "triton", "gluon", *library_backends.LIBRARIES, "torch.compile"])
 @pytest.mark.parametrize("used", [SINK + RING, SINK + RING // 4])
 def test_block_causal(benchmark: Any, used: int, by: str) -> None:
-    name = serving(by) if by not in ("op", "torch.compile") else by
+    name = skip_unless_serves(by) if by not in ("op", "torch.compile") else by
     calls: list[Callable[[], object]] = []
     for _ in range(SETS):
         case: Any = (*(made(n, HEADS, D) for n in (TOKENS, SINK + RING, SINK + RING)), used)
@@ -80,8 +80,8 @@ def test_block_causal(benchmark: Any, used: int, by: str) -> None:
 @pytest.mark.parametrize("by", ["triton", "gluon"])
 @pytest.mark.parametrize("used", [SINK + RING, SINK + RING // 4])
 def test_block_causal_fp8(benchmark: Any, used: int, by: str) -> None:
-    """Keys and values coded already; values lie across, as their cache has them."""
-    name = serving(by, FP8)
+    """Keys and values are quantized before; values are transposed, as in the KV cache."""
+    name = skip_unless_serves(by, FP8)
     calls: list[Callable[[], object]] = []
     scales = torch.full((2, HEADS), 0.7, device=device())
     for _ in range(SETS):
@@ -95,7 +95,7 @@ def test_block_causal_fp8(benchmark: Any, used: int, by: str) -> None:
 @pytest.mark.parametrize("by", ["op", *library_backends.LIBRARIES])
 @pytest.mark.parametrize("keys", [TEXT, AUDIO])
 def test_cross(benchmark: Any, keys: int, by: str) -> None:
-    attend = cross.cross if by == "op" else library_backends.load_attention(serving(by))
+    attend = cross.cross if by == "op" else library_backends.load_attention(skip_unless_serves(by))
     batch, tokens = (FRAMES, FRAME) if keys == AUDIO else (1, TOKENS)
     sets = [(made(batch, tokens, HEADS, D), made(batch, keys, HEADS, D), made(batch, keys, HEADS, D)) for _ in range(SETS)]
     cost = cross.cost(batch, tokens, keys, HEADS, D, batch, 2)

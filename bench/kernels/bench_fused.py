@@ -1,4 +1,4 @@
-"""The fused ops of a denoising step, each beside the plain torch that it replaces.
+"""The fused ops of a denoising step, each beside the plain torch it replaces.
 
     python -m pytest bench/kernels/bench_fused.py --benchmark-json FILE
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from bench.peaks import device
-from bench.timing import SETS, measure, way
+from bench.timing import SETS, implementation, measure
 
 from everface.kernels.fused import audio_inject as audio
 from everface.kernels.fused import flow_step as flow
@@ -54,7 +54,7 @@ def test_gate_norm_modulate(benchmark: Any, site: str, out: str, by: str) -> Non
         run = gate_norm.gate_norm_modulate_fp8 if out == "fp8" else gate_norm.gate_norm_modulate
         return run(x, y, gate, affine=pairs[0], modulation=pairs[1], eps=1e-6, norm_dtype=norm_dtype, dtype=BF16)
 
-    calls, run = [], way(by, op, reference)
+    calls, run = [], implementation(by, op, reference)
     for _ in range(SETS):
         x, y = made(1, FRAMES, TOKENS, WIDTH, dtype=dtype), made(1, FRAMES, TOKENS, WIDTH) if added else None
         shift, scale, gate = made(1, FRAMES, 3, 1, WIDTH, dtype=F32).unbind(2)
@@ -73,7 +73,7 @@ def test_gate_norm_modulate(benchmark: Any, site: str, out: str, by: str) -> Non
 def test_gate_residual(benchmark: Any, by: str) -> None:
     sets = [(made(1, FRAMES, TOKENS, WIDTH, dtype=F32), made(1, FRAMES, TOKENS, WIDTH)) for _ in range(SETS)]
     gate = made(1, FRAMES, 1, WIDTH, dtype=F32)
-    op = way(by, gate_norm.gate_residual, lambda x, y, g, dtype: gate_norm.gate_residual_reference(x, y, g).to(dtype))
+    op = implementation(by, gate_norm.gate_residual, lambda x, y, g, dtype: gate_norm.gate_residual_reference(x, y, g).to(dtype))
     calls = [lambda s=s: op(*s, gate, BF16) for s in sets]
     x, y = sets[0]
     cost = gate_norm.cost({"x_ptr": x, "y_ptr": y, "residual_ptr": y, "u_ptr": None})
@@ -84,7 +84,7 @@ def test_gate_residual(benchmark: Any, by: str) -> None:
 def test_qk_norm_rope_store(benchmark: Any, by: str) -> None:
     tokens = FRAMES * TOKENS
     weight, table = made(WIDTH), made(tokens, HEAD // 2, 2, dtype=F32)
-    run = way(by, qk.qk_norm_rope_store, qk.qk_norm_rope_store_reference)
+    run = implementation(by, qk.qk_norm_rope_store, qk.qk_norm_rope_store_reference)
     sets = [(made(tokens, 3 * WIDTH).chunk(3, dim=1), made(2, tokens, HEADS, HEAD)) for _ in range(SETS)]
     calls = [lambda qkv=qkv, ring=ring: run(*qkv, weight, weight, 1e-6, table, *ring, 0) for qkv, ring in sets]
     cost = qk.cost({"q_ptr": sets[0][0][0], "ring_k_ptr": sets[0][1], "table_ptr": table})
@@ -94,7 +94,7 @@ def test_qk_norm_rope_store(benchmark: Any, by: str) -> None:
 @BY
 def test_rms_norm(benchmark: Any, by: str) -> None:
     weight, sets = made(WIDTH), [made(FRAMES * TOKENS, WIDTH) for _ in range(SETS)]
-    run = way(by, norm_rope.rms_norm, norm_rope.rms_norm_reference)
+    run = implementation(by, norm_rope.rms_norm, norm_rope.rms_norm_reference)
     cost = norm_rope.norm_rope_cost({"x_ptr": sets[0], "out_ptr": sets[0], "table_ptr": None})
     measure(benchmark, [lambda x=x: run(x, weight, 1e-6) for x in sets], cost, shape=SHAPE, by=by)
 
@@ -102,7 +102,7 @@ def test_rms_norm(benchmark: Any, by: str) -> None:
 @BY
 def test_audio_inject(benchmark: Any, by: str) -> None:
     sets = [(made(1, FRAMES, TOKENS, WIDTH), made(1, FRAMES, 2 * WIDTH)) for _ in range(SETS)]
-    run = way(by, audio.audio_inject, audio.audio_inject_reference)
+    run = implementation(by, audio.audio_inject, audio.audio_inject_reference)
     x = sets[0][0]
     cost = gate_norm.cost({"x_ptr": x, "y_ptr": None, "residual_ptr": None, "u_ptr": x})
     measure(benchmark, [lambda s=s: run(*s) for s in sets], cost, shape=SHAPE, by=by)
@@ -112,7 +112,7 @@ def test_audio_inject(benchmark: Any, by: str) -> None:
 @pytest.mark.parametrize("width", [WIDTH, FFN])
 def test_quantize_rows(benchmark: Any, width: int, by: str) -> None:
     sets = [made(FRAMES * TOKENS, width) for _ in range(SETS)]
-    run = way(by, rows.quantize_rows, rows.quantize_rows_reference)
+    run = implementation(by, rows.quantize_rows, rows.quantize_rows_reference)
     quantized, scale = rows.empty_quantized(sets[0])
     cost = rows.cost({"x_ptr": sets[0], "quantized_ptr": quantized, "scale_ptr": scale})
     measure(benchmark, [lambda x=x: run(x) for x in sets], cost, shape=f"{FRAMES * TOKENS}x{width}", by=by)
@@ -121,7 +121,7 @@ def test_quantize_rows(benchmark: Any, width: int, by: str) -> None:
 @BY
 def test_flow_step_tokens(benchmark: Any, by: str) -> None:
     x, out = made(1, 16, FRAMES, 2 * ROWS, 2 * COLS), made(1, FRAMES, TOKENS, 64)
-    run = way(by, flow.flow_step_tokens, flow.flow_step_tokens_reference)
+    run = implementation(by, flow.flow_step_tokens, flow.flow_step_tokens_reference)
     cost = flow.cost({"x_ptr": x, "out_ptr": out, "next_ptr": x, "size": x.numel()})
     shape = "x".join(map(str, x.shape[1:]))
     measure(benchmark, [lambda: run(x, out, (ROWS, COLS), (2, 2), 1.0, 0.86)], cost, shape=shape, by=by)

@@ -1,9 +1,9 @@
-"""The linear layers of a block of the 14B model in bfloat16 and, from codes, in 8 bits by every backend.
+"""The linear layers of a block of the 14B model, in bfloat16 and, from quantized input, in 8 bits by every backend.
 
     python -m pytest bench/kernels/bench_linear.py --benchmark-json FILE
 
-3168 tokens on a GPU, tiny sizes on a CPU. Quantising is not in these figures (see bench_fused), except in `official`, where it
-cannot be taken apart; GELU is, where the layer has one.
+3168 tokens on a GPU, tiny sizes on a CPU. Quantization is not in these figures (see bench_fused), except in `official`, where it
+cannot be separated; GELU is, where the layer has one.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from everface.kernels.linear.quantize_rows import quantize_rows
 ON_GPU = torch.cuda.is_available()
 M, D, FFN = (3168, 5120, 13824) if ON_GPU else (24, 64, 176)
 LAYERS = {"qkv": (3 * D, D, False), "out": (D, D, False), "ffn1": (FFN, D, True), "ffn2": (D, FFN, False)}  # N, K, GELU
-BACKENDS = ["bf16", "official", "rows", "rows by triton"]
+BACKENDS = ["bf16", "official", "rows", "rows, triton"]
 
 
 def layer(backend: str, n: int, k: int, gelu: bool) -> Callable[[], object]:
-    """One call on data of its own."""
+    """One call on its own data."""
     x, w, bias = (torch.randn(size, device=device(), dtype=torch.bfloat16) for size in ((M, k), (n, k), (n,)))
     w /= k**0.5
 
@@ -50,7 +50,7 @@ def layer(backend: str, n: int, k: int, gelu: bool) -> Callable[[], object]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", LAYERS)
 def test_linear(benchmark: Any, name: str, backend: str) -> None:
-    if backend == "rows by triton" and not ON_GPU:
+    if backend == "rows, triton" and not ON_GPU:
         pytest.skip("the kernel runs on a GPU, or under the interpreter in the tests")
     n, k, gelu = LAYERS[name]
     wide = 2 if backend == "bf16" else 1

@@ -1,9 +1,9 @@
-"""The ops of the VAE's decoder, each beside its peers: cuDNN over channels last for the convolutions, plain torch for the rest.
+"""The ops of the VAE's decoder, each beside its alternatives: cuDNN over channels last for the convolutions, plain torch for the rest.
 
     python -m pytest bench/kernels/bench_video.py --benchmark-json FILE
 
-The sizes of a block of three latents at 704x384 on a GPU; tiny ones on a CPU, where the op is the reference. Of the peers `torch` does all
-that the op does, copies included; `cudnn` is the convolution alone, over an input that somebody has joined to its past beforehand.
+The sizes of a block of three latents at 704x384 on a GPU; tiny ones on a CPU, where the op is the reference. `torch` does all
+that the op does, copies included; `cudnn` is the convolution alone, over an input that has been joined to its past before.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from bench.peaks import device
-from bench.timing import SETS, measure, way
+from bench.timing import SETS, implementation, measure
 
 from everface.kernels.launch import Cost
 from everface.kernels.video import causal_conv3d as conv
@@ -47,7 +47,7 @@ BY = pytest.mark.parametrize("by", ["op", "torch", "torch.compile"])
 
 @pytest.fixture(autouse=True)
 def cudnn_at_its_best() -> Iterator[None]:
-    """The peer may try all its ways at its first call."""
+    """cuDNN may try all its algorithms at its first call."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, deterministic=False, allow_tf32=True):
         yield
 
@@ -98,7 +98,7 @@ def test_upsample_conv(benchmark: Any, site: str, by: str) -> None:
     c_out = c_in // 2
     weight, bias = made(c_out, 3, 3, c_in, scale=(9 * c_in) ** -0.5), made(1, c_out)[0]
     sets = [made(1, frames, h, w, side * c_in) for _ in range(SETS)]
-    run = way(by, up.upsample_conv, up.upsample_conv_reference)
+    run = implementation(by, up.upsample_conv, up.upsample_conv_reference)
     outputs = side * frames * 4 * h * w * c_out
     cost = Cost(2 * outputs * 9 * c_in, moved(sets[0], weight) + 2 * outputs)
     calls = [lambda x=x: run(x, weight, bias, side) for x in sets]
@@ -111,7 +111,7 @@ def test_norm_silu(benchmark: Any, site: str, by: str) -> None:
     frames, times, c, _, _ = CONVS[site]
     c, h, w = channels(c), times * ROWS, times * COLS
     gamma, sets = made(1, c)[0], [made(1, frames, h, w, c) for _ in range(SETS)]
-    run = way(by, norm.norm_silu, norm.norm_silu_reference)
+    run = implementation(by, norm.norm_silu, norm.norm_silu_reference)
     calls = [lambda x=x: run(x, gamma) for x in sets]
     measure(benchmark, calls, Cost(0, 2 * moved(sets[0])), shape=f"{frames}x{h}x{w}x{c}", site=site, by=by)
 
@@ -122,7 +122,7 @@ def test_to_rgb(benchmark: Any, out: str, by: str) -> None:
     frames, h, w = 12, 8 * ROWS, 8 * COLS
     sets = [made(1, frames, h, w, 3)[0] for _ in range(SETS)]
     ops = {"rgb": (rgb.to_rgb, rgb.to_rgb_reference), "nv12": (rgb.to_nv12, rgb.to_nv12_reference)}
-    run = way(by, *ops[out])
+    run = implementation(by, *ops[out])
     bytes_out = frames * h * w * (3 if out == "rgb" else 1.5)
     calls = [lambda x=x: run(x) for x in sets]
     measure(benchmark, calls, Cost(0, moved(sets[0]) + int(bytes_out)), shape=f"{frames}x{h}x{w}", out=out, by=by)

@@ -2,13 +2,13 @@
 
     python -m pytest bench/step/bench_step.py -k "bf16 or fp8" --benchmark-json FILE
 
-The 14B model at 704x384 on a GPU, a tiny one on a CPU; weights are random (bench/stream/random14b.py). The share of the peak counts what
-must be multiplied, each product at the ceiling of its own precision as measured in this process; attention is bfloat16 but in
+The 14B model at 704x384 on a GPU, a tiny one on a CPU; weights are random (bench/stream/random14b.py). The share of the peak counts the
+GEMMs, each at the ceiling of its own precision as measured in this process; attention is bfloat16 but in
 `step_fp8_attention`.
 
-`step_fp8` and `step_fp8_attention` also tell how far their velocity lies from that of the same weights in bfloat16 over the same keys and
-values, `error_of_one_layer` how far bfloat16 lies from float32: norms of the difference over norms of the better one. `step_reference` is the step of plain torch, launched op by op,
-`step_compiled` the same with every block through torch.compile.
+`step_fp8` and `step_fp8_attention` also report the error of their velocity against the same weights in bfloat16 over the same keys and
+values, `error_of_one_layer` that of bfloat16 against float32: norms of the difference over norms of the better one. `step_reference` is the
+step of plain torch, launched op by op, `step_compiled` the same with every block through torch.compile.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pytest
 import torch
 from bench.peaks import device, device_name, peaks
 from bench.stream.random14b import CONFIG, LATENT, ON_GPU, random_dit
-from bench.timing import commit, compiled, launched
+from bench.timing import commit, compiled, count_launches
 from tests.runtime.launches import predicted
 
 from everface.core.config import DiTConfig
@@ -55,8 +55,8 @@ FUSED = (
 KINDS = {"step_bf16": "bfloat16", "step_fp8": "fp8", "step_fp8_attention": "fp8-attention"}
 
 
-class Given(NamedTuple):
-    """All that a step reads besides the weights."""
+class Inputs(NamedTuple):
+    """Inputs of a step besides the weights."""
 
     x: torch.Tensor
     mod: StepMod
@@ -68,8 +68,8 @@ class Given(NamedTuple):
 
 
 @torch.inference_mode()
-def given_to(dit: DiT) -> Given:
-    """A full ring of random keys and values, random text and sound."""
+def make_inputs(dit: DiT) -> Inputs:
+    """A full ring of random keys and values, random text and audio."""
     (h, w), cfg = LATENT, dit.cfg
     torch.manual_seed(3)
     with torch.device(device()):
@@ -80,12 +80,12 @@ def given_to(dit: DiT) -> Given:
             part.normal_()
         x = torch.randn(16, 3, h, w).to(dit.dtype)
         position = dit.block_position((h // 2, w // 2), 8 + FULL, 17)
-        return Given(x, dit.modulations(dit.time(TIME)), dit.stream_text_kv(text_kv), audio_kv, cache, rope, position)
+        return Inputs(x, dit.modulations(dit.time(TIME)), dit.stream_text_kv(text_kv), audio_kv, cache, rope, position)
 
 
 @torch.inference_mode()
-def quantize_cache(dit: DiT, given: Given) -> Given:
-    """The same keys and values as the attention of this model reads them, a layer at a time."""
+def quantize_cache(dit: DiT, given: Inputs) -> Inputs:
+    """The same keys and values quantized as the attention of this model reads them, a layer at a time."""
     cache, codings = dit.new_cache(*LATENT), dit._qkv_scales()
     for layer, c in enumerate(codings):
         for part, factor_H in (("k_LNHd", 1 / c.k_scale_H), ("v_LNHd", c.v_factor_H), ("sink_k_LCHd", 1 / c.k_scale_H)):
@@ -94,7 +94,7 @@ def quantize_cache(dit: DiT, given: Given) -> Given:
     return given._replace(cache=cache) if codings else given
 
 
-def step(dit: DiT, given: Given) -> Callable[[], torch.Tensor]:
+def step(dit: DiT, given: Inputs) -> Callable[[], torch.Tensor]:
     """The captured step as a call; it copies its input in, as the runtime does."""
     _, mod, text_kv, audio_kv, cache, rope, position = given
 
@@ -107,13 +107,13 @@ def step(dit: DiT, given: Given) -> Callable[[], torch.Tensor]:
     return lambda: captured.run(position.used, x=given.x, **numbers)[0]
 
 
-def eager(dit: DiT, given: Given) -> torch.Tensor:
+def eager(dit: DiT, given: Inputs) -> torch.Tensor:
     """The same step, launched op by op."""
     return dit.step(given.x, *SIGMAS, *given[1:])
 
 
 @torch.inference_mode()
-def traced(dit: DiT, given: Given) -> list[torch.Tensor]:
+def trace(dit: DiT, given: Inputs) -> list[torch.Tensor]:
     """The stream after every block, then the velocity, of one forward launched op by op."""
     after: list[torch.Tensor] = []
 
@@ -132,13 +132,13 @@ def traced(dit: DiT, given: Given) -> list[torch.Tensor]:
     return [*after, velocity]
 
 
-def far(got: torch.Tensor, want: torch.Tensor) -> float:
+def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     """The norm of the difference over that of `want`."""
     return float((got.float() - want.float()).norm() / want.float().norm())
 
 
 @contextlib.contextmanager
-def plain() -> Iterator[None]:
+def references() -> Iterator[None]:
     """Every op as its reference, on a GPU too."""
     with contextlib.ExitStack() as stack:
         for name in FUSED:
@@ -147,7 +147,7 @@ def plain() -> Iterator[None]:
 
 
 def flops(cfg: DiTConfig, tokens: int, sink: int) -> dict[str, float]:
-    """Of one step by part: products that ROWS names, other products, attention."""
+    """Of one step by part: GEMMs of ROWS, other GEMMs, attention."""
     d, layers, injected = cfg.dim, cfg.num_layers, len(cfg.audio_inject_layers)
     rows = 2 * tokens * d * (6 * d + 2 * cfg.ffn_dim) * layers
     keys = cfg.window_blocks * tokens + sink + cfg.text_len
@@ -183,7 +183,7 @@ def record(benchmark: Any, call: Callable[[], object], dtype: str, **info: objec
 
 @pytest.fixture(autouse=True)
 def room() -> Iterator[None]:
-    """What the bench before has left is given back: two models of 14B and their rings are most of a device."""
+    """Frees what the bench before has left: two models of 14B and their rings are most of a device."""
     gc.collect()
     if ON_GPU:
         torch.cuda.empty_cache()
@@ -195,59 +195,59 @@ def room() -> Iterator[None]:
 def test_step(benchmark: Any, kind: str) -> None:
     dtype, info = KINDS[kind], dict[str, Any]()
     dit = random_dit(CFG, device())
-    given = given_to(dit)
+    given = make_inputs(dit)
     if dtype in FP8_DTYPES:
-        want = traced(dit, given)
+        want = trace(dit, given)
         with torch.no_grad():
             quantize_for_dtype(dit, dtype)
         given = quantize_cache(dit, given)
-        errors = [far(a, b) for a, b in zip(traced(dit, given), want, strict=True)]
+        errors = [relative_error(a, b) for a, b in zip(trace(dit, given), want, strict=True)]
         worst = max(range(CFG.num_layers), key=lambda i: errors[i])
         info |= {"error_against_bf16": errors[-1], "worst_layer": worst, "error_by_layer": errors[:-1], "quantized": list(ROWS)}
         del want
     with torch.inference_mode():
         run = step(dit, given)
         assert run().isfinite().all()
-        info["launches"] = launched(run)
+        info["launches"] = count_launches(run)
         record(benchmark, run, "bf16" if dtype == "bfloat16" else dtype, used=given.position.used, **info)
     benchmark.extra_info["launches_predicted"] = predicted(CFG, *LATENT, dtype).total()
     benchmark.extra_info["launches"] = info["launches"] or benchmark.extra_info["launches_predicted"]
 
 
 def test_error_of_one_layer(benchmark: Any) -> None:
-    """bfloat16 through the kernels against float32 through the references, one layer with sound and the same keys."""
+    """bfloat16 through the kernels against float32 through the references, one layer with audio and the same keys."""
     cfg = replace(CFG, num_layers=1, audio_inject_layers=(0,))
     dit = random_dit(cfg, device())
-    given = given_to(dit)
-    got = traced(dit, given)
+    given = make_inputs(dit)
+    got = trace(dit, given)
     exact = random_dit(cfg, "meta", torch.float32).to_empty(device=device())
     exact.load_state_dict(dit.state_dict())
-    same = given_to(exact)
+    same = make_inputs(exact)
     with torch.inference_mode():
         for into, source in zip(vars(same.cache).values(), vars(given.cache).values(), strict=True):
             into.copy_(source)
         same.x.copy_(given.x)
-    with plain():
-        want = traced(exact, same)
-    error = far(got[-1], want[-1])
+    with references():
+        want = trace(exact, same)
+    error = relative_error(got[-1], want[-1])
     assert error < 0.05
     with torch.inference_mode():
         benchmark.pedantic(lambda: dit.tokens(*given), rounds=1)
     benchmark.extra_info.update(
         gpu=device_name(), commit=commit(), shape=f"1 layer, {CFG.dim}", dtype="bf16", error_against_float32=error,
-        error_of_stream=far(got[0], want[0]),
+        error_of_stream=relative_error(got[0], want[0]),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["step_reference", "step_compiled"])
 def test_baseline(benchmark: Any, kind: str) -> None:
     dit = random_dit(CFG, device())
-    given = given_to(dit)
-    with plain(), torch.inference_mode():
+    given = make_inputs(dit)
+    with references(), torch.inference_mode():
         if kind == "step_compiled":
             streams = compiled(type(dit._blocks()[0]).stream)
             for block in dit._blocks():
                 vars(block)["stream"] = partial(streams, block)
         call = lambda: eager(dit, given)  # noqa: E731
         assert call().isfinite().all()
-        record(benchmark, call, "bf16", launches=launched(call))
+        record(benchmark, call, "bf16", launches=count_launches(call))

@@ -33,7 +33,7 @@ RUNS = ((conv, "runs_kernel"), (up, "runs_kernel"), (norm, "runs_triton"), (rgb,
 
 
 def counted(config: VAEConfig, rows: int, cols: int, itemsize: int) -> Cost:
-    """Of one block: every product of a decode without numbers; input, output, past twice and weights of every convolution in time."""
+    """Of one block: the flops of a decode over meta tensors; input, output, past twice and weights of every convolution in time."""
     moved = 0
 
     def count(layer: Any, given: Any, y: torch.Tensor) -> None:

@@ -1,9 +1,9 @@
-"""One viewer on one device, end to end: frames a second, first frame cold and warm, memory, and the period of a block over a soak.
+"""One feeder on one device, end to end: frames a second, first frame cold and warm, memory, and the period of a block over a soak.
 
     python -m pytest bench/stream/bench_gpu_session.py -k "official and fp8" --soak 300 --benchmark-json FILE
 
-The real runtime (inline pipeline, desk, session) and the real roles over random weights; sound comes as fast as it is taken, so the rate
-is the machine's and not the viewer's. Left out: the sound front end, the encoder of the picture, the encoder of the prompt. A round of the
+The real runtime (inline pipeline, scheduler, session) and the real roles over random weights; audio is pushed as fast as it is accepted,
+so the rate is the machine's. Left out: the audio front end, the image encoder, the prompt encoder. A round of the
 benchmark is the wait for the next block.
 """
 
@@ -26,11 +26,11 @@ from bench.stream import random14b
 from bench.timing import commit
 
 from everface.core.config import FPS, Deployment, StreamConfig
-from everface.runtime.events import FrameBlock
-from everface.runtime.pipeline import start
+from everface.models.live_avatar.names import role_specs
+from everface.runtime.events import VideoBlock
 from everface.runtime.planning.placement import place
-from everface.runtime.scheduler import Desk
-from everface.runtime.session import Session
+from everface.runtime.scheduler import Scheduler
+from everface.runtime.start import start_pipeline
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -41,23 +41,22 @@ MOST = 900  # blocks of a soak, which the session's timeline still holds
 CLOCKS_S = 5.0
 
 
-class Viewer:
+class Feeder:
     """Keeps a session fed and takes its blocks one by one."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self.began_s = time.monotonic()
-        self.session = Session(desk, random14b.opening(), random14b.condition, random14b.noise, params={"seed": 1, "rope_fp16": False})
-        self.session.wait_open()
+        self.session = scheduler.open_session(random14b.RandomSession()).wait_open()
         self.open_s = time.monotonic() - self.began_s
-        self.taken: deque[FrameBlock] = deque()
+        self.taken: deque[VideoBlock] = deque()
         self.clocks: list[list[float]] = []
         self.looked_s = time.monotonic()
 
-    def next(self) -> FrameBlock:
+    def next(self) -> VideoBlock:
         """The next block of frames, however long it takes."""
-        sound = torch.zeros(SAMPLES)
+        audio = torch.zeros(SAMPLES)
         while not self.taken:
-            while self.session.push(sound):
+            while self.session.push_audio(audio):
                 pass
             self.session.wait(0.05)
             self.taken.extend(self.session.poll())
@@ -72,12 +71,12 @@ class Viewer:
 
     def periods_s(self) -> list[float]:
         """Between deliveries, once settled."""
-        beats = [b.delivered_s for b in self.session.clock.beats if b.delivered_s is not None and b.index >= SETTLED]
-        return [b - a for a, b in pairwise(beats)]
+        delivered = [b.delivered_s for b in self.session.timeline.blocks if b.delivered_s is not None and b.index >= SETTLED]
+        return [b - a for a, b in pairwise(delivered)]
 
     def first_frame_ms(self) -> float:
         """From the first sound to the first frames, of an open session."""
-        return 1e3 * (self.session.clock.first_frame_s or 0.0)
+        return 1e3 * (self.session.timeline.first_frame_s or 0.0)
 
 
 def clocks() -> list[float]:
@@ -110,35 +109,35 @@ def test_session(benchmark: Any, request: pytest.FixtureRequest, sampler: str, d
     soak_s, info = float(request.config.option.soak), dict[str, Any]()
     dtype = dtype if ON_GPU or dtype != "fp8" else "bfloat16"  # the reference of 8 bits takes a CPU minutes
     deployment = Deployment("inline", DEVICE, dtype, sessions=1)
-    plan, began_s, gb = place(StreamConfig(sampler=sampler).steps, "inline"), time.monotonic(), {}
+    placement, began_s, gb = place(role_specs(StreamConfig(sampler=sampler).steps), "inline"), time.monotonic(), {}
     spec = {"deployment": asdict(deployment), "sampler": sampler}
-    with closing(Desk(start(plan, random14b.FACTORY, spec, deployment), 1)) as desk:
+    with closing(Scheduler(start_pipeline(placement, random14b.MODEL, spec, deployment), 1)) as scheduler:
         info["build_s"], gb["weights"] = time.monotonic() - began_s, memory_gb()
-        for turn in ("cold", "warm"):
-            viewer = Viewer(desk)
+        for start in ("cold", "warm"):
+            feeder = Feeder(scheduler)
             gb["open"] = memory_gb()
-            frames = viewer.next().frames_THW3
+            frames = feeder.next().frames_THW3
             assert frames.shape == (12, 8 * random14b.LATENT[0], 8 * random14b.LATENT[1], 3) and frames.dtype == torch.uint8
-            info |= {f"open_{turn}_s": viewer.open_s, f"first_frame_{turn}_ms": viewer.first_frame_ms()}
-            if turn == "cold":
+            info |= {f"open_{start}_s": feeder.open_s, f"first_frame_{start}_ms": feeder.first_frame_ms()}
+            if start == "cold":
                 for _ in range(SETTLED):
-                    viewer.next()  # every fill of the ring has its capture now
-                viewer.session.close()
+                    feeder.next()  # every fill of the ring has its capture now
+                feeder.session.close()
         for _ in range(SETTLED + 4):
-            viewer.next()
-        block_s = statistics.median(viewer.periods_s())
+            feeder.next()
+        block_s = statistics.median(feeder.periods_s())
         mallocs, rounds = device_mallocs(), max(4, min(MOST, int(soak_s / block_s)))
-        benchmark.pedantic(viewer.next, rounds=rounds)
+        benchmark.pedantic(feeder.next, rounds=rounds)
         mallocs = device_mallocs() - mallocs
-        periods_s = viewer.periods_s()
+        periods_s = feeder.periods_s()
         if ON_GPU:
             gb["peak"], gb["reserved"] = torch.cuda.max_memory_allocated() / 1e9, torch.cuda.max_memory_reserved() / 1e9
-        viewer.session.close()
+        feeder.session.close()
     random14b.forget()
     fps = 12 / statistics.mean(periods_s)
     benchmark.extra_info.update(
         gpu=device_name(), commit=commit(), shape=f"{8 * random14b.LATENT[1]}x{8 * random14b.LATENT[0]}, {random14b.CONFIG.dit.num_layers} layers",
         dtype=dtype, sampler=sampler, fps=fps, realtime=fps / FPS, period_ms=percentiles(periods_s), blocks=len(periods_s), memory_gb=gb,
-        device_mallocs=mallocs, clocks=viewer.clocks, left_out=["sound front end", "picture encoder", "prompt encoder"], **info,
+        device_mallocs=mallocs, clocks=feeder.clocks, left_out=["audio front end", "image encoder", "prompt encoder"], **info,
     )  # fmt: skip
     print("\n" + "  ".join(f"{k} {benchmark.extra_info[k]}" for k in ("sampler", "dtype", "fps", "period_ms", "memory_gb")))

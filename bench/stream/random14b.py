@@ -16,11 +16,14 @@ from everface.model.dit import DiT
 from everface.model.schedule import Schedule
 from everface.model.vae import VAE
 from everface.models.live_avatar.builders import decoder_dtype, dtype_of
+from everface.models.live_avatar.names import DECODE, not_finite
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
-from everface.runtime.messages import Tensors
+from everface.models.live_avatar.sink import SinkRefresh
+from everface.runtime.messages import Params, Tensors
+from everface.runtime.model import BlockFormat, SessionModel
 from everface.weights.quantize import quantize_for_dtype
 
-FACTORY = "bench.stream.random14b:build"
+MODEL = "bench.stream.random14b:Random14B"
 ON_GPU = torch.cuda.is_available()
 TINY = DiTConfig(
     dim=128, ffn_dim=256, freq_dim=32, num_heads=2, num_layers=3, text_dim=16, text_len=8, audio_dim=16, wav2vec_layers=1,
@@ -32,7 +35,7 @@ CONFIG = ModelConfig(
     name="random",
 )
 LATENT = (48, 88) if ON_GPU else (8, 8)  # rows and columns of a latent frame
-PICTURE_LATENTS = 19  # of the motion history
+MOTION_LATENTS = 19  # of the motion history
 
 
 @torch.no_grad()
@@ -62,18 +65,21 @@ def random_decoder(config: VAEConfig, device: torch.device | str, dtype: torch.d
 _denoisers: dict[str, Denoiser] = {}  # one transformer a process, shared by its steps
 
 
-def build(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
-    """The pipeline's factory, as everface.models.live_avatar.roles.build_role, of a spec with `deployment` and `sampler` alone."""
-    deployment = Deployment(**{**spec["deployment"], "device": spec.get("device", spec["deployment"]["device"])})
-    if name == "decode":
-        return DecodeRole(random_decoder(CONFIG.vae, deployment.device, decoder_dtype(deployment)), deployment)
-    key = repr(deployment)
-    if key not in _denoisers:
-        torch.manual_seed(0)
-        dit = random_dit(CONFIG.dit, deployment.device, dtype_of(deployment))
-        quantize_for_dtype(dit, deployment.dtype)
-        _denoisers[key] = Denoiser(dit, CONFIG, deployment)
-    return StepRole(_denoisers[key], Schedule.for_sampler(spec["sampler"]), int(name.removeprefix("step")))
+class Random14B:
+    """The model, of a spec with `deployment` and `sampler` alone."""
+
+    @staticmethod
+    def build_role(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
+        deployment = Deployment(**{**spec["deployment"], "device": spec.get("device", spec["deployment"]["device"])})
+        if name == DECODE:
+            return DecodeRole(random_decoder(CONFIG.vae, deployment.device, decoder_dtype(deployment)), deployment)
+        key = repr(deployment)
+        if key not in _denoisers:
+            torch.manual_seed(0)
+            dit = random_dit(CONFIG.dit, deployment.device, dtype_of(deployment))
+            quantize_for_dtype(dit, deployment.dtype)
+            _denoisers[key] = Denoiser(dit, CONFIG, deployment)
+        return StepRole(_denoisers[key], Schedule.for_sampler(spec["sampler"]), int(name.removeprefix("step")))
 
 
 def forget() -> None:
@@ -81,21 +87,42 @@ def forget() -> None:
     _denoisers.clear()
 
 
-def opening(seed: int = 0) -> Tensors:
-    """Reference, motion and text of a session, float32 on the CPU, as a Conditioner would answer them."""
-    cfg, drawn = CONFIG.dit, torch.Generator().manual_seed(seed)
-    sizes = {"reference": (cfg.in_dim, 1, *LATENT), "motion": (cfg.in_dim, PICTURE_LATENTS, *LATENT), "text": (cfg.text_len, cfg.text_dim)}
-    return {name: torch.randn(size, generator=drawn) for name, size in sizes.items()}
+class RandomSession(SessionModel):
+    """A session of random conditions, as `LiveAvatarSession` without its encoders."""
 
+    format = BlockFormat()
 
-def condition(index: int, pcm_S: torch.Tensor) -> Tensors:
-    """The sound of a block, random: local [3, K, D] and global [3, D]."""
-    cfg, drawn = CONFIG.dit, torch.Generator().manual_seed(index % 64)
-    local = torch.randn(cfg.block_frames, cfg.num_audio_token + 1, cfg.dim, generator=drawn)
-    return {"audio_local": local, "audio_global": torch.randn(cfg.block_frames, cfg.dim, generator=drawn)}
+    def __init__(self) -> None:
+        self._sink = SinkRefresh(CONFIG.dit.window_blocks)
 
+    def initial_state(self) -> tuple[Tensors, Params]:
+        """Reference, motion and text, float32 on the CPU."""
+        cfg, drawn = CONFIG.dit, torch.Generator().manual_seed(0)
+        channels = cfg.in_dim
+        sizes = {"reference": (channels, 1, *LATENT), "motion": (channels, MOTION_LATENTS, *LATENT), "text": (cfg.text_len, cfg.text_dim)}
+        return {name: torch.randn(size, generator=drawn) for name, size in sizes.items()}, {"seed": 1, "rope_fp16": False}
 
-def noise(index: int) -> torch.Tensor:
-    """The latent that a block starts as."""
-    cfg = CONFIG.dit
-    return torch.randn(cfg.in_dim, cfg.block_frames, *LATENT, generator=torch.Generator().manual_seed(1000 + index))
+    def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
+        """Audio tokens of a block: local [3, K, D] and global [3, D]."""
+        cfg, drawn = CONFIG.dit, torch.Generator().manual_seed(index % 64)
+        local = torch.randn(cfg.block_frames, cfg.num_audio_token + 1, cfg.dim, generator=drawn)
+        return {"audio_local": local, "audio_global": torch.randn(cfg.block_frames, cfg.dim, generator=drawn)}
+
+    def initial_x(self, index: int, retry: int) -> torch.Tensor:
+        cfg = CONFIG.dit
+        return torch.randn(cfg.in_dim, cfg.block_frames, *LATENT, generator=torch.Generator().manual_seed(1000 + index))
+
+    def depends_on(self, index: int) -> int | None:
+        return self._sink.depends_on(index)
+
+    def update(self, index: int) -> Tensors | None:
+        return self._sink.update(index)
+
+    def result(self, index: int, outputs: Tensors) -> None:
+        self._sink.result(index, outputs)
+
+    def invalid(self, outputs: Tensors) -> str | None:
+        return not_finite(outputs)
+
+    def change(self) -> Tensors:
+        return {}

@@ -1,25 +1,25 @@
-"""Roles whose work is to sleep, so that a pipeline's own costs show whatever the machine's cores can do."""
+"""A model whose roles sleep, so that a pipeline's own costs show whatever the machine's cores can do."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 import torch
 
-from everface.runtime.messages import Block, CloseSession, OpenSession
-from everface.runtime.planning.placement import DECODE
+from everface.runtime.messages import Block, CloseSession, OpenSession, Params, Tensors
+from everface.runtime.model import BlockFormat, RoleSpec, SessionModel
 
-FACTORY = "bench.stream.sleepers:build"
+MODEL = "bench.stream.sleepers:Sleepers"
+ROLES = tuple(RoleSpec(f"role{i}") for i in range(5))
 FRAMES = torch.zeros(12, 128, 128, 3, dtype=torch.uint8)
 
 
 class Sleeper:
-    """Sleeps `ms` a block and hands the block on; the decoder answers frames."""
+    """Sleeps `ms` a block and passes the block on; the last role returns frames."""
 
     def __init__(self, name: str, spec: dict[str, Any]):
-        self.name, self.sleep_s = name, spec["ms"] / 1000
+        self.last, self.sleep_s = name == ROLES[-1].name, spec["ms"] / 1000
 
     def open(self, opening: OpenSession) -> None: ...
 
@@ -28,12 +28,45 @@ class Sleeper:
         time.sleep(self.sleep_s - 0.002)
         while time.perf_counter() < end_s:  # a sleep oversleeps by up to a millisecond, which is not what is measured here
             pass
-        if self.name != DECODE:
-            return block
-        return replace(block, x=FRAMES, condition={"clean": block.x} if block.index == 0 else {})
+        if self.last:
+            block.x = FRAMES
+        return block
 
     def close(self, closing: CloseSession) -> None: ...
 
 
-def build(name: str, spec: dict[str, Any]) -> Sleeper:
-    return Sleeper(name, spec)
+class Sleepers:
+    """The model."""
+
+    @staticmethod
+    def build_role(name: str, spec: dict[str, Any]) -> Sleeper:
+        return Sleeper(name, spec)
+
+
+class SleepSession(SessionModel):
+    """Blocks of the size that the bundled model's have, with no conditions."""
+
+    format = BlockFormat()
+
+    def initial_state(self) -> tuple[Tensors, Params]:
+        return {}, {}
+
+    def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
+        return {}
+
+    def initial_x(self, index: int, retry: int) -> torch.Tensor:
+        return torch.zeros(16, 3, 16, 16)
+
+    def depends_on(self, index: int) -> int | None:
+        return None
+
+    def update(self, index: int) -> Tensors | None:
+        return None
+
+    def result(self, index: int, outputs: Tensors) -> None: ...
+
+    def invalid(self, outputs: Tensors) -> str | None:
+        return None
+
+    def change(self) -> Tensors:
+        return {}

@@ -5,7 +5,7 @@
     flash-attn  the package, 3 before 2                       xformers    the package
 On a CPU, and in float32, it is always the reference.
 
-"auto" takes what MEASURED says of the GPU, and where nothing was measured the rule in `default_backend`.
+"auto" takes the entry of MEASURED for the GPU, and without one the rule in `default_backend`.
 """
 
 from __future__ import annotations

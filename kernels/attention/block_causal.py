@@ -7,7 +7,7 @@ Contract
                     block), then of the last window_blocks blocks, this one included. The order of the slots does not matter;
                     only the first `used` of them have been written
     -> o_THd        dtype of q; softmax statistics in float32
-    On a GPU heads and their width lie side by side (strides d and 1), d is a multiple of 8, at most 128; token strides are free.
+    On a GPU heads and their width are side by side (strides d and 1), d is a multiple of 8, at most 128; token strides are free.
     The op over this and the other backends is self_attention.block_causal.
 Cost
     4 T used H d flops: 3168 x 15,312 x 5120 -> 0.99 TFLOP a layer at 704x384 in steady state, 39.7 TFLOP a step.

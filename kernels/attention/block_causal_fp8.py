@@ -6,10 +6,10 @@ Contract
     o = p v[:used] / sum_s 256 exp(s - max s) * v_scale[h]
     q_THd             quantized queries of this block; q times its share of qk_scale is what block_causal takes, and so for keys and values
     k_NHd             quantized keys. The order of the slots does not matter; only the first `used` of them have been written
-    vT_HdN            quantized values, transposed: the slots of a channel lie side by side
+    vT_HdN            quantized values, transposed: the slots of a channel are side by side
     qk_scale_H, v_scale_H       float32
     -> o_THd bfloat16; softmax statistics, sums of products and the two scales in float32
-    On a GPU rows of V begin at multiples of 16 bytes (the caller pads), heads lie side by side, d is a multiple of 16, at most 128.
+    On a GPU rows of V begin at multiples of 16 bytes (the caller pads), heads are side by side, d is a multiple of 16, at most 128.
     From sm_90 on: older GPUs have no TMA, and sm_80 has no e4m3.
     The op over this and the other backend is self_attention.block_causal_fp8.
 Quantization
@@ -18,7 +18,7 @@ Quantization
     without the factor that would begin at 2^-6 and 2^-10. The sum is taken before the weights are quantized, so it has no bias from it.
     A weight is quantized relative to a maximum, either the final one or the one so far. The two differ by a factor that is no power of
     two, so the kernel and the reference round differently and are equal only within those roundings.
-Why V lies transposed
+Why V is transposed
     The 8-bit tensor cores want both operands along the sum. 16 bits are transposed on their way for free, 8 bits through registers.
 Cost
     4 T used H d flops, 0.99 TFLOP a layer at 704x384 in steady state; half the bytes of block_causal.
@@ -44,7 +44,7 @@ LIFT = 8.0  # log2 of the factor of the weights before they are quantized
 def block_causal_fp8_reference(
     q_THd: Tensor, k_NHd: Tensor, vT_HdN: Tensor, used: int, qk_scale_H: Tensor, v_scale_H: Tensor
 ) -> Tensor:  # fmt: skip
-    """Plain torch over quantized values, float32 products; also the CPU path. Holds the weights of all heads at once."""
+    """Plain torch over quantized values, GEMMs in float32; also the CPU path. Holds the weights of all heads at once."""
     k_SHd, vT_HdS = k_NHd[:used].float(), vT_HdN[..., :used].float()
     scale_H11 = (qk_scale_H * softmax_scale(q_THd.shape[-1]))[:, None, None]
     s_HTS = q_THd.float().transpose(0, 1) @ k_SHd.permute(1, 2, 0) * scale_H11

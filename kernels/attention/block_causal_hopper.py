@@ -1,20 +1,20 @@
-"""block_causal on sm_90, scheduled by hand in Gluon: products overlap the softmax, which `tl.dot` cannot say.
+"""block_causal on sm_90, scheduled by hand in Gluon: GEMMs overlap the softmax, which `tl.dot` cannot express.
 
 Contract
     launch_hopper, bfloat16: arguments and result of block_causal.launch_block_causal.
     launch_hopper_fp8: o_THd (bfloat16) = v_scale_H * softmax(qk_scale_H * q . k[:used]^T / sqrt(d)) v[:used]
     q_THd, k_NHd in e4m3; vT_HdN in e4m3 with keys side by side, rows (pitch) at multiples of 16 keys;
-    qk_scale_H, v_scale_H float32 and positive. Probabilities are coded as 256 p, sums are float32.
-    d is 128. Nothing beyond `used` is read, so it may hold anything, NaN included.
+    qk_scale_H, v_scale_H float32 and positive. Probabilities are quantized as 256 p, sums are float32.
+    d is 128. Slots beyond `used` are not read, so they may hold anything, NaN included.
 Schedule
     A program is three parts: one warp loads, two warpgroups each attend with 64 of the tile's 128 queries.
         load    for every tile of keys: wait until its slot is free, TMA into it
-        attend  S(j) = Q K(j)^T issued; O += P(j-1) V(j-1) issued; wait for S(j); softmax; wait for O; O *= shrink, P(j) coded
+        attend  S(j) = Q K(j)^T issued; O += P(j-1) V(j-1) issued; wait for S(j); softmax; wait for O; O *= shrink, P(j) quantized
     A slot has a `full` barrier (one arrival and the bytes of its copy) and an `empty` one (an arrival of each warpgroup). The i-th use of
-    slot i % STAGES waits for the parity of i // STAGES; whoever waits for `empty` takes the other parity, so the first use does not wait.
+    slot i % STAGES waits for the parity of i // STAGES; a wait for `empty` takes the other parity, so the first use does not wait.
     Programs are persistent and counts run on over tiles: the next tile's keys arrive while this one's output is written.
 Cost
-    That of block_causal; registers, shared memory and what to expect stand in docs/tuning.md.
+    That of block_causal; registers, shared memory and expected times are in docs/tuning.md.
 """
 
 # Gluon compiles the source of a kernel: its constexpr values are plain numbers only there.
@@ -48,7 +48,7 @@ D = 128  # the only width of a head
 
 @jit()
 def fetch(keys, j, column, slots, full, empty, i, ACROSS: gl.constexpr, BN: gl.constexpr, STAGES: gl.constexpr):
-    """Tile j of keys, or of values, into its slot, as the i-th of all. ACROSS: keys lie along the second axis."""
+    """Tile j of keys, or of values, into its slot, as the i-th of all. ACROSS: keys are along the second axis."""
     stage, phase = i % STAGES, i // STAGES & 1
     mbarrier.wait(empty.index(stage), phase ^ 1)
     mbarrier.expect(full.index(stage), keys.block_type.nbytes)
@@ -66,14 +66,14 @@ def load(q, k, v, slots, full, empty, extents, D: gl.constexpr, BM: gl.constexpr
     tokens, used, heads = extents
     tiles, n = gl.cdiv(tokens, BM), gl.cdiv(used, BN)
     i = 0  # tiles of keys so far
-    turn = 0  # tiles of queries so far
+    query_tile = 0  # tiles of queries so far
     for tile_id in range(gl.program_id(0), tiles * heads, gl.num_programs(0)):
         first, column = tile_id % tiles * BM, tile_id // tiles * D
         for half in gl.static_range(2):
-            mbarrier.wait(q_empty.index(half), turn & 1 ^ 1)
+            mbarrier.wait(q_empty.index(half), query_tile & 1 ^ 1)
             mbarrier.expect(q_full.index(half), q.block_type.nbytes)
             tma.async_copy_global_to_shared(q, [first + half * (BM // 2), column], q_full.index(half), q_slots.index(half))
-        turn += 1  # noqa: SIM113  Triton has no enumerate
+        query_tile += 1  # noqa: SIM113  Triton has no enumerate
         for j in range(n):
             fetch(k, j, column, k_slots, k_full, k_empty, i, False, BN, STAGES)
             fetch(v, j, column, v_slots, v_full, v_empty, i, FP8, BN, STAGES)
@@ -81,16 +81,16 @@ def load(q, k, v, slots, full, empty, extents, D: gl.constexpr, BM: gl.constexpr
 
 
 @jit()
-def weigh(s, l, m, left, scale, BN: gl.constexpr, LIFT: gl.constexpr, layout: gl.constexpr):
+def softmax_step(s, l, m, left, scale, BN: gl.constexpr, LIFT: gl.constexpr, layout: gl.constexpr):
     """The softmax's step over scores s of which the first `left` columns count: p = 2^(s scale - m' + LIFT), l', m', 2^(m - m').
     The mask goes through shared memory: as registers it would be 32 numbers of columns, held through the loop, and spill."""
     if left < BN:
         seen = gl.arange(0, BN, gl.BlockedLayout([1], [32], [4], [0])) < left
         s += gl.convert_layout(gl.where(seen, 0.0, float("-inf")), gl.SliceLayout(0, layout))[None, :]
-    top = gl.maximum(m, gl.max(s, 1) * scale)
-    p = gl.exp2(s * scale - (top - LIFT)[:, None])
-    shrink = gl.exp2(m - top)
-    return p, l * shrink + gl.sum(p, 1), top, shrink
+    new_m = gl.maximum(m, gl.max(s, 1) * scale)
+    p = gl.exp2(s * scale - (new_m - LIFT)[:, None])
+    shrink = gl.exp2(m - new_m)
+    return p, l * shrink + gl.sum(p, 1), new_m, shrink
 
 
 @jit()
@@ -113,7 +113,7 @@ def attend(half: gl.constexpr, o, qk_scale, v_scale, scale, slots, full, empty, 
     tiles, n = gl.cdiv(tokens, BM), gl.cdiv(used, BN)
     blank = gl.zeros([ROWS, BN], gl.float32, s_layout)
     i = 0
-    turn = 0
+    query_tile = 0
     for tile_id in range(gl.program_id(0), tiles * heads, gl.num_programs(0)):
         first, head = tile_id % tiles * BM + half * ROWS, tile_id // tiles
         weight = scale
@@ -122,16 +122,16 @@ def attend(half: gl.constexpr, o, qk_scale, v_scale, scale, slots, full, empty, 
         acc = gl.zeros([ROWS, D], gl.float32, o_layout)
         l = gl.zeros([ROWS], gl.float32, s_row)
         m = gl.full([ROWS], float("-inf"), gl.float32, s_row)
-        mbarrier.wait(q_full.index(half), turn & 1)
+        mbarrier.wait(q_full.index(half), query_tile & 1)
         q = q_slots.index(half)
         stage, phase = i % STAGES, i // STAGES & 1
         mbarrier.wait(k_full.index(stage), phase)
         s = warpgroup_mma(q, k_slots.index(stage).permute((1, 0)), blank, use_acc=False, is_async=True)
         s = warpgroup_mma_wait(0, deps=[s])
         mbarrier.arrive(k_empty.index(stage))
-        wide, l, m, shrink = weigh(s, l, m, used, weight, BN, LIFT, s_layout)
-        # Codes carried round the loop would take a register each, so they are made at their use, under Q K^T; in bfloat16, whose two
-        # fit one, that spills and is done at once.
+        wide, l, m, shrink = softmax_step(s, l, m, used, weight, BN, LIFT, s_layout)
+        # e4m3 values carried around the loop would take a register each, so they are made where they are used, under Q K^T. In bfloat16
+        # two values share a register; made late they spill, so they are made at once.
         if not FP8:
             p = gl.convert_layout(wide.to(q_slots.dtype), p_layout)
         mbarrier.wait(k_full.index((i + 1) % STAGES), (i + 1) // STAGES & 1, pred=n > 1)
@@ -147,7 +147,7 @@ def attend(half: gl.constexpr, o, qk_scale, v_scale, scale, slots, full, empty, 
             acc = warpgroup_mma(p, v_slots.index(before).permute(V_ORDER), acc, is_async=True)
             s = warpgroup_mma_wait(1, deps=[s])
             mbarrier.arrive(k_empty.index(stage))
-            wide, l, m, shrink = weigh(s, l, m, used - j * BN, weight, BN, LIFT, s_layout)
+            wide, l, m, shrink = softmax_step(s, l, m, used - j * BN, weight, BN, LIFT, s_layout)
             # The next keys are awaited here, not where they are needed: without a branch between, ptxas moves the wait for O to before
             # the exponentials, and they overlap nothing. `wide` goes through that wait so that p keeps its registers until then.
             mbarrier.wait(k_full.index((i + 1) % STAGES), (i + 1) // STAGES & 1, pred=j + 1 < n)
@@ -165,7 +165,7 @@ def attend(half: gl.constexpr, o, qk_scale, v_scale, scale, slots, full, empty, 
         acc = warpgroup_mma_wait(0, deps=[acc])
         mbarrier.arrive(v_empty.index(stage))
         i += 1
-        turn += 1  # noqa: SIM113
+        query_tile += 1  # noqa: SIM113
         share = 1.0 / l
         if FP8:
             share = share * gl.load(v_scale + head)
@@ -212,7 +212,7 @@ def block_causal_hopper_kernel(q, k, v, qk_scale, v_scale, o, tokens, used, head
     )
 
 
-# --- tiles: bytes an element. Argued on paper and from the compile report, not measured: no GPU was at hand (docs/tuning.md).
+# --- tiles: bytes an element. From arithmetic and the compile report; no GPU has measured them (docs/tuning.md).
 # 4 warps are the first warpgroup; the second and the loader join them. Shared memory: 32 + 3 x 64 KiB in bfloat16, 16 + 4 x 32 in e4m3.
 # num_stages is Triton's own pipeline, of which this kernel has none.
 
@@ -227,7 +227,7 @@ def _layout(itemsize: int) -> Any:
 
 
 def _descriptor(x: Tensor, shape: tuple[int, int], pitch: int, block: tuple[int, int]) -> Any:
-    """x as rows of `pitch` elements of which shape[1] are there, read in blocks; what lies outside reads as zero."""
+    """x as rows of `pitch` elements of which shape[1] are there, read in blocks; elements outside read as zero."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     if x.data_ptr() % 16 or pitch * x.element_size() % 16:
@@ -239,7 +239,7 @@ def _by_rows(x_NHd: Tensor, rows: int, BN: int) -> Any:
     """The first `rows` of [N, heads, d] as [rows, heads * d]."""
     heads, d = x_NHd.shape[1:]
     if x_NHd.stride(-1) != 1 or (heads > 1 and x_NHd.stride(1) != d):
-        raise ValueError(f"heads and their width must lie side by side, strides are {x_NHd.stride()}")
+        raise ValueError(f"heads and their width must be side by side, strides are {x_NHd.stride()}")
     return _descriptor(x_NHd, (rows, heads * d), x_NHd.stride(0), (BN, d))
 
 
@@ -247,7 +247,7 @@ def _by_columns(x_HdN: Tensor, keys: int, BN: int) -> Any:
     """The first `keys` of [heads, d, N] as [heads * d, keys]."""
     heads, d = x_HdN.shape[:2]
     if x_HdN.stride(-1) != 1 or (heads > 1 and x_HdN.stride(0) != d * x_HdN.stride(1)):
-        raise ValueError(f"keys must lie side by side and heads end to end, strides are {x_HdN.stride()}")
+        raise ValueError(f"keys must be side by side and heads end to end, strides are {x_HdN.stride()}")
     return _descriptor(x_HdN, (heads * d, keys), x_HdN.stride(1), (d, BN))
 
 
@@ -293,8 +293,8 @@ def launch_hopper_fp8(
 
 
 def _compile_spec(itemsize: int) -> CompileSpec:
-    chosen = TILES[90][itemsize]
-    size, fp8 = dict(chosen.sizes), itemsize == 1
+    selected = TILES[90][itemsize]
+    size, fp8 = dict(selected.sizes), itemsize == 1
 
     def described(rows: int, columns: int) -> str:
         return f"tensordesc<{'fp8e4nv' if fp8 else 'bf16'}[{rows}, {columns}],{_layout(itemsize)!r}>"
@@ -305,8 +305,8 @@ def _compile_spec(itemsize: int) -> CompileSpec:
     scales = ("qk_scale", "v_scale")
     signature |= dict.fromkeys(scales, "*fp32") if fp8 else {}
     sizes = size | {"D": D, "FP8": fp8} | ({} if fp8 else dict.fromkeys(scales))
-    return CompileSpec(f"block_causal_hopper {'e4m3' if fp8 else 'bf16'}", block_causal_hopper_kernel, signature, sizes, chosen.num_warps,
-                 chosen.num_stages, (90,), unaligned=("tokens", "used", "heads"), needs_wgmma=True)  # fmt: skip
+    return CompileSpec(f"block_causal_hopper {'e4m3' if fp8 else 'bf16'}", block_causal_hopper_kernel, signature, sizes, selected.num_warps,
+                 selected.num_stages, (90,), unaligned=("tokens", "used", "heads"), needs_wgmma=True)  # fmt: skip
 
 
 COMPILE = [] if UNAVAILABLE else [_compile_spec(2), _compile_spec(1)]

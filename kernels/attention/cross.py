@@ -4,7 +4,7 @@ Contract
     o[b,t,h] = sum_s softmax_s(q[b,t,h] . k[b,s,h] / sqrt(d)) v[b,s,h]          no mask, no bias
     q_BTHd, k_BSHd, v_BSHd -> o_BTHd, all of one floating dtype; softmax statistics in float32
     k and v may have batch 1 and then serve every batch row of q
-    On a GPU heads and their width lie side by side (strides d and 1), d is a multiple of 8, at most 128; what is not contiguous is copied.
+    On a GPU heads and their width are side by side (strides d and 1), d is a multiple of 8, at most 128; what is not contiguous is copied.
     cross_quantized: the same o in e4m3 for the GEMM that follows, quantized_BTHd and scale_BT1, from a scale_1 with |v| <= 448 scale_1.
     o is a mean of values, so the scale of the values bounds it too: it is made once a session and saves a pass over whole rows.
 Cost

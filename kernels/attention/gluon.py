@@ -1,6 +1,6 @@
-"""Gluon, the part of Triton in which a kernel lays out its own registers and schedules its own copies, or why it is not here.
+"""Gluon, the part of Triton in which a kernel lays out its registers and schedules its copies itself; or why it is unavailable.
 
-Gluon is experimental and changes with each release of Triton: what is written in it here is for one release, and refused beside another.
+Gluon is experimental and changes with each release of Triton: kernels written in it here are for one release, and unavailable with another.
 """
 
 from __future__ import annotations
@@ -36,5 +36,5 @@ __all__ = ["UNAVAILABLE", "fence_async_shared", "gl", "jit", "mbarrier", "tma", 
 
 
 def jit(**options: Any) -> Any:
-    """gluon.jit(...). Without Gluon the kernel is defined all the same, and never launched."""
+    """gluon.jit(...). Without Gluon the kernel is defined too, and never launched."""
     return gluon.jit(**options) if gluon is not None else lambda f: f

@@ -51,7 +51,7 @@ LIBRARIES = (*TORCH, *PACKAGES)
 
 @cache
 def load_attention(name: str) -> Attention:
-    """The library's own function. Raises ImportError, or whatever its import raises, where it is not installed or broken."""
+    """The library's own function. Raises ImportError where it is not installed, and any exception of its import where it is broken."""
     if name in TORCH:
         return TORCH[name]
     installed = [(module, function) for module, function in PACKAGES[name] if find_spec(module.split(".")[0])]

@@ -41,7 +41,7 @@ def softmax_step(acc, l, m, q, k, v, valid, scale, PRECISION: tl.constexpr, LIFT
 def attend_range(acc, l, m, q, keys, values, row, column, count, scale, BN: tl.constexpr, PRECISION: tl.constexpr,
                  TRANSPOSED: tl.constexpr = False, LIFT: tl.constexpr = None):  # fmt: skip
     """Add `count` keys and values from `row` on: tiles [BN, D] of two-dimensional descriptors, at `column`. Whole tiles come first, without
-    a mask, then the rest with one. TRANSPOSED: values lie as [channels, slots]. Elements that a descriptor reads beside the range are
+    a mask, then the rest with one. TRANSPOSED: values are [channels, slots]. Elements that a descriptor reads beside the range are
     zeros or a neighbor's, and weigh nothing."""
     whole = count // BN * BN
     for first in tl.range(0, whole, BN):

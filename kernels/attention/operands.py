@@ -1,4 +1,4 @@
-"""What the attention kernels read: padded widths, softmax scale, precision of products, TMA descriptors; and where the kernels run."""
+"""Operands of the attention kernels: padded widths, softmax scale, precision of tl.dot, TMA descriptors; and where the kernels run."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def check_used(used: int, slots: int) -> None:
 def row_descriptor(x: Tensor, rows: int, tile_rows: int, tile_width: int) -> Any:
     """x [.., N, heads, d] as [rows, heads * d], read in tiles [tile_rows, tile_width]; elements outside read as zero.
 
-    Heads and their width must lie side by side; leading dimensions, if any, must fold into one. Raises ValueError otherwise.
+    Heads and their width must be side by side; leading dimensions, if any, must fold into one. Raises ValueError otherwise.
     """
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     heads, d = x.shape[-2:]
     if x.stride(-1) != 1 or (heads > 1 and x.stride(-2) != d):
-        raise ValueError(f"heads and their width must lie side by side, strides are {x.stride()}")
+        raise ValueError(f"heads and their width must be side by side, strides are {x.stride()}")
     if x.data_ptr() % 16 or x.stride(-3) * x.element_size() % 16 or d * x.element_size() % 16:
         raise ValueError(f"rows and heads must begin at multiples of 16 bytes: strides {x.stride()}, {x.element_size()} bytes each")
     return TensorDescriptor(x, [rows, heads * d], [x.stride(-3), 1], [tile_rows, tile_width])
@@ -68,14 +68,14 @@ def row_descriptor(x: Tensor, rows: int, tile_rows: int, tile_width: int) -> Any
 def channel_descriptor(x_HdN: Tensor, slots: int, tile_slots: int, tile_width: int) -> Any:
     """The first `slots` of x as [heads * d, slots], read in tiles [tile_width, tile_slots]; elements outside read as zero.
 
-    The slots of a channel must lie side by side, and channels of all heads one after another. Raises ValueError otherwise.
+    The slots of a channel must be side by side, and channels of all heads one after another. Raises ValueError otherwise.
     """
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     heads, d, _ = x_HdN.shape
     pitch = x_HdN.stride(1)
     if x_HdN.stride(2) != 1 or x_HdN.stride(0) != d * pitch:
-        raise ValueError(f"the slots of a channel must lie side by side, and the channels of all heads: strides {x_HdN.stride()}")
+        raise ValueError(f"the slots of a channel must be side by side, and the channels of all heads: strides {x_HdN.stride()}")
     if x_HdN.data_ptr() % 16 or pitch % 16:
         raise ValueError(f"channels must begin at multiples of 16 bytes, strides are {x_HdN.stride()}")
     return TensorDescriptor(x_HdN, [heads * d, slots], [pitch, 1], [tile_width, tile_slots])

@@ -1,15 +1,15 @@
-"""The way of sound into the picture tokens: adaptive instance norm, one (shift, scale) for each latent frame.
+"""How audio reaches the video tokens: adaptive instance norm, one (shift, scale) for each latent frame.
 
 Contract
     u = LayerNorm(x, eps 1e-5) * (1 + scale_f) + shift_f          shift is the first half of the pair, scale the second
     x_BFPD; shift_scale_BFE with E = 2D; -> u_BFPD in x's dtype
     LayerNorm without affine, statistics in float32, rounded to x's dtype; the modulation in float32, one rounding.
-    eps is part of the trained model: every other norm of it has 1e-6.
+    eps is part of the trained model; its other norms have 1e-6.
 Cost
     memory: reads x, writes u: 65 MB a call in bf16 at 3168 x 5120, 12 calls a step.
 Kernel and tiles
-    Those of gate_norm_modulate, called without a residual: the formula is the same, and one kernel is enough. The residual that
-    closes the injection waits for the attention, so it cannot join.
+    Those of gate_norm_modulate, called without a residual: the formula is the same, so one kernel is enough. The residual of the
+    injection is added after its attention, so it cannot be fused here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def audio_inject_reference(x_BFPD: Tensor, shift_scale_BFE: Tensor) -> Tensor:
 
 
 def audio_inject(x_BFPD: Tensor, shift_scale_BFE: Tensor) -> Tensor:
-    """The op. Returns the modulated tokens that attend to the sound of their frame."""
+    """The op. Returns the modulated tokens, which attend to the audio of their frame."""
     if not runs_triton(x_BFPD, shift_scale_BFE):
         return audio_inject_reference(x_BFPD, shift_scale_BFE)
     shift, scale = shift_scale_BFE[..., None, :].chunk(2, dim=-1)

@@ -2,11 +2,11 @@
 
 Contract
     unpatchify        out_BFPE, E = py * px * C with the channel fastest -> velocity_BCFhw, h = rows * py, w = cols * px
-    flow_step         x + (sigma_next - sigma) * v: the product is rounded to v's dtype, the sum float32, the result in x's dtype
+    flow_step         x + (sigma_next - sigma) * v: the change is rounded to v's dtype, the sum is float32, the result in x's dtype
     flow_step_tokens  both at once: flow_step(x_BCFhw, unpatchify(out_BFPE)), which is v as the head wrote it
-    With v in float32 the whole step is float32; officially v is bfloat16 by then.
+    With v in float32 the whole step is float32; in the official model v is bfloat16.
 Cost
-    memory and small: 1.2 MB in bf16 at 704x384; what counts is one launch instead of six.
+    memory, and little of it: 1.2 MB in bf16 at 704x384. The gain is one launch instead of six.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def unpatchify(out_BFPE: Tensor, grid: tuple[int, int], patch: tuple[int, int]) 
 
 
 def flow_step(x: Tensor, v: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """The latent at sigma_next, any shape. Plain torch everywhere, differentiable; the op of its own is flow_step_tokens."""
+    """The latent at sigma_next, any shape. Plain torch on every device, differentiable; the fused op is flow_step_tokens."""
     return (x.float() + v * (sigma_next - sigma)).to(x.dtype)
 
 
@@ -60,7 +60,7 @@ def cost(args: dict[str, Any]) -> Cost:
 def flow_step_tokens_kernel(
     x_ptr, out_ptr, next_ptr, change, size, channels, frames, h, w, PY: tl.constexpr, PX: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """BLOCK elements of the latent a program, in its order: its reads of x and its writes are whole lines."""
+    """BLOCK elements of the latent a program, in its order: its reads of x and its writes are whole cache lines."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     mask = i < size
     column, i_row = i % w, i // w
@@ -68,8 +68,8 @@ def flow_step_tokens_kernel(
     frame, i_channel = i_frame % frames, i_frame // frames
     channel, batch = i_channel % channels, i_channel // channels
     token = ((batch * frames + frame) * (h // PY) + row // PY) * (w // PX) + column // PX
-    place = (row % PY * PX + column % PX) * channels + channel
-    v = tl.load(out_ptr + token * (PY * PX * channels) + place, mask=mask, other=0.0).to(tl.float32)
+    element = (row % PY * PX + column % PX) * channels + channel
+    v = tl.load(out_ptr + token * (PY * PX * channels) + element, mask=mask, other=0.0).to(tl.float32)
     moved = (v * change).to(out_ptr.dtype.element_ty).to(tl.float32)
     x = tl.load(x_ptr + i, mask=mask, other=0.0).to(tl.float32)
     tl.store(next_ptr + i, x + moved, mask=mask)
@@ -95,8 +95,7 @@ COMPILE = [
 @torch.library.custom_op("everface::flow_step_tokens", mutates_args=("latent",))
 def launch(x: Tensor, out: Tensor, rows: int, cols: int, py: int, px: int, change: float, latent: Tensor) -> None:
     """The kernel, into a contiguous latent that the caller owns. x and out contiguous."""
-    picked = select_tile("flow_step_tokens", TILES, x.device, "any")
-    options = picked.options()
+    options = select_tile("flow_step_tokens", TILES, x.device, "any").options()
     _, channels, frames, h, w = x.shape
     assert (h, w) == (rows * py, cols * px), (x.shape, rows, cols, py, px)
     programs = -(-x.numel() // options["BLOCK"])

@@ -91,7 +91,7 @@ def add_residual(x_ptr, y_ptr, gate_ptr, residual_ptr, row, y_row, gate_row, col
 def modulate(
     n, weight_ptr, bias_ptr, shift_ptr, scale_ptr, shift_row, scale_row, cols, mask, NORM: tl.constexpr, OUT: tl.constexpr
 ):  # fmt: skip
-    """Part of a row of u from the normalised one, both roundings done."""
+    """Part of a row of u from the normalized one, with both roundings."""
     if weight_ptr is not None:
         n = n * load_row(weight_ptr, cols, mask) + load_row(bias_ptr, cols, mask)
     n = round_to(n, NORM)

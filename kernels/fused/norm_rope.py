@@ -4,7 +4,7 @@ Contract
     rms_norm   x / sqrt(mean(x^2 over D) + eps) * weight, over the whole width before the split into heads;
                statistics in float32, one rounding to x's dtype, then times the weight
     rotate     pair (x[2j], x[2j+1]) of every head as a complex number times (cos + i sin)[token, j];
-               product in float32, one rounding to x's dtype
+               computed in float32, one rounding to x's dtype
     x [..., D] or [..., T, H, d], weight_D in x's dtype, table_TP2 float32 (cos, sin) with P = d/2 -> like x
     The queries of text and audio are only normalized, the keys of the sink are only rotated. Rotated keys end in e4m3 (nearest to what
     would be stored, saturated) where the attention reads e4m3.
@@ -46,8 +46,8 @@ def norm_rope_reference(x_TD: Tensor, weight_D: Tensor, eps: float, table_TP2: T
 
 
 @jit
-def rotated(x, table_ptr, cols, mask, HEAD: tl.constexpr, N: tl.constexpr, DTYPE: tl.constexpr):
-    """Part of a row, N columns, with its pairs turned. A token's table serves every head: it is read again from the cache."""
+def rotate_pairs(x, table_ptr, cols, mask, HEAD: tl.constexpr, N: tl.constexpr, DTYPE: tl.constexpr):
+    """Part of a row, N columns, with its pairs rotated. A token's table serves every head: it is read again from the cache."""
     cos, sin = tl.split(tl.reshape(load_row(table_ptr, cols % HEAD, mask), [N // 2, 2]))
     even, odd = tl.split(tl.reshape(x, [N // 2, 2]))
     return round_to(tl.reshape(tl.join(even * cos - odd * sin, even * sin + odd * cos), [N]), DTYPE)
@@ -70,8 +70,8 @@ def norm_rope(
         a = round_to(round_to(a * factor, DTYPE) * load_row(weight_ptr, cols_a, mask_a), DTYPE)
         b = round_to(round_to(b * factor, DTYPE) * load_row(weight_ptr, cols_b, mask_b), DTYPE)
     if table_ptr is not None:
-        a = rotated(a, table_ptr, cols_a, mask_a, HEAD, A, DTYPE)
-        b = rotated(b, table_ptr, cols_b, mask_b, HEAD, B, DTYPE)
+        a = rotate_pairs(a, table_ptr, cols_a, mask_a, HEAD, A, DTYPE)
+        b = rotate_pairs(b, table_ptr, cols_b, mask_b, HEAD, B, DTYPE)
     tl.store(out_ptr + cols_a, a, mask=mask_a)
     tl.store(out_ptr + cols_b, b, mask=mask_b)
 
@@ -87,8 +87,8 @@ def norm_rope_kernel(
     x_ptr, weight_ptr, table_ptr, out_ptr, tokens, pitch, eps,
     D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
-    """One of the two alone, one program a row: the norm of a query of text or sound, the rotation of a key of the sink. Every `tokens`
-    rows begin anew in the table, and `pitch` elements further in out."""
+    """One of the two alone, one program a row: the norm of a query of text or audio, the rotation of a key of the sink. Every `tokens` rows
+    start again in the table, and `pitch` elements further in out."""
     row = tl.program_id(0).to(tl.int64)
     if table_ptr is not None:
         table_ptr += row % tokens * HEAD
@@ -147,12 +147,12 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 def rotate(x_THd: Tensor, table_TP2: Tensor, out: Tensor | None = None) -> Tensor:
     """The rotation alone, an op: x [..., T, H, d], whose leading batch dimensions share the table. Returns `out`, if given: [N, T, H, d]
-    like x, every out[n] contiguous; as codes where it is of e4m3, on chips that know it."""
+    like x, every out[n] contiguous; of e4m3 it takes quantized values, on GPUs that have e4m3."""
     if not runs_triton(x_THd, table_TP2):
-        turned = rotate_reference(x_THd, table_TP2)
+        rotated = rotate_reference(x_THd, table_TP2)
         if out is None:
-            return turned
-        return out.copy_(to_e4m3(turned) if out.dtype == E4M3 else turned)
+            return rotated
+        return out.copy_(to_e4m3(rotated) if out.dtype == E4M3 else rotated)
     rows = x_THd.reshape(-1, x_THd.shape[-2] * x_THd.shape[-1]).contiguous()
     if out is None:
         out = torch.empty_like(x_THd, memory_format=torch.contiguous_format)

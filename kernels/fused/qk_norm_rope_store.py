@@ -101,7 +101,7 @@ def launch(
     q: Tensor, k: Tensor, v: Tensor, weight_q: Tensor, weight_k: Tensor, eps: float, table: Tensor, out: Tensor, ring_k: Tensor,
     ring_v: Tensor, start: int, start_at: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """The kernel, into outputs that the caller owns. Elements of a row of q, k, v lie side by side; the rest is contiguous.
+    """The kernel, into outputs that the caller owns. Elements of a row of q, k, v are adjacent; the rest is contiguous.
     `start_at` [] int64, if given, replaces `start`."""
     tokens, width = q.shape
     assert start_at is None or (start_at.dtype == torch.int64 and start_at.numel() == 1)

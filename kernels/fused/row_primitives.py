@@ -1,10 +1,10 @@
-"""One row of a tensor, held in registers as two parts whose sizes are powers of two.
+"""Device functions of the ops that see whole rows. A row is held in registers as two parts, each of a power of two.
 
     5120 = 4096 + 1024     1536 = 1024 + 512     192 = 128 + 64     1024 = 512 + 512     13,824 = 8192 + 5632 of 8192
 
 Triton's blocks are powers of two: one block a row would mask 3072 of 8192 lanes of every access at width 5120, and a loop over
-smaller blocks would read the row once more for every statistic. Two parts read it once. Both are masked, so any width works.
-These are the device functions of every op that sees whole rows; sums are float32 whatever the row was stored as.
+smaller blocks would read the row again for every statistic. Two parts read it once. Both are masked, so any width works.
+Sums are float32, in any dtype of the row.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 from everface.kernels.launch import Tiles, jit, tile, tl
 
 E4M3, E4M3_MAX = torch.float8_e4m3fn, 448.0
-NO_AMAX = 1e-12  # a row of zeros is coded with this as its largest value
+NO_AMAX = 1e-12  # the largest value of a row of zeros, for its scale
 TILES: Tiles = {80: {"narrow": tile(4, 1), "wide": tile(8, 1), "long": tile(16, 1)}}
-"""No load pipeline, for nothing loops. 8 warps hold 20 values of a row of 5120 a thread, at most 64 registers in all: 4 programs
+"""No load pipeline, as nothing loops. 8 warps hold 20 values of a row of 5120 a thread, at most 64 registers in all: 4 programs
 an SM, 528 on 132 SMs, so that 3168 rows are 6 full waves. Rows beyond 8192 take 16 warps to hold as little a thread."""
 
 
@@ -58,7 +58,7 @@ def round_to(value, DTYPE: tl.constexpr):
 
 @jit
 def normalize_row(a, b, mask_a, mask_b, eps, D: tl.constexpr):
-    """(row - mean) / sqrt(variance + eps), the variance from the centred row."""
+    """(row - mean) / sqrt(variance + eps), the variance from the centered row."""
     mean = (tl.sum(a, 0) + tl.sum(b, 0)) / D
     a = tl.where(mask_a, a - mean, 0.0)
     b = tl.where(mask_b, b - mean, 0.0)
@@ -68,7 +68,7 @@ def normalize_row(a, b, mask_a, mask_b, eps, D: tl.constexpr):
 
 @jit
 def quantize_row(a, b):
-    """e4m3 codes of both parts and the scale that decodes them. No clamp: the largest value becomes 448 but for rounding."""
+    """Both parts in e4m3, and the scale. No clamp: the largest value becomes 448, give or take a rounding."""
     amax = tl.maximum(tl.maximum(tl.max(tl.abs(a), 0), tl.max(tl.abs(b), 0)), 1e-12)
     factor = tl.div_rn(1.0, amax) * 448.0
     return (a * factor).to(tl.float8e4nv), (b * factor).to(tl.float8e4nv), tl.div_rn(amax, 448.0)

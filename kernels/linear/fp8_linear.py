@@ -1,32 +1,32 @@
 """Linear layer in 8-bit floats: the official one (one scale a tensor) and ours (one a token, one an output channel).
 
 Contract
-    quantise_tensor:  s = min(448 / max(amax|x|, 1e-12), 448);   codes = e4m3(clamp(x s, -448, 448)), nearest even;  scale = 1 / s
-    fp8_linear:       y = (codes_x codes_w^T) scale_x scale_w + bias              official `--fp8`: x is measured at every call
-    fp8_linear_rows:  y = f((codes_x codes_w^T) scale_x[m] scale_w[n] + bias)     codes of quantise_rows; f: GELU(tanh) or nothing
-    x [..., K] bfloat16 (or float32, float16), codes_w [N, K] float8_e4m3fn, scales [1] float32, bias [N] -> y [..., N] like x
-    codes_x [..., K], scale_x [..., 1], codes_w [N, K], scale_w [N] or [N, 1], bias [N] -> y [..., N] in dtype; sums, scales,
+    quantize_tensor:  s = min(448 / max(amax|x|, 1e-12), 448);   quantized = e4m3(clamp(x s, -448, 448)), nearest even;  scale = 1 / s
+    fp8_linear:       y = (x_q w_q^T) scale_x scale_w + bias              official `--fp8`: x is measured at every call
+    fp8_linear_rows:  y = f((x_q w_q^T) scale_x[m] scale_w[n] + bias)     quantized by quantize_rows; f: GELU(tanh) or nothing
+    x [..., K] bfloat16 (or float32, float16), w_q [N, K] float8_e4m3fn, scales [1] float32, bias [N] -> y [..., N] like x
+    x_q [..., K], scale_x [..., 1], w_q [N, K], scale_w [N] or [N, 1], bias [N] -> y [..., N] in dtype; sums, scales,
     bias and GELU in float32, one rounding
-    The product x s of quantise_tensor is rounded to x's dtype before it is coded: from bfloat16 that is the official eager
-    rounding; a float32 x keeps it, as a fusing compiler does (2 to 4 % of the codes differ, by one).
+    The product x s of quantize_tensor is rounded to x's dtype before it is quantized: from bfloat16 that is the official eager
+    rounding; a float32 x keeps it, as a fusing compiler does (2 to 4 % of the quantized values differ, by one step).
     The cap s <= 448 means that a tensor with amax < 1, as nearly every weight is, always has s = 448.
 Cost
-    2 M N K flops on the 8-bit tensor cores, N K bytes of weight. At M = 3168 (a block) the product bounds it: 3168 x 13,824 x
+    2 M N K flops on the 8-bit tensor cores, N K bytes of weight. At M = 3168 (a block) it is compute-bound: 3168 x 13,824 x
     5120 does 2570 flops a byte, 6 times what an H200 needs to be busy. 15.9 G weights take 15.9 GB instead of 31.9.
-    fp8_linear reads the activation twice more (amax, then codes); fp8_linear_rows takes codes, made by the op before in passing.
-Between the two FFN products
-    The second wants the first's output in codes, with the largest value of a row of 13,824 known; a row spans 54 tiles of 256,
-    so no epilogue knows it. Scales for pieces of a row are paid in the inner loop of the second product, and a fixed scale asks
-    for calibration on real sound and pictures: with a wrong one loud rows saturate. quantise_rows in a pass of its own needs
-    neither: 131 MB, 33 us beside 390 us of product, 1.3 ms of a step. GELU stays in the epilogue; alone it would move 175 MB.
+    fp8_linear reads the activation twice more (amax, then quantization); the input of fp8_linear_rows is quantized by the op before it.
+Between the two GEMMs of the FFN
+    The second needs the first's output quantized, and for that the largest value of a row of 13,824. A row spans 54 tiles of 256, so no
+    epilogue has it. Scales for parts of a row cost time in the inner loop of the second GEMM, and a fixed scale needs calibration on real
+    audio and images: with a wrong one large rows saturate. quantize_rows as a separate pass needs neither: 131 MB, 33 us beside 390 us
+    of GEMM, 1.3 ms of a step. GELU stays in the epilogue; alone it would move 175 MB.
 Backends
-    native   torch._scaled_mm with fast accumulation, as officially; per row it writes bfloat16 only and knows no GELU
-    triton   persistent, one program an SM, operands through the tensor memory accelerator, float32 sums in the tensor cores' own
+    native   torch._scaled_mm with fast accumulation, as officially; with scales per row it writes bfloat16 only, without GELU
+    triton   persistent, one program an SM, operands through TMA, float32 sums in the tensor cores' own
              precision (fast accumulation too)
-    reference   plain torch in float32: CPU, other dtypes, chips before 8.9, K or N that are no multiples of 16
+    reference   plain torch in float32: CPU, other dtypes, GPUs before 8.9, K or N that are no multiples of 16
     The official layer takes native. Rows take triton with GELU from compute capability 9.0 to 10.x, where it saves a pass, else
-    native: elsewhere the descriptors are no hardware, and compiled for 8.9 it spends 255 registers. No GPU has measured this yet.
-Source: the released inference code's behaviour; OCP 8-bit floating point specification 1.0 for e4m3.
+    native: other GPUs have no TMA, and compiled for 8.9 the kernel takes 255 registers. No GPU has measured this yet.
+Source: the behavior of the released inference code; OCP 8-bit floating point specification 1.0 for e4m3.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ from everface.kernels.launch import (
 # --- tiles
 
 TILES: Tiles = {
-    90: {"rows": tile(8, 4, BM=128, BN=256, BK=128, GROUP=8)},  # best on Hopper elsewhere: 1190 TFLOP/s at 4096^3
+    90: {"rows": tile(8, 4, BM=128, BN=256, BK=128, GROUP=8)},  # the best on Hopper that others measured: 1190 TFLOP/s at 4096^3
     100: {"rows": tile(8, 4, BM=128, BN=256, BK=128, GROUP=8)},
 }
 """BM x BN x BK a program; the tiles of GROUP rows of tiles are walked together, so that their weights are read from the cache.
 3168 rows are 25 tiles of 128; N of 15,360, 5120, 13,824, 5120 gives 1500, 500, 1350, 500 tiles of 256: 11.4, 3.8, 10.2, 3.8
-waves on 132 SMs, 93 to 95 % full. The accumulator leaves in two halves, so that its way out fits beside four stages of
+waves on 132 SMs, 93 to 95 % full. The accumulator is stored in two halves, so that the store buffer fits beside four stages of
 operands."""
 
 
@@ -68,7 +68,7 @@ operands."""
 
 
 def quantize_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
-    """One scale for the whole tensor: (codes float8_e4m3fn like x, dequantisation scale [1] float32). No host synchronisation."""
+    """One scale for the whole tensor: (quantized float8_e4m3fn like x, scale [1] float32). No host sync."""
     amax_1 = x.abs().amax().float().reshape(1)
     scale_1 = (E4M3_MAX / amax_1.clamp(min=1e-12)).clamp(max=E4M3_MAX)
     scaled = (x.float() * scale_1).to(x.dtype)
@@ -78,13 +78,13 @@ def quantize_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
 def scaled_gemm_reference(
     x_MK: Tensor, scale_x: Tensor, w_NK: Tensor, scale_w: Tensor, bias_N: Tensor | None, dtype: torch.dtype, gelu: bool = False
 ) -> Tensor:  # fmt: skip
-    """Plain torch over codes, float32 sums, one rounding to dtype; also the CPU path. scale_x [1] or [M, 1], scale_w likewise."""
+    """Plain torch over quantized values, float32 sums, one rounding to dtype; also the CPU path. scale_x [1] or [M, 1], scale_w likewise."""
     y_MN = F.linear(x_MK.float(), w_NK.float()) * (scale_x * scale_w)
     y_MN = y_MN if bias_N is None else y_MN + bias_N.float()
     return (F.gelu(y_MN, approximate="tanh") if gelu else y_MN).to(dtype)
 
 
-# --- peer: torch._scaled_mm
+# --- backend: torch._scaled_mm
 
 
 def scaled_gemm_native(
@@ -110,8 +110,8 @@ def cost(args: dict[str, Any]) -> Cost:
 
 
 @jit
-def finished(acc, scale_x, scale_w_ptr, bias_ptr, cols, N, GELU: tl.constexpr):
-    """Half a tile of y from its sums of codes."""
+def epilogue(acc, scale_x, scale_w_ptr, bias_ptr, cols, N, GELU: tl.constexpr):
+    """Half a tile of y from its sums of quantized products."""
     y = acc * scale_x[:, None] * tl.load(scale_w_ptr + cols, mask=cols < N, other=0.0)[None, :]
     if bias_ptr is not None:
         y += tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(tl.float32)[None, :]
@@ -139,12 +139,12 @@ def fp8_rows_kernel(
             x = x_desc.load([m, step * BK])
             w = w_desc.load([n, step * BK])
             acc = tl.dot(x, w.T, acc)
-        places = m + tl.arange(0, BM)
-        scale_x = tl.load(scale_x_ptr + places, mask=places < M, other=0.0)
+        at_m = m + tl.arange(0, BM)
+        scale_x = tl.load(scale_x_ptr + at_m, mask=at_m < M, other=0.0)
         left, right = tl.split(tl.permute(tl.reshape(acc, [BM, 2, BN // 2]), [0, 2, 1]))
         cols = n + tl.arange(0, BN // 2)
-        y_desc.store([m, n], finished(left, scale_x, scale_w_ptr, bias_ptr, cols, N, GELU).to(y_desc.dtype))
-        y_desc.store([m, n + BN // 2], finished(right, scale_x, scale_w_ptr, bias_ptr, cols + BN // 2, N, GELU).to(y_desc.dtype))
+        y_desc.store([m, n], epilogue(left, scale_x, scale_w_ptr, bias_ptr, cols, N, GELU).to(y_desc.dtype))
+        y_desc.store([m, n + BN // 2], epilogue(right, scale_x, scale_w_ptr, bias_ptr, cols + BN // 2, N, GELU).to(y_desc.dtype))
 
 
 # --- what CI compiles
@@ -156,9 +156,9 @@ def compile_spec(family: int, gelu: bool) -> CompileSpec:
     operands = {"x_desc": f"tensordesc<fp8e4nv[{m},{k}]>", "w_desc": f"tensordesc<fp8e4nv[{n},{k}]>"}
     signature = operands | {"y_desc": f"tensordesc<bf16[{m},{n // 2}]>", "scale_x_ptr": "*fp32", "scale_w_ptr": "*fp32"}
     signature |= {"bias_ptr": "*bf16", "M": "i32", "N": "i32", "K": "i32"}
-    name, picked = f"fp8_linear_rows{' gelu' if gelu else ''}", TILES[family]["rows"]
+    name, selected = f"fp8_linear_rows{' gelu' if gelu else ''}", TILES[family]["rows"]
     constexprs, on_90 = {**sizes, "GELU": gelu}, family == 90
-    return CompileSpec(name, fp8_rows_kernel, signature, constexprs, picked.num_warps, picked.num_stages, (family,), needs_wgmma=on_90)
+    return CompileSpec(name, fp8_rows_kernel, signature, constexprs, selected.num_warps, selected.num_stages, (family,), needs_wgmma=on_90)
 
 
 COMPILE = [compile_spec(family, gelu) for family in TILES for gelu in (False, True)]
@@ -169,7 +169,7 @@ COMPILE = [compile_spec(family, gelu) for family in TILES for gelu in (False, Tr
 
 @torch.library.custom_op("everface::fp8_linear_rows", mutates_args=("y",))
 def launch(x: Tensor, scale_x: Tensor, w: Tensor, scale_w: Tensor, bias: Tensor | None, gelu: bool, y: Tensor) -> None:
-    """The kernel with the tile of its chip, into y [M, N] that the caller owns. Contiguous codes, scales and y."""
+    """The kernel with the tile of its GPU, into y [M, N] that the caller owns. All contiguous."""
     options = select_tile("fp8_linear_rows", TILES, x.device, "rows").options()
     launch_tile(x, scale_x, w, scale_w, bias, gelu, y, options)
 
@@ -198,36 +198,36 @@ def launch_tile(
 
 
 def _has_fp8_gemm(w_NK: Tensor) -> bool:
-    """Whether the device multiplies these codes itself."""
+    """Whether the device has 8-bit tensor cores, and these sizes fit them."""
     if not w_NK.is_cuda or w_NK.shape[0] % 16 or w_NK.shape[1] % 16:
         return False
     return torch.cuda.get_device_capability(w_NK.device) >= (8, 9)
 
 
 def fp8_linear(x: Tensor, w_NK: Tensor, scale_w: Tensor, bias_N: Tensor | None = None) -> Tensor:
-    """The official op. Quantises x, multiplies the codes, adds the bias: [..., K] -> [..., N] in x's dtype.
+    """The official op. Quantizes x, multiplies, adds the bias: [..., K] -> [..., N] in x's dtype.
 
     One amax over all of x: the result for a token depends on the other tokens of the call.
     """
     x_MK, scale_x = quantize_tensor(x.reshape(-1, x.shape[-1]))
     native = x.dtype in (torch.bfloat16, torch.float16) and _has_fp8_gemm(w_NK)
-    product = scaled_gemm_native if native else scaled_gemm_reference
-    return product(x_MK, scale_x, w_NK, scale_w, bias_N, x.dtype).reshape(*x.shape[:-1], w_NK.shape[0])
+    gemm = scaled_gemm_native if native else scaled_gemm_reference
+    return gemm(x_MK, scale_x, w_NK, scale_w, bias_N, x.dtype).reshape(*x.shape[:-1], w_NK.shape[0])
 
 
 def fp8_linear_rows(
     quantized_x: Tensor, scale_x: Tensor, w_NK: Tensor, scale_w: Tensor, bias_N: Tensor | None = None, *, gelu: bool = False,
     dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
-    """The op over codes of quantise_rows: [..., K] -> [..., N] in dtype. A token's result depends on that token only."""
+    """The op over the results of quantize_rows: [..., K] -> [..., N] in dtype. A token's result depends on that token only."""
     x_MK, scale_M1 = quantized_x.reshape(-1, quantized_x.shape[-1]), scale_x.reshape(-1, 1)
     scale_N, size = scale_w.reshape(-1), (*quantized_x.shape[:-1], w_NK.shape[0])
-    on_chip = dtype == torch.bfloat16 and _has_fp8_gemm(w_NK)
-    if on_chip and gelu and arch(w_NK.device) in TILES and runs_triton(x_MK, w_NK):
+    has_gemm = dtype == torch.bfloat16 and _has_fp8_gemm(w_NK)
+    if has_gemm and gelu and arch(w_NK.device) in TILES and runs_triton(x_MK, w_NK):
         y_MN = torch.empty((len(x_MK), len(w_NK)), dtype=dtype, device=x_MK.device)
         launch(x_MK.contiguous(), scale_M1.contiguous(), w_NK, scale_N, bias_N, gelu, y_MN)
         return y_MN.view(size)
-    if on_chip:
+    if has_gemm:
         y_MN = scaled_gemm_native(x_MK, scale_M1, w_NK, scale_N, bias_N, dtype)
         return (F.gelu(y_MN, approximate="tanh") if gelu else y_MN).view(size)
     return scaled_gemm_reference(x_MK, scale_M1, w_NK, scale_N, bias_N, dtype, gelu).view(size)

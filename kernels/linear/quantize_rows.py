@@ -1,12 +1,12 @@
-"""e4m3 codes of a matrix with one scale a row: a token of an activation, an output channel of a weight.
+"""Quantization of a matrix to e4m3 with one scale a row: a token of an activation, an output channel of a weight.
 
 Contract
-    amax = max(max|x| over the row, 1e-12);   codes = e4m3(x * (1 / amax * 448)), nearest even;   scale = amax / 448
-    x [..., K] float32, bfloat16 or float16 -> codes [..., K] float8_e4m3fn, scale [..., 1] float32; codes * scale ~ x
-    Every product and quotient is rounded to float32, in this order. A row's codes depend on that row only.
+    amax = max(max|x| over the row, 1e-12);   quantized = e4m3(x * (1 / amax * 448)), nearest even;   scale = amax / 448
+    x [..., K] float32, bfloat16 or float16 -> quantized [..., K] float8_e4m3fn, scale [..., 1] float32; quantized * scale ~ x
+    Every product and quotient is rounded to float32, in this order. A row depends on itself only.
 Cost
-    memory: one read of x, one write of codes; 131 MB for the 3168 x 13,824 between the two FFN products, 49 MB at 3168 x 5120.
-    The rows of 5120 need no pass of their own where the op before them sees the whole row: see fused/gate_norm_modulate.
+    memory: one read of x, one write of e4m3; 131 MB for the 3168 x 13,824 between the two GEMMs of the FFN, 49 MB at 3168 x 5120.
+    Rows of 5120 need no separate pass where the op before sees whole rows: see fused/gate_norm_modulate.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def quantize_rows_kernel(x_ptr, quantized_ptr, scale_ptr, D: tl.constexpr, A: tl
     tl.store(scale_ptr + row, scale)
 
 
-# --- tiles: those of fused/row.py
+# --- tiles: those of fused/row_primitives.py
 
 COMPILE = [
     CompileSpec(
@@ -72,7 +72,7 @@ COMPILE = [
 
 @torch.library.custom_op("everface::quantize_rows", mutates_args=("quantized", "scale"))
 def launch(x: Tensor, quantized: Tensor, scale: Tensor) -> None:
-    """The kernel, into outputs that the caller owns. x and codes contiguous."""
+    """The kernel, into outputs that the caller owns. x and quantized contiguous."""
     width = x.shape[-1]
     options = select_tile("quantize_rows", TILES, x.device, variant(width)).options()
     quantize_rows_kernel[(x.numel() // width,)](x, quantized, scale, **row_sizes(width), **options)
@@ -84,17 +84,17 @@ def _(x: Tensor, quantized: Tensor, scale: Tensor) -> None:
 
 
 def empty_quantized(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for the codes and scales of x."""
+    """Empty tensors for quantized x and its scales."""
     return x.new_empty(x.shape, dtype=torch.float8_e4m3fn), x.new_empty((*x.shape[:-1], 1), dtype=torch.float32)
 
 
 def writes_e4m3(*tensors: Tensor) -> bool:
-    """Whether a kernel may write e4m3 there: where kernels run at all, from compute capability 8.9 on."""
+    """Whether a kernel can write e4m3 on the device of these: where kernels run, from compute capability 8.9 on."""
     return runs_triton(*tensors) and torch.cuda.get_device_capability(tensors[0].device) >= (8, 9)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The op. Returns (codes, scale)."""
+    """The op. Returns (quantized, scale)."""
     if not writes_e4m3(x):
         return quantize_rows_reference(x)
     quantized, scale = empty_quantized(x)

@@ -1,19 +1,19 @@
-"""A convolution over a stream of video that never looks ahead: its past is two frames it keeps itself, and no frame is copied to meet it.
+"""A causal convolution over a stream of video: it keeps the last two frames itself, and no frame is copied to join them.
 
 Contract
     z = past frames, then x;   y[t] = bias + sum over i, j, k of W[i, j, k] z[t + i], zeros beyond the edges of a frame [+ residual]
     past' = the last two frames of z, written over the past
-    x [B, CI, T, H, W], past [B, CI, 2, H, W] or None (all zero: nothing was seen yet), W [CO, CI, 3, k, k] with k 1 or 3, bias [CO],
+    x [B, CI, T, H, W], past [B, CI, 2, H, W] or None (all zero: the stream begins), W [CO, CI, 3, k, k] with k 1 or 3, bias [CO],
     residual and y [B, CO, T, H, W]; one floating dtype. Sums in float32; on a GPU one rounding, after the residual.
-    Shapes are channels first, memory is channels last; on a GPU what is not is copied.
-    past is written in place, so its address holds for the life of a stream; a new one is returned where there was none, and where
+    Shapes are channels first, memory is channels last; on a GPU other layouts are copied.
+    past is written in place, so its address is constant for the life of a stream. A new one is returned where there was none, and where
     gradients flow through it.
 Cost
     2 * 3 k^2 CI CO flops a pixel and frame: 27.5 TFLOP for a block of 12 frames of 704x384, bound by tensor cores and, at 96
-    channels, by the cache that feeds them (docs/tuning.md). x and y are moved once: 16 GB a block in bfloat16.
+    channels, by L2 (docs/tuning.md). x and y are moved once: 16 GB a block in bfloat16.
 Kernel
-    Implicit GEMM: pixels of a frame x output channels, summed over taps and input channels; operands are loaded where they lie. The
-    same kernel reads frames of half the size and frames that lie side by side in one (kernels/video/upsample_conv).
+    Implicit GEMM: pixels of a frame x output channels, summed over taps and input channels; operands are loaded in place. The
+    same kernel reads frames of half the size, and pixels that hold two frames (kernels/video/upsample_conv).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PAST = 2  # frames
 
 
 def conv3d_reference(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
-    """`F.conv3d`. Float32 on a CPU without gradient asks oneDNN by name: for one small clip torch would take a far slower path."""
+    """`F.conv3d`. Float32 on a CPU without gradient calls oneDNN directly: for one small clip torch would take a far slower path."""
     direct = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
     if direct and not learns and not torch.is_autocast_enabled("cpu"):
@@ -55,8 +55,8 @@ def causal_conv3d_reference(
 
 
 def next_past(x_BCTHW: Tensor, past_BC2HW: Tensor | None) -> Tensor:
-    """past': written over the past itself. Under autograd a new one instead, and a copy where there is none or where it is not ours to
-    write (autograd or inference mode may still need it)."""
+    """past': written over the past itself. Under autograd a new one instead, and a copy where there is none or where it must not be
+    written (autograd or inference mode may still need it)."""
     new, past = x_BCTHW[:, :, -PAST:], past_BC2HW
     learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or (past is not None and past.requires_grad))
     if learns and new.shape[2] == PAST:
@@ -86,8 +86,8 @@ def cost(args: dict[str, Any]) -> Cost:
 
 
 @jit
-def operand(ptr, rows, row_mask, cols, LIMIT: tl.constexpr, STEP: tl.constexpr):
-    """A tile [rows, STEP] whose columns lie side by side; the test of their end is left out where they come in whole steps."""
+def load_operand(ptr, rows, row_mask, cols, LIMIT: tl.constexpr, STEP: tl.constexpr):
+    """A tile [rows, STEP] of adjacent columns. Without a mask of columns where STEP divides their number."""
     at = ptr + rows[:, None] + cols[None, :]
     if LIMIT % STEP == 0:
         return tl.load(at, mask=row_mask[:, None], other=0.0)
@@ -95,27 +95,27 @@ def operand(ptr, rows, row_mask, cols, LIMIT: tl.constexpr, STEP: tl.constexpr):
 
 
 @jit
-def halves(acc, BM: tl.constexpr, N: tl.constexpr):
+def split_halves(acc, BM: tl.constexpr, N: tl.constexpr):
     """The left and the right half of [BM, N], without leaving the registers."""
     return tl.split(tl.permute(tl.reshape(acc, [BM, 2, N // 2]), [0, 2, 1]))
 
 
 @jit
-def finish(acc, bias_ptr, residual_ptr, y_ptr, pixel, there, first, N: tl.constexpr, CO: tl.constexpr):
+def store_output(acc, bias_ptr, residual_ptr, y_ptr, pixel, valid, first, N: tl.constexpr, CO: tl.constexpr):
     """Bias, residual, one rounding, store of N output channels from `first` on. Pointers are those of the frame. Half by half where
-    the sums fill half of the registers: on their way to memory they need others."""
+    the sums fill half of the registers, as a store needs registers too."""
     if pixel.shape[0] * N > 16384:
-        left, right = halves(acc, pixel.shape[0], N)
-        finish_part(left, bias_ptr, residual_ptr, y_ptr, pixel, there, first, N // 2, CO)
-        finish_part(right, bias_ptr, residual_ptr, y_ptr, pixel, there, first + N // 2, N // 2, CO)
+        left, right = split_halves(acc, pixel.shape[0], N)
+        store_part(left, bias_ptr, residual_ptr, y_ptr, pixel, valid, first, N // 2, CO)
+        store_part(right, bias_ptr, residual_ptr, y_ptr, pixel, valid, first + N // 2, N // 2, CO)
     else:
-        finish_part(acc, bias_ptr, residual_ptr, y_ptr, pixel, there, first, N, CO)
+        store_part(acc, bias_ptr, residual_ptr, y_ptr, pixel, valid, first, N, CO)
 
 
 @jit
-def finish_part(acc, bias_ptr, residual_ptr, y_ptr, pixel, there, first, N: tl.constexpr, CO: tl.constexpr):
+def store_part(acc, bias_ptr, residual_ptr, y_ptr, pixel, valid, first, N: tl.constexpr, CO: tl.constexpr):
     cols = first + tl.arange(0, N)
-    mask = there[:, None] & (cols < CO)[None, :]
+    mask = valid[:, None] & (cols < CO)[None, :]
     at = pixel[:, None] * CO + cols[None, :]
     if bias_ptr is not None:
         acc += tl.load(bias_ptr + cols, mask=cols < CO, other=0.0).to(tl.float32)[None, :]
@@ -130,7 +130,7 @@ def causal_conv3d_kernel(
     CI: tl.constexpr, CO: tl.constexpr, KT: tl.constexpr, KS: tl.constexpr, SIDE: tl.constexpr, UP: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BN2: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One program: BM pixels of one output frame, BN + BN2 output channels (two products share the pixels: no power of two is near 96).
+    """One program: BM pixels of one output frame, BN + BN2 output channels (two GEMMs share the pixels: no power of two is near 96).
 
     KT taps in time, KS x KS in space. Each pixel of x holds SIDE frames of CI channels side by side, the earlier first; each frame
     is seen UP times as large each way, nearest. W [CO, KT, KS, KS, CI] as channels last lays it out. Programs that run together
@@ -145,7 +145,7 @@ def causal_conv3d_kernel(
     video, t = frame // frames, frame % frames
     pixel = pid // (columns * videos_x_frames) * BM + tl.arange(0, BM)
     row, col = pixel // (W * UP), pixel % (W * UP)
-    there = pixel < H * W * (UP * UP)
+    valid = pixel < H * W * (UP * UP)
 
     pitch: tl.constexpr = SIDE * CI
     frame_step = H.to(tl.int64) * W * pitch
@@ -164,24 +164,24 @@ def causal_conv3d_kernel(
         y, x = row + tap // KS % KS - KS // 2, col + tap % KS - KS // 2
         inside = (y >= 0) & (y < H * UP) & (x >= 0) & (x < W * UP)
         from_ptr = tl.where(t + back >= 0, now_ptr + back * frame_step, kept_ptr + (KT - 1 + back) * frame_step)
-        a = operand(from_ptr, (y // UP * W + x // UP) * pitch, inside, c, CI, BK)
-        w = operand(w_ptr, out * (taps * CI) + tap * CI, out < CO, c, CI, BK)
+        a = load_operand(from_ptr, (y // UP * W + x // UP) * pitch, inside, c, CI, BK)
+        w = load_operand(w_ptr, out * (taps * CI) + tap * CI, out < CO, c, CI, BK)
         acc = tl.dot(a, w.T, acc, input_precision=PRECISION)
         if BN2:
-            w2 = operand(w_ptr, out2 * (taps * CI) + tap * CI, out2 < CO, c, CI, BK)
+            w2 = load_operand(w_ptr, out2 * (taps * CI) + tap * CI, out2 < CO, c, CI, BK)
             acc2 = tl.dot(a, w2.T, acc2, input_precision=PRECISION)
 
     y_frame = frame * (H * W).to(tl.int64) * (UP * UP * CO)
     residual_frame = None if residual_ptr is None else residual_ptr + y_frame
-    finish(acc, bias_ptr, residual_frame, y_ptr + y_frame, pixel, there, first, BN, CO)
+    store_output(acc, bias_ptr, residual_frame, y_ptr + y_frame, pixel, valid, first, BN, CO)
     if BN2:
-        finish(acc2, bias_ptr, residual_frame, y_ptr + y_frame, pixel, there, first + BN, BN2, CO)
+        store_output(acc2, bias_ptr, residual_frame, y_ptr + y_frame, pixel, valid, first + BN, BN2, CO)
 
 
-# --- tiles: (bytes an element, columns, chunk). Argued on paper and from the compile report, not measured: no GPU was at hand.
-# Every width of the 14B model's VAE is a multiple of 96: columns of 128 + 64 and of 64 + 32 waste nothing. What a program reads through
-# L2 is BM + columns numbers for BM * columns products, so on Hopper its sums fill three quarters of the registers: 192 of 254 a thread,
-# nothing spills, and 3 or 4 stages of both operands fit. 80 is what the interpreter takes.
+# --- tiles: (bytes an element, columns, chunk). From arithmetic and the compile report; no GPU has measured them.
+# Every width of the 14B model's VAE is a multiple of 96: columns of 128 + 64 and of 64 + 32 waste nothing. A program reads BM + columns
+# numbers through L2 for BM * columns products, so on Hopper its sums fill three quarters of the registers: 192 of 254 a thread,
+# nothing spills, and 3 or 4 stages of both operands fit. The interpreter takes those of 80.
 
 TILES: Tiles = {
     80: {
@@ -211,7 +211,7 @@ def variant(c_in: int, c_out: int, itemsize: int) -> tuple[int, int, int]:
 
 
 def precision(itemsize: int) -> str:
-    """Of tl.dot: float32 operands go through the matrix units as three products of tf32, which loses nothing that counts."""
+    """Of tl.dot: float32 operands go through the tensor cores as three tf32 products, which keep 22 bits."""
     return "tf32x3" if itemsize == 4 else "tf32"
 
 
@@ -224,8 +224,8 @@ def launch(
 ) -> None:  # fmt: skip
     """The kernel, into an output that the caller owns. All contiguous, channels last: x [B, T, H, W, side * CI],
     past [B, KT - 1, H, W, CI], w [CO, KT, KS, KS, CI], residual and y [B, side * T, up * H, up * W, CO]."""
-    chosen = select_tile("causal_conv3d", TILES, x.device, variant(w.shape[-1], w.shape[0], x.element_size()))
-    launch_tile(x, past, w, bias, residual, side, up, y, chosen.options())
+    selected = select_tile("causal_conv3d", TILES, x.device, variant(w.shape[-1], w.shape[0], x.element_size()))
+    launch_tile(x, past, w, bias, residual, side, up, y, selected.options())
 
 
 @launch.register_fake
@@ -248,13 +248,13 @@ def launch_tile(
 
 
 def runs_kernel(*tensors: Tensor | None) -> bool:
-    """Whether the convolutions run on these: one dtype of two bytes. Float32 on a GPU is cuDNN's: the kernel's three products of tf32
-    are exact, but several times slower than its one, and only the picture of a session's opening is encoded so."""
+    """Whether the convolutions run on these: one dtype of two bytes. Float32 on a GPU is left to cuDNN: the kernel's three tf32
+    products are exact, but several times slower than one, and only the reference image of a session is encoded in float32."""
     given = [t for t in tensors if t is not None]
     return runs_triton(*given) and len({t.dtype for t in given}) == 1 and given[0].element_size() == 2
 
 
-def last(x_BCTHW: Tensor) -> Tensor:
+def channels_last(x_BCTHW: Tensor) -> Tensor:
     """Channels last, contiguous: a view where memory is so already."""
     return x_BCTHW.movedim(1, -1).contiguous()
 
@@ -264,10 +264,10 @@ def causal_conv3d(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The op. Returns (y, past')."""
     if runs_kernel(x_BCTHW, past_BC2HW, weight, bias, residual_BCTHW):
-        x_BTHWC = last(x_BCTHW)
-        past, residual = (None if t is None else last(t) for t in (past_BC2HW, residual_BCTHW))
+        x_BTHWC = channels_last(x_BCTHW)
+        past, residual = (None if t is None else channels_last(t) for t in (past_BC2HW, residual_BCTHW))
         y_BTHWC = x_BTHWC.new_empty((*x_BTHWC.shape[:-1], weight.shape[0]))
-        launch(x_BTHWC, past, last(weight), bias, residual, 1, 1, y_BTHWC)
+        launch(x_BTHWC, past, channels_last(weight), bias, residual, 1, 1, y_BTHWC)
         y_BCTHW = y_BTHWC.movedim(-1, 1)
     else:
         y_BCTHW = causal_conv3d_reference(x_BCTHW, past_BC2HW, weight, bias, residual_BCTHW)
@@ -278,7 +278,7 @@ def norm_silu_conv3d(
     x_BCTHW: Tensor, gamma: Tensor, past_BC2HW: Tensor | None, weight: Tensor, bias: Tensor | None,
     residual_BCTHW: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """causal_conv3d of norm_silu(x, gamma). On a CPU the norm writes beside the past, and nothing is copied to meet it."""
+    """causal_conv3d of norm_silu(x, gamma). On a CPU the norm writes next to the past, so that no frame is copied."""
     b, c, t, h, w = x_BCTHW.shape
     learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
     plain = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
@@ -297,25 +297,25 @@ def norm_silu_conv3d(
 
 
 def compile_spec(
-    chip: int, name: str, dtype: str, c_in: int, c_out: int, taps: int, space: int, up: int = 1, given: str = "past"
+    arch: int, name: str, dtype: str, c_in: int, c_out: int, taps: int, space: int, up: int = 1, given: str = "past"
 ) -> CompileSpec:  # fmt: skip
-    """`given`: which of past and residual there are. `up` 2 reads two frames a pixel."""
+    """`given`: which of past and residual exist. `up` 2 reads two frames a pixel."""
     itemsize = 4 if dtype == "fp32" else 2
-    chosen = select_tile("causal_conv3d", TILES, chip, variant(c_in, c_out, itemsize))
+    selected = select_tile("causal_conv3d", TILES, arch, variant(c_in, c_out, itemsize))
     pointers = [n for n in ("x", "past", "w", "bias", "residual", "y") if n in ("x", "w", "bias", "y") or n in given]
     absent = {f"{n}_ptr": None for n in ("past", "residual") if n not in pointers}
     signature = {f"{n}_ptr": f"*{dtype}" for n in pointers} | dict.fromkeys(("frames", "videos_x_frames", "H", "W"), "i32")
     channels = {"CI": c_in, "CO": c_out, "KT": taps, "KS": space, "SIDE": up, "UP": up}
-    sizes = absent | dict(chosen.sizes) | channels | {"PRECISION": precision(itemsize)}
-    return CompileSpec(f"{name} {dtype} {c_in}>{c_out}", causal_conv3d_kernel, signature, sizes, chosen.num_warps, chosen.num_stages, (chip,),
+    sizes = absent | dict(selected.sizes) | channels | {"PRECISION": precision(itemsize)}
+    return CompileSpec(f"{name} {dtype} {c_in}>{c_out}", causal_conv3d_kernel, signature, sizes, selected.num_warps, selected.num_stages, (arch,),
                  unaligned=("frames", "videos_x_frames", "H", "W"), needs_wgmma=c_out >= 64)  # fmt: skip
 
 
 COMPILE = [
-    *(compile_spec(chip, "conv3d", "bf16", c, c, 3, 3, given="past residual") for c in (384, 192, 96) for chip in (80, 90, 100)),
-    *(compile_spec(chip, "conv3d", "bf16", 192, 384, 3, 3) for chip in (90, 100)),
-    *(compile_spec(chip, "conv3d", "bf16", 16, 384, 3, 3) for chip in (80, 90, 100)),
-    *(compile_spec(chip, "conv3d", "bf16", 96, 3, 3, 3) for chip in (80, 90, 100)),
-    *(compile_spec(chip, "conv3d time", "bf16", 384, 768, 3, 1) for chip in (90, 100)),
-    *(compile_spec(chip, "conv3d", "fp32", 96, 96, 3, 3, given="past residual") for chip in (80, 90, 100)),
+    *(compile_spec(arch, "conv3d", "bf16", c, c, 3, 3, given="past residual") for c in (384, 192, 96) for arch in (80, 90, 100)),
+    *(compile_spec(arch, "conv3d", "bf16", 192, 384, 3, 3) for arch in (90, 100)),
+    *(compile_spec(arch, "conv3d", "bf16", 16, 384, 3, 3) for arch in (80, 90, 100)),
+    *(compile_spec(arch, "conv3d", "bf16", 96, 3, 3, 3) for arch in (80, 90, 100)),
+    *(compile_spec(arch, "conv3d time", "bf16", 384, 768, 3, 1) for arch in (90, 100)),
+    *(compile_spec(arch, "conv3d", "fp32", 96, 96, 3, 3, given="past residual") for arch in (80, 90, 100)),
 ]

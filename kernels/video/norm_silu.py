@@ -3,7 +3,7 @@
 Contract
     n = x / max(|x|_2 over channels, 1e-12) * sqrt(C) * gamma;   y = n sigmoid(n)     (rms_norm_channels: y = n)
     x [B, C, ...] float32, bfloat16 or float16, gamma of C elements in any shape -> y, shape and dtype of x; all of it in float32
-    with one rounding at the end. Channels lie side by side in memory (channels last); what does not is copied on a GPU.
+    with one rounding at the end. Channels are last in memory; on a GPU other layouts are copied.
 Cost
     memory: one read and one write. 623 MB each way for 12 frames of 704x384 at 96 channels in bfloat16, the largest of the VAE.
 Source
@@ -37,7 +37,7 @@ def norm_silu_reference(x_BCx: Tensor, gamma: Tensor) -> Tensor:
 
 
 def norm_silu_into(out_BxC: Tensor, x_BCx: Tensor, gamma: Tensor) -> None:
-    """The same bits, float32, written to a tensor with the channels last: where a convolution will read them (see norm_silu_conv3d)."""
+    """The same bits, float32, written to a tensor with the channels last: where a convolution reads them (see norm_silu_conv3d)."""
     x_BxC = x_BCx.movedim(1, -1)
     norm_Bx1 = torch.linalg.vector_norm(x_BxC, dim=-1, keepdim=True).clamp_min_(1e-12)
     torch.mul(x_BxC, x_BxC.shape[-1] ** 0.5 / norm_Bx1, out=out_BxC)
@@ -53,7 +53,7 @@ def cost(args: dict[str, Any]) -> Cost:
 
 
 @jit
-def activated(n, SILU: tl.constexpr):
+def activate(n, SILU: tl.constexpr):
     return n * tl.sigmoid(n) if SILU else n
 
 
@@ -61,25 +61,25 @@ def activated(n, SILU: tl.constexpr):
 def norm_silu_kernel(
     x_ptr, gamma_ptr, y_ptr, pixels, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BP: tl.constexpr, SILU: tl.constexpr
 ):  # fmt: skip
-    """One program: BP pixels, whose channels are two parts (fused/row.py). One pixel a program would wait for memory most of the time."""
+    """One program: BP pixels, their channels in two parts (fused/row_primitives.py). One pixel a program would wait for memory most of the time."""
     pixel = tl.program_id(0) * BP + tl.arange(0, BP)
     row = pixel.to(tl.int64)[:, None] * D
-    there = (pixel < pixels)[:, None]
+    valid = (pixel < pixels)[:, None]
     cols_a = tl.arange(0, A)[None, :]
     cols_b = A + tl.arange(0, B)[None, :]
-    mask_a = there & (cols_a < D)
-    mask_b = there & (cols_b < D)
+    mask_a = valid & (cols_a < D)
+    mask_b = valid & (cols_b < D)
     a = load_row(x_ptr + row, cols_a, mask_a)
     b = load_row(x_ptr + row, cols_b, mask_b)
     length = tl.sqrt(tl.sum(a * a, 1) + tl.sum(b * b, 1))
     factor = (tl.sqrt(1.0 * D) / tl.maximum(length, 1e-12))[:, None]
-    a = activated(a * factor * load_row(gamma_ptr, cols_a, cols_a < D), SILU)
-    b = activated(b * factor * load_row(gamma_ptr, cols_b, cols_b < D), SILU)
+    a = activate(a * factor * load_row(gamma_ptr, cols_a, cols_a < D), SILU)
+    b = activate(b * factor * load_row(gamma_ptr, cols_b, cols_b < D), SILU)
     tl.store(y_ptr + row + cols_a, a.to(y_ptr.dtype.element_ty), mask=mask_a)
     tl.store(y_ptr + row + cols_b, b.to(y_ptr.dtype.element_ty), mask=mask_b)
 
 
-# --- tiles: by channels, 24 values a thread at 96, 192 and 384. Argued on paper, not measured: no GPU was at hand.
+# --- tiles: by channels, 24 values a thread at 96, 192 and 384. From arithmetic; no GPU has measured them.
 
 TILES: Tiles = {80: {96: tile(4, 1, BP=32), 192: tile(4, 1, BP=16), 384: tile(4, 1, BP=8), "wide": tile(4, 1, BP=1)}}
 
@@ -90,11 +90,11 @@ def variant(channels: int) -> int | str:
 
 
 def compile_spec(channels: int, dtype: str, silu: bool) -> CompileSpec:
-    chosen = TILES[80][variant(channels)]
+    selected = TILES[80][variant(channels)]
     signature = {"x_ptr": f"*{dtype}", "gamma_ptr": f"*{dtype}", "y_ptr": f"*{dtype}", "pixels": "i32"}
-    sizes = {**row_sizes(channels), **dict(chosen.sizes), "SILU": silu}
+    sizes = {**row_sizes(channels), **dict(selected.sizes), "SILU": silu}
     name = f"{'norm_silu' if silu else 'rms_norm_channels'} {dtype} {channels}"
-    return CompileSpec(name, norm_silu_kernel, signature, sizes, chosen.num_warps, 1, unaligned=("pixels",))
+    return CompileSpec(name, norm_silu_kernel, signature, sizes, selected.num_warps, 1, unaligned=("pixels",))
 
 
 COMPILE = [compile_spec(c, "bf16", True) for c in (96, 192, 384)] + [compile_spec(384, "bf16", False), compile_spec(96, "fp32", True)]

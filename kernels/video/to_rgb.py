@@ -1,7 +1,7 @@
-"""The end of a decoder: video in -1..1 to bytes, as RGB or as NV12, what encoders and displays take.
+"""The last step of a decoder: video in -1..1 to bytes, as RGB or as NV12, the formats of encoders and displays.
 
 Contract
-    RGB   trunc((clamp(x, -1, 1) + 1) * 127.5), truncated as upstream truncates
+    RGB   trunc((clamp(x, -1, 1) + 1) * 127.5), truncated as upstream does
     NV12  BT.709, limited range (luma 16..235, chroma 16..240), of those RGB bytes:
           Y = 16 + 219/255 (0.2126 R + 0.7152 G + 0.0722 B), one a pixel
           U = 128 + 224/255 (B - L) / 1.8556,  V = 128 + 224/255 (R - L) / 1.5748,  L the weighted sum of Y, one each a 2x2 square, of its mean
@@ -55,29 +55,29 @@ def cost(args: dict[str, Any]) -> Cost:
 
 
 @jit
-def byte(x_ptr, at, mask):
+def load_bytes(x_ptr, at, mask):
     """Values as bytes, widened."""
     x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
     return ((tl.minimum(tl.maximum(x, -1.0), 1.0) + 1.0) * 127.5).to(tl.int32)
 
 
 @jit
-def square(x, BW: tl.constexpr):
+def sum_squares(x, BW: tl.constexpr):
     """Sums of 2x2 squares of [2, BW]."""
     return tl.sum(tl.sum(tl.reshape(x, [2, BW // 2, 2]), 2), 0)
 
 
 @jit(launch_metadata=metadata("to_rgb", cost))
 def to_rgb_kernel(x_ptr, rgb_ptr, nv12_ptr, height, width, channel_step, frame_step, row_step, column_step, BW: tl.constexpr):
-    """One program: two rows of BW pixels of one frame, whose 2x2 squares share their chroma."""
+    """One program: two rows of BW pixels of one frame, so that it has whole 2x2 squares for their chroma."""
     frame = tl.program_id(2).to(tl.int64)
     h = tl.program_id(1) * 2 + tl.arange(0, 2)[:, None]
     w = tl.program_id(0) * BW + tl.arange(0, BW)[None, :]
     mask = (h < height) & (w < width)
     at = frame * frame_step + h * row_step + w * column_step
-    r = byte(x_ptr, at, mask)
-    g = byte(x_ptr, at + channel_step, mask)
-    b = byte(x_ptr, at + 2 * channel_step, mask)
+    r = load_bytes(x_ptr, at, mask)
+    g = load_bytes(x_ptr, at + channel_step, mask)
+    b = load_bytes(x_ptr, at + 2 * channel_step, mask)
     if rgb_ptr is not None:
         to = rgb_ptr + ((frame * height + h) * width + w) * 3
         tl.store(to, r.to(tl.uint8), mask=mask)
@@ -87,7 +87,7 @@ def to_rgb_kernel(x_ptr, rgb_ptr, nv12_ptr, height, width, channel_step, frame_s
         start = nv12_ptr + frame * (height + height // 2) * width
         luma = (11966 * r + 40254 * g + 4064 * b + 1081344) >> 16
         tl.store(start + h * width + w, luma.to(tl.uint8), mask=mask)
-        r4, g4, b4 = square(r, BW), square(g, BW), square(b, BW)
+        r4, g4, b4 = sum_squares(r, BW), sum_squares(g, BW), sum_squares(b, BW)
         u = (-6596 * r4 - 22188 * g4 + 28784 * b4 + 33685504) >> 18
         v = (28784 * r4 - 26145 * g4 - 2639 * b4 + 33685504) >> 18
         left = tl.program_id(0) * BW + 2 * tl.arange(0, BW // 2)
@@ -96,7 +96,7 @@ def to_rgb_kernel(x_ptr, rgb_ptr, nv12_ptr, height, width, channel_step, frame_s
         tl.store(to + 1, v.to(tl.uint8), mask=left < width)
 
 
-# --- tiles: a warp's share of a row is 64 pixels. Argued on paper, not measured: no GPU was at hand.
+# --- tiles: a warp's share of a row is 64 pixels. From arithmetic; no GPU has measured them.
 
 TILES: Tiles = {80: {"any": tile(4, 1, BW=256)}}
 
@@ -144,7 +144,7 @@ def to_nv12(video_3THW: Tensor) -> Tensor:
     """The op. Returns [T, 3 H / 2, W] uint8."""
     frames, height, width = video_3THW.shape[1:]
     if height % 2 or width % 2:
-        raise ValueError(f"NV12 has one colour for a square of four pixels: {height}x{width} is odd")
+        raise ValueError(f"NV12 has one color for a square of four pixels, so sides must be even: {height}x{width} is odd")
     if not runs_triton(video_3THW):
         return to_nv12_reference(video_3THW)
     nv12 = video_3THW.new_empty((frames, height + height // 2, width), dtype=torch.uint8)

@@ -1,15 +1,15 @@
-"""Twice the size, and a 3x3 convolution of what is now four times as much, none of which is ever written.
+"""Nearest upsampling by 2 and a 3x3 convolution, fused: the upsampled frames are never written.
 
 Contract
-    Each pixel of x holds `side` frames of CI channels side by side, the earlier first, as a convolution in time leaves them.
+    Each pixel of x holds `side` frames of CI channels side by side, the earlier first, as a convolution in time outputs them.
     u = those frames in order, each value of a pixel four times (nearest);   y = bias + conv2d(u, W), zeros beyond the edges
     x [B, side * CI, T, H, W], W [CO, CI, 3, 3], bias [CO] -> y [B, CO, side * T, 2 H, 2 W]; one floating dtype, sums in float32.
-    Shapes are channels first, memory is channels last; on a GPU what is not is copied.
+    Shapes are channels first, memory is channels last; on a GPU other layouts are copied.
 Cost
     18 CI CO flops a pixel of y: 2.3 TFLOP of a block's 27.5. On a GPU x and y are moved once; torch writes u and reads it again, 1.9 GB a
     block in bfloat16 at 704x384.
 Kernel
-    That of causal_conv3d: order of frames and nearest are where it reads, not what it reads.
+    That of causal_conv3d: frame order and upsampling are index arithmetic of its loads.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everface.kernels.video.causal_conv3d import compile_spec, last, launch, runs_kernel
+from everface.kernels.video.causal_conv3d import channels_last, compile_spec, launch, runs_kernel
 
 # --- reference
 
@@ -35,7 +35,7 @@ def upsample_conv_reference(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None
 
 def upsample_conv_folded(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, side: int) -> Tensor:
     """The CPU path: of three taps on an axis two meet the same pixel of x, so each of the four pixels of y over one of x is a
-    convolution of 2x2 taps, 16 products where there were 36. Sums in another order: equal to rounding, not to the bit."""
+    convolution of 2x2 taps: 16 multiplications instead of 36. Sums in another order: equal to rounding, not to the bit."""
     b, c, t, h, w = x_BCTHW.shape
     x_BTFHWC = x_BCTHW.movedim(1, -1).unflatten(-1, (side, c // side)).movedim(4, 2)
     x_NHWC = F.pad(x_BTFHWC.reshape(b * t * side, h, w, c // side), (0, 0, 1, 1, 1, 1))
@@ -59,11 +59,11 @@ def upsample_conv(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, side: in
         learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
         folds = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32 and not learns
         return (upsample_conv_folded if folds else upsample_conv_reference)(x_BCTHW, weight, bias, side)
-    x_BTHWC = last(x_BCTHW)
+    x_BTHWC = channels_last(x_BCTHW)
     b, t, h, w, _ = x_BTHWC.shape
     y_BTHWC = x_BTHWC.new_empty((b, side * t, 2 * h, 2 * w, weight.shape[0]))
-    launch(x_BTHWC, None, last(weight[:, :, None]), bias, None, side, 2, y_BTHWC)
+    launch(x_BTHWC, None, channels_last(weight[:, :, None]), bias, None, side, 2, y_BTHWC)
     return y_BTHWC.movedim(-1, 1)
 
 
-COMPILE = [compile_spec(chip, "upsample_conv", "bf16", c, c // 2, 1, 3, up=2, given="") for c in (384, 192) for chip in (80, 90, 100)]
+COMPILE = [compile_spec(arch, "upsample_conv", "bf16", c, c // 2, 1, 3, up=2, given="") for c in (384, 192) for arch in (80, 90, 100)]

@@ -63,6 +63,10 @@ class ProcessPipeline(Pipeline):
         """Process ids, upstream first."""
         return [child.process.pid for child in self._supervisor.children]
 
+    def block_seconds(self) -> list[list[float]]:
+        """The times of each stage's last blocks, upstream first."""
+        return [list(child.watch.seconds) for child in self._supervisor.children]
+
     def recover(self) -> list[str]:
         restarted: list[str] = []
         while True:

@@ -32,7 +32,7 @@ class Times:
     prepare_ms: float = 0.0
     jitter: float = 0.0
     format: BlockFormat = BlockFormat()
-    waits: Mapping[int, int] = field(default_factory=dict)
+    waits: Mapping[int, int] = field(default_factory=dict[int, int])
 
     def __post_init__(self) -> None:
         if min(self.role_ms.values()) <= 0 or min(self.transfer_ms, self.prepare_ms, self.jitter) < 0:
@@ -71,7 +71,7 @@ class _Stream:
     """One session in the simulation."""
 
     sent: int = 0
-    delivered_ms: list[float] = field(default_factory=list)
+    delivered_ms: list[float] = field(default_factory=list[float])
 
 
 def simulate(
@@ -110,7 +110,7 @@ def simulate(
         open_streams = [s for s in streams if s.sent < blocks]
         clock = max(clock, room, min(ready_ms(s) for s in open_streams))
         stream = min((s for s in open_streams if ready_ms(s) <= clock), key=lambda s: s.sent)  # the earliest deadline
-        at, start, done = clock + times.draw(times.prepare_ms, rng), [], []
+        at, start, done = clock + times.draw(times.prepare_ms, rng), list[float](), list[float]()
         for d in range(devices):
             begin = max(at + (times.draw(times.transfer_ms, rng) if devices > 1 or d else 0.0), frees[d])
             spent = times.draw(work[d], rng)

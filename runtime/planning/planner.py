@@ -45,7 +45,7 @@ def options(roles: Sequence[str], limits_gib: Sequence[float], memory: Memory, t
     """Every placement on the first n of these devices, in their order, for every n."""
     if not limits_gib or min(limits_gib) <= 0 or len(limits_gib) > MOST_DEVICES:
         raise BadInput(f"a pipeline has 1 to {MOST_DEVICES} devices with memory, not {list(limits_gib)}")
-    found = []
+    found: list[Option] = []
     for count in range(1, min(len(limits_gib), len(roles)) + 1):
         for devices in partitions(roles, count):
             held = [sum(memory(device, sessions, not i).values()) / GIB for i, device in enumerate(devices)]

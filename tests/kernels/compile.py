@@ -47,21 +47,21 @@ def compile_specs() -> dict[str, tuple[CompileSpec, int]]:
         for spec in getattr(importlib.import_module(module.name), "COMPILE", []):
             for arch in spec.archs:
                 if key(spec, arch) in found:
-                    raise ValueError(f"{module.name}: two builds are called {key(spec, arch)!r}")
+                    raise ValueError(f"{module.name}: two builds have the name {key(spec, arch)!r}")
                 found[key(spec, arch)] = (spec, arch)
     return found
 
 
 def overlap(sass: str) -> int:
-    """The fewest exponentials that stand between the wait for all products but one and the wait for that one. PTX does not tell: ptxas
+    """The fewest exponentials between the wait for all GEMMs but one and the wait for that one. PTX does not show it: ptxas
     may move the second wait up to the first, and then the softmax overlaps nothing."""
     parts = sass.split(ONE_LEFT)[1:]
     return min((part.split(NONE_LEFT)[0].count(EXPONENTIAL) for part in parts), default=0)
 
 
 def measure(spec: CompileSpec, arch: int, tools: Path) -> dict[str, int | bool]:
-    """Registers a thread, stack bytes a thread, shared bytes a program, wgmma instructions, warps of one build, and what it promises.
-    Of one in Gluon also the exponentials that its products overlap."""
+    """Registers a thread, stack bytes a thread, shared bytes a program, wgmma instructions, warps of one build, and its promises.
+    Of one in Gluon also the exponentials that overlap its GEMMs."""
     names = spec.kernel.arg_names
     signature = {name: spec.signature.get(name, "constexpr") for name in names}
     missing = [n for n in names if n not in spec.signature and n not in spec.constexprs]
@@ -85,7 +85,7 @@ def measure(spec: CompileSpec, arch: int, tools: Path) -> dict[str, int | bool]:
         sass = subprocess.run([tools / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout if by_hand else ""
     match = RES_USAGE.search(report)
     if match is None:
-        raise ValueError(f"{spec.name}: cuobjdump said {report!r}")
+        raise ValueError(f"{spec.name}: cuobjdump returned {report!r}")
     regs, stack, _ = map(int, match.groups())
     wgmma = made.asm["ptx"].count("wgmma.mma_async")
     used = {"regs": regs, "stack": stack, "shared": made.metadata.shared, "wgmma": wgmma, "warps": made.metadata.num_warps}

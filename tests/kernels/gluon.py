@@ -1,11 +1,11 @@
-"""Runs the Python of a Gluon kernel on the CPU, as Triton's own interpreter cannot: partitions as threads, products and copies late.
+"""Runs the Python of a Gluon kernel on the CPU, as Triton's own interpreter cannot: partitions are threads, GEMMs and copies complete late.
 
     emulate(monkeypatch, module, kernel, seed)      module.kernel[grid](...) then runs here, with torch's CPU tensors
 
 One thread runs at a time; at every wait a seeded draw picks the thread that goes on, or the copy that lands. What a GPU leaves undefined shows:
     a slot being copied into holds NaN until its bytes have landed;
-    a product reads its operands when it is issued and again when it is awaited, and they must not have changed;
-    its result cannot be used before a wait that covers it; nobody able to go on is a deadlock, too many arrivals are an error.
+    a GEMM reads its operands when it is issued and again when it is awaited, and they must not have changed;
+    its result cannot be used before a wait that covers it; no thread able to go on is a deadlock, too many arrivals are an error.
 Left out: layouts, registers, memory order between ordinary loads and the copies' engine, everything a compiler might do.
 """
 
@@ -80,8 +80,8 @@ class Tiles:
         return out
 
 
-class Product:
-    """An asynchronous product."""
+class AsyncGemm:
+    """An asynchronous GEMM."""
 
     def __init__(self, a: torch.Tensor, b: torch.Tensor, acc: torch.Tensor, use_acc: bool) -> None:
         self.operands, self.seen = (a, b), (a.clone(), b.clone())
@@ -90,7 +90,7 @@ class Product:
     def finish(self) -> None:
         for now, then in zip(self.operands, self.seen, strict=True):
             if not torch.equal(now.float().nan_to_num(7e7), then.float().nan_to_num(7e7)):
-                raise RuleViolation("a slot changed under a running product")
+                raise RuleViolation("a slot changed under a running GEMM")
         self.value = self.acc + self.seen[0].float() @ self.seen[1].float()
 
 
@@ -100,7 +100,7 @@ class Partition(threading.Thread):
     def __init__(self, program: Program, body: Callable[[], object]) -> None:
         super().__init__(daemon=True)
         self.program, self.body, self.go, self.until = program, body, threading.Semaphore(0), lambda: True
-        self.products: list[Product] = []
+        self.gemms: list[AsyncGemm] = []
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -159,8 +159,8 @@ class Program:
             for partition in everyone:
                 if partition.error is not None:
                     raise partition.error
-        if self.landing or any(partition.products for partition in everyone):
-            raise RuleViolation("the program ended before its copies or products")
+        if self.landing or any(partition.gemms for partition in everyone):
+            raise RuleViolation("the program ended before its copies or GEMMs")
 
     def init(self, bar: Shared, count: int) -> None:
         bar.data[0].count = bar.data[0].missing = count
@@ -186,19 +186,19 @@ class Program:
 
         self.landing.append(land)
 
-    def multiply(self, a: torch.Tensor, b: torch.Tensor, acc: torch.Tensor, *, use_acc: bool = True, is_async: bool) -> Product:
+    def multiply(self, a: torch.Tensor, b: torch.Tensor, acc: torch.Tensor, *, use_acc: bool = True, is_async: bool) -> AsyncGemm:
         assert is_async
-        products = current_partition().products
-        products.append(Product(a, b, acc, use_acc))
-        return products[-1]
+        gemms = current_partition().gemms
+        gemms.append(AsyncGemm(a, b, acc, use_acc))
+        return gemms[-1]
 
     def multiplied(self, left: int, deps: list[Any]) -> Any:
-        products = current_partition().products
-        while len(products) > left:
-            products.pop(0).finish()
-        values = [x.value if isinstance(x, Product) else x for x in deps]
+        gemms = current_partition().gemms
+        while len(gemms) > left:
+            gemms.pop(0).finish()
+        values = [x.value if isinstance(x, AsyncGemm) else x for x in deps]
         if any(value is None for value in values):
-            raise RuleViolation("a product is used before its wait")
+            raise RuleViolation("a GEMM is used before its wait")
         return values[0] if len(values) == 1 else values
 
 

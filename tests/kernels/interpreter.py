@@ -1,7 +1,7 @@
 """Fixes Triton's interpreter where it is wrong about small floats. Import this before launching a kernel on the CPU.
 
 As it comes (3.6 to 3.9): casts to bfloat16 truncate, casts to fp8 are wrong for a few per cent of the values and do not saturate,
-and tl.dot multiplies the bits of bfloat16 operands as if they were integers. Here torch does the casts, as the GPU does (nearest,
+and tl.dot multiplies the bits of bfloat16 operands as integers. Here torch does the casts, as the GPU does (nearest,
 ties to even; e4m3 saturates), and dot widens its operands. Arithmetic on bfloat16 and fp8 would still be garbage, so it raises instead:
 a kernel widens right after its loads. Reductions such as tl.sum on them are not caught.
 """
@@ -21,7 +21,7 @@ BITS = {1: (np.uint8, torch.uint8), 2: (np.int16, torch.int16), 4: (np.int32, to
 
 
 def convert(values: np.ndarray, source: Any, target: Any, _rounding: Any = None) -> np.ndarray:
-    """Stands in for interpreter._convert_float: the target's bits, in the shape of `values`."""
+    """Replaces interpreter._convert_float: the target's bits, in the shape of `values`."""
     known = STORED | PLAIN
     as_numpy, as_torch = BITS[values.itemsize]
     x = torch.from_numpy(np.ascontiguousarray(values).view(as_numpy)).view(as_torch).view(known[source])
@@ -36,7 +36,7 @@ def widen(x: Any) -> np.ndarray:
 
 
 def dot(_: Any, a: Any, b: Any, d: Any, *_options: Any) -> Any:
-    """Stands in for InterpreterBuilder.create_dot."""
+    """Replaces InterpreterBuilder.create_dot."""
     return interpreter.TensorHandle(np.matmul(widen(a), widen(b), dtype=d.data.dtype) + d.data, d.dtype.scalar)
 
 

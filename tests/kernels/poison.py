@@ -13,11 +13,11 @@ from tests.kernels import interpreter
 interpreter.apply_fixes()
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-MARGIN = 64  # elements; keeps what lies between aligned to 64 bytes at the least
+MARGIN = 64  # elements; keeps the part between aligned to at least 64 bytes
 
 # Rounding to nearest is off by at most this part of a number: half a step of its 8, 11 or 24 significant bits.
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-24}
-# Of one float32 product. A tensor core multiplies tf32 numbers of 11 bits: x = hi + lo, y = hi' + lo', and three passes give
+# Error of one float32 product. A tensor core multiplies tf32 numbers of 11 bits: x = hi + lo, y = hi' + lo', and three passes give
 # hi hi' + hi lo' + lo hi'. The two splits drop 2^-22 of x and of y, and lo lo' is 2^-22 of x y. The interpreter rounds once.
 PRODUCT = 3 * 2.0**-22 if DEVICE == "cuda" else 2.0**-24
 

@@ -153,7 +153,7 @@ def test_another_thread_keeps_its_own_attention() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["triton", "gluon", *library_backends.LIBRARIES])
 def test_backends_are_captured_after_one_run(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # the real chip
+    monkeypatch.undo()  # the real GPU
     fault = backend.find_fault(name, torch.device(DEVICE), BF16, 128)
     if fault:
         pytest.skip(fault)

@@ -24,7 +24,7 @@ def draw(tokens: int, slots: int, used: int, heads: int, d: int, dtype: torch.dt
 
 
 def error(o: torch.Tensor, case: Case) -> float:
-    """Largest error against float64, in parts of the largest answer."""
+    """Largest error against float64, relative to the largest output."""
     q, k, v, used = case
     exact = block_causal_reference(q.double(), k.double(), v.double(), used)
     return float((o.double() - exact).abs().max() / exact.abs().max())
@@ -51,8 +51,8 @@ def test_kernel_equals_reference(
     assert error(o, case) <= attention_tolerance(dtype, d)
 
 
-def test_order_of_the_slots_carries_no_meaning() -> None:
-    """A ring that has wrapped is the same keys, rolled."""
+def test_the_order_of_the_slots_does_not_matter() -> None:
+    """A ring that has wrapped holds the same keys, rolled."""
     q, k, v, used = draw(4, 69, 69, 1, 64, torch.float32)
     plain = launch_block_causal(q, k, v, used)
     rolled = launch_block_causal(q, k.roll(25, 0), v.roll(25, 0), used)

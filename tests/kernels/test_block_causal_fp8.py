@@ -1,4 +1,4 @@
-"""Attention over codes of sink and ring: the kernel under the interpreter (or on a GPU) against its reference and the exact answer."""
+"""Attention over an e4m3 KV cache: the kernel under the interpreter (or on a GPU) against its reference and exact attention."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def drawn(*size: int, seed: int) -> torch.Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
-def held(x_SHd: torch.Tensor) -> torch.Tensor:
-    """The same codes [H, d, S] as a cache holds values, the padding NaN."""
+def as_cached(x_SHd: torch.Tensor) -> torch.Tensor:
+    """The same values [H, d, S] as a KV cache holds them, the padding NaN."""
     slots, heads, d = x_SHd.shape
     _, v = kv_pair((1, slots, heads, d), torch.bfloat16, x_SHd.device, E4M3)
     whole = torch.as_strided(v, (v.untyped_storage().nbytes(),), (1,))
@@ -46,13 +46,13 @@ def held(x_SHd: torch.Tensor) -> torch.Tensor:
 
 
 def draw(tokens: int, slots: int, used: int, heads: int, d: int) -> tuple[Case, torch.Tensor]:
-    """Standard normals in codes, a scale a head for each; and the exact attention over the numbers before they were coded."""
+    """Quantized standard normals, each with a scale a head; and exact attention over the numbers before quantization."""
     scale_q, scale_k, scale_v = (2.0 ** -torch.arange(n, n + heads, device=DEVICE).float() for n in (4, 5, 6))
     q, k, v = (drawn(n, heads, d, seed=s) for s, n in enumerate((tokens, slots, slots)))
     exact = block_causal_reference(q.double(), k.double(), v.double(), used)
     k[used:] = v[used:] = float("nan")
     q, k, v = ((x / scale[:, None]).to(E4M3) for x, scale in ((q, scale_q), (k, scale_k), (v, scale_v)))
-    return Case(q, k, held(v), used, scale_q * scale_k, scale_v), exact
+    return Case(q, k, as_cached(v), used, scale_q * scale_k, scale_v), exact
 
 
 def relative(got: torch.Tensor, want: torch.Tensor) -> float:
@@ -71,7 +71,7 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
     ],
 )
 def test_kernel_equals_reference(tokens: int, slots: int, used: int, heads: int, d: int) -> None:
-    """They code weights against other maxima, and differ by that: 2 % of a random answer, which is an average of noise."""
+    """They quantize weights relative to different maxima: that is 2 % of a random output, which is an average of noise."""
     case, exact = draw(tokens, slots, used, heads, d)
     got, want = launch_block_causal_fp8(*case), block_causal_fp8_reference(*case)
     assert got.shape == want.shape == case.q_THd.shape and got.dtype == want.dtype == torch.bfloat16
@@ -79,8 +79,8 @@ def test_kernel_equals_reference(tokens: int, slots: int, used: int, heads: int,
     assert relative(got, exact) < 0.1 and relative(want, exact) < 0.1  # three bits of four roundings: docs/numerics.md
 
 
-def test_only_codes_are_lost() -> None:
-    """Against exact attention over the very codes: what is left is how weights are coded."""
+def test_only_the_quantization_of_weights_is_lost() -> None:
+    """Against exact attention over the quantized values: the rest is the quantization of weights."""
     case, _ = draw(40, 390, 390, 2, 64)
     q, k, v = case.q_THd.double() * case.qk_scale_H[:, None].double(), case.k_NHd.double(), case.vT_HdN.permute(2, 0, 1).double()
     exact = block_causal_reference(q, k, v, len(k)) * case.v_scale_H[:, None]
@@ -97,7 +97,7 @@ def test_small_weights_of_many_keys_count() -> None:
     v[0] = 1.0
     one = torch.ones(1, device=DEVICE)
     q_scale = q[0, 0, :1].clone()
-    case = Case((q / q_scale).to(E4M3), k.to(E4M3), held(v.to(E4M3)), keys, q_scale, one)
+    case = Case((q / q_scale).to(E4M3), k.to(E4M3), as_cached(v.to(E4M3)), keys, q_scale, one)
     for got in (launch_block_causal_fp8(*case), block_causal_fp8_reference(*case)):
         assert got.float().abs().max() < 0.02, got
 

@@ -1,4 +1,4 @@
-"""Attention for sm_90: its own Python under an emulator of barriers, copies and products; its machine code; on a Hopper chip, itself."""
+"""Attention for sm_90: its Python under an emulator of barriers, copies and GEMMs; its machine code; on a Hopper GPU, the kernel itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 Sizes = tuple[int, int, int, int]
 Fp8Case = tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, torch.Tensor, torch.Tensor]
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
-needs_hopper = pytest.mark.skipif(not HOPPER or bool(hopper.UNAVAILABLE), reason="needs a chip of sm_90 and Triton 3.6")
+needs_hopper = pytest.mark.skipif(not HOPPER or bool(hopper.UNAVAILABLE), reason="needs a GPU of sm_90 and Triton 3.6")
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float8_e4m3fn: 4e-2}
 
 CASES = [  # tokens, slots, used, heads
@@ -35,7 +35,7 @@ CASES = [  # tokens, slots, used, heads
 
 
 def quantize(case: Case) -> tuple[Fp8Case, Case]:
-    """Arguments in e4m3, and the case that they stand for, to compare with. Values beyond `used` stay NaN."""
+    """Arguments in e4m3, and the case they represent, to compare with. Values beyond `used` stay NaN."""
     q, k, v, used = case
     random = torch.Generator().manual_seed(used)
     heads = q.shape[1]
@@ -78,14 +78,14 @@ def test_schedule_in_8_bits_equals_reference(sizes: Sizes, monkeypatch: pytest.M
 MISTAKES = {
     "keys read before they are there": ("mbarrier.wait(k_full.index((i + 1) % STAGES), (i + 1) // STAGES & 1, pred=j + 1 < n)", "pass"),
     "values read before they are there": ("mbarrier.wait(v_full.index(before), before_phase)", "pass"),
-    "queries read before they are there": ("mbarrier.wait(q_full.index(half), turn & 1)", "pass"),
-    "queries given back under a product": ("mbarrier.arrive(q_empty.index(half))\n", "pass\n"),
+    "queries read before they are there": ("mbarrier.wait(q_full.index(half), query_tile & 1)", "pass"),
+    "queries released under a GEMM": ("mbarrier.arrive(q_empty.index(half))\n", "pass\n"),
     "a slot filled while it is read": ("mbarrier.wait(empty.index(stage), phase ^ 1)", "pass"),
     "the loader waits for the wrong phase": ("mbarrier.wait(empty.index(stage), phase ^ 1)", "mbarrier.wait(empty.index(stage), phase)"),
     "the other parity": ("stage, phase = i % STAGES, i // STAGES & 1\n            s", "stage, phase = i % STAGES, i // STAGES & 1 ^ 1\n            s"),
-    "values given back before they are used": ("s = warpgroup_mma_wait(1, deps=[s])", "s = warpgroup_mma_wait(1, deps=[s]); mbarrier.arrive(v_empty.index(before))"),
-    "values never given back": ("mbarrier.arrive(v_empty.index(before))", "pass"),
-    "scores used before their product": ("warpgroup_mma_wait(1, deps=[s])", "warpgroup_mma_wait(2, deps=[s])"),
+    "values released before they are used": ("s = warpgroup_mma_wait(1, deps=[s])", "s = warpgroup_mma_wait(1, deps=[s]); mbarrier.arrive(v_empty.index(before))"),
+    "values never released": ("mbarrier.arrive(v_empty.index(before))", "pass"),
+    "scores used before their GEMM": ("warpgroup_mma_wait(1, deps=[s])", "warpgroup_mma_wait(2, deps=[s])"),
     "one warpgroup's release is enough": ("mbarrier.init(k_empty.index(stage), count=2)", "mbarrier.init(k_empty.index(stage), count=1)"),
     "output not rescaled": ("acc = acc * gl.convert_layout(shrink, o_row)[:, None]", "pass"),
     "the tail not masked": ("if left < BN:", "if False:"),

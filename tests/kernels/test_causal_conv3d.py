@@ -1,4 +1,4 @@
-"""The convolution that keeps its own past: the kernel against plain torch in float64, what it may not read, and the past it writes."""
+"""The convolution that keeps its own past: the kernel against plain torch in float64, the memory it must not read, and the past it writes."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from everface.kernels.video import causal_conv3d as module
 from everface.kernels.video.causal_conv3d import PAST, causal_conv3d_reference, next_past
 
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
-TOLERANCE = {F32: 3e-6, F16: 2e-3, BF16: 1e-2}  # of the largest value
+# Of the largest value: 2.5 roundings to 8 or 11 bits; in float32 three tf32 passes, each off by 2^-22, over sums of independent terms.
+TOLERANCE = {F32: 4 * 3 * 2.0**-22, F16: 2.5 * 2.0**-11, BF16: 2.5 * 2.0**-8}
 
 # videos, frames, height, width, CI, CO, taps in space, dtype, past, residual
 CASES = {
     "block": (1, 3, 5, 7, 32, 32, 3, F32, True, True),
     "several tiles": (1, 2, 13, 11, 16, 8, 3, F32, True, False),
-    "two products": (1, 1, 3, 5, 16, 96, 3, F32, True, True),
-    "two products, two columns": (1, 1, 2, 3, 16, 384, 1, BF16, True, False),
+    "two GEMMs": (1, 1, 3, 5, 16, 96, 3, F32, True, True),
+    "two GEMMs, two columns": (1, 1, 2, 3, 16, 384, 1, BF16, True, False),
     "odd channels": (1, 2, 3, 4, 13, 21, 3, F32, True, True),
     "many chunks": (1, 1, 2, 3, 192, 16, 1, BF16, True, False),
     "two videos": (2, 2, 3, 4, 16, 16, 3, F16, True, True),

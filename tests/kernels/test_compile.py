@@ -1,4 +1,4 @@
-"""Every kernel and every tile in the tables compiles without a GPU, and stays within what budget.json says it may cost."""
+"""Every kernel and every tile in the tables compiles without a GPU, and stays within budget.json."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 HERE = Path(__file__).parent
 BUDGET = json.loads((HERE / "budget.json").read_text())
-LIMIT = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes; tiles of sm_80 also serve chips of 86, 89 and 120
+LIMIT = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes; tiles of sm_80 also serve GPUs of 86, 89 and 120
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +29,15 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def over(key: str, cost: dict[str, Any], allowed: dict[str, Any] | None, exact: bool, complete: bool = True) -> list[str]:
-    """What is wrong with one build. Not `exact`: another Triton than the budget's allocates otherwise, and only the chip's limits hold.
-    Not `complete`: so they do for what the budget does not name yet; `python -m tests.kernels.compile --write` completes it."""
+    """Faults of one build. Not `exact`: another Triton than the budget's allocates differently, and only the GPU's limits apply.
+    Not `complete`: the same for builds that the budget lacks; `python -m tests.kernels.compile --write` completes it."""
     if "error" in cost or (allowed is None and complete):
         return [f"{key}: {cost.get('error') or 'not in budget.json: python -m tests.kernels.compile --write'}"]
     arch = int(key.rsplit("_", 1)[1])
-    wrong = [f"{key}: {cost['shared']} bytes of shared memory, the chip has {LIMIT[arch]}"] * (cost["shared"] > LIMIT[arch])
+    wrong = [f"{key}: {cost['shared']} bytes of shared memory, the GPU has {LIMIT[arch]}"] * (cost["shared"] > LIMIT[arch])
     wrong += [f"{key}: spills {cost['stack']} bytes"] * (cost["must_not_spill"] and cost["stack"] > 0)
     wrong += [f"{key}: no wgmma"] * (cost["needs_wgmma"] and arch == 90 and cost["wgmma"] == 0)
-    wrong += [f"{key}: its softmax overlaps no product"] * (cost.get("overlap") == 0)
+    wrong += [f"{key}: its softmax overlaps no GEMM"] * (cost.get("overlap") == 0)
     if exact and allowed is not None:
         wrong += [f"{key}: {cost[n]} {n}, {allowed[n]} allowed" for n in ("regs", "stack", "shared") if cost[n] > allowed[n]]
     return wrong

@@ -27,7 +27,7 @@ def draw(*shape: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
 
 
 def poisoned(x: torch.Tensor, slots: int) -> torch.Tensor:
-    """x as the first rows of a longer buffer whose rest is NaN."""
+    """x as the first rows of a longer buffer; the rest is NaN."""
     rest = x.new_full((x.shape[0], slots, *x.shape[2:]), float("nan"))
     return torch.cat((x, rest), 1)[:, : x.shape[1]]
 
@@ -58,10 +58,10 @@ def test_kernel_equals_reference(
 
 @pytest.mark.parametrize(("batch", "tokens", "keys", "d"), [(1, 70, 150, 128), (2, 33, 45, 48), (1, 5, 7, 64)])
 @pytest.mark.parametrize("use_descriptors", [True, False], ids=["descriptors", "pointers"])
-def test_answers_in_codes(batch: int, tokens: int, keys: int, d: int, use_descriptors: bool) -> None:
-    """Within half a step of e4m3 of the exact answer; the scale is every token's; a value at the bound is 448 and no NaN."""
+def test_quantized_output(batch: int, tokens: int, keys: int, d: int, use_descriptors: bool) -> None:
+    """Within half a step of e4m3 of the exact output; every token has the scale; a value at the bound is 448, not NaN."""
     q, k, v = (draw(b, n, 2, d, dtype=torch.bfloat16, seed=s) for b, n, s in ((batch, tokens, 1), (1, keys, 2), (1, keys, 3)))
-    v[..., 0] = 5.0  # every mean of it lies at the bound
+    v[..., 0] = 5.0  # every mean of it is at the bound
     scale_1 = v.abs().amax().float().reshape(1) / 448
     exact = cross_reference(q.double(), k.double(), v.double())
     for quantized, scale in (launch_cross_quantized(q, k, v, scale_1, use_descriptors), cross_quantized_reference(q, k, v, scale_1)):

@@ -19,7 +19,7 @@ SIGMAS = 0.85769, 0.60215
 def test_kernel_is_the_reference(
     grid: tuple[int, int], patch: tuple[int, int], channels: int, x_dtype: torch.dtype, v_dtype: torch.dtype
 ) -> None:
-    """Two samples, ragged last program; the rounding of the product to v's dtype shows in bfloat16."""
+    """Two samples, ragged last program; the rounding of the change to v's dtype shows in bfloat16."""
     (rows, cols), (py, px), g = grid, patch, torch.Generator().manual_seed(1)
     x = torch.randn(2, channels, 3, rows * py, cols * px, generator=g).to(DEVICE, x_dtype)
     out = torch.randn(2, 3, rows * cols, py * px * channels, generator=g).to(DEVICE, v_dtype)

@@ -1,4 +1,4 @@
-"""The 8-bit linear layer against golden data: exact codes, exact scales, one rounding away in the product."""
+"""The 8-bit linear layer against golden data: exact quantized values, exact scales, the GEMM within one rounding."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", ["x", "weight"])
-def test_codes_and_scales(data: dict[str, torch.Tensor], case: str, name: str) -> None:
+def test_quantized_values_and_scales(data: dict[str, torch.Tensor], case: str, name: str) -> None:
     quantized, scale = quantize_tensor(data[f"{case}.{name}"])
     assert same_bits(quantized, data[f"{case}.{name}_fp8"])
     torch.testing.assert_close(scale, data[f"{case}.{name}_scale"], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_float32_product_variant(data: dict[str, torch.Tensor], case: str) -> None:
+def test_quantized_from_float32(data: dict[str, torch.Tensor], case: str) -> None:
     quantized, scale = quantize_tensor(data[f"{case}.weight"].float())
     assert same_bits(quantized, data[f"{case}.weight_fp8_from_f32"])
     torch.testing.assert_close(scale, data[f"{case}.weight_scale_from_f32"], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_product(data: dict[str, torch.Tensor], case: str) -> None:
+def test_gemm(data: dict[str, torch.Tensor], case: str) -> None:
     x, w, bias = (data[f"{case}.{n}"] for n in ("x", "weight", "bias"))
     quantized_w, scale_w = quantize_tensor(w)
     y_f32 = scaled_gemm_reference(*quantize_tensor(x), quantized_w, scale_w, bias, torch.float32)
@@ -91,7 +91,7 @@ def test_extremes() -> None:
 
 
 def rows_case(m: int, n: int, k: int, device: str = "cpu") -> tuple[torch.Tensor, ...]:
-    """(codes_x, scale_x, codes_w, scale_w, bias): tokens of very different loudness."""
+    """(codes_x, scale_x, codes_w, scale_w, bias): tokens of very different size."""
     g = torch.Generator().manual_seed(m + n + k)
     x = torch.randn(m, k, generator=g) * torch.logspace(-2, 2, m)[:, None]
     w, bias = torch.randn(n, k, generator=g) * 0.05, torch.randn(n, generator=g).bfloat16()
@@ -124,23 +124,23 @@ def test_rows_kernel(m: int, n: int, k: int, gelu: bool, with_bias: bool, dtype:
     small = {"BM": 16, "BN": 32, "BK": 32, "GROUP": 2, "num_warps": 4, "num_stages": 2}
     launch_tile(quantized_x, scale_x, quantized_w, scale_w, maybe, gelu, y.inside, small)
     want = scaled_gemm_reference(quantized_x, scale_x, quantized_w, scale_w[:, 0], maybe, dtype, gelu)
-    loudest = want.float().abs().amax(-1, keepdim=True)
-    agree((y.written() / loudest), (want / loudest), rounded=dtype == torch.bfloat16)
+    largest = want.float().abs().amax(-1, keepdim=True)
+    agree((y.written() / largest), (want / largest), rounded=dtype == torch.bfloat16)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("gelu", [False, True])
 def test_rows_on_a_gpu(gelu: bool) -> None:
-    """The backend that the op takes and the Triton tile of the chip, ragged last tile of tokens."""
+    """The op's backend and the Triton tile of the GPU, ragged last tile of tokens."""
     from everface.kernels.linear.fp8_linear import launch
 
     x, scale_x, w, scale_w, bias = args = rows_case(333, 512, 768, "cuda")
     want = scaled_gemm_reference(x, scale_x, w, scale_w[:, 0], bias, torch.float32, gelu)
-    loudest = want.abs().amax(-1, keepdim=True)
+    largest = want.abs().amax(-1, keepdim=True)
     by_tile = torch.full((333, 512), float("nan"), dtype=torch.bfloat16, device="cuda")
     launch(x, scale_x, w, scale_w.reshape(-1), bias, gelu, by_tile)
     for y in (by_tile, fp8_linear_rows(*args, gelu=gelu, dtype=torch.bfloat16)):
-        assert ((y.float() - want).abs() / loudest).max() <= 2e-2
+        assert ((y.float() - want).abs() / largest).max() <= 2e-2
 
 
 @pytest.mark.gpu

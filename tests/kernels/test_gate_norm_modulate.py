@@ -1,4 +1,4 @@
-"""The op between two matrix products: its kernel against its reference, in every way the model calls it."""
+"""The op between two GEMMs: its kernel against its reference, in every way the model calls it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def arguments(call: str, size: tuple[int, int, int, int], one_row: bool = False)
 
 
 def launched(args: tuple, quantized: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(x', u or codes, scale of the codes) as the kernel writes them into poisoned memory."""
+    """(x', u, scale of u if it is quantized) as the kernel writes them into poisoned memory."""
     x, y, gate, affine, modulation, eps, norm_dtype, dtype = args
     new = None if y is None else Poisoned(*x.shape)
     u = Poisoned(*x.shape, dtype=torch.float8_e4m3fn if quantized else dtype)
@@ -72,7 +72,7 @@ def test_kernel_is_the_reference(call: str, size: str) -> None:
 
 
 @pytest.mark.parametrize("call", ["input", "norm3", "ffn"])
-def test_codes_are_those_of_the_two_ops_one_after_the_other(call: str) -> None:
+def test_quantized_equals_the_two_ops_one_after_the_other(call: str) -> None:
     args = arguments(call, SIZES["odd"])
     _, u, _ = launched(args)
     _, quantized, scale = launched(args, quantized=True)
@@ -91,7 +91,7 @@ def test_residual_alone(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_ops_launch_what_the_references_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way from the op to the kernel: y of one row for all, modulation of one row, of a row a frame, and of a row a token."""
+    """From the op to the kernel: y of one row for all, modulation of one row, of a row a frame, and of a row a token."""
     x, y, gate, affine, modulation, eps, norm_dtype, dtype = args = arguments("all in float32", SIZES["odd"])
     given = {"affine": affine, "modulation": modulation, "eps": eps, "norm_dtype": norm_dtype, "dtype": dtype}
     want = gate_norm.gate_norm_modulate_reference(*args)
@@ -112,7 +112,7 @@ def test_ops_launch_what_the_references_say(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
-def test_sound_goes_through_the_same_kernel(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_audio_uses_the_same_kernel(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     g = torch.Generator().manual_seed(7)
     x = torch.randn(2, 3, 2, 192, generator=g).to(DEVICE, dtype)
     shift_scale = torch.randn(2, 3, 384, generator=g).to(DEVICE, dtype)

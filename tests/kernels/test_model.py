@@ -43,7 +43,7 @@ CFG = DiTConfig(
 
 @contextlib.contextmanager
 def interpreted() -> Iterator[dict[str, Mock]]:
-    """Every op launches its kernel under the interpreter. Answers what was called how often, by name."""
+    """Every op launches its kernel under the interpreter. Yields how often each was called, by name."""
     launches = {
         "attention.cross.cross_op": launch_cross,
         "attention.cross.cross_quantized_op": launch_cross_quantized,
@@ -85,7 +85,7 @@ def test_a_golden_block(golden: Path) -> None:
 @pytest.mark.parametrize(("kind", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.02), ("fp8", 0.05), ("fp8-attention", 0.06)])
 @torch.no_grad()
 def test_a_step(kind: str, tolerance: float) -> None:
-    """Kernels against references, relative to the move of the latent: the third block, its place read from memory."""
+    """Kernels against references, relative to the move of the latent: the third block, its position read from memory."""
     torch.manual_seed(6)
     dit = DiT(CFG).eval().requires_grad_(False)
     dit.to(torch.float32 if kind == "float32" else torch.bfloat16).fuse()
@@ -94,7 +94,7 @@ def test_a_step(kind: str, tolerance: float) -> None:
     audio_kv, rope = dit.audio_kv(torch.randn(3, 5, 128), torch.randn(3, 128)), dit.rope((2, 2))
     caches, x = [dit.new_cache(4, 4) for _ in range(2)], torch.randn(16, 3, 4, 4).to(dit.dtype)
     for name, kept in vars(caches[0]).items():
-        part = torch.randn(kept.shape) * (8 if kind == "fp8-attention" else 1)  # codes of what is typical
+        part = torch.randn(kept.shape) * (8 if kind == "fp8-attention" else 1)  # typical e4m3 values
         for cache in caches:
             getattr(cache, name).copy_(part)
     mod, text_kv = dit.modulations(dit.time(857.7)), dit.stream_text_kv(text_kv)

@@ -47,7 +47,7 @@ def test_nothing_beside_the_pixels_is_read() -> None:
 
 
 def test_ops_keep_shape_layout_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Video and pictures, channels last and not, gamma in the shapes of the checkpoint."""
+    """Video and images, channels last and not, gamma in the shapes of the checkpoint."""
     g = torch.Generator().manual_seed(3)
     video = torch.randn(2, 24, 3, 4, 5, generator=g).to(DEVICE)
     for x, gamma in ((video, torch.randn(24, 1, 1, 1)), (video[:, :, 0], torch.randn(24, 1, 1))):

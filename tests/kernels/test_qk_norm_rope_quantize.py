@@ -13,7 +13,7 @@ from everface.kernels.fused import qk_norm_rope_quantize as op
 from everface.kernels.fused.qk_norm_rope_store import qk_norm_rope_store_reference
 
 BF16, E4M3 = torch.bfloat16, torch.float8_e4m3fn
-pytestmark = pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="knows no e4m3")
+pytestmark = pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="the GPU has no e4m3")
 
 
 def near(got: torch.Tensor, want: torch.Tensor) -> None:

@@ -43,7 +43,7 @@ def test_kernel_is_the_reference(tokens: int, heads: int, head: int, dtype: torc
 
 
 def test_the_ring_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Six blocks through a ring of four: the slots hold blocks 4, 5, 2, 3, whoever writes them."""
+    """Six blocks through a ring of four: the slots hold blocks 4, 5, 2, 3, by kernel and by reference."""
     tokens, heads, head, blocks = 2, 2, 16, 4
     weight, turn = drawn(heads * head, seed=3), rope_table(tokens, head)
     rings = [tuple(torch.full((blocks * tokens, heads, head), float("nan"), device=DEVICE) for _ in range(2)) for _ in range(2)]

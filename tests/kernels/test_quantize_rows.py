@@ -1,4 +1,4 @@
-"""Codes with one scale a row: the kernel's are the reference's, bit for bit."""
+"""Quantization with one scale a row: the kernel equals the reference bit for bit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_kernel_is_the_reference(rows: int, width: int, dtype: torch.dtype) -> N
     torch.testing.assert_close(scale.written(), want_scale, rtol=1e-6, atol=0)
 
 
-def test_what_codes_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meaning_of_quantized_values(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest value of a row is exact, the others are within 1/16, and other rows do not matter."""
     x = torch.randn(2, 3, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     quantized, scale = op.quantize_rows(x)

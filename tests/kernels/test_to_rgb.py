@@ -25,7 +25,7 @@ def drawn(frames: int, height: int, width: int, dtype: torch.dtype, *, last: boo
 
 
 def guarded(*size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Bytes with a margin of 77 either side, and what lies between."""
+    """Bytes with a margin of 77 on either side, and the part between."""
     count = torch.Size(size).numel()
     whole = torch.full((count + 2 * MARGIN,), 77, dtype=torch.uint8, device=DEVICE)
     return whole, whole[MARGIN:-MARGIN].view(size)
@@ -71,7 +71,7 @@ def test_bytes_are_truncated_as_upstream_truncates() -> None:
     assert module.to_rgb(x.expand(3, 1, 1, -1))[0, 0, :, 1].tolist() == want
 
 
-def test_known_colours_in_nv12() -> None:
+def test_known_colors_in_nv12() -> None:
     """White, black, red, blue of BT.709, limited range, as tables give them."""
     for rgb, yuv in (
         ((1, 1, 1), (235, 128, 128)),
@@ -84,7 +84,7 @@ def test_known_colours_in_nv12() -> None:
 
 
 def test_nv12_is_what_ffmpeg_makes_of_the_rgb() -> None:
-    """Within a grey level: ffmpeg rounds its weights to 15 bits."""
+    """Within one level: ffmpeg rounds its weights to 15 bits."""
     av = pytest.importorskip("av")
     g = torch.Generator().manual_seed(1)
     coarse = 2 * torch.rand(1, 3, 8, 12, generator=g) - 1

@@ -151,12 +151,12 @@ def test_framepack(golden: Path, dit: DiT) -> None:
 @torch.no_grad()
 def test_audio_injection(golden: Path, dit: DiT) -> None:
     data = load_file(golden / "audio_encoder_injector.safetensors")
-    local, sound = data["block12.local_used"][None], data["block12.global_used"].view(1, 3, -1)
+    local, audio = data["block12.local_used"][None], data["block12.global_used"].view(1, 3, -1)
     for index, layer in enumerate(dit.cfg.audio_inject_layers):
-        y = dit.audio_injector(data["inject.x"].view(1, 3, -1, dit.cfg.dim), index, local, sound)
+        y = dit.audio_injector(data["inject.x"].view(1, 3, -1, dit.cfg.dim), index, local, audio)
         close(y.flatten(0, 2), data[f"inject.block{layer}.y"], 2e-5)
     small = data["inject_small.x"].view(1, 3, -1, dit.cfg.dim)
-    close(dit.audio_injector(small, 0, local, sound).flatten(0, 2), data["inject_small.y"], 2e-5)
+    close(dit.audio_injector(small, 0, local, audio).flatten(0, 2), data["inject_small.y"], 2e-5)
 
 
 def random_cfg(**changes: object) -> DiTConfig:
@@ -176,11 +176,11 @@ def test_a_window_in_training_equals_the_stream_and_has_gradients() -> None:
     tokens = frames * grid[0] * grid[1]
     x = torch.randn(batch, 16, blocks * frames, h, w)
     ref, motion = torch.randn(batch, 16, 1, h, w), torch.randn(batch, 16, 7, h, w)
-    sound = torch.randn(batch, 2, 5, 5 + 4 * blocks * frames)
+    audio = torch.randn(batch, 2, 5, 5 + 4 * blocks * frames)
     distance, t = [9, 30, 4, 17], 857.0
 
     text_kv = model.text_kv(model.embed_text(torch.zeros(1, cfg.text_dim)))
-    local, audio_kv = model.casual_audio_encoder.encode_blocks(sound)
+    local, audio_kv = model.casual_audio_encoder.encode_blocks(audio)
     sink = model.prefill(ref, motion, text_kv)
     table = frames_table(0, blocks * frames, grid, cfg.head_dim)
     mod = model.time(torch.full((batch, blocks * frames), t))
@@ -211,7 +211,7 @@ def test_a_window_in_training_equals_the_stream_and_has_gradients() -> None:
 
     window.square().mean().backward()
     dead = {name for name, p in model.named_parameters() if p.grad is None}
-    # one text key: queries and keys of the text attention have no say; without a pose only the bias of its encoder has
+    # one text key: queries and keys of the text attention have no effect; without a pose only the bias of its encoder has one
     assert {n for n in dead if "cross_attn" not in n and "norm3" not in n} == {"cond_encoder.weight"}
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     assert all(p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "self_attn.q.weight" in n and p.grad is not None)

@@ -31,7 +31,7 @@ def stream(
     dit: DiT, data: Data, seq: Data, sinks: dict[int, tuple[torch.Tensor, torch.Tensor]], *, kv: Data | None = None,
     rope_fp16: bool = False,
 ) -> None:  # fmt: skip
-    """Run every block of `data`. `sinks` says which (reference, motion) latents fill the sink before which block."""
+    """Run every block of `data`. `sinks`: block -> (reference, motion) latents that fill the sink before it."""
     schedule = Schedule.for_sampler("official")
     text_kv = dit.text_kv(dit.embed_text(data.get("context", seq["context"])))
     times = [dit.time(t) for t in schedule.timesteps]

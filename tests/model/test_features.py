@@ -1,4 +1,4 @@
-"""The log-mel front end: right bands, causal, independent of how the sound is cut."""
+"""The log-mel front end: right bands, causal, independent of how the audio is cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scales of 8-bit attention: nothing the layer can make exceeds them, and what it does make stays far from where codes lose bits."""
+"""Scales of 8-bit attention: no output of the layer exceeds them, and typical ones are far above the values where e4m3 loses bits."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def test_scales_are_powers_of_two_that_hold_the_bound() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_query_or_key_exceeds_its_codes(dtype: torch.dtype) -> None:
-    """A row whose norm lies in one channel, of the largest weight, is the worst there is; turned by 45 degrees with a neighbour too."""
+def test_no_query_or_key_exceeds_e4m3(dtype: torch.dtype) -> None:
+    """The worst row has its norm in one channel, of the largest weight; or in two that a rotation by 45 degrees adds up."""
     weight = (1 + 3 * drawn(D, seed=1).abs()).to(dtype)
     coding = QKVScales(weight, 2 * weight, torch.ones(D), HEADS)
     rows = torch.cat((100 * torch.eye(D), torch.eye(D) + torch.eye(D).roll(1, 1), drawn(200, D, seed=2))).to(dtype)
@@ -41,11 +41,11 @@ def test_no_query_or_key_exceeds_its_codes(dtype: torch.dtype) -> None:
         normal = over[-200:].float()
         assert normal.abs().median() > 2**-2  # where all bits are kept: 2^-6
         exact = rotate_reference(rms_norm_reference(rows, plain, 1e-6).unflatten(-1, (HEADS, WIDTH)), turn)
-        assert torch.equal(over.float() * scale[:, None], exact.float())  # powers of two move through every rounding
+        assert torch.equal(over.float() * scale[:, None], exact.float())  # powers of two change no rounding
 
 
 @pytest.mark.parametrize("quantized", [False, True])
-def test_no_value_exceeds_its_codes(quantized: bool) -> None:
+def test_no_value_exceeds_e4m3(quantized: bool) -> None:
     torch.manual_seed(3)
     linear = nn.Linear(D, 3 * D).requires_grad_(False)
     layer = RowLinear(linear) if quantized else linear
@@ -59,7 +59,7 @@ def test_no_value_exceeds_its_codes(quantized: bool) -> None:
         v = torch.addcmul(shift[t], norms, 1 + scale[t]) @ weight_DD.T + linear.bias[2 * D :]
         assert (v.abs() <= bound_D * (1 + 1e-5)).all()
         reached = v[:D].diagonal().abs() / bound_D
-        assert reached.max() <= 1 + 1e-5 and reached.median() > 0.3  # a bound, and one that is met
+        assert reached.max() <= 1 + 1e-5 and reached.median() > 0.3  # the bound holds and is nearly reached
     coding = QKVScales(torch.ones(D), torch.ones(D), bound_D, HEADS)
     assert (bound_D.unflatten(0, (HEADS, WIDTH)).amax(1) * coding.v_factor_H <= 448).all()
     assert torch.equal(coding.v_factor_H * coding.v_scale_H, torch.ones(HEADS))

@@ -40,7 +40,7 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float) -> None:
 
 
 def varied(config: VAEConfig, **parts: bool) -> VAE:
-    """Random weights whose every path counts: biases and gammas are not at their neutral start."""
+    """Random weights that make every path count: biases and gammas are not at their neutral start."""
     torch.manual_seed(0)
     vae = VAE(config, **parts)
     with torch.no_grad():
@@ -108,7 +108,7 @@ def test_a_stream_stays_where_it_is(vae: VAE, io: dict[str, torch.Tensor]) -> No
 
 
 def where_it_lies(x: torch.Tensor) -> torch.Tensor:
-    """Stands in for the kernels' way to channels last, and does not let it copy."""
+    """Replaces the kernels' conversion to channels last by one that must not copy."""
     assert x.movedim(1, -1).is_contiguous(), (x.shape, x.stride())
     return x.movedim(1, -1)
 

@@ -70,7 +70,7 @@ def test_resampling_and_bucketing() -> None:
 
 
 def voice(seconds: float) -> torch.Tensor:
-    """A buzzing, swelling stand-in for speech."""
+    """A buzzing, swelling signal in place of speech."""
     t_S = torch.arange(int(seconds * 16000), dtype=torch.float64) / 16000
     noise_S = torch.randn(len(t_S), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     buzz_S = sum(torch.sin(2 * math.pi * 130 * k * t_S) / k for k in range(1, 20))
@@ -103,9 +103,9 @@ def test_whole_file(golden: dict[str, torch.Tensor], front_end: Wav2Vec2) -> Non
     assert official_LCT.shape == (4, 32, 48)
     torch.testing.assert_close(official_LCT[..., :24], bucket(golden["feat30"], 48)[..., :24], atol=5e-5, rtol=0)
     assert official_LCT[..., 22].abs().max() > 0 and official_LCT[..., 23:].abs().max() == 0  # 1.2 * 23 is row 28 of 0..27
-    mended_LCT = front_end.whole_file_features(golden["wav"], compat="everface")
-    assert mended_LCT.shape == (4, 32, 25)
-    torch.testing.assert_close(mended_LCT[..., :24], golden["hidden_states"][:, 0:48:2].transpose(1, 2), atol=5e-5, rtol=0)
+    proper_LCT = front_end.whole_file_features(golden["wav"], compat="everface")
+    assert proper_LCT.shape == (4, 32, 25)
+    torch.testing.assert_close(proper_LCT[..., :24], golden["hidden_states"][:, 0:48:2].transpose(1, 2), atol=5e-5, rtol=0)
     with pytest.raises(BadInput, match="too short"):
         front_end.whole_file_features(torch.zeros(500))
 
@@ -128,7 +128,7 @@ def test_digital_silence_does_not_change_the_level() -> None:
 def windowed_error(front_end: Wav2Vec2, pcm_S: torch.Tensor, lookback_s: float, lookahead_s: float) -> tuple[float, float]:
     """RMS of (live, block by block) - (whole file, same times) over the whole file's RMS about its mean in time.
 
-    Of the blocks whose window begins before the file (zeros before the stream), and of all later ones.
+    Of the blocks with a window that begins before the file (zeros before the stream), and of all later ones.
     """
     live = Wav2Vec2(front_end.model, int(lookback_s * 16000), int(lookahead_s * 16000))
     block = 12 * SAMPLES_PER_FRAME
@@ -144,7 +144,7 @@ def windowed_error(front_end: Wav2Vec2, pcm_S: torch.Tensor, lookback_s: float, 
 
 
 def test_live_window_against_whole_file(front_end: Wav2Vec2) -> None:
-    """Printed with -s. A tiny random model: it bounds the plumbing and says nothing of the released model's appetite for context."""
+    """Printed with -s. A tiny random model: it tests the plumbing, not how much context the released model needs."""
     pcm_S = voice(8.0)
     steady = {}
     for lookback_s, lookahead_s in ((0.5, 0.0), (2.0, 0.0), (2.0, 0.48), (4.0, 1.0)):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from everface.models.live_avatar import roles
-from everface.models.live_avatar.model import DECODE
+from everface.models.live_avatar.names import DECODE
 from everface.models.live_avatar.roles import DecodeRole, StepRole
 from everface.runtime.messages import Block, CloseSession, OpenSession
 

@@ -7,7 +7,9 @@ import torch
 
 from everface.core.errors import BadInput
 from everface.models import LIVE_AVATAR
-from everface.models.live_avatar.model import LiveAvatar, SinkRefresh, not_finite, role_specs
+from everface.models.live_avatar.model import LiveAvatar
+from everface.models.live_avatar.names import not_finite, role_specs
+from everface.models.live_avatar.sink import SinkRefresh
 from everface.runtime.registry import load_model, path_of
 
 LATENT = torch.ones(16, 1, 4, 4)

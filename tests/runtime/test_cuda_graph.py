@@ -35,7 +35,7 @@ class Rig(NamedTuple):
     dit: DiT
     cache: KVCache
     heard: list[AudioKV]
-    step: Step
+    step: CapturedGraph
     eager: Callable[..., tuple[torch.Tensor, ...]]
 
 

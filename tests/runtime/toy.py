@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 
 from everface.core.errors import Unavailable
@@ -188,7 +189,7 @@ def step(scheduler: Scheduler) -> None:
     scheduler.pipeline.signal.wait(0.001)
 
 
-def push(s: Session, audio_S: torch.Tensor) -> bool:
+def push(s: Session, audio_S: torch.Tensor | np.ndarray) -> bool:
     accepted = s.push_audio(audio_S)
     if scheduler := _driver(s):
         scheduler.dispatch()

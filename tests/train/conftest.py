@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.avatar.conftest import small_model  # noqa: F401
 from tests.train.miniature import SMALL_VAE
 
 from everface.model.vae import VAE

@@ -1,4 +1,4 @@
-"""`.pth` to safetensors: once, in a process of its own, and nothing of a bad file is run or left."""
+"""`.pth` to safetensors: once, in a separate process, and nothing of a bad file is run or kept."""
 
 from __future__ import annotations
 

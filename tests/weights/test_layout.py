@@ -1,4 +1,4 @@
-"""Layouts are told apart, and another architecture is refused by name."""
+"""Layouts are recognized, and another architecture is refused by name."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_official_layout(pristine: Path) -> None:
 
 
 def test_released_sizes_are_the_default(official: Path) -> None:
-    """The released config.json has neither our sections nor the sizes that upstream leaves to its code."""
+    """The released config.json has neither our sections nor the sizes that upstream has in its code only."""
     released = {"dim": 5120, "ffn_dim": 13824, "freq_dim": 256, "num_heads": 40, "num_layers": 40, "audio_dim": 1024}
     layers = [0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39]
     left_out = dict.fromkeys(("vae", "text", "text_dim", "wav2vec_layers", "qk_norm", "cross_attn_norm"))

@@ -116,7 +116,7 @@ def retype_key(root: Path) -> None:
     edit(root, lambda tensors: tensors.update({"blocks.1.ffn.0.bias": torch.ones(128, dtype=torch.int32)}))
 
 
-def quantise_key(root: Path) -> None:
+def quantize_key(root: Path) -> None:
     edit(root, lambda tensors: tensors.update({"blocks.1.ffn.0.bias": torch.ones(128).to(torch.float8_e4m3fn)}))
 
 
@@ -144,7 +144,7 @@ def lose_shard(root: Path) -> None:
 
 
 def swap_shard(root: Path) -> None:
-    """A shard of another version: whole, but with other tensors than the index says."""
+    """A shard of another version: whole, but with other tensors than in the index."""
     save_file({"blocks.1.ffn.0.bias": torch.ones(128)}, root / SHARD)
 
 
@@ -173,7 +173,7 @@ def empty_index(root: Path) -> None:
         (add_key, [SHARD, "motioner.weight", "not a weight of this model"]),
         (reshape_key, [SHARD, "blocks.1.ffn.0.bias", "[127]", "[128]"]),
         (retype_key, [SHARD, "blocks.1.ffn.0.bias", "int32"]),
-        (quantise_key, [SHARD, "blocks.1.ffn.0.bias", "float8"]),
+        (quantize_key, [SHARD, "blocks.1.ffn.0.bias", "float8"]),
         (truncate_shard, [SHARD, "truncated"]),
         (empty_shard, [SHARD, "truncated"]),
         (lose_shard, [SHARD, "is missing", layout.DIT_INDEX]),

@@ -123,7 +123,7 @@ def test_damaged_record(tmp_path: Path, refusal) -> None:
 
 
 def test_offline_for_real(tmp_path: Path, refusal) -> None:
-    """HF_HUB_OFFLINE=1 in a process of its own, once with nothing recorded and once with a record but no files."""
+    """HF_HUB_OFFLINE=1 in a separate process, once with nothing recorded and once with a record but no files."""
     script = (
         "import sys, pathlib\n"
         "from everface.core.errors import Unavailable\n"

@@ -1,4 +1,4 @@
-"""The 8-bit policy: exactly the layers of the release, exactly its codes."""
+"""The 8-bit policy: exactly the layers of the release, exactly its quantized values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 from everface.core.config import DiTConfig
 from everface.model.dit import DiT
 from everface.model.linear import RowLinear
-from everface.weights.quantize import ROWS, FP8Linear, quantise, quantize_for_dtype, quantized_names
+from everface.weights.quantize import ROWS, FP8Linear, quantize_for_dtype, quantize_official, quantized_names
 
 KEPT = {
     "text_embedding.0",
@@ -49,7 +49,7 @@ def test_released_weight_count() -> None:
 
 @pytest.mark.parametrize("case", ["typical", "small", "large"])
 def test_golden(golden: Path, case: str) -> None:
-    """Codes and scale exactly, output to one ulp of bfloat16 (golden README 11)."""
+    """Quantized values and scale exactly, output to one ulp of bfloat16 (golden README 11)."""
     tensors = load_file(golden / "fp8_linear.safetensors")
     x, w_OI, bias = (tensors[f"{case}.{name}"] for name in ("x", "weight", "bias"))
     linear = nn.Linear(w_OI.shape[1], w_OI.shape[0], dtype=torch.bfloat16)
@@ -69,7 +69,7 @@ def test_quantised_model_runs_and_stays_close() -> None:
     x = torch.randn(1, 10, TINY.dit.dim, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wide = dit.blocks[1].get_submodule("ffn")(x)
-        quantise(dit)
+        quantize_official(dit)
         narrow = dit.blocks[1].get_submodule("ffn")(x)
     assert all(isinstance(dit.get_submodule(name), FP8Linear) for name in names) and quantized_names(dit) == []
     after = dit.state_dict()
@@ -81,7 +81,7 @@ def test_quantised_model_runs_and_stays_close() -> None:
 
 
 def test_rows_of_the_release() -> None:
-    """What our own policy codes is nearly all that a step multiplies; no name of it is missing from a fused model."""
+    """Our policy covers nearly all GEMM time of a step, and every name of it exists in a fused model."""
     with torch.device("meta"):
         dit = DiT(DiTConfig()).fuse()
     weights = [dit.get_parameter(f"blocks.{i}.{name}.weight").numel() for i in range(40) for name in ROWS]

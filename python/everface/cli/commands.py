@@ -61,7 +61,7 @@ def convert(args: argparse.Namespace) -> None:
 
 def simulate(args: argparse.Namespace) -> None:
     from everface.models.live_avatar.forecast import block_times, paper_table
-    from everface.models.live_avatar.model import role_specs
+    from everface.models.live_avatar.names import role_specs
     from everface.runtime.planning.forecast import simulate
     from everface.runtime.planning.placement import place
 

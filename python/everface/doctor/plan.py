@@ -29,7 +29,7 @@ def plan(question: Question) -> int:
     """Print a forecast of the official model for each number of devices and mark the best. Returns 0; raises BadInput if none fits."""
     from everface.core.config import FPS, StreamConfig
     from everface.models.live_avatar.forecast import block_times
-    from everface.models.live_avatar.model import role_specs
+    from everface.models.live_avatar.names import role_specs
     from everface.runtime.planning.planner import best, explain, options, refuse
 
     steps = StreamConfig(sampler=question.sampler).steps

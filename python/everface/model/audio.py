@@ -1,4 +1,4 @@
-"""The causal audio encoder: sound features at the video frame rate -> audio tokens at the latent frame rate.
+"""The causal audio encoder: audio features at the video frame rate -> audio tokens at the latent frame rate.
 
     a_l     = SiLU(weights_l);   x = sum_l(a_l f_l) / sum_l(a_l)                                     mix of L feature layers
     local   = act(conv3(act(conv2(act(conv1_local(x) as A streams)))))  then `padding_tokens`        K = A + 1 tokens a frame
@@ -10,7 +10,7 @@ window's frames 4k-8..4k, and from k = 2 on no padding at all. Latent frame j of
 prefix of `PAST_FRAMES` = 5 frames and the loss of the first 2 steps give the block's 3 latent frames exactly; a longer prefix
 (official: 73 copies of the block's first frame, 19 steps dropped) computes the same numbers.
 
-Always float32, whatever the dtype of the weights. Legend: B batch, L feature layers, C feature channels, T video frames,
+Always float32, in any dtype of the weights. Legend: B batch, L feature layers, C feature channels, T video frames,
 F latent frames, A streams, K tokens a latent frame, D width. Keys are the official ones below `casual_audio_encoder.`.
 Source: arXiv 2512.04677 and its released checkpoint.
 """

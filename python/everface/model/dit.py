@@ -1,4 +1,4 @@
-"""The causal speech-to-video transformer: noise, time, text, sound and a picture in, velocity out.
+"""The causal speech-to-video transformer: noise, time, text, audio and a reference image in, velocity out.
 
 Parameters carry the names of the official checkpoint. A streaming forward denoises one block of latent frames at one noise
 level and keeps its keys and values in the ring of that level; training builds its own attention from the same parts.
@@ -31,21 +31,21 @@ NOISY, REFERENCE, MOTION = range(3)  # rows of trainable_cond_mask
 
 
 class TimeMod(NamedTuple):
-    """What a timestep does to the model, float32: `e_D` for the head, `e0_6D` for the blocks. Constant for a step role."""
+    """Embedding of a timestep, float32: `e_D` for the head, `e0_6D` for the blocks. Constant for a step role."""
 
     e_D: torch.Tensor
     e0_6D: torch.Tensor
 
 
 class StepMod(NamedTuple):
-    """The same with the modulation of every block and of the head added: all that a streaming step needs of its time."""
+    """Modulation of every block and of the head at a timestep: all that a streaming step needs of its time."""
 
     blocks: list[BlockMod]
     head: Pair
 
 
 class BlockPosition(NamedTuple):
-    """Where a block stands in its stream and in its cache. Numbers, or int64 tensors of no dimension; `used` is always a number."""
+    """Position of a block in its stream and in its KV cache. Numbers, or int64 tensors of no dimension; `used` is always a number."""
 
     first: Time  # latent frame, from the start of the stream
     sink: Time  # time position of the reference
@@ -105,7 +105,7 @@ class DiT(nn.Module):
         return self.patch_embedding(x_B16Fhw) + pose + self.trainable_cond_mask.weight[NOISY]
 
     def embed_reference(self, ref_B16_1hw: torch.Tensor) -> torch.Tensor:
-        """The picture's latent frame -> tokens [B, P, D]."""
+        """The reference image's latent frame -> tokens [B, P, D]."""
         return self.patch_embedding(ref_B16_1hw).flatten(1, 2) + self.trainable_cond_mask.weight[REFERENCE]
 
     def embed_motion(self, motion_B16Thw: torch.Tensor) -> torch.Tensor:
@@ -115,7 +115,7 @@ class DiT(nn.Module):
     # The sink: reference and motion tokens
 
     def sink_table(self, grid: tuple[int, int], reference_time: int, *, rope_fp16: bool = False) -> torch.Tensor:
-        """Rotation of the sink tokens when the reference stands at this time position."""
+        """Rotation of the sink tokens with the reference at this time position."""
         d, device = self.cfg.head_dim, self.head.modulation.device
         reference = frames_table(reference_time, 1, grid, d, fp16=rope_fp16, device=device)
         return torch.cat((reference, motion_table(grid, MOTION_GROUPS, d, fp16=rope_fp16, device=device)))
@@ -141,8 +141,8 @@ class DiT(nn.Module):
     def prefill_sink(
         self, ref_16_1hw: torch.Tensor, motion_16_Thw: torch.Tensor, text_kv: list[KV], *, rope_fp16: bool = False
     ) -> KV:
-        """(k_LCHd, v_LCHd) for KVCache.prime, of one session, un-rotated, the same for every denoising step: where the attention reads
-        codes, keys over the scale of theirs, and codes of values."""
+        """(k_LCHd, v_LCHd) for KVCache.prime, of one session, not rotated, the same for every denoising step. In 8-bit attention keys are
+        divided by their scale, and values are in e4m3."""
         sink = self.prefill(ref_16_1hw[None], motion_16_Thw[None], text_kv, rope_fp16=rope_fp16)
         k_LCHd, v_LCHd = torch.cat([k for k, _ in sink]), torch.cat([v for _, v in sink])
         codings = self._qkv_scales()
@@ -154,12 +154,12 @@ class DiT(nn.Module):
     # Training
 
     def inject(self, layer: int, x_BFPD: torch.Tensor, local_BFKD: torch.Tensor, global_BFD: torch.Tensor) -> torch.Tensor:
-        """x after the sound that follows this layer, if any does."""
+        """x after the audio conditioning that follows this layer, if any does."""
         if layer not in self.cfg.audio_inject_layers:
             return x_BFPD
         return self.audio_injector(x_BFPD, self.cfg.audio_inject_layers.index(layer), local_BFKD, global_BFD)
 
-    # Streaming: first what is constant, for a step, a text, a block's sound, a size of picture; then the step itself
+    # Streaming: first the constants, of a step, a text, a block's audio, a size of video; then the step itself
 
     def modulations(self, time: TimeMod) -> StepMod:
         """Of one step role."""
@@ -168,16 +168,16 @@ class DiT(nn.Module):
         )
 
     def stream_text_kv(self, text_kv: list[KV]) -> list[TextKV]:
-        """Of one session, from `text_kv`: what `tokens` wants of it."""
+        """Of one session, from the result of `text_kv`: the text's keys and values for `tokens`, a layer each."""
         return [block.cross_attn.text_kv(kv) for block, kv in zip(self._blocks(), text_kv, strict=True)]
 
     def audio_kv(self, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> list[AudioKV]:
-        """Of one block, the same for all its steps: what each injector hears."""
+        """Of one block, the same for all its steps: audio keys, values and modulation, an injector each."""
         local, audio_kv = local_FKD.to(self.dtype), global_FD.to(self.dtype)
         return [self.audio_injector.audio_kv(i, local, audio_kv) for i in range(len(self.cfg.audio_inject_layers))]
 
     def rope(self, grid: tuple[int, int], *, fp16: bool = False) -> Rope:
-        """Of one size of picture."""
+        """Of one size of video."""
         cfg = self.cfg
         return Rope(cfg.block_frames, grid, cfg.head_dim, MOTION_GROUPS, fp16=fp16, device=self.head.modulation.device)
 
@@ -185,10 +185,10 @@ class DiT(nn.Module):
         self, x_16Fhw: torch.Tensor, mod: StepMod, text_kv: list[TextKV], audio_kv: list[AudioKV], cache: KVCache, rope: Rope, position: BlockPosition,
         pose_16Fhw: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
-        """Velocity of one block at one noise level, as tokens [1, F, P, E]; writes the block's keys and values into that level's ring, and
-        before it the keys of the sink as this block sees them.
+        """Velocity of one block at one noise level, as tokens [1, F, P, E]. Writes the sink's keys, rotated for this block, and the block's
+        keys and values into the KV cache of that level.
 
-        Every argument but `place.used` may lie on a GPU and is not looked at from here: the whole may be captured.
+        Every argument but `position.used` may be on a GPU and is not read on the host, so the whole can be captured in a graph.
         """
         table = rope.block(position.first)
         rotate(cache.sink_k_LCHd, rope.sink(position.sink), out=cache.k_LNHd[:, : cache.sink])  # all layers at once
@@ -210,9 +210,9 @@ class DiT(nn.Module):
         return flow_step_tokens(x_16Fhw[None], out, self.grid(x_16Fhw), self.head.patch, sigma, sigma_next)[0]
 
     def block_position(self, grid: tuple[int, int], block_index: int, sink_distance: int, run: int | None = None) -> BlockPosition:
-        """Of block `block_index`, of frames of such a grid, the `run`-th that its ring sees (by default it has seen all before it).
+        """Of block `block_index`, of frames of such a grid, the `run`-th of its ring (by default the ring has had all before it).
 
-        The slot goes by the run, so that a ring which missed blocks never attends to a slot that was not filled.
+        The slot follows `run`, so that a ring which missed blocks never attends to a slot that was not written.
         """
         cfg, first = self.cfg, self.cfg.block_frames * block_index
         run = block_index if run is None else run
@@ -234,10 +234,10 @@ class DiT(nn.Module):
         *,
         rope_fp16: bool = False,
     ) -> torch.Tensor:
-        """Velocity of one block, everything that could be constant made anew: for tests and for looking at one forward.
+        """Velocity of one block, with all constants computed again: for tests and for inspecting one forward.
 
         audio is (local_FKD, global_FD); block_index counts from the start of the stream and never wraps;
-        sink_distance is how far ahead of the block the reference stands, 4..30 latent frames. Inference only.
+        sink_distance is how far ahead of the block the reference is, 4..30 latent frames. Inference only.
         """
         grid = self.grid(x_16Fhw)
         position = self.block_position(grid, block_index, sink_distance)
@@ -248,7 +248,7 @@ class DiT(nn.Module):
         return unpatchify(out, grid, self.head.patch)[0]
 
     def fuse(self) -> DiT:
-        """For inference, once the weights are in: one product for q, k and v, the head in float32. The official names end here."""
+        """For inference, after the weights are loaded: one GEMM for q, k and v, the head in float32. Parameter names change here."""
         for block in self._blocks():
             block.self_attn.fuse()
         self.head.head.float()
@@ -258,7 +258,7 @@ class DiT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights, in which everything but norms, time and head runs."""
+        """The dtype of the weights, of everything but norms, time and head."""
         return self.patch_embedding.weight.dtype
 
     def grid(self, latent: torch.Tensor) -> tuple[int, int]:
@@ -274,7 +274,7 @@ class DiT(nn.Module):
 
     @property
     def quantized_dtype(self) -> torch.dtype | None:
-        """That of what the attention of the blocks reads, where it attends in 8 bits."""
+        """The one-byte dtype of the KV cache where the blocks attend in 8 bits, else None."""
         return E4M3 if self._qkv_scales() else None
 
     def _qkv_scales(self) -> list[QKVScales]:
@@ -292,5 +292,5 @@ def cache_shape(cfg: DiTConfig, h: int, w: int) -> tuple[tuple[int, int, int, in
 
 
 def sink_tokens(grid: tuple[int, int]) -> int:
-    """The reference's and the motion's."""
+    """Tokens of the reference and of motion."""
     return grid[0] * grid[1] + motion_tokens(*grid)

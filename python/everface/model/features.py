@@ -1,6 +1,6 @@
-"""Sound front ends: 16 kHz samples -> features at the video frame rate. Pure functions of the samples in their window.
+"""Audio front ends: 16 kHz samples -> features at the video frame rate. Pure functions of the samples in their window.
 
-A front end says how many samples it looks back and ahead of the frames asked for, and the caller zero-pads at the ends of the
+A front end has a look-back and a look-ahead in samples around the frames asked for, and the caller zero-pads at the ends of the
 stream, so a file computed in one piece and a live stream go through the same call. Video frame n shows samples 640n..640(n+1)-1.
 Legend: S samples, L feature layers, C channels, T video frames, M mel bands.
 """
@@ -18,7 +18,7 @@ from everface.core.errors import BadWeights
 
 
 class FrontEnd(Protocol):
-    """What the stream needs to know of a front end."""
+    """An audio front end, as the stream uses it."""
 
     layers: int  # L
     channels: int  # C
@@ -31,7 +31,7 @@ class FrontEnd(Protocol):
 
 
 def check_window(front_end: FrontEnd, pcm_S: Tensor, frames: int) -> None:
-    """The caller's contract, checked: a window of another length would silently shift sound against picture."""
+    """Raises ValueError for a window of another length, which would silently shift audio against video."""
     wanted = front_end.lookback_samples + SAMPLES_PER_FRAME * frames + front_end.lookahead_samples
     if pcm_S.shape != (wanted,) or frames < 1:
         raise ValueError(f"{frames} frames need a window of {wanted} samples, got shape {tuple(pcm_S.shape)}")

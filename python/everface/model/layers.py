@@ -25,19 +25,19 @@ from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, 
 from everface.kernels.fused.norm_rope import rms_norm
 from everface.kernels.fused.qk_norm_rope_quantize import qk_norm_rope_quantize
 from everface.kernels.fused.qk_norm_rope_store import Start, qk_norm_rope_store
-from everface.model.linear import Activation, Quantized, Residual, RowLinear, e4m3_scale, feed, linear_f32, stacked
+from everface.model.linear import Activation, Quantized, Residual, RowLinear, e4m3_scale, linear_f32, norm_for, stack_linears
 from everface.model.qkv_scales import QKVScales
 
 KV = tuple[torch.Tensor, torch.Tensor]
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(q_BTHd, k_BTHd, v_BTHd) -> o_BTHd. q and k come normalised, split into heads and un-rotated."""
+"""(q_BTHd, k_BTHd, v_BTHd) -> o_BTHd. q and k are normalized, split into heads and not rotated."""
 BlockMod = tuple[torch.Tensor, ...]
 """shift, scale, gate of the self-attention, then of the FFN: six of [B, F, 1, D] float32, B and F may be 1."""
 
 
 class TextKV(NamedTuple):
-    """What one layer reads of a text, the same for every block of a session: keys and values, and the scale of the codes in which
-    answers reach a product in 8 bits. Where there is one key, the answer stands in the place of its value."""
+    """Keys and values of the text for one layer, constant for a session, and the scale of its e4m3 output before an 8-bit GEMM. With a
+    single key, v holds the output of the whole text attention instead of the value."""
 
     k_1KHd: torch.Tensor
     v_1KHd: torch.Tensor
@@ -45,7 +45,7 @@ class TextKV(NamedTuple):
 
 
 class AudioKV(NamedTuple):
-    """What one injector hears of a block, the same for every step: its keys, its values, its way of modulating."""
+    """Audio keys, values and modulation of one injector for one block, the same for every denoising step."""
 
     k_FKHd: torch.Tensor
     v_FKHd: torch.Tensor
@@ -55,7 +55,7 @@ class AudioKV(NamedTuple):
 
 @dataclass(frozen=True)
 class Ring:
-    """Where one layer of a streaming forward writes its keys and values, and what it attends to: numbers or codes. Batch 1."""
+    """KV cache of one layer in a streaming forward: the block's slots to write, and the slots to attend to. 16 bits or e4m3. Batch 1."""
 
     k_NHd: torch.Tensor  # the sink, rotated for this block, then the ring
     v_NHd: torch.Tensor
@@ -65,9 +65,9 @@ class Ring:
 
 
 class Patchify(nn.Conv3d):
-    """A convolution whose stride is its kernel, as one matrix product. [B, C, T, h, w] -> [B, T', P', D].
+    """A convolution with stride equal to its kernel, as one GEMM. [B, C, T, h, w] -> [B, T', P', D].
 
-    What does not fill a patch at the end of an axis is left out, as the convolution would.
+    The end of an axis that does not fill a patch is left out, as in the convolution.
     """
 
     def __init__(self, channels: int, dim: int, patch: tuple[int, int, int]) -> None:
@@ -108,19 +108,19 @@ class Attention(nn.Module):
         self.norm_k = RMSNorm(cfg.dim, cfg.eps)
 
     def queries(self, x_BTD: torch.Tensor) -> torch.Tensor:
-        """q_BTHd, normalised."""
+        """q_BTHd, normalized."""
         return self.norm_q(self.q(x_BTD)).unflatten(-1, self.heads)
 
     def keys_values(self, x_BTD: torch.Tensor) -> KV:
-        """(k_BTHd normalised, v_BTHd)."""
+        """(k_BTHd normalized, v_BTHd)."""
         return self.norm_k(self.k(x_BTD)).unflatten(-1, self.heads), self.v(x_BTD).unflatten(-1, self.heads)
 
 
 class SelfAttention(Attention):
-    """x_BTD -> y_BTD. Streaming passes a Ring; training and the sink pass an Attend of their own.
+    """x_BTD -> y_BTD. Streaming passes a Ring; training and the sink pass their own Attend.
 
-    `fuse` makes q, k and v one layer `qkv`, for inference: three quarters of a launch and of a read of x are saved.
-    With a `scales` streaming attends in 8 bits, over a Ring of codes.
+    `fuse` makes q, k and v one layer `qkv`, for inference: it saves two of three launches and reads of x.
+    With `qkv_scales` set, streaming attends in 8 bits, over an e4m3 Ring.
     """
 
     def __init__(self, cfg: DiTConfig) -> None:
@@ -130,7 +130,7 @@ class SelfAttention(Attention):
 
     def fuse(self) -> None:
         if self.qkv is None:
-            self.qkv = stacked(self.q, self.k, self.v)
+            self.qkv = stack_linears(self.q, self.k, self.v)
             del self.q, self.k, self.v
 
     def project(self, x: Activation) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -168,8 +168,8 @@ class CrossAttention(Attention):
         return self.o(cross(self.queries(x_BTD), *kv).flatten(-2))
 
     def stream(self, u_BFPD: Activation, kv: KV, scale_1: torch.Tensor | None = None) -> torch.Tensor:
-        """The same over coded activations too, [1, F, P, D]; kv of batch 1 are one text, of batch F each frame's own sound.
-        With the scale of its codes the answer reaches an o in 8 bits in codes."""
+        """The same for one block [1, F, P, D], quantized or not; kv of batch 1 are the text, of batch F the audio of each frame.
+        With scale_1 and an 8-bit `o` the attention's output is quantized for it."""
         q = self.norm_q(self.q(u_BFPD))
         q_BTHd = (q[0] if len(kv[0]) > 1 else q.flatten(1, 2)).unflatten(-1, self.heads)
         if scale_1 is None or not isinstance(self.o, RowLinear):
@@ -178,11 +178,11 @@ class CrossAttention(Attention):
         return self.o(Quantized(quantized.reshape(q.shape), scale.reshape(*q.shape[:-1], 1)))
 
     def single(self, kv: KV) -> torch.Tensor:
-        """The answer [B, 1, D] to every query when there is one key: its softmax weight is 1 whatever the query is."""
+        """The output [B, 1, D] for every query when there is one key, as its softmax weight is always 1."""
         return self.o(kv[1].flatten(-2))
 
     def text_kv(self, kv: KV) -> TextKV:
-        """What `Block.stream` wants of a text."""
+        """The text's keys and values for `Block.stream`."""
         k, v = kv if kv[0].shape[1] > 1 else (kv[0], self.single(kv).unflatten(-1, self.heads))
         return TextKV(k, v, e4m3_scale(v))
 
@@ -202,7 +202,7 @@ class Block(nn.Module):
         )  # fmt: skip
 
     def modulations(self, e0_BF6D: torch.Tensor) -> BlockMod:
-        """How a timestep modulates this block: a constant of a step."""
+        """Modulation of this block at a timestep: constant for a denoising step."""
         return (self.modulation.float() + e0_BF6D)[..., None, :].unbind(2)
 
     def forward(self, x_BFPD: torch.Tensor, e0_BF6D: torch.Tensor, text_kv: KV, attend: Attend) -> torch.Tensor:
@@ -223,29 +223,29 @@ class Block(nn.Module):
         return gate_residual(x, self.ffn(u), gate2).to(dtype)
 
     def stream(self, r: Residual, m: BlockMod, text_kv: TextKV, ring: Ring) -> Residual:
-        """The same numbers for one block of one session, in the fewest launches: what the block adds last is left to whoever reads."""
+        """The same numbers for one block of one session, in the fewest launches: the last addition is left to the next norm."""
         dtype, (shift1, scale1, gate1, shift2, scale2, gate2) = r.dtype, m
         attn, text = self.self_attn, self.cross_attn
         first = attn.q if attn.qkv is None else attn.qkv
-        x, u = feed(first, r, modulation=(shift1, scale1), eps=self.eps, norm_dtype=dtype, residual_dtype=dtype)
+        x, u = norm_for(first, r, modulation=(shift1, scale1), eps=self.eps, norm_dtype=dtype, residual_dtype=dtype)
         y = attn.stream(u, ring)
         if text_kv.k_1KHd.shape[1] == 1:
             x = gate_residual(x, y, gate1)
             y = text_kv.v_1KHd.flatten(-2)[:, None]
         else:
             affine = (self.norm3.weight, self.norm3.bias)
-            x, u = feed(text.q, Residual(x, y, gate1), affine=affine, eps=self.eps, norm_dtype=dtype)
+            x, u = norm_for(text.q, Residual(x, y, gate1), affine=affine, eps=self.eps, norm_dtype=dtype)
             y = text.stream(u, (text_kv.k_1KHd, text_kv.v_1KHd), text_kv.scale_1)
-        x, u = feed(self.ffn[0], Residual(x, y), modulation=(shift2, scale2), eps=self.eps, norm_dtype=torch.float32)
-        return Residual(x, self._ffn(u), gate2)
+        x, u = norm_for(self.ffn[0], Residual(x, y), modulation=(shift2, scale2), eps=self.eps, norm_dtype=torch.float32)
+        return Residual(x, self._run_ffn(u), gate2)
 
-    def _ffn(self, u: Activation) -> torch.Tensor:
+    def _run_ffn(self, u: Activation) -> torch.Tensor:
         widen, gelu, narrow = self.ffn
         return narrow(widen(u, gelu=True) if isinstance(widen, RowLinear) else gelu(widen(u)))
 
 
 class AdaIN(nn.Module):
-    """The (shift, scale) of one injector from the global sound of a frame."""
+    """The (shift, scale) of one injector from the global audio vector of a frame."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -256,7 +256,7 @@ class AdaIN(nn.Module):
 
 
 class AudioInjector(nn.Module):
-    """Lets the tokens of every latent frame hear that frame's sound, after some of the blocks."""
+    """Audio conditioning after some of the blocks: the tokens of a latent frame attend to the audio of that frame."""
 
     def __init__(self, cfg: DiTConfig) -> None:
         super().__init__()
@@ -266,23 +266,23 @@ class AudioInjector(nn.Module):
     def forward(
         self, x_BFPD: torch.Tensor, index: int, local_BFKD: torch.Tensor, global_BFD: torch.Tensor
     ) -> torch.Tensor:  # fmt: skip
-        """x plus what injector `index` (a position in audio_inject_layers) adds; frames hear nothing of each other. For training."""
+        """x plus what injector `index` (a position in audio_inject_layers) adds; a frame does not attend to the audio of another. For training."""
         attention, adain = self._parts(index)
         u_BFPD = audio_inject(x_BFPD, adain(global_BFD))
         y_NPD = attention(u_BFPD.flatten(0, 1), attention.keys_values(local_BFKD.flatten(0, 1)))
         return x_BFPD + y_NPD.unflatten(0, x_BFPD.shape[:2])
 
     def audio_kv(self, index: int, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> AudioKV:
-        """What `stream` needs of a block's sound."""
+        """Keys, values and modulation of a block's audio, for `stream`."""
         attention, adain = self._parts(index)
         shift_scale = adain(global_FD[None]).float()[..., None, :].chunk(2, dim=-1)
         return AudioKV(*attention.keys_values(local_FKD), *shift_scale)
 
     def stream(self, r: Residual, index: int, audio_kv: AudioKV) -> Residual:
-        """`forward` for one block of one session, its sound heard before; what it adds is left to whoever reads."""
+        """`forward` for one block of one session; its addition is left to the next norm."""
         attention, _ = self._parts(index)
         modulation = (audio_kv.shift_BF1D, audio_kv.scale_BF1D)
-        x, u = feed(attention.q, r, modulation=modulation, eps=AUDIO_EPS, norm_dtype=r.dtype, residual_dtype=r.dtype)
+        x, u = norm_for(attention.q, r, modulation=modulation, eps=AUDIO_EPS, norm_dtype=r.dtype, residual_dtype=r.dtype)
         return Residual(x, attention.stream(u, (audio_kv.k_FKHd, audio_kv.v_FKHd)))
 
     def _parts(self, index: int) -> tuple[CrossAttention, AdaIN]:

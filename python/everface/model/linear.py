@@ -1,6 +1,6 @@
-"""Linear layers of a streaming forward: plain ones, several fused into one, and ours in 8 bits; and the norms that feed them.
+"""Linear layers of a streaming forward: plain ones, several fused into one, and ours in 8 bits; and the norms before them.
 
-A norm asks the layer it feeds what it wants: activations, or their e4m3 codes, which the norm's kernel makes in passing.
+A norm returns the input that its next layer takes: activations, or e4m3 values, which the norm's kernel quantizes in its epilogue.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from everface.kernels.linear.quantize_rows import quantize_rows
 
 
 class Quantized(NamedTuple):
-    """An activation as e4m3 codes [..., K] and one scale a token [..., 1] float32."""
+    """An activation in e4m3 [..., K] with one scale a token [..., 1] float32."""
 
-    quantized: torch.Tensor
+    values: torch.Tensor
     scale: torch.Tensor
 
 
@@ -28,7 +28,7 @@ Activation = torch.Tensor | Quantized
 
 
 class Residual(NamedTuple):
-    """A residual stream whose last addition, x + gate * y (gate None: 1), waits for the norm that reads it."""
+    """A residual stream with a pending addition, x + gate * y (gate None: 1), which the next norm fuses."""
 
     x: torch.Tensor
     y: torch.Tensor | None = None
@@ -36,18 +36,18 @@ class Residual(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the stream between blocks: the model's. Inside a block x is float32, what is added to it never."""
+        """The model's, which the stream has between blocks. Inside a block x is float32 and y has the model's dtype."""
         return self.x.dtype if self.y is None else self.y.dtype
 
     def value(self) -> torch.Tensor:
-        """The stream with its addition made, as the next norm would find it."""
+        """The stream with the pending addition done and rounded, as the next norm would see it."""
         return self.x if self.y is None else gate_residual(self.x, self.y, self.gate, self.dtype)
 
 
 class RowLinear(nn.Module):
-    """A Linear in 8 bits: e4m3 codes [out, in], one float32 scale an output channel, activations coded with one a token.
+    """A Linear in 8 bits: e4m3 weight [out, in], one float32 scale an output channel, activations quantized with one scale a token.
 
-    Not for training; `.to(dtype)` would widen the codes. The result is in `dtype`, that of the layer it was made from.
+    Not for training; `.to(dtype)` would widen the weight. The result is in `dtype`, that of the layer it was made from.
     """
 
     weight: torch.Tensor
@@ -67,18 +67,18 @@ class RowLinear(nn.Module):
 
 
 def e4m3_scale(x: torch.Tensor) -> torch.Tensor:
-    """The scale [1] float32 that lets e4m3 hold every element of x, and every mean of them."""
+    """The scale [1] float32 with which e4m3 holds every element of x, and every mean of elements."""
     return x.abs().amax().float().clamp(min=NO_AMAX).reshape(1) / E4M3_MAX
 
 
 Layer = nn.Linear | RowLinear
 
 
-def feed(
+def norm_for(
     layer: nn.Module, r: Residual, *, affine: Pair | None = None, modulation: Pair | None = None, eps: float,
     norm_dtype: torch.dtype, residual_dtype: torch.dtype = torch.float32,
 ) -> tuple[torch.Tensor, Activation]:  # fmt: skip
-    """(the stream with its addition made, its norm as `layer` wants it): what `gate_norm_modulate` says, for the layer that comes next."""
+    """(the stream with its addition done, its norm as input of `layer`): `gate_norm_modulate`, quantized if `layer` is in 8 bits."""
     given = {"affine": affine, "modulation": modulation, "eps": eps, "norm_dtype": norm_dtype, "residual_dtype": residual_dtype}
     if isinstance(layer, RowLinear):
         x, quantized = gate_norm_modulate_fp8(*r, **given, dtype=layer.dtype)
@@ -86,8 +86,8 @@ def feed(
     return gate_norm_modulate(*r, **given, dtype=r.dtype)
 
 
-def stacked(*layers: nn.Linear) -> nn.Linear:
-    """One Linear whose output is theirs, one after the other. For inference; bit for bit theirs only up to the order of sums."""
+def stack_linears(*layers: nn.Linear) -> nn.Linear:
+    """One Linear that outputs the concatenation of theirs. For inference; equal up to the order of sums."""
     first = layers[0]
     with torch.device("meta"):
         one = nn.Linear(first.in_features, sum(layer.out_features for layer in layers))

@@ -1,17 +1,17 @@
-"""Scales that let a layer's queries, keys and values be e4m3 codes without looking at one of them: bounds from the weights.
+"""Scales for e4m3 queries, keys and values of a layer, from bounds that the weights give. No calibration, no measurement.
 
-e4m3 is a float: 4 significant bits anywhere from 2^-6 to 448. A scale that is too generous costs nothing until what is typical nears
-2^-6, so a bound that can never be exceeded will do, and nothing has to be measured, calibrated or kept for a session.
+e4m3 is a float: 4 significant bits anywhere from 2^-6 to 448. A scale that is too large costs nothing until typical values come near 2^-6,
+so a bound that can never be exceeded is enough, and nothing has to be measured, calibrated or kept for a session.
 
-    q, k    = w * RMSnorm(x), turned in pairs. The norm makes every row of D numbers sqrt(D) long, so no element exceeds sqrt(D) max |w|
-              over its head, and no turned pair either (Cauchy-Schwarz). D = 5120: the bound is 72 times what is typical, which is
-              coded as 3 to 6 and keeps all its bits down to a 200th of that.
-    v       = W (n (1 + scale) + shift) + b with n a layer norm, hence sqrt(D) long at most: |v_c| <= sqrt(D) ||W_c (1 + scale)|| +
-              |W_c shift + b_c|. Shift and scale belong to the noise level; the largest bound of TIMES serves them all, the sink (0)
-              too. What rounding adds to a row along W_c saturates, should one ever come so near.
+    q, k    = w * RMSnorm(x), rotated in pairs. The norm makes every row of D numbers sqrt(D) long, so no element exceeds sqrt(D) max |w|
+              over its head, and no rotated pair either (Cauchy-Schwarz). D = 5120: the bound is 72 times a typical value, which
+              becomes 3 to 6 in e4m3 and keeps all its bits down to a 200th of that.
+    v       = W (n (1 + scale) + shift) + b with n a layer norm, at most sqrt(D) long: |v_c| <= sqrt(D) ||W_c (1 + scale)|| +
+              |W_c shift + b_c|. Shift and scale depend on the noise level; the largest bound over TIMES serves all of them, the sink
+              (0) too. Should rounding take a value beyond the bound, it saturates.
 
-One scale a head (the largest bound of its channels), rounded up to a power of two, which moves through roundings unchanged: norm
-weights are divided by it beforehand, and the kernel that norms and rotates writes codes with no product more.
+One scale a head (the largest bound of its channels), rounded up to a power of two, which changes no rounding: norm weights are
+divided by it beforehand, so the kernel that norms and rotates writes e4m3 without another multiplication.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import nn
 from everface.kernels.fused.row_primitives import E4M3_MAX
 from everface.model.linear import RowLinear
 
-TIMES = tuple(float(t) for t in range(0, 1001, 50))  # timesteps whose modulation is looked at
+TIMES = tuple(float(t) for t in range(0, 1001, 50))  # timesteps at which the modulation is evaluated
 
 
 class QKVScales(nn.Module):
-    """Of one layer. Codes times scale are the numbers; `weight_*_D` are the norms' weights over the scale of their head."""
+    """Of one layer. e4m3 values times scale are the numbers; `weight_*_D` are the norm weights divided by the scale of their head."""
 
     weight_q_D: torch.Tensor
     weight_k_D: torch.Tensor
@@ -58,13 +58,13 @@ def by_head(bound_D: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def power_of_two(bound: torch.Tensor) -> torch.Tensor:
-    """The scale for codes of numbers up to `bound` float32: the power of two above bound / 448, exactly; 1 for no bound at all."""
+    """The scale for e4m3 of numbers up to `bound` float32: the power of two above bound / 448, exactly; 1 for a bound of 0."""
     exponent = torch.frexp(bound / E4M3_MAX).exponent.int()
     return ((exponent.clamp(-126, 127) + 127) << 23).view(torch.float32)
 
 
 def value_bound(qkv: nn.Linear | RowLinear, shift_TD: torch.Tensor, scale_TD: torch.Tensor) -> torch.Tensor:
-    """What no value's channel exceeds [D] float32, of a fused layer that reads a norm modulated in one of T ways."""
+    """The bound of every channel of v [D] float32, for a fused layer after a norm with one of T modulations."""
     weight_ND = qkv.weight.float()
     if isinstance(qkv, RowLinear):
         weight_ND = weight_ND * qkv.scale[:, None]

@@ -2,19 +2,19 @@
 
 A head of width d has c = d/2 complex pairs: c - 2*(c//3) for time, c//3 for rows, c//3 for columns. Pair j of an axis
 with m pairs turns by position * 10000^(-j/m). Angles are float64; the table is float32 [tokens, c, 2], made once a forward.
-Tokens stand in (frame, row, column) order, column fastest.
+Tokens are in (frame, row, column) order, column fastest.
 
 fp16=True rounds every cos and sin to float16, as the official code does by accident.
 
 Positions of time may be integers or int64 tensors of no dimension: nothing here reads a tensor's value, so that a captured forward
-computes its tables from wherever its inputs say it stands.
+computes its tables from positions in its inputs.
 """
 
 from __future__ import annotations
 
 import torch
 
-SINK_TIME = 30  # time position of the reference while the sink is filled, and the nearest it ever stands
+SINK_TIME = 30  # time position of the reference while the sink is filled, and its smallest
 Time = int | torch.Tensor
 
 
@@ -25,18 +25,18 @@ def axis_pairs(head_dim: int) -> tuple[int, int, int]:
 
 
 def spread(full: int, count: int) -> torch.Tensor:
-    """`count` positions from 0 to full-1, truncated to integers: where pooled motion tokens stand on the full grid."""
+    """`count` positions from 0 to full-1, truncated to integers: positions of pooled motion tokens on the full grid."""
     return torch.arange(count) * (full - 1) // max(count - 1, 1)
 
 
 def frequencies(pairs: int, device: torch.device | None = None) -> torch.Tensor:
-    """Angle a position turns each pair of an axis by, float64 [pairs]."""
+    """Angle per position for each pair of an axis, float64 [pairs]."""
     return 10000.0 ** (-torch.arange(pairs, dtype=torch.float64, device=device) / pairs)
 
 
-def axis_table(position: torch.Tensor, turn_m: torch.Tensor, fp16: bool) -> torch.Tensor:
+def axis_table(position: torch.Tensor, angle_m: torch.Tensor, fp16: bool) -> torch.Tensor:
     """(cos, sin) [positions, m, 2] of one axis whose `frequencies` are given."""
-    angle = position[:, None] * turn_m
+    angle = position[:, None] * angle_m
     table = torch.stack((angle.cos(), angle.sin()), dim=-1)
     return (table.half() if fp16 else table).float()
 
@@ -79,7 +79,7 @@ def sink_time(first_frame: int, distance: int) -> int:
 
 
 class Rope:
-    """The rotations of one size of picture. Only time moves: rows, columns and motion tokens are turned once, when it is made.
+    """The rotations of one size of video. Only time changes: tables of rows, columns and motion tokens are computed once, in the constructor.
 
     `block(first)` is frames_table(first, ...); `sink(time)` is that of one frame there, then the motion tokens.
     """
@@ -90,7 +90,7 @@ class Rope:
     ) -> None:  # fmt: skip
         pairs, self.fp16 = axis_pairs(head_dim)[0], fp16
         self.steps_F = torch.arange(frames, device=device)
-        self.turn_m = frequencies(pairs, device)
+        self.angle_m = frequencies(pairs, device)
         self.space_1P = frames_table(0, 1, grid, head_dim, fp16=fp16, device=device)[None, :, pairs:]
         self.motion = motion_table(grid, pooled, head_dim, fp16=fp16, device=device)
 
@@ -99,10 +99,10 @@ class Rope:
         return self._frames(self.steps_F + first)
 
     def sink(self, time: Time) -> torch.Tensor:
-        """Table of the sink tokens while the reference stands at `time`."""
+        """Table of the sink tokens with the reference at `time`."""
         return torch.cat((self._frames(self.steps_F[:1] + time), self.motion))
 
     def _frames(self, time_F: torch.Tensor) -> torch.Tensor:
-        turned_F1m2 = axis_table(time_F, self.turn_m, self.fp16)[:, None]
+        turned_F1m2 = axis_table(time_F, self.angle_m, self.fp16)[:, None]
         size = (len(time_F), self.space_1P.shape[1], -1, 2)
         return torch.cat((turned_F1m2.expand(size), self.space_1P.expand(size)), dim=2).flatten(0, 1)

@@ -72,7 +72,7 @@ def euler(x: torch.Tensor, v: torch.Tensor, sigma: float, sigma_next: float) -> 
 
 
 def sink_distance(seed: int, block: int, step: int) -> int:
-    """How many latent frames ahead of the block the reference stands: 4..30, uniform, decided by (seed, block, step)."""
+    """Latent frames from the block to the reference ahead of it: 4..30, uniform, a function of (seed, block, step)."""
     state = 0
     for word in (seed, block, step):
         state = splitmix64(state ^ word)

@@ -1,4 +1,4 @@
-"""How many numbers the models hold: parameters, and what a stream must keep. Counted from the configuration; nothing is built.
+"""Numbers of parameters of the models and of values that a stream keeps, counted from the configuration. Builds nothing.
 
 Legend: D width, F width of the FFN, c channels, h x w latent cells of a frame.
 """
@@ -14,7 +14,7 @@ DECODED_FRAMES = 12  # of a block
 
 
 def dit_parameters(cfg: DiTConfig) -> tuple[int, int]:
-    """(those that the 8-bit policy of everface.weights.quantize codes in one byte, all the others) of the transformer."""
+    """(those that the 8-bit policy of everface.weights.quantize stores in one byte, all others) of the transformer."""
     dim, ffn, layers, injectors = cfg.dim, cfg.ffn_dim, cfg.num_layers, len(cfg.audio_inject_layers)
     quantized = layers * (8 * dim * dim + 2 * dim * ffn) + injectors * 6 * dim * dim
     attention = 4 * dim + 2 * dim  # biases, norms of q and k
@@ -33,7 +33,7 @@ def dit_parameters(cfg: DiTConfig) -> tuple[int, int]:
 
 
 def dit_bytes(cfg: DiTConfig, quantized: bool) -> int:
-    """Of the weights in bfloat16, or `coded`: in 8 bits where the policy says so, the rest in bfloat16."""
+    """Of the weights in bfloat16; if `quantized`, in 8 bits where the policy applies."""
     linear, rest = dit_parameters(cfg)
     return linear * (1 if quantized else 2) + 2 * rest
 
@@ -49,13 +49,13 @@ def sink_values(cfg: DiTConfig, h: int, w: int) -> int:
 
 
 def step_work_values(cfg: DiTConfig, h: int, w: int) -> int:
-    """What a forward has in hand at once, estimated: the FFN's hidden row and eight rows of width D for each token of a block."""
+    """Memory of a forward, estimated: the FFN's hidden row and eight rows of width D for each token of a block."""
     tokens = cfg.block_frames * (h // cfg.patch_size[1]) * (w // cfg.patch_size[2])
     return tokens * (cfg.ffn_dim + 8 * cfg.dim)
 
 
 def decoder_sizes(cfg: VAEConfig, h: int, w: int) -> tuple[int, int]:
-    """(parameters of the VAE's decoder, values that its causal convolutions remember of one stream)."""
+    """(parameters of the VAE's decoder, values that its causal convolutions keep of one stream)."""
     parameters, state = _layer(cfg.z_dim, cfg.z_dim), 0
     area, width = h * w, cfg.dim * cfg.dim_mult[-1]
 
@@ -90,12 +90,12 @@ def decoder_sizes(cfg: VAEConfig, h: int, w: int) -> tuple[int, int]:
 
 
 def decode_work_values(cfg: VAEConfig, h: int, w: int) -> int:
-    """What decoding a block has in hand at once, estimated: four tensors of its widest layer, the frames at full size."""
+    """Memory of decoding a block, estimated: four tensors of its widest layer, the frames at full size."""
     return 4 * cfg.dim * cfg.dim_mult[0] * DECODED_FRAMES * h * w * LATENT_STRIDE[1] * LATENT_STRIDE[2]
 
 
 def encode_work_values(cfg: VAEConfig, h: int, w: int) -> int:
-    """What encoding the still picture has in hand at once, estimated: three tensors of the widest layer for five latents' frames."""
+    """Memory of encoding the reference image, estimated: three tensors of the widest layer for five latents' frames."""
     return 3 * cfg.dim * cfg.dim_mult[0] * 5 * LATENT_STRIDE[0] * h * w * LATENT_STRIDE[1] * LATENT_STRIDE[2]
 
 

@@ -45,7 +45,7 @@ def relative_bucket(offset: Tensor, num_buckets: int, max_dist: int) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """weight * x / sqrt(mean(x^2) + 1e-6), statistics in float32, rounded to the weight's dtype before the product."""
+    """weight * x / sqrt(mean(x^2) + 1e-6), statistics in float32, rounded to the weight's dtype before it is multiplied."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -132,8 +132,8 @@ class UMT5Encoder(nn.Module):
 
 
 def prepare_prompt(text: str) -> str:
-    """The official cleaning: mend mojibake, unescape HTML twice (`&amp;lt;`), collapse whitespace."""
-    import ftfy  # only who has a prompt needs it
+    """The official cleaning: fix mojibake, unescape HTML twice (`&amp;lt;`), collapse whitespace."""
+    import ftfy  # imported only where a prompt is used
 
     text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip()
@@ -142,7 +142,7 @@ def prepare_prompt(text: str) -> str:
 def load_tokenizer(folder: Path, text_len: int) -> Tokenizer:
     """The checkpoint's own `google/umt5-xxl/tokenizer.json`, cutting to text_len tokens, the closing </s> included.
 
-    The file is read as it is: rebuilding a T5 tokenizer from its SentencePiece model would lose umT5's own normalisation.
+    The file is read as it is: rebuilding a T5 tokenizer from its SentencePiece model would lose umT5's normalization.
     """
     path = folder / "tokenizer.json"
     try:
@@ -171,7 +171,7 @@ class TextEncoder:
 
 
 class NoText:
-    """For models trained without text: one zero vector, [1, text_dim] float32, whatever the prompt."""
+    """For models trained without text: one zero vector, [1, text_dim] float32, for any prompt."""
 
     def __init__(self, text_dim: int) -> None:
         self.text_dim = text_dim

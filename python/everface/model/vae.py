@@ -1,7 +1,7 @@
 """The Wan 2.1 video VAE, whole or as a stream: 1 + 4k frames of H x W pixels <-> 1 + k latent frames of H/8 x W/8, 16 channels.
 
 Keys of the state dict are the official ones. The per-channel latent mean and std come from the configuration, not from the weights.
-Video values are in -1..1. Pure function of its input in float32: neither the cut of a stream into calls nor the batch matters (to 1e-5).
+Video values are in -1..1. In float32 the result depends on the input only: neither the cut of a stream into calls nor the batch matters (to 1e-5).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, z, T', h, w] -> frames [B, 3, T, 8h, 8w]. Each up-sampling halves the width, whatever the next level's is."""
+    """Latents [B, z, T', h, w] -> frames [B, 3, T, 8h, 8w]. Each upsampling halves the width, independent of the next level's."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Decoder(nn.Module):
 
 
 class VAE(nn.Module):
-    """Encoder and decoder, or one of them: a device builds only what it runs."""
+    """Encoder and decoder, or one of them: a device builds only the one it runs."""
 
     mean_C111: Tensor
     std_C111: Tensor
@@ -117,7 +117,7 @@ class VAE(nn.Module):
         return self
 
     def encode(self, video_B3THW: Tensor) -> Tensor:
-        """Normalised mean latents [B, z, 1 + k, H/8, W/8] of 1 + 4k frames. Differentiable. Raises BadInput on sizes that do not divide."""
+        """Normalized mean latents [B, z, 1 + k, H/8, W/8] of 1 + 4k frames. Differentiable. Raises BadInput on sizes that do not divide."""
         batch, _, frames, height, width = video_B3THW.shape
         if (frames - 1) % self.stride_t or height % self.stride_s or width % self.stride_s:
             raise BadInput(
@@ -134,21 +134,21 @@ class VAE(nn.Module):
         return (mean_BCthw - self.mean_C111) / self.std_C111
 
     def decode(self, z_BCthw: Tensor) -> Tensor:
-        """Frames [B, 3, 1 + 4k, 8h, 8w] of 1 + k normalised latents, not clamped. Differentiable."""
+        """Frames [B, 3, 1 + 4k, 8h, 8w] of 1 + k normalized latents, not clamped. Differentiable."""
         return self.decode_stream(z_BCthw, self.stream(z_BCthw.shape[0]))
 
     def stream(self, batch: int = 1) -> VAEStream:
-        """The state of a decoder that has seen nothing."""
+        """The state of a decoder before its first latent."""
         return VAEStream(batch, [None] * self.decoder.slots)
 
     def warm_up(self, z_BCthw: Tensor) -> VAEStream:
-        """The state after these latents, whose frames nobody sees: the still picture before a stream begins."""
+        """The state after decoding these latents, with their frames thrown away: the still image before a stream begins."""
         stream = self.stream(z_BCthw.shape[0])
         self.decode_stream(z_BCthw, stream)
         return stream
 
     def decode_stream(self, z_BCthw: Tensor, stream: VAEStream) -> Tensor:
-        """The next frames of a stream, whose state moves on: four per latent, but one for the very first. Not clamped.
+        """The next frames of a stream, and its state advances: four per latent, but one for the very first. Not clamped.
 
         How many latents come in one call does not change the result.
         """

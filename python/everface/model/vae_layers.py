@@ -1,8 +1,8 @@
-"""The layers of the Wan 2.1 video VAE: causal in time, so that a stream may be cut anywhere. Legend: Batch, Channel, Time, Height, Width.
+"""The layers of the Wan 2.1 video VAE: causal in time, so that a stream may be cut into calls anywhere. Legend: Batch, Channel, Time, Height, Width.
 
 Every tensor is channels first in shape and channels last in memory, several times faster for convolutions. Everything that touches
 whole frames is an op of kernels/video: plain torch on a CPU, fused kernels on a GPU.
-Time never sees the future: a convolution of three taps needs its two previous input frames, which its slot of a `VAEStream` keeps.
+A convolution of three taps in time needs its two previous input frames, which its slot of a `VAEStream` keeps.
 Attribute names are those of the official checkpoint ("residual.2", "resample.1", "to_qkv").
 """
 
@@ -23,10 +23,10 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 @dataclass
 class VAEStream:
-    """The past of one stream: what each causal convolution must remember, in the order of execution.
+    """State of one stream: the past frames of each causal convolution, in the order of execution.
 
     `caches[i]`: the last two input frames of convolution i [B, C, 2, H, W] (zeros before the stream began), the last one frame
-    for a temporal down-sampling, None where nothing was seen yet. Each is written in place once it is there, so that its address
+    for a temporal down-sampling, None before the first frame. Each is written in place once it is there, so that its address
     holds for the life of the stream and a captured decode finds it; only where gradients flow through it is it replaced.
     """
 
@@ -151,7 +151,7 @@ class TemporalStride(nn.Conv3d):
 
 class Upsample(nn.Module):
     """Twice the size (nearest) and a 3x3 convolution that halves the channels. If temporal, a causal convolution to 2C channels comes
-    first, whose halves are the earlier and the later frame; the first latent of a stream skips it and stays one frame, unremembered."""
+    first: its halves are the earlier and the later frame. The first latent of a stream skips it, stays one frame and is not kept."""
 
     def __init__(self, channels: int, temporal: bool) -> None:
         super().__init__()
@@ -188,7 +188,7 @@ def to_video(x_NCHW: Tensor, batch: int) -> Tensor:
 
 
 def assign_slots(module: nn.Module) -> int:
-    """Number the layers that remember, in the order in which they were built, which is the order of execution. Returns their count."""
+    """Number the layers with state, in the order in which they were built, which is the order of execution. Returns their count."""
     layers = [m for m in module.modules() if isinstance(m, CausalConv3d | TemporalStride)]
     for slot, layer in enumerate(layers):
         layer.slot = slot

@@ -1,4 +1,4 @@
-"""The official sound front end: every hidden state of a wav2vec 2.0 model, at the video frame rate.
+"""The official audio front end: every hidden state of a wav2vec 2.0 model, at the video frame rate.
 
 wav2vec2 gives 50 vectors a second; state k sees samples 320k..320k+399 directly. Video frame n begins at sample 640n, that is at
 state 2n: the live front end reads the states there, by linear interpolation when its window does not begin on a state.
@@ -55,12 +55,12 @@ def normalize(pcm_S: Tensor) -> Tensor:
 def normalize_window(pcm_S: Tensor) -> Tensor:
     """The same with the statistics of the samples that are not exactly 0. For short live windows.
 
-    Otherwise the digital silence between two utterances of a speech synthesiser would change the level of the voice beside it.
+    Otherwise the digital silence between two utterances of a speech synthesiser would change the level of the voice next to it.
     """
-    sound_S = (pcm_S != 0).to(pcm_S.dtype)
-    count = sound_S.sum().clamp(min=1)
-    centred_S = (pcm_S - pcm_S.sum() / count) * sound_S
-    return centred_S / torch.sqrt(centred_S.square().sum() / count + 1e-7)
+    nonzero_S = (pcm_S != 0).to(pcm_S.dtype)
+    count = nonzero_S.sum().clamp(min=1)
+    centered_S = (pcm_S - pcm_S.sum() / count) * nonzero_S
+    return centered_S / torch.sqrt(centered_S.square().sum() / count + 1e-7)
 
 
 def resample_50_to_30(x_LTC: Tensor) -> Tensor:
@@ -98,14 +98,14 @@ class Wav2Vec2:
         if strides != HOP:
             raise BadWeights(f"this wav2vec2 model takes {strides} samples a step, everface needs {HOP} (50 Hz)")
         if lookback_samples < 0 or lookahead_samples < 0:
-            raise BadInput("the sound window cannot look back or ahead by less than 0 samples")
+            raise BadInput("the audio window cannot look back or ahead by less than 0 samples: give 0 or more")
         self.model = model
         self.layers, self.channels = model.config.num_hidden_layers + 1, model.config.hidden_size
         self.lookback_samples, self.lookahead_samples = lookback_samples, lookahead_samples
 
     @torch.no_grad()
     def hidden_states(self, wav_S: Tensor) -> Tensor:
-        """All hidden states of a normalised window: [S] -> [L, floor((S - 400) / 320) + 1, C] float32."""
+        """All hidden states of a normalized window: [S] -> [L, floor((S - 400) / 320) + 1, C] float32."""
         wav_S = F.pad(wav_S, (0, max(0, RECEPTIVE - wav_S.shape[0])))
         out = self.model(wav_S.to(self.model.device, self.model.dtype)[None], output_hidden_states=True)
         # transformers 5 records the last layer before the encoder's final norm; the released features are after it
@@ -124,11 +124,11 @@ class Wav2Vec2:
         """Window [lookback + 640 frames + lookahead] -> [L, C, frames], each frame at its proper time.
 
         Leading zeros of the look-back are cut off, in whole states: the model was trained on files that begin where they begin, and
-        attends to padding as to sound.
+        attends to padding as it does to audio.
         """
         check_window(self, pcm_S, frames)
-        sounding = torch.nonzero(pcm_S[: self.lookback_samples])
-        first = int(sounding[0]) if len(sounding) else self.lookback_samples
+        nonzero = torch.nonzero(pcm_S[: self.lookback_samples])
+        first = int(nonzero[0]) if len(nonzero) else self.lookback_samples
         cut = first // HOP * HOP
         states_LTC = self.hidden_states(normalize_window(pcm_S[cut:].float()))
         return self._at_frames(states_LTC, (self.lookback_samples - cut) / HOP, frames)
@@ -145,7 +145,7 @@ class Wav2Vec2:
         if compat == "official":
             if states_LTC.shape[1] < 2:
                 raise BadInput(
-                    f"{pcm_S.shape[0]} samples of sound are too short for official features: give at least {HOP + RECEPTIVE}"
+                    f"{pcm_S.shape[0]} samples of audio are too short for official features: give at least {HOP + RECEPTIVE}"
                 )
             return bucket(resample_50_to_30(states_LTC), clip_frames)
         return self._at_frames(states_LTC, 0.0, -(-pcm_S.shape[0] // SAMPLES_PER_FRAME))

@@ -1,4 +1,4 @@
-"""Cases of parts that the transformer is made of: rotations, FramePack, sound, noise levels, adapters, 8-bit layers."""
+"""Cases of components of the transformer: rotations, FramePack, audio, noise levels, adapters, 8-bit layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PREFIX_FRAMES = 73  # copies of a block's first frame that upstream puts before 
 
 
 def rope(file: Golden, check: Check) -> None:
-    """Tables of noisy and sink tokens and what they do to vectors; `blockB` and `relR` stand in the names."""
+    """Tables of noisy and sink tokens and what they do to vectors; `blockB` and `relR` are in the names."""
     d, (grid_rows, grid_columns), frames = file.setting("head_dim"), file.setting("patch_grid"), file.setting("frames_per_block")
     grid = (grid_rows, grid_columns)
     with check.part("freq_rows.cos_sin"):
@@ -66,7 +66,7 @@ def framepack(file: Golden, check: Check) -> None:
 
 
 def audio_encoder_injector(file: Golden, check: Check) -> None:
-    """The sound encoder on raw windows and on a block, then what the injectors add; two speakers share a picture by masks."""
+    """The audio encoder on raw windows and on a block, then what the injectors add; two speakers share an image by masks."""
     cfg = DiTConfig.from_dict(file.config)
     encoder = CausalAudioEncoder(cfg.dim, cfg.audio_dim, cfg.wav2vec_layers, cfg.num_audio_token)
     own = file.below("w.casual_audio_encoder.")
@@ -133,7 +133,7 @@ def lora_merge(file: Golden, check: Check) -> None:
 
 
 def fp8_linear(file: Golden, check: Check) -> None:
-    """Codes and scales exact in both roundings, the product in float32 and bfloat16, and its distance from no quantisation."""
+    """Quantized values and scales exact in both roundings, the GEMM in float32 and bfloat16, and its distance from no quantization."""
     for case in sorted(name.removesuffix(".weight") for name in file if name.endswith(".weight")):
         x, w, bias = (file[f"{case}.{name}"] for name in ("x", "weight", "bias"))
         for name, value, ending in (("x", x, ""), ("weight", w, ""), ("weight", w.float(), "_from_f32")):

@@ -1,4 +1,4 @@
-"""Cases of what stands around the transformer: video VAE, text encoder, sound features, the size of the picture."""
+"""Cases around the transformer: video VAE, text encoder, audio features, the size of the image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from everface.parity.report import Check
 
 
 def load_vae(file: Golden) -> VAE:
-    """The VAE of the folder's `vae_weights`. Official files say one number of blocks, for all levels; decoders have one more."""
+    """The VAE of the folder's `vae_weights`. Official files have one number of blocks, for all levels; decoders have one more."""
     weights = file.beside("vae_weights")
     levels, blocks = len(weights.setting("dim_mult")), weights.setting("num_res_blocks")
     counts = {"encoder_blocks": [blocks] * levels, "decoder_blocks": [blocks + 1] * levels}
@@ -66,7 +66,7 @@ def t5(file: Golden, check: Check) -> None:
 
 
 def wav2vec2(file: Golden, check: Check) -> None:
-    """Normalised sound, every hidden state, and the states at 30 a second."""
+    """Normalized audio, every hidden state, and the states at 30 a second."""
     front_end = Wav2Vec2(build_wav2vec2(file.config, file.below("w.")))
     check("wav_normalised", normalize(file["wav"]), 5e-5)
     states = front_end.hidden_states(normalize(file["wav"]))
@@ -89,12 +89,12 @@ def audio_bucket(file: Golden, check: Check) -> None:
     with check.part("bucket.values.out"):
         held, frames = file["bucket.values.in"], file["bucket.values.out"].shape[0]
         clips = (c for c in range(1, frames + 1) if frames % c == 0 and len(bucket_rows(held.shape[1], frames // c)) == frames)
-        # the file says how many frames all clips have; any cut of them gives the same rows
+        # the file has the number of frames of all clips; any cut of them gives the same rows
         check("bucket.values.out", bucket(held, frames // next(clips, 1)).permute(2, 0, 1), 0)
 
 
 def preprocess(file: Golden, check: Check) -> None:
-    """Size of the video, of the resized picture, and its black bars: a row of integers a picture."""
+    """Size of the video, of the resized image, and its black bars: a row of integers an image."""
     columns = file.setting("columns")
     made = []
     for values in file["table"].tolist():

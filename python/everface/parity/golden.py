@@ -55,7 +55,7 @@ class Golden(Mapping[str, torch.Tensor]):
     def setting(self, name: str) -> Any:
         """An entry of `config`, which is a BadInput when it is not there."""
         if name not in self.config:
-            raise BadInput(f"{self.path} does not say its {name!r} in the metadata `config`: fetch the file again")
+            raise BadInput(f"{self.path} lacks {name!r} in the metadata `config`: fetch the file again")
         return self.config[name]
 
     def beside(self, case: str) -> Golden:
@@ -81,7 +81,7 @@ def find_cases(folder: Path, known: list[str]) -> list[Golden]:
 
 
 def select(found: list[Golden], wanted: str | None) -> list[Golden]:
-    """Those of one case or file, or else those whose name begins so (`dit_stream`)."""
+    """Those of one case or file, or else those with this beginning of their name (`dit_stream`)."""
     if wanted is None:
         return found
     exact = [file for file in found if wanted in (file.case, file.path.stem)]

@@ -1,4 +1,4 @@
-"""What a comparison found: a line a tensor, and the sum of the lines."""
+"""Result of a comparison: a line a tensor, and the sum of the lines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HALF_TOLERANCE = 0.03  # bfloat16: RMS of the error over RMS of what is wanted
 
 @dataclass(frozen=True)
 class Line:
-    """One tensor. `status`: ok, MISS, absent (the folder cannot show it: `note` says why) or unused (no comparison needs it).
+    """One tensor. `status`: ok, MISS, absent (the folder lacks it; the reason is in `note`) or unused (no comparison needs it).
 
     `error` is the largest absolute error for unit "abs", steps of bfloat16 for "ulp", RMS of the error over RMS of the wanted for "rms".
     """
@@ -37,7 +37,7 @@ class Line:
         return f"{head}{self.error:8.1e} of {self.tolerance:7.1e} {self.unit} {self.status}  {self.note}".rstrip()
 
     def to_dict(self) -> dict[str, str | float | None]:
-        """For JSON, which knows no infinity: an error that is not finite is None."""
+        """For JSON, which has no infinity: an error that is not finite is None."""
         return asdict(self) | {"error": self.error if self.error is None or math.isfinite(self.error) else None}
 
 
@@ -49,14 +49,14 @@ class Check:
         self.lines: list[Line] = []
 
     def __call__(self, name: str, got: torch.Tensor, tolerance: float, unit: str = "abs") -> None:
-        """Hold `got` to the tensor `name`, which a folder may lack."""
+        """Compare `got` with the tensor `name`, which a folder may lack."""
         if name in self.file:
             self.compare(name, got, self.file[name], tolerance, unit)
         else:
             self.absent(name, "not in this folder")
 
     def compare(self, name: str, got: torch.Tensor, wanted: torch.Tensor, tolerance: float, unit: str = "abs") -> None:
-        """Hold `got` to `wanted`. float32 holds to `tolerance`, bfloat16 to its own."""
+        """Compare `got` with `wanted`: within `tolerance` in float32, within HALF_TOLERANCE in bfloat16."""
         if got.numel() != wanted.numel():
             note = f"shape {list(got.shape)}, wanted {list(wanted.shape)}"
             self.lines.append(Line(self.file.path.stem, name, "MISS", math.inf, tolerance, unit, note))
@@ -96,7 +96,7 @@ def distance(got: torch.Tensor, wanted: torch.Tensor, unit: str) -> float:
 
 
 def _order(x: torch.Tensor) -> torch.Tensor:
-    """bfloat16 -> integers in the same order, neighbours one apart."""
+    """bfloat16 -> integers in the same order, neighbors one apart."""
     bits = x.contiguous().view(torch.int16).int()
     return torch.where(bits < 0, -(bits & 0x7FFF), bits)
 

@@ -20,7 +20,7 @@ MOTION_LATENTS = 92  # what upstream puts before every clip that it decodes; fil
 
 
 class Stream:
-    """One run over a file, whose missing inputs are those of `dit_stream_seq`."""
+    """One run over a file; inputs that it lacks are taken from `dit_stream_seq`."""
 
     def __init__(self, file: Golden, check: Check, blocks: int | None = None, rope_fp16: bool = False) -> None:
         self.file, self.check, self.rope_fp16 = file, check, rope_fp16
@@ -138,8 +138,8 @@ def pipelined(file: Golden, check: Check) -> None:
 def decode_first_clip(file: Golden, check: Check, latents: torch.Tensor) -> None:
     """The frames of clip 0: motion latents and clip as one video, the last frames kept.
 
-    The file holds the newest motion latents of a still picture. The older ones equal the oldest of these: the encoder has long since
-    seen nothing but the picture. Later clips need the picture itself, whose frames upstream encodes again together with the output.
+    The file holds the newest motion latents of a still image. The older ones equal the oldest of these, as the encoder has seen only that
+    image for long enough. Later clips need the image itself, as upstream encodes its frames again together with the output.
     """
     clip, kept = file.setting("blocks_per_clip"), file.setting("infer_frames")
     held = file["motion_latents"]
@@ -152,17 +152,17 @@ def decode_first_clip(file: Golden, check: Check, latents: torch.Tensor) -> None
     names = f"video_frames {','.join(str(index[i]) for i in first)}"
     check.compare(names, video[:, [index[i] for i in first]], file["video_frames"][:, first], 2e-4)
     if later:
-        why = "decoding later clips needs the still picture, which is not in this folder"
+        why = "decoding later clips needs the reference image, which is not in this folder"
         check.absent(f"video_frames {','.join(map(str, later))}", why)
 
 
 def to_video(frames_B3THW: torch.Tensor) -> torch.Tensor:
-    """What a viewer sees [3, T, H, W], in -1..1."""
+    """Clamped frames [3, T, H, W], in -1..1."""
     return frames_B3THW[0].clamp(-1, 1)
 
 
 def caches(file: Golden, check: Check) -> None:
-    """Sinks and rings of `dit_stream_seq`, looked at right after the blocks that the names say."""
+    """Sinks and rings of `dit_stream_seq`, compared right after the blocks in their names."""
     rings = sorted({name.rsplit(".", 2)[0] for name in file if name.startswith("kv.b")})
     last = max((int(ring.split(".")[1][1:]) for ring in rings), default=0)
 

@@ -1,8 +1,8 @@
 """A `.pth` file becomes safetensors, once.
 
-The only `torch.load` of the package, in a process of its own (`python -m everface.weights.convert SRC DST`): with weights_only
+The only `torch.load` of the package, in a separate process (`python -m everface.weights.convert SRC DST`): with weights_only
 it runs no code of the file, and a file made to crash the reader crashes that process only. The metadata of DST records the
-fingerprint of SRC (`store.fingerprint`, which says how it was taken), so that a changed source is converted anew. DST appears
+fingerprint of SRC (`store.fingerprint`, which includes its method), so that a changed source is converted again. DST appears
 whole or not at all.
 """
 
@@ -40,7 +40,7 @@ def converted(source: Path, cache: Path) -> Path:
 
 
 def convert(source: Path, target: Path) -> None:
-    """Convert in a process of its own. Raises BadWeights with one sentence when that process refuses or dies."""
+    """Convert in a separate process. Raises BadWeights with one sentence when that process refuses or dies."""
     command = [sys.executable, "-m", "everface.weights.convert", str(source.absolute()), str(target.absolute())]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode == 2:

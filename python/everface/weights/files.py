@@ -47,10 +47,10 @@ class Weights(Mapping[str, torch.Tensor]):
         return tuple(self._handles[self._home[name]].get_slice(name).get_shape())
 
     def dtype(self, name: str) -> torch.dtype:
-        code = self._handles[self._home[name]].get_slice(name).get_dtype()
-        if code not in TORCH_DTYPES:
-            raise BadWeights(f"{self._home[name]}: {name!r} has the type {code}, which no part of the model uses")
-        return TORCH_DTYPES[code]
+        kind = self._handles[self._home[name]].get_slice(name).get_dtype()
+        if kind not in TORCH_DTYPES:
+            raise BadWeights(f"{self._home[name]}: {name!r} has the type {kind}, which no part of the model uses")
+        return TORCH_DTYPES[kind]
 
     def where(self, name: str) -> Path:
         """The file that holds `name`; for a name that is absent, the first file."""
@@ -71,7 +71,7 @@ def open_file(path: Path) -> Weights:
 def open_index(index: Path) -> Weights:
     """The shards named by a `*.safetensors.index.json` (Hugging Face's form: {"weight_map": {name: file}}).
 
-    Every shard must be there, be whole, and hold exactly the tensors that the index says it holds.
+    Every shard must be there, be whole, and hold exactly the tensors that the index lists for it.
     """
     try:
         named: dict[str, str] = json.loads(index.read_text())["weight_map"]

@@ -2,7 +2,7 @@
 
 official    config.json (the DiT's), diffusion_pytorch_model-*-of-*.safetensors + index, models_t5_umt5-xxl-enc-bf16.pth,
             google/umt5-xxl/, Wan2.1_VAE.pth, wav2vec2-large-xlsr-53-english/, and liveavatar.safetensors here or elsewhere
-everface    config.json (a whole ModelConfig), dit.safetensors, vae.safetensors; sound and text need no files
+everface    config.json (a whole ModelConfig), dit.safetensors, vae.safetensors; audio and text need no files
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ARCHITECTURE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of one model lie. A part that this model does not have is None."""
+    """Paths of the parts of one model. A part that this model does not have is None."""
 
     kind: str  # "official" or "everface"
     root: Path
@@ -66,7 +66,7 @@ class Layout:
 
 
 def detect_layout(root: Path) -> Layout:
-    """Tell which layout a folder has, and read its configuration. Touches no weights; raises BadWeights when it is neither."""
+    """The layout of a folder, with its configuration. Reads no weights. Raises BadWeights when it is neither."""
     if not root.is_dir():
         raise BadWeights(f"{root} is not a folder; name the folder that holds the model's {CONFIG}")
     if (root / OWN_DIT).exists() and (root / CONFIG).exists():
@@ -95,11 +95,11 @@ def read_official_config(path: Path) -> ModelConfig:
         raise BadWeights(f"{path} has no model_type, as Wan2.2-S2V-14B has: weights of another architecture")
     for key, released in ARCHITECTURE.items():
         if (found := raw.get(key, released)) != released:
-            raise BadWeights(f"{path} says {key} = {found!r}, not {released!r}: weights of another architecture")
+            raise BadWeights(f"{path} has {key} = {found!r}, not {released!r}: weights of another architecture")
     for field in fields(DiTConfig):
         value = raw.get(field.name, field.default)
         if isinstance(field.default, int) and (type(value) is not int or value < 1):
-            raise BadWeights(f"{path} says {field.name} = {value!r}, which is not a positive whole number; fetch it again")
+            raise BadWeights(f"{path} has {field.name} = {value!r}, which is not a positive whole number; fetch it again")
     vae, text = raw.get("vae", {}), raw.get("text", {})
     if not isinstance(vae, dict) or not isinstance(text, dict):
         raise BadWeights(f"{path} has a section vae or text that is not an object of sizes; fetch it again")

@@ -28,7 +28,7 @@ def load_into(
     """Fill every parameter and persistent buffer of `module` from `source`, where its key k is called prefix + k.
 
     `source` is a plain map of tensors or a `Weights`, of which one tensor at a time is in memory. The module may be on the meta
-    device if it computes no buffers of its own. dtype (of floating tensors) and device default to the module's own; from meta,
+    device if it computes no buffers itself. dtype (of floating tensors) and device default to the module's own; from meta,
     to the CPU. Keys of the source outside the prefix are another module's. Raises BadWeights, before anything is changed, naming
     file, first offending key and how many more.
     """
@@ -36,10 +36,10 @@ def load_into(
     _check(slots, source, prefix)
     with torch.no_grad():
         for key, slot in slots.items():
-            place = device or ("cpu" if slot.is_meta else slot.device)
+            where = device or ("cpu" if slot.is_meta else slot.device)
             kind = dtype if dtype and slot.is_floating_point() else slot.dtype
             # A copy, never a view of the file, which may be replaced; in the memory layout that the module chose.
-            tensor = torch.empty_like(slot, dtype=kind, device=place).copy_(source[prefix + key])
+            tensor = torch.empty_like(slot, dtype=kind, device=where).copy_(source[prefix + key])
             path, _, leaf = key.rpartition(".")
             is_parameter = isinstance(slot, nn.Parameter)
             setattr(module.get_submodule(path), leaf, nn.Parameter(tensor, slot.requires_grad) if is_parameter else tensor)
@@ -120,7 +120,7 @@ class Checkpoint:
         return self._open(self._need(self.layout.audio_weights(), "wav2vec2 model"))
 
     def audio_folder(self) -> Path:
-        """The folder of wav2vec2, whose config.json gives its sizes."""
+        """The folder of wav2vec2, with its sizes in config.json."""
         return self._need(self.layout.audio, "wav2vec2 model")
 
     def tokenizer(self) -> Path:

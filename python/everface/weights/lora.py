@@ -1,7 +1,7 @@
 """The Live Avatar LoRA: W + scale * (B @ A), merged once into a cached copy of the base shards.
 
-Rank 128 and alpha 64 in the release, hence scale = alpha / rank = 0.5; the rank is read from the file, alpha is not in it. The
-product is formed in float32 and added with one rounding to the dtype of the base: bit for bit what the official merge does.
+Rank 128 and alpha 64 in the release, so scale = alpha / rank = 0.5; the rank is read from the file, alpha is not in it. B @ A is
+computed in float32 and added with one rounding to the dtype of the base: bit for bit what the official merge does.
 Adapted are q, k, v, o of self attention, cross attention and audio injectors, ffn.0 and ffn.2: all of them, and nothing else.
 """
 
@@ -46,7 +46,7 @@ class LoRA:
 
 
 def merge_weight(w_OI: torch.Tensor, a_RI: torch.Tensor, b_OR: torch.Tensor, scale: float) -> torch.Tensor:
-    """w + scale * (b @ a): product and sum in float32, one rounding to w's dtype. Returns a new tensor."""
+    """w + scale * (b @ a): GEMM and sum in float32, one rounding to w's dtype. Returns a new tensor."""
     return (w_OI.float() + (b_OR.float() @ a_RI.float()) * scale).to(w_OI.dtype)
 
 
@@ -91,7 +91,7 @@ def check_targets(lora: LoRA, base: Iterable[str], shapes: Mapping[str, tuple[in
 def merged_checkpoint(base: Weights, lora_file: Path, cache: Path, alpha: float = ALPHA) -> Path:
     """The index of base + LoRA in the cache: written shard by shard, each atomically, the index last; found there the next time.
 
-    The folder is named by the content of the LoRA (sha256) and the fingerprints of the base: a change of either merges anew.
+    The folder is named by the content of the LoRA (sha256) and the fingerprints of the base: a change of either merges again.
     A merge that was interrupted continues with the shard it had not finished.
     """
     lora = read_lora(lora_file, alpha)

@@ -1,8 +1,8 @@
-"""Fetch the official weights from the Hugging Face hub: base model and LoRA into one folder, one commit of each for ever.
+"""Fetch the official weights from the Hugging Face hub: base model and LoRA into one folder, a fixed commit of each.
 
-The commit of `main` is asked for once and recorded in `pulled.json` in that folder, with size and sha256 of every file; later
-runs fetch exactly that commit. Every file is held against its record once it is there; after that no network is needed.
-HF_HUB_OFFLINE is honoured.
+The commit of `main` is resolved once and recorded in `pulled.json` in that folder, with size and sha256 of every file; later
+runs fetch exactly that commit. Every file is checked against its record once it is there; after that no network is needed.
+HF_HUB_OFFLINE is respected.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _refuse_offline(why: str) -> None:
 
 @contextmanager
 def _hub(repo: str) -> Iterator[None]:
-    """Around a call to the hub: whatever its transport raises becomes one sentence."""
+    """Around a call to the hub: any exception becomes one sentence."""
     try:
         yield
     except Exception as error:

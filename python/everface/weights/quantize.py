@@ -1,16 +1,17 @@
-"""Two 8-bit policies: which layers of the DiT multiply in e4m3, and putting them there, after the LoRA is merged.
+"""Two 8-bit policies: which layers of the DiT multiply in e4m3, and their replacement, after the LoRA is merged.
 
-Official, for parity (`quantise`), one scale a tensor. Every Linear but the embeddings of text and time, the output head and the last layer of the audio encoder: the q, k, v, o and ffn
-of all blocks and the audio injectors with their AdaIN, 15.94 of the 16.30 G weights of the release. Convolutions stay.
+Official, for parity (`quantize_official`), one scale a tensor. Every Linear but the embeddings of text and time, the output head and the
+last layer of the audio encoder: q, k, v, o and ffn of all blocks and the audio injectors with their AdaIN, 15.94 of the 16.30 G weights of
+the release. Convolutions stay as they are.
 
-Ours, for speed (`quantise_rows_of`), one scale a token and an output channel, of a fused model (`DiT.fuse`): what ROWS names. The rest
+Ours, for speed (`quantize_per_row`), one scale a token and an output channel, of a fused model (`DiT.fuse`): the layers in ROWS. The rest
 stays as it is, for these reasons:
-    cross_attn.k, .v                text keys, made once a session: no time to save, and every block of the stream reads them
-    audio_injector.*                3 % of the products of a step, and the only way of the sound to the lips
+    cross_attn.k, .v                text keys, computed once a session: no time to save, and every block of the stream reads them
+    audio_injector.*                3 % of the GEMM time of a step, and the only path from audio to lips
     patch_embedding, cond_encoder, frame_packer     once a forward or once a session; K of 64 saves nothing
-    head, time, text, sound encoder                 float32 by the official rules, or made once
+    head, time, text, audio encoder                 float32 by the official rules, or computed once
 
-Attention in 8 bits besides (`quantise_attention_of`): the scales of model/coding.py, and rings of codes.
+Attention in 8 bits is separate (`quantize_attention`): the scales of model/qkv_scales.py, and an e4m3 KV cache.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ FP8_ATTENTION = "fp8-attention"
 FP8_DTYPES = ("fp8", FP8_ATTENTION)  # of a deployment's dtypes
 
 ROWS = ("self_attn.qkv", "self_attn.o", "cross_attn.q", "cross_attn.o", "ffn.0", "ffn.2")
-"""Of every block: 75.7 of the 79.7 TFLOP of products in a step of the 14B model at 704x384."""
+"""Of every block: 75.7 of the 79.7 TFLOP of GEMMs in a step of the 14B model at 704x384."""
 
 
 class FP8Linear(nn.Module):
-    """A Linear with e4m3 weight codes [out, in] and one scale [1] (float32); the bias is as it was. Not for training.
+    """A Linear with an e4m3 weight [out, in] and one scale [1] (float32); the bias stays as it is. Not for training.
 
-    Codes and scale are buffers: move the module with `.to(device)`, never with `.to(dtype)`, which would widen the codes again.
+    Weight and scale are buffers: move the module with `.to(device)`, never with `.to(dtype)`, which would widen the weight.
     """
 
     weight: torch.Tensor
@@ -51,17 +52,17 @@ class FP8Linear(nn.Module):
         self.bias = layer.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in] -> [..., out] in x's dtype; x is coded with one scale for the whole call."""
+        """[..., in] -> [..., out] in x's dtype; x is quantized with one scale for the whole call."""
         return fp8_linear(x, self.weight, self.scale, self.bias)
 
 
 def quantized_names(dit: nn.Module) -> list[str]:
-    """The names of the modules that the policy quantises, in module order."""
+    """The names of the modules that the official policy quantizes, in module order."""
     linears = (name for name, module in dit.named_modules() if isinstance(module, nn.Linear))
     return [name for name in linears if not any(name == out or name.startswith(f"{out}.") for out in EXCLUDED)]
 
 
-def quantise(dit: nn.Module) -> None:
+def quantize_official(dit: nn.Module) -> None:
     """Replace those layers in place by FP8Linear, one at a time, so that no more than one weight is held twice."""
     for name in quantized_names(dit):
         _replace(dit, name, FP8Linear)
@@ -76,7 +77,7 @@ def quantize_per_row(dit: DiT) -> None:
 
 @torch.no_grad()
 def quantize_attention(dit: DiT) -> None:
-    """Let every block of a fused model attend over codes. Caches made before no longer fit."""
+    """Let every block of a fused model attend in 8 bits. KV caches made before no longer fit."""
     e0_T6D = dit.time(torch.tensor(TIMES, dtype=torch.float64)).e0_6D
     for block in dit._blocks():
         attn, (shift, scale, *_) = block.self_attn, block.modulations(e0_T6D[None])
@@ -86,7 +87,7 @@ def quantize_attention(dit: DiT) -> None:
 
 
 def quantize_for_dtype(dit: DiT, dtype: str) -> None:
-    """What a deployment's dtype asks for, of a fused model in bfloat16: "fp8", "fp8-attention", or nothing."""
+    """Quantize a fused model in bfloat16 as a deployment's dtype asks: "fp8", "fp8-attention", or nothing."""
     if dtype in FP8_DTYPES:
         quantize_per_row(dit)
     if dtype == FP8_ATTENTION:

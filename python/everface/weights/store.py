@@ -32,7 +32,7 @@ Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 def write_safetensors(path: Path, shapes: Shapes, read: Callable[[str], torch.Tensor], metadata: dict[str, str]) -> None:
     """Write `path` atomically, holding one tensor at a time.
 
-    `shapes` says what will be written, `read(name)` gives each tensor, of exactly that dtype and shape. Larger element sizes come
+    `shapes` lists what will be written, `read(name)` returns each tensor, of exactly that dtype and shape. Larger element sizes come
     first, as readers that map the file need aligned data. Raises Unavailable when the folder cannot take the file.
     """
     order = sorted(shapes, key=lambda name: (-shapes[name][0].itemsize, name))
@@ -96,7 +96,7 @@ def hash_file(path: Path) -> str:
 
 
 def fingerprint(path: Path) -> str:
-    """Tells one version of a file from another, and says how: `sha256:<hex>` of the content up to 256 MiB;
+    """Identifies a version of a file, with its method: `sha256:<hex>` of the content up to 256 MiB;
     `fast:<size>:<mtime ns>:<sha256 of first and last MiB>` above, where hashing all would take minutes at every start."""
     stat = path.stat()
     if stat.st_size <= FULL_HASH_BYTES:

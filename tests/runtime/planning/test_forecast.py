@@ -7,7 +7,7 @@ import pytest
 from everface.cli import main
 from everface.core.errors import BadInput
 from everface.models.live_avatar.forecast import block_times, paper_table
-from everface.models.live_avatar.model import role_specs
+from everface.models.live_avatar.names import role_specs
 from everface.runtime.planning.forecast import Times, simulate
 from everface.runtime.planning.placement import Placement, place
 

@@ -106,7 +106,7 @@ def test_replay_has_the_gradient_of_one_graph_with_detached_caches(course: Cours
         s = course.exit_step
         mod = dit.modulations(dit.time(whole.schedule.timesteps[s]))
         levels = whole.schedule.sigmas[s], 0.0
-        made.append(dit.step(whole.entered[b], *levels, mod, dit.reading(text_kv), whole._audio(b), cache, whole.rope, whole.place(b, s)))
+        made.append(dit.step(whole.entered[b], *levels, mod, dit.stream_text_kv(text_kv), whole._audio(b), cache, whole.rope, whole.position(b, s)))
     assert torch.equal(torch.cat(made, dim=1).detach(), x0)
     (torch.cat(made, dim=1) * g).sum().backward()
     expected = {n: p.grad for n, p in dit.named_parameters() if p.grad is not None}

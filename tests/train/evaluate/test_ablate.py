@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.avatar.conftest import SMALL
+from tests.small_model import SMALL
 
 from everface.core.config import Deployment
 from everface.core.errors import BadInput

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from everface.models.live_avatar.model import DECODE, role_specs
+from everface.models.live_avatar.names import DECODE, role_specs
 from everface.runtime.planning.forecast import Times, simulate
 from everface.runtime.planning.placement import place
 

@@ -16,19 +16,11 @@ from everface.media.image import fit_image, read_image
 from everface.models.live_avatar import roles
 from everface.models.live_avatar.builders import build_conditioner
 from everface.models.live_avatar.conditions import Conditioner, Noise
-from everface.models.live_avatar.roles import CLEAN, FINITE, SINK, DecodeRole, StepRole
+from everface.models.live_avatar.names import SINK, not_finite, role_specs
+from everface.models.live_avatar.roles import DecodeRole, StepRole
+from everface.models.live_avatar.sink import SinkRefresh
 from everface.runtime.messages import Params, Tensors
 from everface.runtime.model import BlockFormat, RoleSpec, SessionModel
-
-DECODE = "decode"
-DECODE_COST = 0.6  # of a denoising step's
-
-
-def role_specs(steps: int) -> tuple[RoleSpec, ...]:
-    """step0 .. step{steps-1}, then the decoder. Raises BadInput."""
-    if steps < 1:
-        raise BadInput(f"a pipeline of {steps} denoising steps does nothing: use 3 or 4")
-    return (*(RoleSpec(f"step{i}") for i in range(steps)), RoleSpec(DECODE, DECODE_COST, own_thread=True))
 
 
 class LiveAvatar:
@@ -119,7 +111,7 @@ class LiveAvatarSession(SessionModel):
     def invalid(self, outputs: Tensors) -> str | None:
         return not_finite(outputs)
 
-    def change(self, *, image: Path | torch.Tensor | None = None, prompt: str | None = None) -> Tensors:  # pyright: ignore[reportIncompatibleMethodOverride]  the protocol takes any keyword
+    def change(self, *, image: Path | torch.Tensor | None = None, prompt: str | None = None) -> Tensors:
         """Show another image, of the session's size, or follow another prompt."""
         update: Tensors = {}
         if image is not None:
@@ -137,36 +129,6 @@ class LiveAvatarSession(SessionModel):
         return update
 
 
-class SinkRefresh:
-    """`at`: the first block that must carry the new sink; None: it was set, or never will be."""
-
-    def __init__(self, at: int | None) -> None:
-        self._at = at
-        self._clean: torch.Tensor | None = None
-
-    def depends_on(self, index: int) -> int | None:
-        return 0 if self._at is not None and index >= self._at and self._clean is None else None
-
-    def update(self, index: int) -> Tensors | None:
-        if self._at is None or index < self._at:
-            return None
-        self._at = None
-        if self._clean is None:
-            log.warning("a session keeps its first sink: its first block was interrupted")
-            return None
-        return {SINK: self._clean}
-
-    def result(self, index: int, outputs: Tensors) -> None:
-        if index == 0 and self._at is not None and self._clean is None:
-            if CLEAN not in outputs:
-                raise RuntimeError("block 0 came back without its clean latent, which the sink needs")
-            self._clean = outputs[CLEAN].clone()
-
-    def skip(self) -> None:
-        """Another image was chosen: the refresh would bring the old one back."""
-        self._at = None
-
-
 def block_format(conditioner: Conditioner) -> BlockFormat:
     return BlockFormat(
         frames=conditioner.block_frames,
@@ -174,11 +136,3 @@ def block_format(conditioner: Conditioner) -> BlockFormat:
         lookahead_samples=conditioner.lookahead_samples,
         history=conditioner.config.dit.window_blocks - 1,  # with the next block they fill a KV ring
     )
-
-
-def not_finite(outputs: Tensors) -> str | None:
-    """Which role returned values that are not finite, if one did."""
-    finite = outputs.get(FINITE)
-    if finite is None or bool(finite.all()):
-        return None
-    return f"role {int((finite == 0).nonzero()[0])} of the pipeline returned values that are not finite"

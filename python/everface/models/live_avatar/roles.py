@@ -19,14 +19,13 @@ from everface.model.schedule import Schedule, sink_distance
 from everface.model.vae import VAE, VAEStream
 from everface.models.live_avatar.builders import build_decoder, build_dit, decoder_dtype, dtype_of
 from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
+from everface.models.live_avatar.names import CLEAN, DECODE, FINITE, SINK
 from everface.runtime.cache_pool import CachePool
 from everface.runtime.cuda_graph import CapturedGraph, GraphPool
 from everface.runtime.messages import Block, CloseSession, OpenSession, Tensors
 
 WARM_UP_LATENTS = 7  # of the still picture, decoded and thrown away, so that the first real latent finds warm caches
-CLEAN, SINK, FINITE = "clean", "sink", "finite"
 PRIMING = {SINK: "reference", "motion": "motion", "text": "text"}  # what a condition may bring -> which tensor of the opening it is
-# FINITE: uint8 [roles so far]: 1 where all that the role made was finite
 
 
 @dataclass(eq=False)
@@ -251,7 +250,7 @@ def build_role(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
     weights, lora = Path(spec["weights"]), Path(spec["lora"]) if spec["lora"] else None
     if deployment.device == "cpu":
         keep_freed_memory()
-    if name == "decode":
+    if name == DECODE:
         return DecodeRole(build_decoder(weights, deployment), deployment)
     key = repr((weights, lora, deployment))
     if key not in _denoisers:

@@ -41,8 +41,8 @@ def run_quality(
     """
     with speech_folder(speech) as folder, Avatar(weights, None, deployment) as avatar:
         audio = held_out_audio(folder, characters, seconds)
-        vae = VAE(avatar.config.vae).eval()
-        load_into(vae, open_checkpoint(avatar.weights).vae())
+        vae = VAE(avatar.model.config.vae).eval()
+        load_into(vae, open_checkpoint(avatar.model.weights).vae())
 
         def generate(image_3HW: Tensor, pcm_S: Tensor) -> Tensor:
             with avatar.open(image_3HW) as session:

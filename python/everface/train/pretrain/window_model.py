@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from everface.kernels.attention.cross import cross
-from everface.kernels.fused.qk_norm_rope_store import rotate
+from everface.kernels.fused.norm_rope import rotate
 from everface.model.dit import DiT
 from everface.model.layers import KV, Attend
 from everface.model.rope import frames_table, sink_time
