@@ -129,6 +129,8 @@ def test_libraries_equal_the_reference(name: str) -> None:
 def test_another_thread_keeps_its_own_attention() -> None:
     """A library's attention must leave torch's process-wide switches alone. Attention with dropout has the math backend only, so a thread
     that calls it finds none while another has switched everything but FlashAttention off."""
+    if fault := library_backends.find_fault("flash", torch.device(DEVICE), BF16, 64):
+        pytest.skip(fault)
     q, k, v = (torch.randn(n, 4, 64, device=DEVICE).to(BF16) for n in (256, 512, 512))
     attend, done, errors = library_backends.load_block_attention("flash"), threading.Event(), []
 

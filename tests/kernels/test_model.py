@@ -49,7 +49,7 @@ def interpreted() -> Iterator[dict[str, Mock]]:
         "attention.cross.cross_quantized_op": launch_cross_quantized,
         "attention.self_attention.block_causal_op": launch_block_causal,
         "attention.self_attention.block_causal_fp8_op": launch_block_causal_fp8,
-        **{f"{position}.launch": importlib.import_module(f"everface.kernels.{position}").launch for position in KERNELS},
+        **{f"{module}.launch": importlib.import_module(f"everface.kernels.{module}").launch for module in KERNELS},
     }
     with as_on_a_gpu(), contextlib.ExitStack() as stack:
         spies = {name: Mock(side_effect=launch) for name, launch in launches.items()}
@@ -85,7 +85,7 @@ def test_a_golden_block(golden: Path) -> None:
 @pytest.mark.parametrize(("kind", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.02), ("fp8", 0.05), ("fp8-attention", 0.06)])
 @torch.no_grad()
 def test_a_step(kind: str, tolerance: float) -> None:
-    """Kernels against references, relative to the move of the latent: the third block, its position read from memory."""
+    """Kernels against references, relative to the change of the latent: the third block, its position read from memory."""
     torch.manual_seed(6)
     dit = DiT(CFG).eval().requires_grad_(False)
     dit.to(torch.float32 if kind == "float32" else torch.bfloat16).fuse()
@@ -104,8 +104,8 @@ def test_a_step(kind: str, tolerance: float) -> None:
     want = dit.step(x, 0.8577, 0.602, mod, text_kv, audio_kv, caches[0], rope, where)
     with interpreted() as ran:
         got = dit.step(x, 0.8577, 0.602, mod, text_kv, audio_kv, caches[1], rope, tensors)
-    moved = (want - x).float().square().mean().sqrt()
-    assert (got - want).float().square().mean().sqrt() / moved < tolerance
+    change = (want - x).float().square().mean().sqrt()
+    assert (got - want).float().square().mean().sqrt() / change < tolerance
     for a, b in zip(vars(caches[0]).values(), vars(caches[1]).values(), strict=True):
         assert (a.float() - b.float()).square().mean().sqrt() <= tolerance * a.float().square().mean().sqrt()
     assert ran["gate_norm_modulate"].call_count == 3 * 2 + 1 + 1 and ran["flow_step"].call_count == 1

@@ -180,7 +180,7 @@ def test_a_window_in_training_equals_the_stream_and_has_gradients() -> None:
     distance, t = [9, 30, 4, 17], 857.0
 
     text_kv = model.text_kv(model.embed_text(torch.zeros(1, cfg.text_dim)))
-    local, audio_kv = model.casual_audio_encoder.encode_blocks(audio)
+    local, global_ = model.casual_audio_encoder.encode_blocks(audio)
     sink = model.prefill(ref, motion, text_kv)
     table = frames_table(0, blocks * frames, grid, cfg.head_dim)
     mod = model.time(torch.full((batch, blocks * frames), t))
@@ -197,7 +197,7 @@ def test_a_window_in_training_equals_the_stream_and_has_gradients() -> None:
                 parts.append(cross(q[:, i * tokens : (i + 1) * tokens], keys, values))
             return torch.cat(parts, 1)
 
-        y = model.inject(layer, block(y, mod.e0_6D, text_kv[layer], attend), local, audio_kv)
+        y = model.inject(layer, block(y, mod.e0_6D, text_kv[layer], attend), local, global_)
     window = model.head(y, mod.e_D, grid)
 
     for sample in range(batch):
@@ -205,7 +205,7 @@ def test_a_window_in_training_equals_the_stream_and_has_gradients() -> None:
         cache.prime(*model.prefill_sink(ref[sample], motion[sample], text_kv))
         for i in range(blocks):
             part = slice(i * frames, (i + 1) * frames)
-            audio = (local[sample, part].detach(), audio_kv[sample, part].detach())
+            audio = (local[sample, part].detach(), global_[sample, part].detach())
             velocity = model(x[sample, :, part], model.time(t), text_kv, audio, cache, i, distance[i])
             close(velocity, window[sample, :, part].detach(), 1e-5, f"sample {sample} block {i}")
 

@@ -162,22 +162,22 @@ class DiT(nn.Module):
     # Streaming: first the constants, of a step, a text, a block's audio, a size of video; then the step itself
 
     def modulations(self, time: TimeMod) -> StepMod:
-        """Of one step role."""
+        """Modulation of every block and of the head at a timestep, constant for a step role."""
         return StepMod(
             [block.modulations(time.e0_6D[None, None]) for block in self._blocks()], self.head.modulations(time.e_D[None, None])
         )
 
     def stream_text_kv(self, text_kv: list[KV]) -> list[TextKV]:
-        """Of one session, from the result of `text_kv`: the text's keys and values for `tokens`, a layer each."""
+        """The text's keys and values for `tokens`, a layer each, from the result of `text_kv`. Constant for a session."""
         return [block.cross_attn.text_kv(kv) for block, kv in zip(self._blocks(), text_kv, strict=True)]
 
     def audio_kv(self, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> list[AudioKV]:
-        """Of one block, the same for all its steps: audio keys, values and modulation, an injector each."""
-        local, audio_kv = local_FKD.to(self.dtype), global_FD.to(self.dtype)
-        return [self.audio_injector.audio_kv(i, local, audio_kv) for i in range(len(self.cfg.audio_inject_layers))]
+        """Audio keys, values and modulation of one block, an injector each. The same for all denoising steps."""
+        local, global_ = local_FKD.to(self.dtype), global_FD.to(self.dtype)
+        return [self.audio_injector.audio_kv(i, local, global_) for i in range(len(self.cfg.audio_inject_layers))]
 
     def rope(self, grid: tuple[int, int], *, fp16: bool = False) -> Rope:
-        """Of one size of video."""
+        """Rotation tables for one grid of tokens (rows, columns)."""
         cfg = self.cfg
         return Rope(cfg.block_frames, grid, cfg.head_dim, MOTION_GROUPS, fp16=fp16, device=self.head.modulation.device)
 
@@ -210,7 +210,7 @@ class DiT(nn.Module):
         return flow_step_tokens(x_16Fhw[None], out, self.grid(x_16Fhw), self.head.patch, sigma, sigma_next)[0]
 
     def block_position(self, grid: tuple[int, int], block_index: int, sink_distance: int, run: int | None = None) -> BlockPosition:
-        """Of block `block_index`, of frames of such a grid, the `run`-th of its ring (by default the ring has had all before it).
+        """Position of block `block_index`, with frames of this grid, as the `run`-th block of its ring (by default the ring has had all before).
 
         The slot follows `run`, so that a ring which missed blocks never attends to a slot that was not written.
         """

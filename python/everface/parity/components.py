@@ -75,24 +75,24 @@ def audio_encoder_injector(file: Golden, check: Check) -> None:
         features = file[f"{name}.input"]
         block = name.startswith("block")  # the others are windows as they are
         prefix = features[..., :1].expand(-1, -1, PREFIX_FRAMES if block else 0)
-        local, audio_kv = encoder(torch.cat((prefix, features), -1)[None])
+        local, global_ = encoder(torch.cat((prefix, features), -1)[None])
         check(f"{name}.local", local, 2e-5)
-        check(f"{name}.global", audio_kv, 2e-5)
+        check(f"{name}.global", global_, 2e-5)
         if block:
-            local, audio_kv = encoder.encode_block(features)
+            local, global_ = encoder.encode_block(features)
             check(f"{name}.local_used", local, 2e-5)
-            check(f"{name}.global_used", audio_kv, 2e-5)
+            check(f"{name}.global_used", global_, 2e-5)
 
     dit = load_dit(file)
     first, frames = cfg.audio_inject_layers[0], file["block12.local_used"].shape[0]
-    local, audio_kv = file["block12.local_used"][None], file["block12.global_used"].flatten(1)[None]
+    local, global_ = file["block12.local_used"][None], file["block12.global_used"].flatten(1)[None]
     x = file["inject.x"].view(1, frames, -1, cfg.dim)
     for layer in range(cfg.num_layers):
         if layer in cfg.audio_inject_layers or f"inject.block{layer}.y" in file:
-            check(f"inject.block{layer}.y", dit.inject(layer, x, local, audio_kv), 2e-5)
+            check(f"inject.block{layer}.y", dit.inject(layer, x, local, global_), 2e-5)
     with check.part("inject_small.y"):
         small = file["inject_small.x"].view(1, frames, -1, cfg.dim)
-        check("inject_small.y", dit.inject(first, small, local, audio_kv), 2e-5)
+        check("inject_small.y", dit.inject(first, small, local, global_), 2e-5)
     with check.part("inject2.y"):
         y, masks = x, file["inject2.mask"].reshape(-1, 1, frames, x.shape[2], 1)
         for mask, near, far in zip(masks, file["inject2.audio_local"], file["inject2.audio_global"], strict=True):
