@@ -23,8 +23,8 @@ from everface.kernels.attention.block_causal import block_causal_reference
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference
 from everface.kernels.fused.row_primitives import to_e4m3
 from everface.media.audio import read_audio
-from everface.model.qkv_scales import power_of_two
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
+from everface.networks.transformer.qkv_scales import power_of_two
 from everface.weights.quantize import quantize_for_dtype
 
 DTYPES = ("bfloat16", "fp8", "fp8-attention")

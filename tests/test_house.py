@@ -21,7 +21,7 @@ LONGEST = 400  # lines of a Python file
 FLOORS = {
     "core": 0,
     "kernels": 1,
-    "model": 2,
+    "networks": 2,
     "runtime": 2,
     "weights": 3,
     "media": 3,
@@ -81,7 +81,7 @@ def _module(path: str) -> str | None:
 
 
 def _room(module: str) -> str:
-    """everface.model.dit -> model; everface -> the public face."""
+    """everface.networks.transformer.dit -> model; everface -> the public face."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] != "__init__" else ""
 
@@ -222,9 +222,9 @@ def test_two_symlinks_and_no_more() -> None:
 
 
 BAD_IMPORTS = {
-    "runtime/stage.py": "import everface.model.dit",
-    "python/everface/model/dit.py": "from everface import runtime",
-    "kernels/fused/flow_step.py": "from ...core import log\nfrom ...model import dit",
+    "runtime/stage.py": "import everface.networks.transformer.dit",
+    "python/everface/networks/transformer/dit.py": "from everface import runtime",
+    "kernels/fused/flow_step.py": "from ...core import log\nfrom ...networks import text",
     "python/everface/core/native.py": "def f():\n    from everface.kernels.launch import tiles",
     "python/everface/media/video.py": "from ..weights import load",
     "python/everface/train/distill.py": "from everface.train import teacher\nfrom everface import cli",

@@ -30,11 +30,11 @@ from tests.runtime.launches import predicted
 
 from everface.core.config import DiTConfig
 from everface.kernels.fused.row_primitives import to_e4m3
-from everface.model.dit import BlockPosition, DiT, StepMod, cache_shape
-from everface.model.kv_cache import KVCache
-from everface.model.layers import AudioKV, TextKV
-from everface.model.linear import Residual
-from everface.model.rope import Rope
+from everface.networks.transformer.dit import BlockPosition, DiT, StepMod, cache_shape
+from everface.networks.transformer.kv_cache import KVCache
+from everface.networks.transformer.layers import AudioKV, TextKV
+from everface.networks.transformer.linear import Residual
+from everface.networks.transformer.rope import Rope
 from everface.runtime.cuda_graph import CapturedGraph, GraphPool
 from everface.weights.quantize import FP8_ATTENTION, FP8_DTYPES, ROWS, quantize_for_dtype
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 
 from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
-from everface.model.dit import DiT
-from everface.model.schedule import Schedule
-from everface.model.vae import VAE
 from everface.models.live_avatar.builders import decoder_dtype, dtype_of
 from everface.models.live_avatar.names import DECODE, not_finite
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
 from everface.models.live_avatar.sink import SinkRefresh
+from everface.networks.transformer.dit import DiT
+from everface.networks.transformer.schedule import Schedule
+from everface.networks.video.vae import VAE
 from everface.runtime.messages import Params, Tensors
 from everface.runtime.model import BlockFormat, SessionModel, Window
 from everface.weights.quantize import quantize_for_dtype

@@ -13,7 +13,7 @@ Contract
     From sm_90 on: older GPUs have no TMA, and sm_80 has no e4m3.
     The op over this and the other backend is self_attention.block_causal_fp8.
 Quantization
-    e4m3 has 4 significant bits from 2^-6 to 448 and loses them one by one down to 2^-9. model/qkv_scales.py derives the scales of q, k, v.
+    e4m3 has 4 significant bits from 2^-6 to 448 and loses them one by one down to 2^-9. networks/transformer/qkv_scales.py derives the scales of q, k, v.
     Weights are in 0..1 and many. At 256 times their size those below 2^-14 of the largest begin to lose bits, and those below 2^-18 vanish;
     without the factor that would begin at 2^-6 and 2^-10. The sum is taken before the weights are quantized, so it has no bias from it.
     A weight is quantized relative to a maximum, either the final one or the one so far. The two differ by a factor that is no power of

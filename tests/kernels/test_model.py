@@ -24,10 +24,10 @@ from everface.kernels.attention.block_causal import launch_block_causal
 from everface.kernels.attention.block_causal_fp8 import launch_block_causal_fp8
 from everface.kernels.attention.cross import launch_cross, launch_cross_quantized
 from everface.kernels.fused.norm_rope import rotate
-from everface.model.dit import BlockPosition, DiT
-from everface.model.layers import Block, Ring
-from everface.model.linear import Residual
-from everface.model.rope import frames_table
+from everface.networks.transformer.dit import BlockPosition, DiT
+from everface.networks.transformer.layers import Block, Ring
+from everface.networks.transformer.linear import Residual
+from everface.networks.transformer.rope import frames_table
 from everface.weights.quantize import quantize_for_dtype
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the model takes its kernels anyway")

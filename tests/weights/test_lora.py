@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.weights.official import LORA_RANK, TINY, lora_shapes
 
 from everface.core.errors import BadWeights
-from everface.model.dit import DiT
+from everface.networks.transformer.dit import DiT
 from everface.weights import layout
 from everface.weights import lora as lora_module
 from everface.weights.files import open_index

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from everface.core.config import DiTConfig
 from everface.kernels.fused.norm_rope import rotate
 from everface.kernels.linear import fp8_linear as fp8
-from everface.model.audio import CausalAudioEncoder
-from everface.model.framepack import MOTION_GROUPS
-from everface.model.rope import axis_pairs, axis_table, frames_table, frequencies, motion_table, sink_time
-from everface.model.schedule import Schedule, euler, sigmas
+from everface.networks.audio.causal_encoder import CausalAudioEncoder
+from everface.networks.transformer.framepack import MOTION_GROUPS
+from everface.networks.transformer.rope import axis_pairs, axis_table, frames_table, frequencies, motion_table, sink_time
+from everface.networks.transformer.schedule import Schedule, euler, sigmas
 from everface.parity.dit import fill, load_dit
 from everface.parity.golden import Golden
 from everface.parity.report import Check

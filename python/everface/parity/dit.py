@@ -14,10 +14,10 @@ from everface.core.config import DiTConfig
 from everface.core.errors import BadInput
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.norm_rope import rotate
-from everface.model.dit import DiT
-from everface.model.layers import AudioInjector, AudioKV, Block, Ring
-from everface.model.linear import Residual
-from everface.model.rope import frames_table
+from everface.networks.transformer.dit import DiT
+from everface.networks.transformer.layers import AudioInjector, AudioKV, Block, Ring
+from everface.networks.transformer.linear import Residual
+from everface.networks.transformer.rope import frames_table
 from everface.parity.golden import Golden
 from everface.parity.report import Check
 

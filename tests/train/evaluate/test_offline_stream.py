@@ -11,9 +11,9 @@ import torch
 from everface.avatar.avatar import Avatar
 from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
-from everface.model.audio import PAST_FRAMES
-from everface.model.schedule import Schedule
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_decoder
+from everface.networks.audio.causal_encoder import PAST_FRAMES
+from everface.networks.transformer.schedule import Schedule
 from everface.train.distill.plans import Stage2Plan
 from everface.train.distill.rollout import Rollout
 from everface.train.distill.scenes import Course, Scene

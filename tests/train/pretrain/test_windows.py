@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from everface.model.rope import SINK_TIME, sink_time
-from everface.model.schedule import sigmas
+from everface.networks.transformer.rope import SINK_TIME, sink_time
+from everface.networks.transformer.schedule import sigmas
 from everface.train.data.clips import Clips
 from everface.train.pretrain.noise import draw_noise, draw_sigmas
 from everface.train.pretrain.plans import Stage1Plan

@@ -8,10 +8,10 @@ from __future__ import annotations
 import torch
 
 from everface.core.config import LATENT_STRIDE, SAMPLES_PER_FRAME, ModelConfig, StreamConfig
-from everface.model.audio import PAST_FRAMES, CausalAudioEncoder
-from everface.model.features import FrontEnd
-from everface.model.text import Prompter
-from everface.model.vae import VAE
+from everface.networks.audio.causal_encoder import PAST_FRAMES, CausalAudioEncoder
+from everface.networks.audio.features import FrontEnd
+from everface.networks.text import Prompter
+from everface.networks.video.vae import VAE
 from everface.runtime.messages import Tensors
 
 MOTION_LATENTS = 19  # the motion history before the stream: the still picture, repeated

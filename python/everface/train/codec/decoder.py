@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from everface.core import env
-from everface.model.features import LogMel
-from everface.model.vae import VAE
+from everface.networks.audio.features import LogMel
+from everface.networks.video.vae import VAE
 from everface.train.codec.decode_stream import DecodeStream, interleave_streams
 from everface.train.codec.loss import codec_loss, pixel_weight, reconstruction_quality
 from everface.train.codec.training import train_codec, write_vae

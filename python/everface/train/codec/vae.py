@@ -12,7 +12,7 @@ import torch
 
 from everface.core import env
 from everface.core.config import VAEConfig
-from everface.model.vae import VAE
+from everface.networks.video.vae import VAE
 from everface.train.codec.crops import back_and_forth, draw_crops, draw_videos
 from everface.train.codec.loss import codec_loss, pixel_weight, reconstruction_quality
 from everface.train.codec.model import TINY_VAE, deepen, new_vae

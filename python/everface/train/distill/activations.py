@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch.utils.checkpoint import checkpoint
 
-from everface.model.dit import DiT
+from everface.networks.transformer.dit import DiT
 
 
 @contextmanager

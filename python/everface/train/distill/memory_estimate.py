@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from everface.core.config import DiTConfig
-from everface.model.dit import cache_shape
-from everface.model.sizes import dit_parameters, ring_values, sink_values, step_work_values
+from everface.networks.sizes import dit_parameters, ring_values, sink_values, step_work_values
+from everface.networks.transformer.dit import cache_shape
 from everface.train.distill.plans import ModelPlan
 
 GIB = 2**30

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import torch
 
-from everface.model.schedule import Schedule, sigmas, sink_distance
+from everface.networks.transformer.schedule import Schedule, sigmas, sink_distance
 from everface.train.data.clips import STILL_LATENTS, Clips
 from everface.train.distill.plans import Stage2Plan
 from everface.train.pretrain.noise import draw_position

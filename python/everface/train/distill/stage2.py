@@ -17,7 +17,7 @@ import torch
 from everface.core.config import DiTConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
-from everface.model.dit import DiT
+from everface.networks.transformer.dit import DiT
 from everface.train.data.clips import STILL_LATENTS, Clips, split_clips
 from everface.train.distill.activations import checkpointed
 from everface.train.distill.dmd import dmd_gradient, draw_level, fake_loss, score_noise

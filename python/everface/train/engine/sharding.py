@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from everface.core.errors import BadInput
-from everface.model.dit import DiT
+from everface.networks.transformer.dit import DiT
 from everface.train.engine.ranks import Ranks
 
 # Methods of a unit that are called from outside of it, besides its forward.

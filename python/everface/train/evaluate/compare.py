@@ -16,8 +16,8 @@ from torch import Tensor
 
 from everface.core.config import FPS, LATENT_STRIDE, SAMPLES_PER_FRAME, StreamConfig
 from everface.core.log import log
-from everface.model.audio import PAST_FRAMES
-from everface.model.schedule import sink_distance
+from everface.networks.audio.causal_encoder import PAST_FRAMES
+from everface.networks.transformer.schedule import sink_distance
 from everface.runtime.messages import Block
 from everface.train.data.clips import MOVING_LATENTS
 from everface.train.evaluate import metrics

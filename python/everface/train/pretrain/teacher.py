@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from everface.core.config import DiTConfig
-from everface.model.schedule import euler, sigmas
+from everface.networks.transformer.schedule import euler, sigmas
 from everface.train.data.clips import Clips
 from everface.train.pretrain.flow_matching import train_on_windows
 from everface.train.pretrain.noise import draw_noise, shift_level

@@ -12,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.norm_rope import rotate
-from everface.model.dit import DiT
-from everface.model.layers import KV, Attend
-from everface.model.rope import frames_table, sink_time
+from everface.networks.transformer.dit import DiT
+from everface.networks.transformer.layers import KV, Attend
+from everface.networks.transformer.rope import frames_table, sink_time
 from everface.train.engine.sharding import gather_before_gradients
 from everface.train.pretrain.noise import draw_noise
 from everface.train.pretrain.windows import Window

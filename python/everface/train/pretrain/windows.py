@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from everface.core.config import LATENT_STRIDE
-from everface.model.audio import PAST_FRAMES
-from everface.model.rope import SINK_TIME
+from everface.networks.audio.causal_encoder import PAST_FRAMES
+from everface.networks.transformer.rope import SINK_TIME
 from everface.train.data.clips import STILL_LATENTS, Clips
 from everface.train.pretrain.noise import draw_position, draw_sigmas
 from everface.train.pretrain.plans import Stage1Plan
