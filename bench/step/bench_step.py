@@ -126,7 +126,7 @@ def trace(dit: DiT, given: Inputs) -> list[torch.Tensor]:
         return watched
 
     with contextlib.ExitStack() as stack:
-        for block in dit._blocks():
+        for block in dit.transformer_blocks():
             stack.enter_context(patch.object(block, "stream", watching(block.stream)))
         velocity = dit.tokens(*given)
     return [*after, velocity]
@@ -245,8 +245,8 @@ def test_baseline(benchmark: Any, kind: str) -> None:
     given = make_inputs(dit)
     with references(), torch.inference_mode():
         if kind == "step_compiled":
-            streams = compiled(type(dit._blocks()[0]).stream)
-            for block in dit._blocks():
+            streams = compiled(type(dit.transformer_blocks()[0]).stream)
+            for block in dit.transformer_blocks():
                 vars(block)["stream"] = partial(streams, block)
         call = lambda: eager(dit, given)  # noqa: E731 timed and checked as one call
         assert call().isfinite().all()

@@ -79,7 +79,7 @@ def quantize_per_row(dit: DiT) -> None:
 def quantize_attention(dit: DiT) -> None:
     """Let every block of a fused model attend in 8 bits. KV caches made before no longer fit."""
     e0_T6D = dit.time(torch.tensor(TIMES, dtype=torch.float64)).e0_6D
-    for block in dit._blocks():
+    for block in dit.transformer_blocks():
         attn, (shift, scale, *_) = block.self_attn, block.modulations(e0_T6D[None])
         assert attn.qkv is not None
         bound_D = value_bound(attn.qkv, shift.flatten(0, 2), scale.flatten(0, 2))
