@@ -13,7 +13,7 @@ from everface.kernels.attention.cross import cross
 from everface.kernels.fused.norm_rope import rotate
 from everface.networks.transformer.dit import DiT, cache_shape
 from everface.networks.transformer.framepack import MOTION_GROUPS
-from everface.networks.transformer.layers import TransformerBlock, Ring
+from everface.networks.transformer.layers import Ring, TransformerBlock
 from everface.networks.transformer.linear import Residual
 from everface.networks.transformer.rope import frames_table, motion_table
 

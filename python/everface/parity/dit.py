@@ -15,7 +15,7 @@ from everface.core.errors import BadInput
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.norm_rope import rotate
 from everface.networks.transformer.dit import DiT
-from everface.networks.transformer.layers import AudioInjector, AudioKV, TransformerBlock, Ring
+from everface.networks.transformer.layers import AudioInjector, AudioKV, Ring, TransformerBlock
 from everface.networks.transformer.linear import Residual
 from everface.networks.transformer.rope import frames_table
 from everface.parity.golden import Golden

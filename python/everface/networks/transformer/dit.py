@@ -22,7 +22,17 @@ from everface.kernels.fused.row_primitives import E4M3, to_e4m3
 from everface.networks.audio.causal_encoder import CausalAudioEncoder
 from everface.networks.transformer.framepack import MOTION_GROUPS, FramePack, motion_tokens
 from everface.networks.transformer.kv_cache import KVCache, kv_pair
-from everface.networks.transformer.layers import KV, AudioInjector, AudioKV, TransformerBlock, BlockMod, Head, Patchify, Ring, TextKV
+from everface.networks.transformer.layers import (
+    KV,
+    AudioInjector,
+    AudioKV,
+    BlockMod,
+    Head,
+    Patchify,
+    Ring,
+    TextKV,
+    TransformerBlock,
+)
 from everface.networks.transformer.linear import Residual, linear_f32
 from everface.networks.transformer.qkv_scales import QKVScales
 from everface.networks.transformer.rope import SINK_TIME, Rope, Time, frames_table, motion_table, sink_time

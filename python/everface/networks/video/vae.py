@@ -13,9 +13,9 @@ from everface.core.config import VAEConfig
 from everface.core.errors import BadInput, BadWeights
 from everface.networks.video.vae_layers import (
     CHANNELS_LAST,
-    FrameAttention,
     CausalConv3d,
     Downsample,
+    FrameAttention,
     OutputHead,
     Pointwise,
     ResidualBlock,
