@@ -5,7 +5,8 @@
     python -m bench.gpu --tiny               on the CPU, at tiny sizes, to see that it runs
 
 Each part is a separate process: a failure, a hang or a lack of memory costs the figures of that part only. The most valuable parts come
-first; a part that cannot have LEAST_S before the budget ends is left out. <part>.json is pytest-benchmark's, moved in place when it is complete;
+first; a part that cannot have LEAST_S before the budget ends is left out.
+<part>.json is pytest-benchmark's, moved in place when it is complete;
 summary.json has every part's exit status, seconds and last lines, and is written after each part, as is the archive of --pack.
 """
 

@@ -3,8 +3,8 @@
     python -m bench.quality                   all three, a line each and a JSON object at the end
     python -m bench.quality video --seconds 2 --dtypes fp8,fp8-attention
 
-Every figure is against float32. The references multiply quantized values in float32, so they lack the error of a GPU's sums of 22 bits, and they do not use
-the released weights. docs/numerics.md quotes the results.
+Every figure is against float32. The references multiply quantized values in float32, so they lack the error of a
+GPU's sums of 22 bits, and they do not use the released weights. docs/numerics.md quotes the results.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 
 from bench.stream.random14b import random_dit
 from everface.avatar.avatar import Avatar
-from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.core.config import SAMPLE_RATE, Deployment, DiTConfig, StreamConfig
 from everface.kernels.attention.block_causal import block_causal_reference
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference
 from everface.kernels.fused.row_primitives import to_e4m3
 from everface.media.audio import read_audio
-from everface.model.qkv_scales import power_of_two
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
+from everface.networks.transformer.qkv_scales import power_of_two
 from everface.weights.quantize import quantize_for_dtype
 
 DTYPES = ("bfloat16", "fp8", "fp8-attention")
@@ -90,7 +90,7 @@ def relative(got: torch.Tensor, want: torch.Tensor) -> float:
 
 
 def attentions(tokens: int = 256, keys: int = 4096, heads: int = 2, d: int = 128) -> dict[str, dict[str, float]]:
-    """Standard normals under the scales of the released width: relative error, and the largest error over the largest output. `sharp`: queries
+    """Standard normals under the scales of the released width: relative error, and largest error over largest output. `sharp`: queries
     four times as long, so that a few keys have most of the weight."""
     drawn = torch.Generator().manual_seed(1)
     qk_scale = power_of_two(torch.tensor([5120**0.5] * heads))

@@ -109,7 +109,7 @@ def select_tile(op: str, tiles: Tiles, on: torch.device | int, variant: Hashable
 
 
 def metadata(name: str, launch_cost: Callable[[dict[str, Any]], Cost]) -> Callable[..., dict[str, Any]]:
-    """For @jit(launch_metadata=...): names a launch and computes its cost from its arguments, so that a profile can show percent of peak."""
+    """For @jit(launch_metadata=...): names a launch and computes its cost from its arguments, so that profiles show percent of peak."""
 
     def count(grid: Any, kernel: Any, args: dict[str, Any]) -> dict[str, Any]:
         cost = launch_cost(args)

@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from everface.runtime.model import BlockFormat
-
-
-@dataclass(frozen=True, eq=False)
-class Window:
-    """The audio of one block [lookback + block + lookahead], and where the block stands."""
-
-    audio_S: torch.Tensor  # float32, on the host
-    pts: int  # first sample of the block
-    frames: int  # video frames that show accepted audio
-    last: bool  # the segment ends with this block
-    turn: int
+from everface.runtime.model import BlockFormat, Window
 
 
 class AudioBuffer:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from everface.runtime.audio_buffer import Window
 from everface.runtime.messages import Block, Cancelled, Failure, Tensors
-from everface.runtime.model import SessionModel
+from everface.runtime.model import SessionModel, Window
 
 
 @dataclass(eq=False)

@@ -66,6 +66,17 @@ class BlockFormat:
         return self.samples(1) / self.sample_rate
 
 
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The audio of one block [lookback + block + lookahead], and where the block stands."""
+
+    audio_S: torch.Tensor  # float32, on the host
+    pts: int  # first sample of the block
+    frames: int  # video frames that show accepted audio
+    last: bool  # the segment ends with this block
+    turn: int
+
+
 class SessionModel(Protocol):
     """The model's side of one session, in the process that owns it. The scheduler's thread calls it, unless said otherwise."""
 
@@ -75,8 +86,8 @@ class SessionModel(Protocol):
         """What every role needs to open the session."""
         ...
 
-    def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
-        """Conditions of block `index` from its window of float32 audio [lookback + block + lookahead]. From a worker thread."""
+    def prepare(self, index: int, window: Window) -> Tensors:
+        """Conditions of block `index` from its window of audio. From a worker thread, one call at a time, windows in order."""
         ...
 
     def initial_x(self, index: int, retry: int) -> torch.Tensor:

@@ -13,12 +13,10 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import torch
-
 from everface.core.errors import EverfaceError, Unavailable
 from everface.core.log import log
 from everface.runtime.messages import Cancel, Closed, CloseSession, Reply, Tensors
-from everface.runtime.model import SessionModel
+from everface.runtime.model import SessionModel, Window
 from everface.runtime.pipeline import Pipeline, PipelineLost
 from everface.runtime.scheduled_session import ScheduledSession
 from everface.runtime.session import CLOSED, Session
@@ -161,11 +159,11 @@ class Scheduler:
         s.collect()
         while block := s.next_window():
             if self._workers:
-                conditions = self._workers.submit(s.model.prepare, block.index, block.window.audio_S)
+                conditions = self._workers.submit(s.model.prepare, block.index, block.window)
                 s.preparing(block, conditions)
                 conditions.add_done_callback(lambda _: self.pipeline.signal.set())
                 return
-            s.preparing(block, _completed(s.model, block.index, block.window.audio_S))
+            s.preparing(block, _completed(s.model, block.index, block.window))
             s.collect()
 
     def _route(self, reply: Reply) -> None:
@@ -212,11 +210,11 @@ class Scheduler:
             return list(self._sessions.values())
 
 
-def _completed(model: SessionModel, index: int, audio_S: torch.Tensor) -> Future[Tensors]:
+def _completed(model: SessionModel, index: int, window: Window) -> Future[Tensors]:
     """The conditions of a block, computed here and now."""
     future: Future[Tensors] = Future()
     try:
-        future.set_result(model.prepare(index, audio_S))
+        future.set_result(model.prepare(index, window))
     except Exception as error:
         future.set_exception(error)
     return future

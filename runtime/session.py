@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from everface.core.errors import BadInput, EverfaceError, Unavailable
-from everface.runtime.audio_buffer import AudioBuffer, Window
+from everface.runtime.audio_buffer import AudioBuffer
 from everface.runtime.events import Event, SegmentEnd, VideoBlock
 from everface.runtime.messages import Tensors
-from everface.runtime.model import SessionModel
+from everface.runtime.model import SessionModel, Window
 from everface.runtime.signal import Signal
 from everface.runtime.timeline import Timeline
 
@@ -87,7 +87,7 @@ class Session:
         Returns False, and accepts nothing, while more than the buffer would wait: poll and push again. Raises BadInput for audio of
         another kind, or after `end_segment`; Unavailable when the session is closed or has failed.
         """
-        audio_S = torch.from_numpy(audio_S) if isinstance(audio_S, np.ndarray) else audio_S
+        audio_S = torch.as_tensor(audio_S)
         if audio_S.ndim != 1 or audio_S.dtype != torch.float32:
             shape, rate = list(audio_S.shape), self.format.sample_rate
             raise BadInput(f"audio of shape {shape} and {audio_S.dtype} cannot be used: push mono float32 samples at {rate} Hz")

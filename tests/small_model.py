@@ -12,8 +12,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from everface.core.config import AudioConfig, DiTConfig, ModelConfig, TextConfig, VAEConfig
-from everface.model.dit import DiT
-from everface.model.vae import VAE
+from everface.networks.transformer.dit import DiT
+from everface.networks.video.vae import VAE
 from everface.train.synthetic.characters import render
 from everface.train.synthetic.identity import sample_identity
 from everface.train.synthetic.motion import neutral

@@ -9,7 +9,7 @@ from everface import cli
 from everface.core.config import ModelConfig
 from everface.doctor import machine
 from everface.kernels.attention import backend
-from everface.model.sizes import ring_values
+from everface.networks.sizes import ring_values
 
 
 def plan(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, str]:

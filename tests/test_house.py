@@ -21,19 +21,20 @@ LONGEST = 400  # lines of a Python file
 FLOORS = {
     "core": 0,
     "kernels": 1,
-    "model": 2,
+    "networks": 2,
     "runtime": 2,
     "weights": 3,
     "media": 3,
-    "avatar": 4,
-    "serve": 5,
-    "genbench": 5,
-    "train": 5,
-    "parity": 5,
-    "doctor": 5,
-    "": 5,  # everface/__init__.py, the public face
-    "cli": 6,
-    "__main__": 7,
+    "models": 4,
+    "avatar": 5,
+    "serve": 6,
+    "genbench": 6,
+    "train": 6,
+    "parity": 6,
+    "doctor": 6,
+    "": 6,  # everface/__init__.py, the public face
+    "cli": 7,
+    "__main__": 8,
 }
 SYMLINKS = {"python/everface/kernels": "../../kernels", "python/everface/runtime": "../../runtime"}
 PICKLES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
@@ -80,7 +81,7 @@ def _module(path: str) -> str | None:
 
 
 def _room(module: str) -> str:
-    """everface.model.dit -> model; everface -> the public face."""
+    """everface.networks.transformer.dit -> model; everface -> the public face."""
     parts = module.split(".")
     return parts[1] if len(parts) > 1 and parts[1] != "__init__" else ""
 
@@ -221,9 +222,9 @@ def test_two_symlinks_and_no_more() -> None:
 
 
 BAD_IMPORTS = {
-    "runtime/stage.py": "import everface.model.dit",
-    "python/everface/model/dit.py": "from everface import runtime",
-    "kernels/fused/flow_step.py": "from ...core import log\nfrom ...model import dit",
+    "runtime/stage.py": "import everface.networks.transformer.dit",
+    "python/everface/networks/transformer/dit.py": "from everface import runtime",
+    "kernels/fused/flow_step.py": "from ...core import log\nfrom ...networks import text",
     "python/everface/core/native.py": "def f():\n    from everface.kernels.launch import tiles",
     "python/everface/media/video.py": "from ..weights import load",
     "python/everface/train/distill.py": "from everface.train import teacher\nfrom everface import cli",

@@ -37,7 +37,7 @@ def made(*size: int) -> torch.Tensor:
 @cache
 def find_test_failure() -> str:
     """Why the tests of the kernel for sm_90 fail here, "" if they pass."""
-    words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "gpu", "tests/kernels/test_block_causal_hopper.py"]
+    words = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "gpu", "tests/kernels/attention/test_block_causal_hopper.py"]
     try:
         done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     except subprocess.TimeoutExpired:

@@ -22,8 +22,8 @@ from everface.kernels.video import causal_conv3d as conv
 from everface.kernels.video import norm_silu as norm
 from everface.kernels.video import to_rgb as rgb
 from everface.kernels.video import upsample_conv as up
-from everface.model.vae import VAE
-from everface.model.vae_layers import CausalConv3d
+from everface.networks.video.vae import VAE
+from everface.networks.video.vae_layers import CausalConv3d
 
 ON_GPU = torch.cuda.is_available()
 CONFIG = VAEConfig() if ON_GPU else VAEConfig(dim=8, decoder_blocks=(1, 1, 1, 1))

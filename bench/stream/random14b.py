@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
-from everface.model.dit import DiT
-from everface.model.schedule import Schedule
-from everface.model.vae import VAE
 from everface.models.live_avatar.builders import decoder_dtype, dtype_of
 from everface.models.live_avatar.names import DECODE, not_finite
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
 from everface.models.live_avatar.sink import SinkRefresh
+from everface.networks.transformer.dit import DiT
+from everface.networks.transformer.schedule import Schedule
+from everface.networks.video.vae import VAE
 from everface.runtime.messages import Params, Tensors
-from everface.runtime.model import BlockFormat, SessionModel
+from everface.runtime.model import BlockFormat, SessionModel, Window
 from everface.weights.quantize import quantize_for_dtype
 
 MODEL = "bench.stream.random14b:Random14B"
@@ -102,7 +102,7 @@ class RandomSession(SessionModel):
         sizes = {"reference": (channels, 1, *LATENT), "motion": (channels, MOTION_LATENTS, *LATENT), "text": (cfg.text_len, cfg.text_dim)}
         return {name: torch.randn(size, generator=drawn) for name, size in sizes.items()}, {"seed": 1, "rope_fp16": False}
 
-    def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
+    def prepare(self, index: int, window: Window) -> Tensors:
         """Audio tokens of a block: local [3, K, D] and global [3, D]."""
         cfg, drawn = CONFIG.dit, torch.Generator().manual_seed(index % 64)
         local = torch.randn(cfg.block_frames, cfg.num_audio_token + 1, cfg.dim, generator=drawn)

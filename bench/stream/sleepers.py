@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from everface.runtime.messages import Block, CloseSession, OpenSession, Params, Tensors
-from everface.runtime.model import BlockFormat, RoleSpec, SessionModel
+from everface.runtime.model import BlockFormat, RoleSpec, SessionModel, Window
 
 MODEL = "bench.stream.sleepers:Sleepers"
 ROLES = tuple(RoleSpec(f"role{i}") for i in range(5))
@@ -51,7 +51,7 @@ class SleepSession(SessionModel):
     def initial_state(self) -> tuple[Tensors, Params]:
         return {}, {}
 
-    def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
+    def prepare(self, index: int, window: Window) -> Tensors:
         return {}
 
     def initial_x(self, index: int, retry: int) -> torch.Tensor:

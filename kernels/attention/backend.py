@@ -25,7 +25,7 @@ from everface.kernels.attention.block_causal_fp8 import launch_block_causal_fp8
 from everface.kernels.attention.block_causal_hopper import UNAVAILABLE, D, launch_hopper, launch_hopper_fp8
 
 # (GPU as torch names it, dtype) -> (backend, the file of bench/results/ that shows it fastest for heads of 128).
-# A line needs such a file; gluon also needs tests/kernels/test_block_causal_hopper.py to pass on that GPU.
+# A line needs such a file; gluon also needs tests/kernels/attention/test_block_causal_hopper.py to pass on that GPU.
 MEASURED: dict[tuple[str, str], tuple[str, str]] = {}
 
 FP8 = torch.float8_e4m3fn

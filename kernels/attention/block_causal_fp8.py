@@ -13,7 +13,7 @@ Contract
     From sm_90 on: older GPUs have no TMA, and sm_80 has no e4m3.
     The op over this and the other backend is self_attention.block_causal_fp8.
 Quantization
-    e4m3 has 4 significant bits from 2^-6 to 448 and loses them one by one down to 2^-9. model/qkv_scales.py derives the scales of q, k, v.
+    e4m3 has 4 significant bits from 2^-6 to 448 and loses them one by one down to 2^-9. networks/transformer/qkv_scales.py derives the scales of q, k, v.
     Weights are in 0..1 and many. At 256 times their size those below 2^-14 of the largest begin to lose bits, and those below 2^-18 vanish;
     without the factor that would begin at 2^-6 and 2^-10. The sum is taken before the weights are quantized, so it has no bias from it.
     A weight is quantized relative to a maximum, either the final one or the one so far. The two differ by a factor that is no power of
@@ -84,7 +84,7 @@ def block_causal_fp8_kernel(
 
 
 # --- tiles: by padded width. From arithmetic and the compile report; no GPU has measured them.
-# tl.dot waits for each product, so within a program nothing overlaps the softmax, and at the 8-bit rate it takes as long as the GEMMs
+# tl.dot waits for each result, so within a program nothing overlaps the softmax, and at the 8-bit rate it takes as long as the GEMMs
 # (1.9e9 exponentials a layer, 0.5 ms). Two programs an SM overlap each other: 64 x 128 with 4 warps takes 255 registers and 72 KiB.
 # 64 queries do 128 flops a byte of K and V: above 700 TFLOP/s L2 (5.5 TB/s) would be the bound, which no kernel built this way has reached.
 # 128 x 128 with 8 warps (254 registers) halves that traffic, one program an SM, and so does 128 x 256 (255); 64 x 256 spills.

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor
 
 from everface.kernels.attention.block_causal import cost
-from everface.kernels.attention.cross import softmax_scale
 from everface.kernels.attention.gluon import (
     UNAVAILABLE,
     fence_async_shared,
@@ -39,6 +38,7 @@ from everface.kernels.attention.gluon import (
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+from everface.kernels.attention.operands import check_used, softmax_scale
 from everface.kernels.launch import CompileSpec, Cost, Tiles, metadata, multiprocessors, select_tile, tile
 
 D = 128  # the only width of a head
@@ -255,8 +255,7 @@ def _launch(q_THd: Tensor, k_NHd: Tensor, v: Tensor, used: int, scales: tuple[An
     tokens, heads, d = q_THd.shape
     if d != D:
         raise ValueError(f"heads of {d}: this kernel is for {D}")
-    if not 0 < used <= len(k_NHd):
-        raise ValueError(f"{used} slots used of {len(k_NHd)}")
+    check_used(used, len(k_NHd))
     o_THd = torch.empty((tokens, heads, d), dtype=torch.bfloat16, device=q_THd.device)
     options = select_tile("block_causal_hopper", TILES, q_THd.device, q_THd.element_size()).options()
     BM, BN, fp8 = options["BM"], options["BN"], q_THd.element_size() == 1
@@ -275,14 +274,7 @@ def launch_hopper(q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor, used: int) -> Ten
     return _launch(q_THd, k_NHd, v_NHd, used, (None, None))
 
 
-def launch_hopper_fp8(
-    q_THd: Tensor,
-    k_NHd: Tensor,
-    vT_HdN: Tensor,
-    used: int,
-    qk_scale_H: Tensor,
-    v_scale_H: Tensor,
-) -> Tensor:
+def launch_hopper_fp8(q_THd: Tensor, k_NHd: Tensor, vT_HdN: Tensor, used: int, qk_scale_H: Tensor, v_scale_H: Tensor) -> Tensor:
     """In e4m3, on a GPU of sm_90. Returns o_THd in bfloat16."""
     if q_THd.dtype != torch.float8_e4m3fn:
         raise ValueError(f"{q_THd.dtype}: this kernel is for torch.float8_e4m3fn")
@@ -296,17 +288,17 @@ def _compile_spec(itemsize: int) -> CompileSpec:
     selected = TILES[90][itemsize]
     size, fp8 = dict(selected.sizes), itemsize == 1
 
-    def described(rows: int, columns: int) -> str:
+    def describe(rows: int, columns: int) -> str:
         return f"tensordesc<{'fp8e4nv' if fp8 else 'bf16'}[{rows}, {columns}],{_layout(itemsize)!r}>"
 
-    keys, values = described(size["BN"], D), described(D, size["BN"]) if fp8 else described(size["BN"], D)
-    signature = {"q": described(size["BM"] // 2, D), "k": keys, "v": values}
+    keys, values = describe(size["BN"], D), describe(D, size["BN"]) if fp8 else describe(size["BN"], D)
+    signature = {"q": describe(size["BM"] // 2, D), "k": keys, "v": values}
     signature |= {"o": "*bf16", "scale": "fp32"} | dict.fromkeys(("tokens", "used", "heads"), "i32")
     scales = ("qk_scale", "v_scale")
     signature |= dict.fromkeys(scales, "*fp32") if fp8 else {}
     sizes = size | {"D": D, "FP8": fp8} | ({} if fp8 else dict.fromkeys(scales))
-    return CompileSpec(f"block_causal_hopper {'e4m3' if fp8 else 'bf16'}", block_causal_hopper_kernel, signature, sizes, selected.num_warps,
-                 selected.num_stages, (90,), unaligned=("tokens", "used", "heads"), needs_wgmma=True)  # fmt: skip
+    return CompileSpec(f"block_causal_hopper {'e4m3' if fp8 else 'bf16'}", block_causal_hopper_kernel, signature, sizes,
+                       selected.num_warps, selected.num_stages, (90,), unaligned=("tokens", "used", "heads"), needs_wgmma=True)  # fmt: skip
 
 
 COMPILE = [] if UNAVAILABLE else [_compile_spec(2), _compile_spec(1)]

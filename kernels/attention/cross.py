@@ -224,7 +224,8 @@ def _compile_spec(arch: int, keys: str, dtype: str, d: int, quantized: bool = Fa
         sizes |= {"scale_1": None, "row_scales": None}
     kernel = cross_kernel if arch >= 90 else cross_pointer_kernel
     return CompileSpec(f"cross {keys} {dtype} d{d}{' quantized' if quantized else ''}", kernel, signature, sizes,
-                       selected.num_warps, selected.num_stages, (arch,), unaligned=("batch", "tokens", "keys", "heads", "kv_B"), needs_wgmma=keys == "long")  # fmt: skip
+                       selected.num_warps, selected.num_stages, (arch,),
+                       unaligned=("batch", "tokens", "keys", "heads", "kv_B"), needs_wgmma=keys == "long")  # fmt: skip
 
 
 COMPILE = [

@@ -39,8 +39,8 @@ def runs_fp8_attention(*tensors: Tensor) -> bool:
 
 
 def uses_descriptors(on: device) -> bool:
-    """From sm_90 on, and under the interpreter. Older GPUs have no TMA: Triton emulates descriptors there and spills 4 KB a thread, so their
-    kernels take pointers."""
+    """From sm_90 on, and under the interpreter. Older GPUs have no TMA: Triton emulates descriptors there and spills
+    4 KB a thread, so their kernels take pointers."""
     return on.type != "cuda" or arch(on) >= 90
 
 

@@ -1,7 +1,7 @@
 """What a block computes between two GEMMs: gated residual, LayerNorm, scale and shift, and quantization for the next GEMM.
 
 Contract
-    x' = x + gate * y                              float32, one rounding to residual_dtype (x itself when there is no y, gate 1 when no gate)
+    x' = x + gate * y                              float32, one rounding to residual_dtype (without y: x itself; without gate: 1)
     n  = LayerNorm(x' as norm_dtype) [* weight + bias]      statistics in float32, one rounding to norm_dtype
     u  = n * (1 + scale) + shift                   float32, one rounding to dtype (n itself when there is no modulation)
     x, y [..., D]; gate, shift, scale broadcast against them, one row a latent frame; weight_D, bias_D
@@ -202,14 +202,14 @@ def _(*args: Any) -> None:
     return None
 
 
-def framewise(x: Tensor, *modulation: Tensor | None) -> bool:
+def is_framewise(x: Tensor, *modulation: Tensor | None) -> bool:
     """Whether the kernel can index these: [..., tokens, D] or one row, one row of modulation a frame or one in all."""
     return x.dim() > 1 and all(m is None or m.numel() == x.shape[-1] or m.shape[-2] == 1 for m in modulation)
 
 
 def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """x + gate * y in float32, one rounding to dtype. Alone it closes a block."""
-    if not (runs_triton(*(t for t in (x, y, gate) if t is not None)) and framewise(x, gate)):
+    if not (runs_triton(*(t for t in (x, y, gate) if t is not None)) and is_framewise(x, gate)):
         return gate_residual_reference(x, y, gate).to(dtype)
     out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     launch(x, y, gate, None, None, None, None, 0.0, torch.float32, torch.float32, out, None, None)
@@ -256,7 +256,7 @@ def _launch_into(
 
 def gate_norm_modulate(x: Tensor, y: Tensor | None = None, gate: Tensor | None = None, **options: Unpack[NormOptions]) -> Pair:
     """The op. Returns (x', u)."""
-    if not (runs_triton(*_given(x, y, gate, options)) and framewise(x, gate, *(options.get("modulation") or ()))):
+    if not (runs_triton(*_given(x, y, gate, options)) and is_framewise(x, gate, *(options.get("modulation") or ()))):
         return _reference(x, y, gate, options)
     u = torch.empty_like(x, dtype=options["dtype"], memory_format=torch.contiguous_format)
     return _launch_into(u, None, x, y, gate, options), u
@@ -266,7 +266,7 @@ def gate_norm_modulate_fp8(
     x: Tensor, y: Tensor | None = None, gate: Tensor | None = None, **options: Unpack[NormOptions]
 ) -> tuple[Tensor, Pair]:  # fmt: skip
     """The op with u quantized for an 8-bit GEMM. Returns (x', (quantized, scale))."""
-    if not (writes_e4m3(*_given(x, y, gate, options)) and framewise(x, gate, *(options.get("modulation") or ()))):
+    if not (writes_e4m3(*_given(x, y, gate, options)) and is_framewise(x, gate, *(options.get("modulation") or ()))):
         residual, u = _reference(x, y, gate, options)
         return residual, quantize_rows_reference(u)
     quantized, u_scale = empty_quantized(x)

@@ -17,7 +17,7 @@ from torch import Tensor
 from everface.kernels.launch import Tiles, jit, tile, tl
 
 E4M3, E4M3_MAX = torch.float8_e4m3fn, 448.0
-NO_AMAX = 1e-12  # the largest value of a row of zeros, for its scale
+MIN_AMAX = 1e-12  # the largest value of a row of zeros, for its scale
 TILES: Tiles = {80: {"narrow": tile(4, 1), "wide": tile(8, 1), "long": tile(16, 1)}}
 """No load pipeline, as nothing loops. 8 warps hold 20 values of a row of 5120 a thread, at most 64 registers in all: 4 programs
 an SM, 528 on 132 SMs, so that 3168 rows are 6 full waves. Rows beyond 8192 take 16 warps to hold as little a thread."""

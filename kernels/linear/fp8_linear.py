@@ -78,7 +78,8 @@ def quantize_tensor(x: Tensor) -> tuple[Tensor, Tensor]:
 def scaled_gemm_reference(
     x_MK: Tensor, scale_x: Tensor, w_NK: Tensor, scale_w: Tensor, bias_N: Tensor | None, dtype: torch.dtype, gelu: bool = False
 ) -> Tensor:  # fmt: skip
-    """Plain torch over quantized values, float32 sums, one rounding to dtype; also the CPU path. scale_x [1] or [M, 1], scale_w likewise."""
+    """Plain torch over quantized values, float32 sums, one rounding to dtype; also the CPU path.
+    scale_x [1] or [M, 1], scale_w likewise."""
     y_MN = F.linear(x_MK.float(), w_NK.float()) * (scale_x * scale_w)
     y_MN = y_MN if bias_N is None else y_MN + bias_N.float()
     return (F.gelu(y_MN, approximate="tanh") if gelu else y_MN).to(dtype)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everface.kernels.fused.row_primitives import E4M3_MAX, NO_AMAX, TILES, load_row, quantize_row, row_sizes, variant
+from everface.kernels.fused.row_primitives import E4M3_MAX, MIN_AMAX, TILES, load_row, quantize_row, row_sizes, variant
 from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_triton, select_tile, tl
 
 # --- reference
@@ -25,7 +25,7 @@ from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_trito
 def quantize_rows_reference(x: Tensor) -> tuple[Tensor, Tensor]:
     """Plain torch; also the CPU path."""
     wide = x.float()
-    amax = wide.abs().amax(-1, keepdim=True).clamp(min=NO_AMAX)
+    amax = wide.abs().amax(-1, keepdim=True).clamp(min=MIN_AMAX)
     return (wide * (amax.reciprocal() * E4M3_MAX)).to(torch.float8_e4m3fn), amax / E4M3_MAX
 
 

@@ -307,8 +307,8 @@ def compile_spec(
     signature = {f"{n}_ptr": f"*{dtype}" for n in pointers} | dict.fromkeys(("frames", "videos_x_frames", "H", "W"), "i32")
     channels = {"CI": c_in, "CO": c_out, "KT": taps, "KS": space, "SIDE": up, "UP": up}
     sizes = absent | dict(selected.sizes) | channels | {"PRECISION": precision(itemsize)}
-    return CompileSpec(f"{name} {dtype} {c_in}>{c_out}", causal_conv3d_kernel, signature, sizes, selected.num_warps, selected.num_stages, (arch,),
-                 unaligned=("frames", "videos_x_frames", "H", "W"), needs_wgmma=c_out >= 64)  # fmt: skip
+    return CompileSpec(f"{name} {dtype} {c_in}>{c_out}", causal_conv3d_kernel, signature, sizes,
+                       selected.num_warps, selected.num_stages, (arch,), unaligned=("frames", "videos_x_frames", "H", "W"), needs_wgmma=c_out >= 64)  # fmt: skip
 
 
 COMPILE = [

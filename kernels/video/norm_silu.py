@@ -61,7 +61,7 @@ def activate(n, SILU: tl.constexpr):
 def norm_silu_kernel(
     x_ptr, gamma_ptr, y_ptr, pixels, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, BP: tl.constexpr, SILU: tl.constexpr
 ):  # fmt: skip
-    """One program: BP pixels, their channels in two parts (fused/row_primitives.py). One pixel a program would wait for memory most of the time."""
+    """One program: BP pixels, their channels in two parts (fused/row_primitives.py). With one pixel a program would mostly wait."""
     pixel = tl.program_id(0) * BP + tl.arange(0, BP)
     row = pixel.to(tl.int64)[:, None] * D
     valid = (pixel < pixels)[:, None]

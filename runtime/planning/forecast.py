@@ -31,7 +31,7 @@ class Times:
     transfer_ms: float = 0.5
     prepare_ms: float = 0.0
     jitter: float = 0.0
-    format: BlockFormat = BlockFormat()
+    format: BlockFormat = field(default_factory=BlockFormat)
     waits: Mapping[int, int] = field(default_factory=dict[int, int])
 
     def __post_init__(self) -> None:

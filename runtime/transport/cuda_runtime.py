@@ -60,7 +60,7 @@ class CudaRuntime:
             raise Unavailable(f"CUDA cannot {action}: {reason}; free GPU memory, or choose the placement 'inline'")
 
 
-class DeviceMemory:
+class DeviceBuffer:
     """Device memory that torch did not allocate, in the form that torch.as_tensor accepts."""
 
     def __init__(self, address: int, size: int):
@@ -74,4 +74,4 @@ class DeviceMemory:
 
 def memory_tensor(address: int, size: int, device: torch.device) -> torch.Tensor:
     """`size` bytes of device memory as uint8. The tensor does not own them."""
-    return torch.as_tensor(DeviceMemory(address, size), device=device)
+    return torch.as_tensor(DeviceBuffer(address, size), device=device)

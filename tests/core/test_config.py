@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from everface.core.config import StreamConfig, check_size
+from everface.core.config import Deployment, StreamConfig, check_size
 from everface.core.errors import BadInput
 
 
@@ -16,3 +16,15 @@ def test_a_size_that_cannot_be_used_is_refused_with_the_nearest() -> None:
         with pytest.raises(BadInput, match="multiples of 64"):
             StreamConfig(size=size)
     assert check_size(2048, 64) == (2048, 64) == StreamConfig(size=(2048, 64)).size
+
+
+@pytest.mark.parametrize("bad", [{"sampler": "five"}, {"compat": "none"}])
+def test_an_unknown_choice_of_a_stream_is_refused(bad: dict[str, str]) -> None:
+    with pytest.raises(BadInput, match="choose one of"):
+        StreamConfig(**bad)  # pyright: ignore[reportArgumentType]  a wrong value on purpose
+
+
+@pytest.mark.parametrize("bad", [{"attention": "none"}, {"frames": "disk"}, {"frames": "device", "placement": "2"}])
+def test_a_deployment_that_cannot_be_is_refused(bad: dict[str, str]) -> None:
+    with pytest.raises(BadInput, match="choose"):
+        Deployment(**bad)  # pyright: ignore[reportArgumentType]  a wrong value on purpose

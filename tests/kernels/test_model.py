@@ -24,10 +24,10 @@ from everface.kernels.attention.block_causal import launch_block_causal
 from everface.kernels.attention.block_causal_fp8 import launch_block_causal_fp8
 from everface.kernels.attention.cross import launch_cross, launch_cross_quantized
 from everface.kernels.fused.norm_rope import rotate
-from everface.model.dit import BlockPosition, DiT
-from everface.model.layers import Block, Ring
-from everface.model.linear import Residual
-from everface.model.rope import frames_table
+from everface.networks.transformer.dit import BlockPosition, DiT
+from everface.networks.transformer.layers import TransformerBlock, Ring
+from everface.networks.transformer.linear import Residual
+from everface.networks.transformer.rope import frames_table
 from everface.weights.quantize import quantize_for_dtype
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the model takes its kernels anyway")
@@ -49,7 +49,7 @@ def interpreted() -> Iterator[dict[str, Mock]]:
         "attention.cross.cross_quantized_op": launch_cross_quantized,
         "attention.self_attention.block_causal_op": launch_block_causal,
         "attention.self_attention.block_causal_fp8_op": launch_block_causal_fp8,
-        **{f"{position}.launch": importlib.import_module(f"everface.kernels.{position}").launch for position in KERNELS},
+        **{f"{module}.launch": importlib.import_module(f"everface.kernels.{module}").launch for module in KERNELS},
     }
     with as_on_a_gpu(), contextlib.ExitStack() as stack:
         spies = {name: Mock(side_effect=launch) for name, launch in launches.items()}
@@ -64,7 +64,7 @@ def test_a_golden_block(golden: Path) -> None:
     data, weights = load_file(golden / "dit_block.safetensors"), load_file(golden / "dit_weights.safetensors")
     with safe_open(golden / "dit_weights.safetensors", "pt") as file:
         cfg = DiTConfig.from_dict(json.loads(file.metadata()["config"]))
-    block, sink_k, sink_v = Block(cfg), data["sink.cond_k"], data["sink.cond_v"]
+    block, sink_k, sink_v = TransformerBlock(cfg), data["sink.cond_k"], data["sink.cond_v"]
     block.load_state_dict({k.removeprefix("blocks.1."): v for k, v in weights.items() if k.startswith("blocks.1.")})
     block.self_attn.fuse()
     text = block.cross_attn.text_kv(block.cross_attn.keys_values(data["context_emb"][None]))
@@ -85,7 +85,7 @@ def test_a_golden_block(golden: Path) -> None:
 @pytest.mark.parametrize(("kind", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.02), ("fp8", 0.05), ("fp8-attention", 0.06)])
 @torch.no_grad()
 def test_a_step(kind: str, tolerance: float) -> None:
-    """Kernels against references, relative to the move of the latent: the third block, its position read from memory."""
+    """Kernels against references, relative to the change of the latent: the third block, its position read from memory."""
     torch.manual_seed(6)
     dit = DiT(CFG).eval().requires_grad_(False)
     dit.to(torch.float32 if kind == "float32" else torch.bfloat16).fuse()
@@ -104,8 +104,8 @@ def test_a_step(kind: str, tolerance: float) -> None:
     want = dit.step(x, 0.8577, 0.602, mod, text_kv, audio_kv, caches[0], rope, where)
     with interpreted() as ran:
         got = dit.step(x, 0.8577, 0.602, mod, text_kv, audio_kv, caches[1], rope, tensors)
-    moved = (want - x).float().square().mean().sqrt()
-    assert (got - want).float().square().mean().sqrt() / moved < tolerance
+    change = (want - x).float().square().mean().sqrt()
+    assert (got - want).float().square().mean().sqrt() / change < tolerance
     for a, b in zip(vars(caches[0]).values(), vars(caches[1]).values(), strict=True):
         assert (a.float() - b.float()).square().mean().sqrt() <= tolerance * a.float().square().mean().sqrt()
     assert ran["gate_norm_modulate"].call_count == 3 * 2 + 1 + 1 and ran["flow_step"].call_count == 1

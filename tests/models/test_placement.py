@@ -11,10 +11,10 @@ from tests.models.latents import MODEL
 
 from everface.core.config import Deployment, StreamConfig
 from everface.media.image import fit_image, read_image
-from everface.model.schedule import Schedule, sink_distance
 from everface.models.live_avatar.builders import build_conditioner, build_dit
 from everface.models.live_avatar.conditions import Noise
 from everface.models.live_avatar.model import LiveAvatar
+from everface.networks.transformer.schedule import Schedule, sink_distance
 from everface.runtime.planning.placement import place
 from everface.runtime.scheduler import Scheduler
 from everface.runtime.start import start_pipeline

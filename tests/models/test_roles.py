@@ -13,11 +13,11 @@ import torch
 from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
 from everface.core.errors import BadInput, Unavailable
 from everface.kernels.fused.flow_step import flow_step_tokens
-from everface.model.dit import DiT
-from everface.model.schedule import Schedule, sink_distance
-from everface.model.vae import VAE
 from everface.models.live_avatar.builders import dtype_of
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
+from everface.networks.transformer.dit import DiT
+from everface.networks.transformer.schedule import Schedule, sink_distance
+from everface.networks.video.vae import VAE
 from everface.runtime.messages import Block, CloseSession, OpenSession, Tensors
 from everface.weights.quantize import quantize_for_dtype
 

@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from everface.core.config import DiTConfig
 from everface.kernels.linear.fp8_linear import TILES
-from everface.model.dit import BlockPosition, DiT
-from everface.model.layers import TextKV
-from everface.model.rope import Rope
+from everface.networks.transformer.dit import BlockPosition, DiT
+from everface.networks.transformer.layers import TextKV
+from everface.networks.transformer.rope import Rope
 from everface.runtime.cuda_graph import CapturedGraph, GraphPool
 from everface.weights.quantize import quantize_for_dtype
 

@@ -12,9 +12,9 @@ from torch import nn
 
 from everface.core.config import DiTConfig
 from everface.kernels.attention import backend
-from everface.model.dit import BlockPosition, DiT
-from everface.model.kv_cache import KVCache
-from everface.model.layers import AudioKV
+from everface.networks.transformer.dit import BlockPosition, DiT
+from everface.networks.transformer.kv_cache import KVCache
+from everface.networks.transformer.layers import AudioKV
 from everface.runtime.cuda_graph import CapturedGraph, GraphPool
 from everface.weights.quantize import quantize_for_dtype
 

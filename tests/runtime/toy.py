@@ -12,7 +12,7 @@ import torch
 
 from everface.core.errors import Unavailable
 from everface.runtime.messages import Block, CloseSession, OpenSession, Params, Tensors
-from everface.runtime.model import BlockFormat, Role, RoleSpec, SessionModel
+from everface.runtime.model import BlockFormat, Role, RoleSpec, SessionModel, Window
 from everface.runtime.pipeline import Pipeline
 from everface.runtime.registry import register
 from everface.runtime.scheduler import Scheduler
@@ -126,8 +126,8 @@ class ToySession(SessionModel):
     def initial_state(self) -> tuple[Tensors, Params]:
         return {"bias": torch.linspace(-1, 1, 768).view(LATENT)}, self.params
 
-    def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
-        return self.condition(index, audio_S)
+    def prepare(self, index: int, window: Window) -> Tensors:
+        return self.condition(index, window.audio_S)
 
     def initial_x(self, index: int, retry: int) -> torch.Tensor:
         return noise(index + 5000 * retry)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from everface.runtime.messages import Block, CloseSession, OpenSession, Params, Tensors
-from everface.runtime.model import BlockFormat, Role, RoleSpec, SessionModel
+from everface.runtime.model import BlockFormat, Role, RoleSpec, SessionModel, Window
 from everface.runtime.registry import register
 
 MODEL = "tests.runtime.two_roles:TwoRoles"
@@ -67,8 +67,8 @@ class TwoRolesSession(SessionModel):
     def initial_state(self) -> tuple[Tensors, Params]:
         return {}, {}
 
-    def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
-        return {"level": audio_S.mean()}
+    def prepare(self, index: int, window: Window) -> Tensors:
+        return {"level": window.audio_S.mean()}
 
     def initial_x(self, index: int, retry: int) -> torch.Tensor:
         return torch.randn(12, generator=torch.Generator().manual_seed(index + 1000 * retry))

@@ -6,7 +6,7 @@ import torch
 
 from everface.core.config import SAMPLES_PER_FRAME
 from everface.runtime.messages import Block, CloseSession, OpenSession, Params, Tensors
-from everface.runtime.model import BlockFormat, SessionModel
+from everface.runtime.model import BlockFormat, SessionModel, Window
 
 BLOCK = 12 * SAMPLES_PER_FRAME
 INVALID, LATENT = torch.zeros(1, dtype=torch.uint8), torch.zeros(1)
@@ -59,8 +59,8 @@ class CounterSession(SessionModel):
     def initial_state(self) -> tuple[Tensors, Params]:
         return {}, {}
 
-    def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
-        return {"audio": audio_S[0]}
+    def prepare(self, index: int, window: Window) -> Tensors:
+        return {"audio": window.audio_S[0]}
 
     def initial_x(self, index: int, retry: int) -> torch.Tensor:
         return LATENT

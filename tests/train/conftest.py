@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from tests.train.miniature import SMALL_VAE
 
-from everface.model.vae import VAE
+from everface.networks.video.vae import VAE
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from everface.core.config import SAMPLE_RATE, DiTConfig, VAEConfig
-from everface.model.dit import DiT
+from everface.networks.transformer.dit import DiT
 from everface.train.distill.plans import Stage2Plan
 from everface.train.distill.reward import loudness
 from everface.train.synthetic.voices import write_wav

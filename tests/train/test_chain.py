@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from everface.core.config import DiTConfig
-from everface.model.dit import DiT
+from everface.networks.transformer.dit import DiT
 from everface.train.codec.model import TINY_VAE
 from everface.train.codec.vae import VAEPlan, train_vae
 from everface.train.data import generate

@@ -11,7 +11,7 @@ from tests.weights.official import TINY, fill, vae_shapes
 
 from everface.core.errors import BadWeights
 from everface.weights import convert, layout
-from everface.weights.convert import converted
+from everface.weights.convert import convert_cached
 from everface.weights.files import open_file, read_metadata
 from everface.weights.load import open_checkpoint
 from everface.weights.store import fingerprint
@@ -33,25 +33,25 @@ def left_over(cache: Path) -> list[Path]:
 
 def test_converted_once_and_again_when_changed(official: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     source, cache = official / layout.VAE, tmp_path / "cache"
-    target = converted(source, cache)
+    target = convert_cached(source, cache)
     back, wanted = open_file(target), fill(vae_shapes(TINY.vae), 9, torch.float32)
     assert back.keys() == wanted.keys() and all(torch.equal(back[name], wanted[name]) for name in wanted)
     assert read_metadata(target) == {"source_fingerprint": fingerprint(source)}
     stamp = target.stat().st_mtime_ns
-    assert converted(source, cache) == target and target.stat().st_mtime_ns == stamp
+    assert convert_cached(source, cache) == target and target.stat().st_mtime_ns == stamp
     assert caplog.text.count("converting") == 1
     torch.save({"a": torch.ones(2)}, source)
-    target = converted(source, cache)
+    target = convert_cached(source, cache)
     assert list(open_file(target)) == ["a"]
     target.write_bytes(target.read_bytes()[:-1])
-    assert list(open_file(converted(source, cache))) == ["a"]
+    assert list(open_file(convert_cached(source, cache))) == ["a"]
 
 
 def test_old_form_and_shared_storage(tmp_path: Path) -> None:
     both = torch.arange(6.0).reshape(2, 3)
     state = {"a": both, "b": both[1], "c": both.T.to(torch.bfloat16)}
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    back = open_file(converted(tmp_path / "old.pth", tmp_path))
+    back = open_file(convert_cached(tmp_path / "old.pth", tmp_path))
     assert all(torch.equal(back[name], state[name]) and back.dtype(name) == state[name].dtype for name in state)
 
 
@@ -59,7 +59,7 @@ def test_code_is_refused_and_not_run(tmp_path: Path, refusal) -> None:
     source, cache, trap = tmp_path / "bad.pth", tmp_path / "cache", tmp_path / "trap"
     torch.save({"a": torch.ones(2), "b": Intruder(trap)}, source)
     with pytest.raises(BadWeights) as caught:
-        converted(source, cache)
+        convert_cached(source, cache)
     refusal(caught.value, str(source), "code")
     assert not trap.exists() and left_over(cache) == []
 
@@ -76,7 +76,7 @@ def test_other_files_are_refused(tmp_path: Path, refusal, content: str) -> None:
         source.unlink()
     with pytest.raises(BadWeights) as caught:
         if content in ("absent", "nested"):
-            converted(source, cache)
+            convert_cached(source, cache)
         else:  # what the other process does, without the wait for it to start
             convert.write_converted(source, cache / "x.safetensors")
     refusal(caught.value, str(source))
@@ -86,7 +86,7 @@ def test_other_files_are_refused(tmp_path: Path, refusal, content: str) -> None:
 def test_reader_that_dies(official: Path, tmp_path: Path, refusal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convert.sys, "executable", "/bin/false")
     with pytest.raises(BadWeights) as caught:
-        converted(official / layout.VAE, tmp_path / "cache")
+        convert_cached(official / layout.VAE, tmp_path / "cache")
     refusal(caught.value, layout.VAE, "status 1")
     assert left_over(tmp_path / "cache") == []
 

@@ -14,8 +14,8 @@ from torch import nn
 
 from everface.core.config import DiTConfig, TextConfig, VAEConfig
 from everface.core.errors import BadWeights
-from everface.model.dit import DiT
-from everface.model.vae import VAE
+from everface.networks.transformer.dit import DiT
+from everface.networks.video.vae import VAE
 from everface.weights import layout
 from everface.weights.files import Weights, open_file, open_index
 from everface.weights.load import load_into, open_checkpoint

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from tests.weights.official import LORA_RANK, TINY, lora_shapes
 
 from everface.core.errors import BadWeights
-from everface.model.dit import DiT
+from everface.networks.transformer.dit import DiT
 from everface.weights import layout
 from everface.weights import lora as lora_module
 from everface.weights.files import open_index
 from everface.weights.load import load_into, open_checkpoint
-from everface.weights.lora import check_targets, merged_checkpoint, read_lora
+from everface.weights.lora import check_targets, merge_cached, read_lora
 
 
 @pytest.mark.parametrize("prefix", ["", "base_model.model."])
@@ -72,7 +72,7 @@ def test_merged_once_and_cached(official: Path, tmp_path: Path, caplog: pytest.L
 
 def test_change_of_either_merges_anew(official: Path, tmp_path: Path) -> None:
     def path() -> Path:
-        return merged_checkpoint(open_index(official / layout.DIT_INDEX), official / layout.LORA, tmp_path)
+        return merge_cached(open_index(official / layout.DIT_INDEX), official / layout.LORA, tmp_path)
 
     first = path()
     save_file({k: 2 * v for k, v in load_file(official / layout.LORA).items()}, official / layout.LORA)
@@ -96,10 +96,10 @@ def test_interrupted_merge_continues(official: Path, tmp_path: Path, monkeypatch
     monkeypatch.setattr(lora_module, "write_safetensors", interrupt)
     base = open_index(official / layout.DIT_INDEX)
     with pytest.raises(KeyboardInterrupt):
-        merged_checkpoint(base, official / layout.LORA, cache)
+        merge_cached(base, official / layout.LORA, cache)
     assert list(cache.rglob(layout.DIT_INDEX)) == []
     monkeypatch.setattr(lora_module, "write_safetensors", lambda path, *rest: (written.append(path.name), plain(path, *rest)))
-    index = merged_checkpoint(base, official / layout.LORA, cache)
+    index = merge_cached(base, official / layout.LORA, cache)
     assert sorted(written) == sorted(file.name for file in base.files)
     assert open_index(index).keys() == base.keys()
 

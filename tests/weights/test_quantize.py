@@ -11,8 +11,8 @@ from tests.weights.official import TINY, dit_shapes, fill
 from torch import nn
 
 from everface.core.config import DiTConfig
-from everface.model.dit import DiT
-from everface.model.linear import RowLinear
+from everface.networks.transformer.dit import DiT
+from everface.networks.transformer.linear import RowLinear
 from everface.weights.quantize import ROWS, FP8Linear, quantize_for_dtype, quantize_official, quantized_names
 
 KEPT = {

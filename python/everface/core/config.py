@@ -162,6 +162,11 @@ def check_size(height: int, width: int) -> tuple[int, int]:
     return height, width
 
 
+def _check_choice(what: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise BadInput(f"unknown {what} {value!r}: choose one of {', '.join(allowed)}")
+
+
 @dataclass(frozen=True)
 class StreamConfig:
     """What one session shows, and how it is computed. Raises BadInput for values that cannot be used."""
@@ -175,10 +180,8 @@ class StreamConfig:
     refresh_sink: bool = True  # after the first clip the first generated latent replaces the image as the attention sink
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise BadInput(f"unknown sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
-        if self.compat not in COMPATS:
-            raise BadInput(f"unknown compat {self.compat!r}: choose one of {', '.join(COMPATS)}")
+        _check_choice("sampler", self.sampler, SAMPLERS)
+        _check_choice("compat", self.compat, COMPATS)
         if not 0 <= self.seed < 2**63:
             raise BadInput(f"seed {self.seed} is outside 0..2^63-1: choose another")
         if self.size:
@@ -207,10 +210,8 @@ class Deployment:
     frames: str = "host"  # memory of finished frames: host, or (inline only) the device that made them
 
     def __post_init__(self) -> None:
-        if self.attention not in ATTENTIONS:
-            raise BadInput(f"unknown attention {self.attention!r}: choose one of {', '.join(ATTENTIONS)}")
-        if self.frames not in ("host", "device"):
-            raise BadInput(f"unknown memory for frames {self.frames!r}: choose host or device")
+        _check_choice("attention", self.attention, ATTENTIONS)
+        _check_choice("memory for frames", self.frames, ("host", "device"))
         if self.frames == "device" and self.placement != "inline":
             raise BadInput(
                 "frames can stay on the device only with the inline placement, because processes pass them through host memory: "

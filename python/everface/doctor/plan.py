@@ -77,8 +77,8 @@ def _limits(question: Question) -> list[float]:
 def _memory(question: Question) -> DeviceMemory:
     """Bytes that the parts of the official model take."""
     from everface.core.config import LATENT_STRIDE, ModelConfig, check_size
-    from everface.model import sizes
     from everface.models.live_avatar.forecast import DeviceMemory
+    from everface.networks import sizes
     from everface.runtime.planning.planner import GIB
 
     model, (height, width) = ModelConfig(), check_size(*question.size)

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from everface.core.config import DiTConfig
 from everface.kernels.fused.norm_rope import rotate
 from everface.kernels.linear import fp8_linear as fp8
-from everface.model.audio import CausalAudioEncoder
-from everface.model.framepack import MOTION_GROUPS
-from everface.model.rope import axis_pairs, axis_table, frames_table, frequencies, motion_table, sink_time
-from everface.model.schedule import Schedule, euler, sigmas
+from everface.networks.audio.causal_encoder import CausalAudioEncoder
+from everface.networks.transformer.framepack import MOTION_GROUPS
+from everface.networks.transformer.rope import axis_pairs, axis_table, frames_table, frequencies, motion_table, sink_time
+from everface.networks.transformer.schedule import Schedule, euler, sigmas
 from everface.parity.dit import fill, load_dit
 from everface.parity.golden import Golden
 from everface.parity.report import Check
@@ -75,24 +75,24 @@ def audio_encoder_injector(file: Golden, check: Check) -> None:
         features = file[f"{name}.input"]
         block = name.startswith("block")  # the others are windows as they are
         prefix = features[..., :1].expand(-1, -1, PREFIX_FRAMES if block else 0)
-        local, audio_kv = encoder(torch.cat((prefix, features), -1)[None])
+        local, global_ = encoder(torch.cat((prefix, features), -1)[None])
         check(f"{name}.local", local, 2e-5)
-        check(f"{name}.global", audio_kv, 2e-5)
+        check(f"{name}.global", global_, 2e-5)
         if block:
-            local, audio_kv = encoder.encode_block(features)
+            local, global_ = encoder.encode_block(features)
             check(f"{name}.local_used", local, 2e-5)
-            check(f"{name}.global_used", audio_kv, 2e-5)
+            check(f"{name}.global_used", global_, 2e-5)
 
     dit = load_dit(file)
     first, frames = cfg.audio_inject_layers[0], file["block12.local_used"].shape[0]
-    local, audio_kv = file["block12.local_used"][None], file["block12.global_used"].flatten(1)[None]
+    local, global_ = file["block12.local_used"][None], file["block12.global_used"].flatten(1)[None]
     x = file["inject.x"].view(1, frames, -1, cfg.dim)
     for layer in range(cfg.num_layers):
         if layer in cfg.audio_inject_layers or f"inject.block{layer}.y" in file:
-            check(f"inject.block{layer}.y", dit.inject(layer, x, local, audio_kv), 2e-5)
+            check(f"inject.block{layer}.y", dit.inject(layer, x, local, global_), 2e-5)
     with check.part("inject_small.y"):
         small = file["inject_small.x"].view(1, frames, -1, cfg.dim)
-        check("inject_small.y", dit.inject(first, small, local, audio_kv), 2e-5)
+        check("inject_small.y", dit.inject(first, small, local, global_), 2e-5)
     with check.part("inject2.y"):
         y, masks = x, file["inject2.mask"].reshape(-1, 1, frames, x.shape[2], 1)
         for mask, near, far in zip(masks, file["inject2.audio_local"], file["inject2.audio_global"], strict=True):

@@ -14,10 +14,10 @@ from everface.core.config import DiTConfig
 from everface.core.errors import BadInput
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.norm_rope import rotate
-from everface.model.dit import DiT
-from everface.model.layers import AudioInjector, AudioKV, Block, Ring
-from everface.model.linear import Residual
-from everface.model.rope import frames_table
+from everface.networks.transformer.dit import DiT
+from everface.networks.transformer.layers import AudioInjector, AudioKV, Ring, TransformerBlock
+from everface.networks.transformer.linear import Residual
+from everface.networks.transformer.rope import frames_table
 from everface.parity.golden import Golden
 from everface.parity.report import Check
 
@@ -51,7 +51,7 @@ def one_block(file: Golden, check: Check) -> None:
     """Sink pass, then two noisy blocks and a small one; the rotations of the sink are given as angles."""
     weights = file.beside("dit_weights")
     cfg = DiTConfig.from_dict(weights.config | file.config)
-    block = Block(cfg)
+    block = TransformerBlock(cfg)
     index = int(file.setting("block").split("blocks.")[1].split()[0])
     fill(block, file, file.below("w.") or weights.below(f"blocks.{index}."))
     block.to(check.dtype).self_attn.fuse()
@@ -109,7 +109,7 @@ def whole_model(file: Golden, check: Check) -> None:
 
     with check.part("intermediates"):
         embeddings(file, check, dit, audio, context)
-        with watched(check, dit):
+        with check_layers(check, dit):
             dit.prefill_sink(ref, motion, text_kv)
             velocity = forward("velocity")
         p, q = dit.cfg.patch_size[1:]
@@ -147,16 +147,16 @@ def embeddings(file: Golden, check: Check, dit: DiT, audio: tuple[torch.Tensor, 
 
 
 @contextmanager
-def watched(check: Check, dit: DiT) -> Iterator[None]:
+def check_layers(check: Check, dit: DiT) -> Iterator[None]:
     """Compare the output of every layer as it runs: `forward` of the sink pass, `stream` of the noisy block."""
     injected, blocks = dit.cfg.audio_inject_layers, list(dit.blocks)
 
     def after_sink(block: torch.nn.Module, _args: object, out: torch.Tensor) -> None:
         check(f"sink.block{blocks.index(block)}.out", out, 2e-5)
 
-    def watch_block(layer: int, block: Block) -> None:
+    def watch_block(layer: int, block: TransformerBlock) -> None:
         def stream(*args: Any) -> Residual:
-            out = Block.stream(block, *args)
+            out = TransformerBlock.stream(block, *args)
             check(f"noisy.block{layer}.out", out.value(), 2e-5)
             if layer not in injected:
                 check(f"noisy.block{layer}.after_audio", out.value(), 2e-5)
@@ -171,7 +171,7 @@ def watched(check: Check, dit: DiT) -> Iterator[None]:
 
     hooks = [block.register_forward_hook(after_sink) for block in blocks]
     for layer, block in enumerate(blocks):
-        assert isinstance(block, Block)
+        assert isinstance(block, TransformerBlock)
         watch_block(layer, block)
     vars(dit.audio_injector)["stream"] = watched_audio
     try:

@@ -8,9 +8,9 @@ import torch
 
 from everface.core.config import TextConfig, VAEConfig
 from everface.media.crop import plan_crop, target_size
-from everface.model.text import UMT5Encoder, relative_bucket
-from everface.model.vae import VAE
-from everface.model.wav2vec import Wav2Vec2, bucket, bucket_rows, build_wav2vec2, normalize, resample_50_to_30
+from everface.networks.audio.wav2vec import Wav2Vec2, bucket, bucket_rows, build_wav2vec2, normalize, resample_50_to_30
+from everface.networks.text import UMT5Encoder, relative_bucket
+from everface.networks.video.vae import VAE
 from everface.parity.dit import fill
 from everface.parity.golden import Golden
 from everface.parity.report import Check

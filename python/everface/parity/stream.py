@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import torch
 
-from everface.model.dit import DiT
-from everface.model.kv_cache import KVCache
-from everface.model.layers import KV
-from everface.model.schedule import Schedule, sigmas
+from everface.networks.transformer.dit import DiT
+from everface.networks.transformer.kv_cache import KVCache
+from everface.networks.transformer.layers import KV
+from everface.networks.transformer.schedule import Schedule, sigmas
 from everface.parity.dit import block_tokens, load_dit
 from everface.parity.frontends import load_vae
 from everface.parity.golden import Golden, Missing

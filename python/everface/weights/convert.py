@@ -26,7 +26,7 @@ FOLDER = "converted"
 SOURCE = "source_fingerprint"
 
 
-def converted(source: Path, cache: Path) -> Path:
+def convert_cached(source: Path, cache: Path) -> Path:
     """The safetensors twin of a `.pth` (or `.bin`) file in the cache, named by its fingerprint; made now if not there."""
     if not source.is_file():
         raise BadWeights(f"{source} is missing; fetch it again")

@@ -12,10 +12,10 @@ from torch import nn
 from everface.core import env
 from everface.core.config import ModelConfig
 from everface.core.errors import BadWeights
-from everface.weights.convert import converted
+from everface.weights.convert import convert_cached
 from everface.weights.files import Weights, first_of, open_file, open_index
 from everface.weights.layout import LORA, Layout, detect_layout
-from everface.weights.lora import merged_checkpoint
+from everface.weights.lora import merge_cached
 
 
 def load_into(
@@ -105,7 +105,7 @@ class Checkpoint:
         base = open_index(self.layout.dit)
         if self.lora is None:
             raise BadWeights(f"{self.layout.root} has the base model without the LoRA {LORA}; add or name it")
-        return open_index(merged_checkpoint(base, self.lora, self.cache)).select(prefixes)
+        return open_index(merge_cached(base, self.lora, self.cache)).select(prefixes)
 
     def vae(self, prefixes: Iterable[str] = ()) -> Weights:
         """The video VAE under its official key names."""
@@ -137,7 +137,7 @@ class Checkpoint:
             self.audio()
 
     def _open(self, path: Path) -> Weights:
-        return open_file(path if path.suffix == ".safetensors" else converted(path, self.cache))
+        return open_file(path if path.suffix == ".safetensors" else convert_cached(path, self.cache))
 
     def _need(self, path: Path | None, what: str) -> Path:
         if path is None or not path.exists():

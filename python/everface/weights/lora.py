@@ -88,7 +88,7 @@ def check_targets(lora: LoRA, base: Iterable[str], shapes: Mapping[str, tuple[in
             raise BadWeights(f"{file}: {name!r} gets B x A of {found} for a base of {shapes[name]}: a LoRA of another size")
 
 
-def merged_checkpoint(base: Weights, lora_file: Path, cache: Path, alpha: float = ALPHA) -> Path:
+def merge_cached(base: Weights, lora_file: Path, cache: Path, alpha: float = ALPHA) -> Path:
     """The index of base + LoRA in the cache: written shard by shard, each atomically, the index last; found there the next time.
 
     The folder is named by the content of the LoRA (sha256) and the fingerprints of the base: a change of either merges again.

@@ -11,7 +11,7 @@ stays as it is, for these reasons:
     patch_embedding, cond_encoder, frame_packer     once a forward or once a session; K of 64 saves nothing
     head, time, text, audio encoder                 float32 by the official rules, or computed once
 
-Attention in 8 bits is separate (`quantize_attention`): the scales of model/qkv_scales.py, and an e4m3 KV cache.
+Attention in 8 bits is separate (`quantize_attention`): the scales of networks/transformer/qkv_scales.py, and an e4m3 KV cache.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 from everface.kernels.linear.fp8_linear import fp8_linear, quantize_tensor
-from everface.model.dit import DiT
-from everface.model.linear import RowLinear
-from everface.model.qkv_scales import TIMES, QKVScales, value_bound
+from everface.networks.transformer.dit import DiT
+from everface.networks.transformer.linear import RowLinear
+from everface.networks.transformer.qkv_scales import TIMES, QKVScales, value_bound
 
 EXCLUDED = ("text_embedding", "time_embedding", "time_projection", "head.head", "casual_audio_encoder.encoder.final_linear")
 
@@ -79,7 +79,7 @@ def quantize_per_row(dit: DiT) -> None:
 def quantize_attention(dit: DiT) -> None:
     """Let every block of a fused model attend in 8 bits. KV caches made before no longer fit."""
     e0_T6D = dit.time(torch.tensor(TIMES, dtype=torch.float64)).e0_6D
-    for block in dit._blocks():
+    for block in dit.transformer_blocks():
         attn, (shift, scale, *_) = block.self_attn, block.modulations(e0_T6D[None])
         assert attn.qkv is not None
         bound_D = value_bound(attn.qkv, shift.flatten(0, 2), scale.flatten(0, 2))

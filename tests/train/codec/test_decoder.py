@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.train.miniature import SMALL_VAE, write_hum
 
 from everface.core.errors import BadInput
-from everface.model.vae import VAE
+from everface.networks.video.vae import VAE
 from everface.train.codec import decoder
 from everface.train.codec.decode_stream import WARM_UP_LATENTS, interleave_streams
 from everface.train.codec.decoder import DecoderPlan, train_decoder

@@ -9,7 +9,7 @@ import torch
 
 from everface.core.config import VAEConfig
 from everface.core.errors import BadInput
-from everface.model.vae import VAE
+from everface.networks.video.vae import VAE
 from everface.train.codec.model import deepen, new_vae
 from everface.weights.load import load_into
 

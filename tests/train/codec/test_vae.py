@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from everface.core.config import VAEConfig
-from everface.model.vae import VAE
+from everface.networks.video.vae import VAE
 from everface.train.codec.crops import draw_crops
 from everface.train.codec.loss import codec_loss
 from everface.train.codec.model import TINY_VAE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from everface.core.config import SAMPLE_RATE
-from everface.model.features import LogMel
+from everface.networks.audio.features import LogMel
 from everface.train.data import drawn
 from everface.train.synthetic.motion import NEUTRAL_WIDTH, mouth_targets
 

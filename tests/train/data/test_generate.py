@@ -12,8 +12,8 @@ from tests.train.miniature import SMALL_VAE, write_hum
 
 from everface.core.config import ModelConfig, VAEConfig
 from everface.core.errors import BadInput, Unavailable
-from everface.model.vae import VAE
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
+from everface.networks.video.vae import VAE
 from everface.train.data import generate
 from everface.train.data.clips import MOVING_LATENTS, SHARD_CLIPS, read_clips
 from everface.train.data.generate import make_data

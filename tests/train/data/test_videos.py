@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from everface.core.errors import BadInput
 from everface.media.video_writer import VideoWriter
-from everface.model.features import LogMel
+from everface.networks.audio.features import LogMel
 from everface.train.data import videos
 from everface.train.data.clips import MOVING_LATENTS, read_clips
 from everface.train.data.video_reader import read_frames

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tests.train.miniature import SMALL_DIT, STAGE2, small_dit
 
-from everface.model.dit import DiT
+from everface.networks.transformer.dit import DiT
 from everface.train.distill.lora import add_adapters, without_adapters
 from everface.train.distill.stage2 import train_stage2
 from everface.train.pretrain.window_model import WindowModel

@@ -9,10 +9,10 @@ import torch
 from tests.train.miniature import SMALL_DIT, small_dit
 
 from everface.core.config import Deployment, ModelConfig
-from everface.model.dit import DiT
-from everface.model.schedule import Schedule
 from everface.models.live_avatar.conditions import Noise
 from everface.models.live_avatar.roles import Denoiser, StepRole
+from everface.networks.transformer.dit import DiT
+from everface.networks.transformer.schedule import Schedule
 from everface.runtime.messages import Block, OpenSession
 from everface.train.distill.plans import Stage2Plan
 from everface.train.distill.rollout import CopyOnWriteCache, Rollout

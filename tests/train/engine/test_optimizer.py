@@ -29,6 +29,7 @@ def problem() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
 
 
 def train(net: nn.Module, x: torch.Tensor, y: torch.Tensor, optimizer: Optimizer, ema: Ema, steps: int) -> float:
+    loss = torch.tensor(torch.inf)
     for _ in range(steps):
         loss = (net(x) - y).square().mean()
         optimizer.zero_grad()

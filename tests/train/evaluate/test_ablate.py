@@ -13,7 +13,7 @@ from tests.small_model import SMALL
 
 from everface.core.config import Deployment
 from everface.core.errors import BadInput
-from everface.model.dit import DiT
+from everface.networks.transformer.dit import DiT
 from everface.train.evaluate import ablate
 from everface.train.evaluate.lip_reader import LipReader
 from everface.train.evaluate.offline_stream import OfflineModel

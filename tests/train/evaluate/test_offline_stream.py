@@ -11,9 +11,9 @@ import torch
 from everface.avatar.avatar import Avatar
 from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
-from everface.model.audio import PAST_FRAMES
-from everface.model.schedule import Schedule
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_decoder
+from everface.networks.audio.causal_encoder import PAST_FRAMES
+from everface.networks.transformer.schedule import Schedule
 from everface.train.distill.plans import Stage2Plan
 from everface.train.distill.rollout import Rollout
 from everface.train.distill.scenes import Course, Scene
@@ -70,7 +70,7 @@ def test_a_window_needs_no_more_of_the_past_than_the_decoder_reaches() -> None:
     still, seen = z[:, :, :1].expand(-1, -1, 7, -1, -1), 3
 
     def frames(first: int) -> torch.Tensor:
-        stream = vae.warm_up(still)
+        stream, out = vae.warm_up(still), torch.empty(0)
         for at in range(first, 45, 3):
             out = vae.decode_stream(z[:, :, at : at + 3], stream)
         return out.clamp(-1, 1)

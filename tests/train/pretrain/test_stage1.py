@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.train.miniature import SMALL_DIT
 
-from everface.model.dit import DiT
+from everface.networks.transformer.dit import DiT
 from everface.train.pretrain.plans import Stage1Plan
 from everface.train.pretrain.stage1 import train_stage1
 

@@ -10,12 +10,12 @@ import torch
 from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import BadInput
 from everface.kernels.attention import backend
-from everface.model.audio import CausalAudioEncoder
-from everface.model.dit import DiT
-from everface.model.features import FrontEnd, LogMel
-from everface.model.text import NoText, Prompter, TextEncoder, UMT5Encoder, load_tokenizer
-from everface.model.vae import VAE
 from everface.models.live_avatar.conditions import Conditioner
+from everface.networks.audio.causal_encoder import CausalAudioEncoder
+from everface.networks.audio.features import FrontEnd, LogMel
+from everface.networks.text import NoText, Prompter, TextEncoder, UMT5Encoder, load_tokenizer
+from everface.networks.transformer.dit import DiT
+from everface.networks.video.vae import VAE
 from everface.weights.load import Checkpoint, load_into, open_checkpoint
 from everface.weights.quantize import FP8_ATTENTION, FP8_DTYPES, quantize_for_dtype
 
@@ -90,7 +90,7 @@ def build_front_end(checkpoint: Checkpoint) -> FrontEnd:
     audio = checkpoint.config.audio
     if audio.kind == "logmel":
         return LogMel(audio.mels, audio.hops)
-    from everface.model.wav2vec import Wav2Vec2, build_wav2vec2  # transformers takes seconds to import
+    from everface.networks.audio.wav2vec import Wav2Vec2, build_wav2vec2  # transformers takes seconds to import
 
     sizes = json.loads((checkpoint.audio_folder() / "config.json").read_text())
     model = build_wav2vec2(sizes, dict(checkpoint.audio()))

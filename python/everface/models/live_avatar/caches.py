@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from everface.model.kv_cache import KVCache, kv_pair
+from everface.networks.transformer.kv_cache import KVCache, kv_pair
 from everface.runtime.cache_pool import CachePool, CacheSlot
 
 Pair = tuple[torch.Tensor, torch.Tensor]

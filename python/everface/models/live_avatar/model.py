@@ -20,7 +20,7 @@ from everface.models.live_avatar.names import SINK, not_finite, role_specs
 from everface.models.live_avatar.roles import DecodeRole, StepRole
 from everface.models.live_avatar.sink import SinkRefresh
 from everface.runtime.messages import Params, Tensors
-from everface.runtime.model import BlockFormat, RoleSpec, SessionModel
+from everface.runtime.model import BlockFormat, RoleSpec, SessionModel, Window
 
 
 class LiveAvatar:
@@ -90,8 +90,8 @@ class LiveAvatarSession(SessionModel):
     def initial_state(self) -> tuple[Tensors, Params]:
         return self._tensors, {"seed": self._stream.seed, "rope_fp16": self._stream.compat == "official"}
 
-    def prepare(self, index: int, audio_S: torch.Tensor) -> Tensors:
-        return self._model.conditioner.block(audio_S, self._stream.compat)
+    def prepare(self, index: int, window: Window) -> Tensors:
+        return self._model.conditioner.block(window.audio_S, self._stream.compat)
 
     def initial_x(self, index: int, retry: int) -> torch.Tensor:
         if retry:  # other noise

@@ -12,14 +12,14 @@ from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import Unavailable
 from everface.core.memory import keep_freed_memory
 from everface.kernels.video.to_rgb import to_rgb
-from everface.model.dit import BlockPosition, DiT, cache_shape
-from everface.model.layers import AudioKV, TextKV
-from everface.model.rope import Rope
-from everface.model.schedule import Schedule, sink_distance
-from everface.model.vae import VAE, VAEStream
 from everface.models.live_avatar.builders import build_decoder, build_dit, decoder_dtype, dtype_of
 from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
 from everface.models.live_avatar.names import CLEAN, DECODE, FINITE, SINK
+from everface.networks.transformer.dit import BlockPosition, DiT, cache_shape
+from everface.networks.transformer.layers import AudioKV, TextKV
+from everface.networks.transformer.rope import Rope
+from everface.networks.transformer.schedule import Schedule, sink_distance
+from everface.networks.video.vae import VAE, VAEStream
 from everface.runtime.cache_pool import CachePool
 from everface.runtime.cuda_graph import CapturedGraph, GraphPool
 from everface.runtime.messages import Block, CloseSession, OpenSession, Tensors

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from everface.core.config import LATENT_STRIDE
-from everface.model.vae import VAE, VAEStream
+from everface.networks.video.vae import VAE, VAEStream
 from everface.train.data.clips import STILL_FRAMES, STILL_LATENTS, Clips
 from everface.train.synthetic.characters import from_uint8
 

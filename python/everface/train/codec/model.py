@@ -8,8 +8,8 @@ import torch
 
 from everface.core.config import VAEConfig
 from everface.core.errors import BadInput
-from everface.model.vae import VAE
-from everface.model.vae_layers import CausalConv3d, ResidualBlock, TemporalStride
+from everface.networks.video.vae import VAE
+from everface.networks.video.vae_layers import CausalConv3d, ResidualBlock, TemporalStride
 
 # The encoder is deeper than the decoder: it runs once a session, the decoder for every frame.
 TINY_VAE = VAEConfig(

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from everface.core.config import VAEConfig
-from everface.model.vae import VAE
+from everface.networks.video.vae import VAE
 from everface.train.engine.checkpoint import TrainedModel
 from everface.train.engine.ema import Ema
 from everface.train.engine.loop import accumulate_gradients, apply_gradients, train

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from everface.core.errors import BadInput
-from everface.model.vae import VAE
+from everface.networks.video.vae import VAE
 from everface.train.engine.precision import autocast
 
 STILL_FRAMES = 5

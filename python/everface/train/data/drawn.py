@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from everface.core.config import LATENT_STRIDE, SAMPLES_PER_FRAME
-from everface.model.audio import PAST_FRAMES
-from everface.model.features import LogMel
-from everface.model.vae import VAE
+from everface.networks.audio.causal_encoder import PAST_FRAMES
+from everface.networks.audio.features import LogMel
+from everface.networks.video.vae import VAE
 from everface.train.data.clips import MOVING_LATENTS, SHARD_CLIPS, STILL_FRAMES, encode_clip, write_shard
 from everface.train.synthetic.background import add_background
 from everface.train.synthetic.characters import render

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from everface.core.config import ModelConfig, VAEConfig
 from everface.core.errors import BadInput
-from everface.model.vae import VAE
+from everface.networks.video.vae import VAE
 from everface.weights.files import open_file
 from everface.weights.load import load_into
 

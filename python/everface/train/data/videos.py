@@ -25,9 +25,9 @@ import torch
 from everface.core.config import FPS, LATENT_STRIDE, SAMPLES_PER_FRAME
 from everface.core.errors import BadInput
 from everface.core.log import log
-from everface.model.audio import PAST_FRAMES
-from everface.model.features import LogMel
-from everface.model.vae import VAE
+from everface.networks.audio.causal_encoder import PAST_FRAMES
+from everface.networks.audio.features import LogMel
+from everface.networks.video.vae import VAE
 from everface.runtime.audio_buffer import AudioBuffer
 from everface.runtime.model import BlockFormat
 from everface.train.data.clips import IMAGE_SIZE, MOVING_LATENTS, SHARD_CLIPS, STILL_FRAMES, encode_clip, write_shard

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from everface.model.dit import DiT
+from everface.networks.transformer.dit import DiT
 from everface.weights.lora import TARGET
 
 

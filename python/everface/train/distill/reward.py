@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from everface.core.config import LATENT_STRIDE
-from everface.model.audio import PAST_FRAMES
+from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.train.data.clips import STILL_LATENTS, Clips
 from everface.train.engine.statistics import correlation
 from everface.train.synthetic.characters import mouth_box

@@ -17,13 +17,13 @@ import torch
 
 from everface.core.config import LATENT_STRIDE
 from everface.kernels.fused.flow_step import flow_step
-from everface.model.audio import PAST_FRAMES
-from everface.model.dit import BlockPosition, DiT, StepMod
-from everface.model.kv_cache import KVCache
-from everface.model.layers import KV, AudioKV, TextKV
-from everface.model.rope import SINK_TIME
-from everface.model.schedule import sink_distance
 from everface.models.live_avatar.conditions import Noise
+from everface.networks.audio.causal_encoder import PAST_FRAMES
+from everface.networks.transformer.dit import BlockPosition, DiT, StepMod
+from everface.networks.transformer.kv_cache import KVCache
+from everface.networks.transformer.layers import KV, AudioKV, TextKV
+from everface.networks.transformer.rope import SINK_TIME
+from everface.networks.transformer.schedule import sink_distance
 from everface.train.distill.plans import Stage2Plan
 from everface.train.distill.scenes import Course, Scene, sampler_schedule
 

@@ -16,16 +16,16 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from everface.core.errors import BadInput
-from everface.model.dit import DiT
+from everface.networks.transformer.dit import DiT
 from everface.train.engine.ranks import Ranks
 
 # Methods of a unit that are called from outside of it, besides its forward.
 ROOT = (
-    "time", "embed_text", "text_kv", "embed_patches", "prefill", "prefill_sink", "inject", "modulations", "reading", "hear", "tokens",
+    "time", "embed_text", "text_kv", "embed_patches", "prefill", "prefill_sink", "inject", "modulations", "stream_text_kv", "audio_kv", "tokens",
     "step",
 )  # fmt: skip
 BLOCK = ("modulations", "stream")
-ATTENTION = ("keys_values", "single", "reading", "stream")
+ATTENTION = ("keys_values", "single", "text_kv", "stream")
 
 
 def shard_model(dit: DiT, ranks: Ranks, group: int) -> DiT:
@@ -44,7 +44,7 @@ def shard_model(dit: DiT, ranks: Ranks, group: int) -> DiT:
         for name in methods:
             gather_in(module, name)
 
-    for block in dit._blocks():
+    for block in dit.transformer_blocks():
         unit(block.cross_attn, ATTENTION)
         unit(block, BLOCK)
     for injector in dit.audio_injector.injector:

@@ -22,13 +22,13 @@ from torch import Tensor
 from everface.core.config import Deployment, StreamConfig, VAEConfig
 from everface.core.memory import keep_freed_memory
 from everface.kernels.fused.flow_step import flow_step
-from everface.model.dit import BlockPosition
-from everface.model.rope import SINK_TIME
-from everface.model.schedule import Schedule, sigmas
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_conditioner, build_decoder, build_dit
 from everface.models.live_avatar.conditions import Noise
 from everface.models.live_avatar.model import block_format
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, SessionState, StepRole
+from everface.networks.transformer.dit import BlockPosition
+from everface.networks.transformer.rope import SINK_TIME
+from everface.networks.transformer.schedule import Schedule, sigmas
 from everface.runtime.audio_buffer import AudioBuffer
 from everface.runtime.messages import Block, CloseSession, OpenSession
 from everface.train.data.clips import IMAGE_SIZE

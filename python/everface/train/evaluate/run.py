@@ -17,7 +17,7 @@ from torch import Tensor
 from everface.avatar.avatar import Avatar
 from everface.core.config import SAMPLE_RATE, Deployment
 from everface.core.errors import BadInput
-from everface.model.vae import VAE
+from everface.networks.video.vae import VAE
 from everface.train.evaluate.ablate import ablate, check_rows
 from everface.train.evaluate.compare import CLIP_S, compare
 from everface.train.evaluate.held_out import held_out_audio

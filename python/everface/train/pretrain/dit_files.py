@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from everface.core.config import DiTConfig
 from everface.core.errors import BadInput
-from everface.model.dit import DiT
+from everface.networks.transformer.dit import DiT
 from everface.train.engine.checkpoint import Progress
 from everface.train.engine.ema import Ema
 from everface.train.engine.ranks import Ranks

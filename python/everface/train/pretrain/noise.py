@@ -7,7 +7,7 @@ import random
 
 import torch
 
-from everface.model.schedule import sigmas
+from everface.networks.transformer.schedule import sigmas
 from everface.train.pretrain.plans import Stage1Plan
 
 LEVEL_ODDS = (0.26, 0.32, 0.38, 0.04)  # of the levels of the four-step sampler

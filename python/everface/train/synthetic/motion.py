@@ -83,7 +83,7 @@ def _blinks(open_T: Tensor, generator: torch.Generator) -> Tensor:
     People blink as they fall silent (Nakano and Kitazawa 2010, eyeblink entrainment at breakpoints of speech). Here they do nine times
     in ten when the mouth shuts for `PAUSE_FRAMES` or more, and otherwise after 4-8 s without a blink. A blink lasts 6-8 frames and the
     next one is at least a second away. Most blinks can so be predicted from the audio: while the lids are down, the end of the phrase is
-    still among the nine frames that the audio token of a latent covers (`model/audio.py`).
+    still among the nine frames that the audio token of a latent covers (`networks/audio/causal_encoder.py`).
     """
     shut = (open_T < 0.2).tolist()
     blink_T = torch.zeros(len(shut))

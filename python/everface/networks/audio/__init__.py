@@ -1,0 +1,1 @@
+"""Audio features, and the encoder that makes audio tokens of them."""

@@ -1,0 +1,1 @@
+"""The causal transformer: layers, rotations, caches, schedule."""

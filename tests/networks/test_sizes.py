@@ -1,0 +1,55 @@
+"""Counts against the models themselves, on the meta device, and against what is known of the release."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from everface.core.config import DiTConfig, VAEConfig
+from everface.networks.sizes import decoder_sizes, dit_bytes, dit_parameters, ring_values, sink_values
+from everface.networks.transformer.dit import DiT
+from everface.networks.video.vae import VAE
+from everface.weights.quantize import quantized_names
+
+TINY = DiTConfig(
+    dim=48, ffn_dim=80, freq_dim=20, in_dim=6, out_dim=5, num_heads=4, num_layers=3, text_dim=12, text_len=7, cond_dim=9,
+    audio_dim=10, num_audio_token=2, audio_inject_layers=(0, 2), wav2vec_layers=3,
+)  # fmt: skip
+VAES = [VAEConfig(), VAEConfig(8, 3, (1, 2, 2), (False, True), (1, 1, 0), (1, 2, 3), (0.0,) * 3, (1.0,) * 3)]
+
+
+@pytest.mark.parametrize("cfg", [DiTConfig(), TINY], ids=["14B", "tiny"])
+def test_parameters_of_the_transformer(cfg: DiTConfig) -> None:
+    with torch.device("meta"):
+        dit = DiT(cfg)
+    quantized = sum(dit.get_parameter(f"{name}.weight").numel() for name in quantized_names(dit))
+    assert dit_parameters(cfg) == (quantized, sum(p.numel() for p in dit.parameters()) - quantized)
+    cache = dit.new_cache(48, 88, torch.bfloat16, "meta")
+    assert ring_values(cfg, 48, 88) == cache.k_LNHd.numel() + cache.v_LNHd.numel()
+    text = 2 * cfg.num_layers * cfg.text_len * cfg.dim
+    assert sink_values(cfg, 48, 88) == cache.sink_k_LCHd.numel() + text
+
+
+def test_the_release() -> None:
+    assert sum(dit_parameters(DiTConfig())) == 16_295_755_609  # and so many the checkpoint holds
+    assert round(dit_bytes(DiTConfig(), quantized=False) / 1e9, 2) == 32.59
+    assert round(dit_bytes(DiTConfig(), quantized=True) / 1e9, 2) == 16.65
+    assert round(2 * decoder_sizes(VAEConfig(), 48, 88)[1] / 1e9, 2) == 1.28
+
+
+@pytest.mark.parametrize("cfg", VAES, ids=["Wan 2.1", "tiny"])
+def test_parameters_of_the_decoder(cfg: VAEConfig) -> None:
+    with torch.device("meta"):
+        vae = VAE(cfg, encoder=False)
+    assert decoder_sizes(cfg, 2, 3)[0] == sum(p.numel() for p in vae.parameters())
+
+
+def test_memory_of_a_decoders_stream() -> None:
+    cfg = VAES[1]
+    vae = VAE(cfg, encoder=False)
+    stream = vae.stream()
+    with torch.inference_mode():
+        for _ in range(2):
+            vae.decode_stream(torch.randn(1, cfg.z_dim, 3, 2, 3), stream)
+    kept = [cache for cache in stream.caches if cache is not None]
+    assert len(kept) == len(stream.caches) and decoder_sizes(cfg, 2, 3)[1] == sum(cache.numel() for cache in kept)
