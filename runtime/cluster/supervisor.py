@@ -117,7 +117,9 @@ class Supervisor:
 
     def _start(self, build: Build) -> WorkerProcess:
         worker = WorkerProcess(build, self._timeout_s)
-        self._selector.register(worker.control, selectors.EVENT_READ, Source(lambda: self._read_reports(worker), worker.control.close))
+        self._selector.register(
+            worker.control, selectors.EVENT_READ, Source(lambda: self._read_reports(worker), worker.control.close)
+        )
         self._selector.register(worker.output, selectors.EVENT_READ, Source(worker.read_output, worker.output.close))
         return worker
 

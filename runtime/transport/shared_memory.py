@@ -164,7 +164,12 @@ class SharedReceiver(QueuedReceiver):
     """
 
     def __init__(
-        self, path: str, on_cancel: OnCancel | None, timeout_s: float = 120.0, connect_s: float = CONNECT_S, signal: Signal | None = None
+        self,
+        path: str,
+        on_cancel: OnCancel | None,
+        timeout_s: float = 120.0,
+        connect_s: float = CONNECT_S,
+        signal: Signal | None = None,
     ):
         super().__init__(on_cancel, connected=False, signal=signal)
         self._path, self._timeout_s, self._connect_s = path, timeout_s, connect_s
@@ -177,7 +182,9 @@ class SharedReceiver(QueuedReceiver):
         except OSError as error:
             listener.close()
             if error.errno is None or error.errno == errno.ENAMETOOLONG:  # Python's own check, or the system's
-                raise BadInput(f"a channel cannot be opened at {path} ({error}): name a shorter temporary folder in TMPDIR") from None
+                raise BadInput(
+                    f"a channel cannot be opened at {path} ({error}): name a shorter temporary folder in TMPDIR"
+                ) from None
             raise
         self._start(lambda: self._receive_messages(listener), f"everface messages {path}")
 

@@ -54,7 +54,7 @@ def render_both(pipeline: ProcessPipeline, references: dict[int, torch.Tensor]) 
 
 def render_two_at_once(pipeline: Pipeline, references: dict[int, torch.Tensor]) -> None:
     """Two callers whose blocks interleave: each gets what it would get alone. Closes the pipeline."""
-    drain(toy.scheduler_of(pipeline))
+    drain(pipeline)
     scheduler = Scheduler(pipeline)
     try:
         sessions = [toy.open_at(scheduler).wait_open() for _ in SPEECH]
@@ -142,7 +142,7 @@ def test_five_processes_interruption_and_back_pressure(
             assert [(b.turn, b.pts) for b in blocks] == [(1, 160_000), (1, 160_000 + 7680)]
             old = [r for r in replies if isinstance(r, Block | Cancelled) and r.revision == 0]
             assert len(old) == 6 and sum(isinstance(r, Cancelled) for r in old) >= 3  # what waited was not decoded
-        drain(toy.scheduler_of(pipeline))
+        drain(pipeline)
         assert pipeline.in_flight == 0
         assert torch.equal(render(pipeline, 12), references[12])  # nothing of the last session is left
         render_two_at_once(start_on("5"), references)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 
 import psutil
 from tests.runtime import toy
@@ -18,13 +19,14 @@ from everface.runtime.start import start_pipeline
 STEPS = 4
 
 
-def start_on(placement: str, steps: int = STEPS, **spec: float) -> Pipeline:
-    deployment = Deployment(placement, threads=1, timeout_s=60.0)
-    return start_pipeline(place(toy.roles_of(steps), placement), toy.MODEL, {**toy.SPEC, **spec}, deployment)
+def start_on(placement: str, steps: int = STEPS, sleep_s: float = 0.0) -> Pipeline:
+    """`sleep_s`: a role's work on one block, besides its arithmetic."""
+    spec, deployment = {**toy.SPEC, "sleep_s": sleep_s}, Deployment(placement, threads=1, timeout_s=60.0)
+    return start_pipeline(place(toy.roles_of(steps), placement), toy.MODEL, spec, deployment)
 
 
-def start_processes(count: int, **spec: float) -> ProcessPipeline:
-    pipeline = start_on(str(count), **spec)
+def start_processes(count: int, sleep_s: float = 0.0) -> ProcessPipeline:
+    pipeline = start_on(str(count), sleep_s=sleep_s)
     assert isinstance(pipeline, ProcessPipeline)
     return pipeline
 
@@ -43,9 +45,15 @@ def assert_gone(pids: list[int], within_s: float = 0.0) -> None:
     assert not [pid for pid in pids if alive(pid)]
 
 
-def drain(scheduler: Scheduler, within_s: float = 30.0) -> None:
-    """Until the stages hold nothing of the scheduler's closed sessions, so that another one may use the pipeline."""
-    end_s = time.monotonic() + within_s
+def drain(pipeline: Pipeline) -> None:
+    """Run the toy scheduler until the stages hold nothing of its closed sessions, so that another may use the pipeline."""
+    scheduler = toy.scheduler_of(pipeline)
+    wait_idle(scheduler, lambda: toy.step(scheduler))
+
+
+def wait_idle(scheduler: Scheduler, step: Callable[[], None] = lambda: time.sleep(0.01)) -> None:
+    """Until the stages hold nothing of the scheduler's closed sessions."""
+    end_s = time.monotonic() + 30
     while scheduler.busy:
         assert time.monotonic() < end_s, "a session was not closed on every stage"
-        toy.step(scheduler)
+        step()
