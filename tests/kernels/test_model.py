@@ -25,7 +25,7 @@ from everface.kernels.attention.block_causal_fp8 import launch_block_causal_fp8
 from everface.kernels.attention.cross import launch_cross, launch_cross_quantized
 from everface.kernels.fused.norm_rope import rotate
 from everface.networks.transformer.dit import BlockPosition, DiT
-from everface.networks.transformer.layers import TransformerBlock, Ring
+from everface.networks.transformer.layers import Ring, TransformerBlock
 from everface.networks.transformer.linear import Residual
 from everface.networks.transformer.rope import frames_table
 from everface.weights.quantize import quantize_for_dtype
