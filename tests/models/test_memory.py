@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from everface.core.config import Deployment, DiTConfig, ModelConfig
-from everface.models.live_avatar.builders import dtype_of
+from everface.models.live_avatar.builders import dtype_of, load_dit
 from everface.models.live_avatar.caches import SessionCaches
 from everface.models.live_avatar.roles import Denoiser, StepRole
 from everface.networks.transformer.dit import DiT
@@ -92,3 +92,27 @@ def test_a_refresh_of_the_sink_holds_one_layer_beside_the_caches(dtype: str) -> 
     assert at_once - many > 2 * 6 * layer // (4 if dtype == "fp8-attention" else 1)  # so the counter sees what it is to see
     assert torch.equal(mine.sink_k_LCHd, other.sink_k_LCHd)
     assert torch.equal(mine.cache(1).sink_v_LCHd.float(), other.cache(1).sink_v_LCHd.float())
+
+
+def load(layers: int, dtype: str) -> tuple[int, DiT]:
+    """(peak bytes of loading, the model)."""
+    torch.manual_seed(1)
+    source = {name: t.bfloat16() for name, t in DiT(config(layers)).state_dict().items()}
+    with torch.device("meta"):
+        dit = DiT(config(layers))
+    with Peak(list(source.values())) as peak:
+        load_dit(dit, source, Deployment(dtype=dtype))
+    whole = DiT(config(layers)).to(dtype_of(Deployment(dtype=dtype))).eval().requires_grad_(False)
+    whole.load_state_dict(source)
+    quantize_for_dtype(whole.fuse(), dtype)
+    for (name, a), (other, b) in zip(dit.state_dict().items(), whole.state_dict().items(), strict=True):
+        assert name == other and a.dtype == b.dtype and torch.equal(a.float(), b.float()), name
+    return peak.bytes, dit
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "fp8", "fp8-attention"])
+def test_loading_holds_one_block_in_16_bits_beside_the_model(dtype: str) -> None:
+    (few, small), (many, large) = load(2, dtype), load(8, dtype)
+    sizes = [sum(t.numel() * t.element_size() for t in dit.state_dict().values()) for dit in (small, large)]
+    block = sum(t.numel() for t in DiT(config(1)).blocks.state_dict().values())
+    assert many - few < sizes[1] - sizes[0] + block, "the peak grows by more than the model does"
