@@ -189,7 +189,7 @@ def test_an_opening_that_fails_half_way_holds_nothing(monkeypatch: pytest.Monkey
     def short(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("no")
 
-    monkeypatch.setattr(d.dit, "prefill_sink", short)
+    monkeypatch.setattr(d.dit, "write_sink", short)
     with pytest.raises(Unavailable, match="does not fit"):
         role.open(opening())
     assert not d.sessions and len(d.pool) == 0
