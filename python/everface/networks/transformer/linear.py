@@ -66,6 +66,23 @@ class RowLinear(nn.Module):
         return fp8_linear_rows(quantized, scale, self.weight, self.scale, self.bias, gelu=gelu, dtype=self.dtype)
 
 
+class HostLinear(nn.Module):
+    """A Linear with its weights in host memory, copied to the device of the input for every call. For layers that run once a prompt.
+
+    The weights are not parameters, so that moving the model leaves them where they are.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        on_gpu, held = layer.weight.is_cuda, (layer.weight.detach().cpu(), layer.bias.detach().cpu())
+        self.held = tuple(t.pin_memory() for t in held) if on_gpu else held  # pinned: copied at the full rate of the bus
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] -> [..., out]."""
+        weight_OI, bias_O = (t.to(x.device, non_blocking=True) for t in self.held)
+        return F.linear(x, weight_OI, bias_O)
+
+
 def e4m3_scale(x: torch.Tensor) -> torch.Tensor:
     """The scale [1] float32 with which e4m3 holds every element of x, and every mean of elements."""
     return x.abs().amax().float().clamp(min=MIN_AMAX).reshape(1) / E4M3_MAX
