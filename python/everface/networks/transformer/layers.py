@@ -25,6 +25,7 @@ from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, 
 from everface.kernels.fused.norm_rope import rms_norm
 from everface.kernels.fused.qk_norm_rope_quantize import qk_norm_rope_quantize
 from everface.kernels.fused.qk_norm_rope_store import Start, qk_norm_rope_store
+from everface.kernels.linear.quantize_rows import quantize_rows
 from everface.networks.transformer.linear import (
     Activation,
     HostLinear,
@@ -259,7 +260,11 @@ class Block(nn.Module):
 
     def _run_ffn(self, u: Activation) -> torch.Tensor:
         widen, gelu, narrow = self.ffn
-        return narrow(widen(u, gelu=True) if isinstance(widen, RowLinear) else gelu(widen(u)))
+        if not isinstance(widen, RowLinear):
+            return narrow(gelu(widen(u)))
+        if widen.gelu_in_epilogue:
+            return narrow(widen(u, gelu=True))
+        return narrow(Quantized(*quantize_rows(widen(u), gelu=True)))
 
 
 class AdaIN(nn.Module):

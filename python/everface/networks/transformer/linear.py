@@ -52,6 +52,7 @@ class RowLinear(nn.Module):
 
     weight: torch.Tensor
     scale: torch.Tensor
+    gelu_in_epilogue = False  # of the FFN: in the epilogue of its first GEMM, or, by default, in the pass that quantizes for its second
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
