@@ -20,7 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from everface.kernels.fused.row_primitives import E4M3_MAX, MIN_AMAX, TILES, gelu_tanh, load_row, quantize_row, row_sizes, variant
-from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_triton, select_tile, tl
+from everface.kernels.launch import (
+    CompileSpec,
+    Cost,
+    jit,
+    metadata,
+    programmatic_launch,
+    runs_triton,
+    select_tile,
+    tl,
+    wait_for_inputs,
+)
 
 # --- reference
 
@@ -42,9 +52,11 @@ def cost(args: dict[str, Any]) -> Cost:
 
 @jit(launch_metadata=metadata("quantize_rows", cost))
 def quantize_rows_kernel(
-    x_ptr, quantized_ptr, scale_ptr, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, GELU: tl.constexpr, FAST: tl.constexpr
+    x_ptr, quantized_ptr, scale_ptr, D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, GELU: tl.constexpr, FAST: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """One program a row."""
+    wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     cols_a = tl.arange(0, A)
     cols_b = A + tl.arange(0, B)
@@ -63,15 +75,15 @@ def quantize_rows_kernel(
 
 COMPILE = [
     CompileSpec(
-        name=f"quantize_rows {width}{' gelu' if gelu else ''}",
+        name=f"quantize_rows {width}{' gelu' if gelu else ''}{' pdl' if pdl else ''}",
         kernel=quantize_rows_kernel,
         signature={"x_ptr": "*bf16", "quantized_ptr": "*fp8e4nv", "scale_ptr": "*fp32"},
-        constexprs={**row_sizes(width), "GELU": gelu, "FAST": True},
+        constexprs={**row_sizes(width), "GELU": gelu, "FAST": True, "PDL": pdl},
         num_warps=TILES[80][variant(width)].num_warps,
         num_stages=1,
         archs=(90, 100),
     )
-    for width, gelu in ((5120, False), (13824, False), (13824, True))
+    for width, gelu, pdl in ((5120, False, False), (13824, False, False), (13824, True, False), (13824, True, True))
 ]
 
 
@@ -84,7 +96,7 @@ def launch(x: Tensor, quantized: Tensor, scale: Tensor, gelu: bool = False) -> N
     width = x.shape[-1]
     options = select_tile("quantize_rows", TILES, x.device, variant(width)).options()
     quantize_rows_kernel[(x.numel() // width,)](
-        x, quantized, scale, **row_sizes(width), GELU=gelu, FAST=x.is_cuda, **options
+        x, quantized, scale, **row_sizes(width), GELU=gelu, FAST=x.is_cuda, **programmatic_launch(x.device), **options
     )  # fmt: skip
 
 
