@@ -116,3 +116,19 @@ def test_loading_holds_one_block_in_16_bits_beside_the_model(dtype: str) -> None
     sizes = [sum(t.numel() * t.element_size() for t in dit.state_dict().values()) for dit in (small, large)]
     block = sum(t.numel() for t in DiT(config(1)).blocks.state_dict().values())
     assert many - few < sizes[1] - sizes[0] + block, "the peak grows by more than the model does"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "fp8"])
+def test_text_weights_on_the_host_change_no_bit(dtype: str) -> None:
+    torch.manual_seed(1)
+    source = DiT(config(3)).state_dict()
+    results = []
+    for place in ("device", "host"):
+        with torch.device("meta"):
+            dit = DiT(config(3))
+        load_dit(dit, source, Deployment(dtype=dtype, text_weights=place))
+        assert any(name.startswith("blocks.0.cross_attn.k.") for name in dit.state_dict()) == (place == "device")
+        with torch.inference_mode():
+            results.append(dit.text_kv(dit.embed_text(torch.ones(TEXT, 8))))
+    for (k, v), (host_k, host_v) in zip(*results, strict=True):
+        assert torch.equal(k, host_k) and torch.equal(v, host_v)

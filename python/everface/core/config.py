@@ -243,12 +243,14 @@ class Deployment:
     sessions: int = 4  # most sessions at once
     attention: str = "auto"  # self-attention backend on a GPU; auto: the fastest one measured there, else chosen by a rule
     frames: str = "host"  # memory of finished frames: host, or (inline only) the device that made them
+    text_weights: str = "device"  # place of the layers that only a new prompt needs, 4.2 GB of 14B: device, or host, where memory is short
 
     def __post_init__(self) -> None:
         _check_choice("attention", self.attention, ATTENTIONS)
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise BadInput(f"{self.threads} threads cannot be used: choose from 1 to {MAX_THREADS}, or None for torch's default")
         _check_choice("memory for frames", self.frames, ("host", "device"))
+        _check_choice("place for text weights", self.text_weights, ("device", "host"))
         if self.frames == "device" and self.placement != "inline":
             raise BadInput(
                 "frames can stay on the device only with the inline placement, because processes pass them through host memory: "

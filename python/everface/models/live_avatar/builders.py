@@ -18,7 +18,7 @@ from everface.networks.text import NoText, Prompter, TextEncoder, UMT5Encoder, l
 from everface.networks.transformer.dit import DiT
 from everface.networks.video.vae import VAE
 from everface.weights.load import Checkpoint, check_weights, load_into, open_checkpoint
-from everface.weights.quantize import FP8_ATTENTION, FP8_DTYPES, quantize_block
+from everface.weights.quantize import FP8_ATTENTION, FP8_DTYPES, quantize_audio, quantize_block
 
 DEFAULT_WEIGHTS = Path(__file__).parents[2] / "default"
 AUDIO_ENCODER = "casual_audio_encoder."
@@ -67,6 +67,9 @@ def load_dit(dit: DiT, source: Mapping[str, torch.Tensor], deployment: Deploymen
         load_into(block, source, f"blocks.{i}.", dtype_of(deployment), deployment.device)
         block.requires_grad_(False).self_attn.fuse()
         quantize_block(block, deployment.dtype, dit)
+        if deployment.text_weights == "host":
+            block.cross_attn.keep_text_weights_on_host()
+    quantize_audio(dit.audio_injector, deployment.dtype)
     dit.eval().requires_grad_(False).fuse()
 
 

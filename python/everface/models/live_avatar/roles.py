@@ -119,8 +119,12 @@ class Denoiser:
         time, because a second copy of all layers would take as much as half a ring."""
         state.opened = state.opened | {k: self.onto(v) for k, v in brought.items()}
         known, fp16, dit = state.opened, state.slot_state.rope.fp16, self.dit
+        kept_text = "text" not in brought and dit.cfg.text_len > 1  # of a single key the slot keeps something else
 
         def text_kv() -> Iterator[KV]:
+            if kept_text:
+                yield from ((kept.k_1KHd, kept.v_1KHd) for kept in state.slot_state.text)
+                return
             for layer, kv in enumerate(dit.text_layers(dit.embed_text(known["text"]))):
                 for place, tensor in zip(state.slot_state.text[layer], dit.stream_text_layer(layer, kv), strict=True):
                     place.copy_(tensor)
