@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import BadInput
+from everface.core.json_file import read_json
 from everface.kernels.attention import backend
 from everface.models.live_avatar.conditions import Conditioner
 from everface.networks.audio.causal_encoder import CausalAudioEncoder
@@ -108,7 +108,7 @@ def build_front_end(checkpoint: Checkpoint) -> FrontEnd:
         return LogMel(audio.mels, audio.hops)
     from everface.networks.audio.wav2vec import Wav2Vec2, build_wav2vec2  # transformers takes seconds to import
 
-    sizes = json.loads((checkpoint.audio_folder() / "config.json").read_text())
+    sizes = read_json(checkpoint.audio_folder() / "config.json")
     model = build_wav2vec2(sizes, dict(checkpoint.audio()))
     rate = 16_000
     return Wav2Vec2(model, int(WAV2VEC_LOOKBACK_S * rate), int(WAV2VEC_LOOKAHEAD_S * rate))
