@@ -4,7 +4,7 @@
 #   make demo      render the bundled image and voice with the bundled model into out/
 #   make test      every test that needs no GPU
 #   make check     ruff and pyright over every source file
-#   make gpu       tests and benches on the CUDA devices of this machine
+#   make gpu       tests and benches on the CUDA device of this machine: what bench/results/ lacks, within nine minutes
 #   make bench     time the stream on this machine
 #   make native    build everface._native into python/everface/
 #   make clean     remove .venv and everything that was built
@@ -13,6 +13,7 @@
 #   TORCH_INDEX=ADDRESS      the package index to take torch from, for example the one with PyTorch's CPU wheels
 #   TORCH=torch==2.13.0      take this build of torch, whatever its size
 #   PY=python3               run with this interpreter as it is and set nothing up (a machine that has torch already)
+#   ROUND=1                  one of the three rounds of `make gpu`, each within nine minutes
 #   GPU='--soak 300'         options of `make gpu`: python -m bench.gpu --help
 #   WORKERS=2                test processes
 
@@ -50,7 +51,7 @@ check: $(READY)
 	$(RUN) -m pyright --pythonpath $(INTERPRETER)
 
 gpu: $(READY)
-	$(RUN) -m bench.gpu $(GPU)
+	$(RUN) -m bench.gpu $(if $(ROUND),--round $(ROUND)) $(GPU)
 
 bench: $(READY)
 	$(RUN) -m everface bench
