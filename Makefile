@@ -5,6 +5,7 @@
 #   make test      every test that needs no GPU
 #   make check     ruff and pyright over every source file
 #   make gpu       tests and benches on the CUDA device of this machine: what bench/results/ lacks, within nine minutes
+#   make gpu-tree  build/gpu-tree.tar.gz, all that `make gpu` needs on another machine
 #   make bench     time the stream on this machine
 #   make native    build everface._native into python/everface/
 #   make clean     remove .venv and everything that was built
@@ -35,7 +36,7 @@ endif
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 NUMPY := numpy>=2.0,<2.4# the interpreter of triton 3.6 breaks on 2.4
 
-.PHONY: setup demo test check gpu bench native clean
+.PHONY: setup demo test check gpu gpu-tree bench native clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -52,6 +53,9 @@ check: $(READY)
 
 gpu: $(READY)
 	$(RUN) -m bench.gpu $(if $(ROUND),--round $(ROUND)) $(GPU)
+
+gpu-tree:
+	$(PYTHON) -m bench.tree build/gpu-tree.tar.gz
 
 bench: $(READY)
 	$(RUN) -m everface bench

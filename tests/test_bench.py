@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from _pytest.mark.expression import Expression
-from bench import gpu, parts, timing
+from bench import gpu, parts, timing, tree
 from bench.evidence import Evidence
 from bench.rows import read_rows
 
@@ -244,3 +244,16 @@ def test_nothing_that_is_timed_loads_the_profiler() -> None:
     profiling = {p.name for p in (ROOT / "bench").rglob("*.py") if re.search(r"torch\.profiler|count_launches", p.read_text())}
     assert profiling == {"bench_launches.py"}
     assert [name for name, part in parts.PARTS.items() if any("bench_launches" in word for word in part.words)] == ["launches"]
+
+
+def test_the_tree_of_a_gpu_machine_is_small_and_whole() -> None:
+    if not (ROOT / ".git").exists():
+        pytest.skip("git says what is in the tree")
+    held = set(tree.gpu_tree())
+    assert tree.megabytes(sorted(held)) < tree.MOST_MB / 2  # room for results
+    left_out = tree.listed("--cached", "--others", "--exclude-standard") - held
+    assert {Path(path).suffix for path in left_out} <= {".safetensors", ".wav", ".png", ".jpg", ".mp4", ".webp", ".json", ".txt"}
+    assert not {path for path in left_out if not path.startswith(("python/everface/default/", "docs/", "tests/golden/"))}
+    sources = [(ROOT / path).read_text() for path in held if path.startswith("tests/kernels/") and path.endswith(".py")]
+    golden = {f"tests/golden/{name}" for source in sources for name in re.findall(r'"(\w+\.safetensors)"', source)}
+    assert golden and golden <= held
