@@ -208,6 +208,11 @@ class Session:
         """Samples since the session opened: its clock."""
         return self._buffer.accepted
 
+    def room(self) -> int:
+        """Samples that `push_audio` would accept now."""
+        with self._changed:
+            return self._limit - (self._buffer.accepted - self._sent)
+
     def stats(self) -> SessionStats:
         with self._changed:
             accepted = self._buffer.accepted

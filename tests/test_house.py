@@ -26,6 +26,7 @@ FLOORS = {
     "weights": 3,
     "media": 3,
     "models": 4,
+    "live": 4,
     "avatar": 5,
     "serve": 6,
     "genbench": 6,

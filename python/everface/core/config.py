@@ -210,6 +210,7 @@ class Deployment:
     sessions: int = 4  # most sessions at once
     attention: str = "auto"  # self-attention backend on a GPU; auto: the fastest one measured there, else chosen by a rule
     frames: str = "host"  # memory of finished frames: host, or (inline only) the device that made them
+    text_weights: str = "device"  # place of the layers that only a new prompt needs, 4.2 GB of 14B: device, or host, where memory is short
 
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, DTYPES)
@@ -220,6 +221,7 @@ class Deployment:
                 f"choose the dtype fp8, or one of {', '.join(FP8_ATTENTIONS)}"
             )
         _check_choice("memory for frames", self.frames, ("host", "device"))
+        _check_choice("place for text weights", self.text_weights, ("device", "host"))
         if self.frames == "device" and self.placement != "inline":
             raise BadInput(
                 "frames can stay on the device only with the inline placement, because processes pass them through host memory: "

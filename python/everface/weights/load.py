@@ -33,7 +33,7 @@ def load_into(
     file, first offending key and how many more.
     """
     slots = module.state_dict(keep_vars=True)
-    _check(slots, source, prefix)
+    check_weights(module, source, prefix)
     with torch.no_grad():
         for key, slot in slots.items():
             where = device or ("cpu" if slot.is_meta else slot.device)
@@ -47,8 +47,9 @@ def load_into(
         module.to(device)  # buffers that are not in the file
 
 
-def _check(slots: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor], prefix: str) -> None:
-    wanted = {prefix + key: slot for key, slot in slots.items()}
+def check_weights(module: nn.Module, source: Mapping[str, torch.Tensor], prefix: str = "") -> None:
+    """Raises BadWeights as `load_into` does, and loads nothing."""
+    wanted = {prefix + key: slot for key, slot in module.state_dict(keep_vars=True).items()}
     held = {name for name in source if name.startswith(prefix)}
     faults = (
         ([n for n in wanted if n not in held], lambda n: "is missing"),

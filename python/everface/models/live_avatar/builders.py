@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,8 +17,8 @@ from everface.networks.audio.features import FrontEnd, LogMel
 from everface.networks.text import NoText, Prompter, TextEncoder, UMT5Encoder, load_tokenizer
 from everface.networks.transformer.dit import DiT
 from everface.networks.video.vae import VAE
-from everface.weights.load import Checkpoint, load_into, open_checkpoint
-from everface.weights.quantize import FP8_ATTENTION, quantize_for_dtype
+from everface.weights.load import Checkpoint, check_weights, load_into, open_checkpoint
+from everface.weights.quantize import FP8_ATTENTION, quantize_audio, quantize_block
 
 DEFAULT_WEIGHTS = Path(__file__).parents[2] / "default"
 AUDIO_ENCODER = "casual_audio_encoder."
@@ -54,10 +55,25 @@ def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple
     select_attention(deployment, checkpoint.config.dit.head_dim)
     with torch.device("meta"):
         dit = DiT(checkpoint.config.dit)
-    load_into(dit, checkpoint.dit(), dtype=dtype_of(deployment), device=deployment.device)
-    dit.eval().requires_grad_(False).fuse()
-    quantize_for_dtype(dit, deployment.dtype)
+    load_dit(dit, checkpoint.dit(), deployment)
     return checkpoint.config, dit
+
+
+def load_dit(dit: DiT, source: Mapping[str, torch.Tensor], deployment: Deployment) -> None:
+    """Fill, fuse and quantize the transformer on its device, a block at a time: beside the 8-bit weights only one block is there in
+    bfloat16. Raises BadWeights before anything is loaded."""
+    check_weights(dit, source)
+    for name, module in dit.named_children():
+        if module is not dit.blocks:
+            load_into(module, source, f"{name}.", dtype_of(deployment), deployment.device)
+    for i, block in enumerate(dit.transformer_blocks()):
+        load_into(block, source, f"blocks.{i}.", dtype_of(deployment), deployment.device)
+        block.requires_grad_(False).self_attn.fuse()
+        quantize_block(block, deployment.dtype, dit)
+        if deployment.text_weights == "host":
+            block.cross_attn.keep_text_weights_on_host()
+    quantize_audio(dit.audio_injector, deployment.dtype)
+    dit.eval().requires_grad_(False).fuse()
 
 
 def build_decoder(weights: Path, deployment: Deployment) -> VAE:

@@ -32,7 +32,7 @@ class Rates:
     attention: float
     bf16: float = 700.0
     fp8: float = 1150.0
-    text: float = 350.0
+    text: float = 480.0
     memory: float = 4.0
     gap_us: float = 2.0
 
@@ -54,10 +54,10 @@ def parts_ms(dtype: str, rates: Rates, cfg: DiTConfig | None = None) -> dict[str
     # Bytes a token and channel: end of a block with the next input, norm3, the norm before the FFN, q/k/v into the ring, text queries.
     layer = (8 + u) + (8 + u) + (10 + u) + (9 if narrow else 12) + 4
     layer_bytes = tokens * (d * (layer + (3 if quantized else 0)) + ffn * (3 if quantized else 4))  # quantize_rows of o and FFN, or GELU
-    audio_bytes = tokens * d * ((8 + 2) + 4 + 4 - 2)  # norm, queries, attention; the next input then reads 16 bits instead of 32
+    audio_bytes = tokens * d * ((8 + u) + 4 + (2 + u) - 2)  # norm, queries, attention; the next input then reads 16 bits instead of 32
     return {
         "GEMMs of the blocks": gemms(2 * tokens * d * (6 * d + 2 * ffn) * layers, quantized),
-        "GEMMs of the audio": gemms(2 * tokens * d * 2 * d * injected, False),
+        "GEMMs of the audio": gemms(2 * tokens * d * 2 * d * injected, quantized),
         "self-attention": 4 * tokens * (ring + sink) * d * layers / rates.attention / 1e9,
         "text attention": 4 * tokens * cfg.text_len * d * layers / rates.text / 1e9,
         "row ops": moved(layers * layer_bytes + injected * audio_bytes),
