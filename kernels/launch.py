@@ -95,6 +95,25 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
+PROGRAMMATIC_LAUNCH = False
+"""Whether ops over rows are launched while the kernel before them drains, on sm_90 and later (programmatic dependent launch). Set it before
+a graph is captured. Off until a GPU has shown that it gains what docs/tuning.md expects."""
+
+
+def programmatic_launch(device: torch.device) -> dict[str, Any]:
+    """Keyword arguments of a launch of a kernel that begins with `wait_for_inputs(PDL)`."""
+    on = PROGRAMMATIC_LAUNCH and device.type == "cuda" and arch(device) >= 90
+    return {"PDL": True, "launch_pdl": True} if on else {"PDL": False}
+
+
+@jit
+def wait_for_inputs(PDL: tl.constexpr):  # pyright: ignore[reportInvalidTypeForm]  an annotation of the language of kernels
+    """Wait until the kernel before this one has finished and its writes are visible. Before any access of memory: the kernels after it
+    rely on it too, as each waits for its direct predecessor only."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+
+
 _selected: dict[tuple[str, int, Hashable], Tile] = {}
 
 

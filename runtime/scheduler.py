@@ -26,6 +26,7 @@ from everface.runtime.session import CLOSED, Session
 
 IDLE_S = 1.0  # the scheduler's thread looks around so often even if nobody wakes it
 STOP_S = 5.0  # for each of the scheduler's threads to end
+CLOSED_REASON = "the pipeline is closed: start another"
 
 
 class Scheduler:
@@ -39,10 +40,9 @@ class Scheduler:
         self.recoveries: deque[tuple[str, float]] = deque(maxlen=100)  # what was lost, and the seconds until the stages were back
         self._sessions: dict[int, ScheduledSession] = {}  # open, and closed ones whose last replies are still to come
         self._lock = threading.Lock()  # guards _sessions against open_session from other threads
-        self._opened = 0
         self._due_s = 0.0  # when the block sent last was due, in seconds of video
         self._ended: EverfaceError | None = None
-        self._draining = False
+        self._draining = self._stop = False
         self._preparer = Preparer(pipeline.signal.set) if threaded else None
         self._thread = threading.Thread(target=self._run, name="everface scheduler", daemon=True) if threaded else None
         if self._thread:
@@ -56,11 +56,10 @@ class Scheduler:
         """
         with self._lock:
             if self._ended or self._draining:
-                raise self._ended or Unavailable("the pipeline is closed: start another")
+                raise self._ended or Unavailable(CLOSED_REASON)
             if sum(s.session.state != CLOSED for s in self._sessions.values()) >= self.limit:
                 raise Unavailable(f"this pipeline serves {self.limit} sessions already: close one, or allow more")
-            session = Session(self._opened + 1, model, self.pipeline.signal, buffer_s, self.now)
-            self._opened = session.id
+            session = Session(self.pipeline.new_session_id(), model, self.pipeline.signal, buffer_s, self.now)
             self._sessions[session.id] = ScheduledSession(session, model, self.now, self._due_s)
         self.pipeline.signal.set()
         return session
@@ -81,24 +80,17 @@ class Scheduler:
         Sessions that are left fail with Unavailable, which wakes whoever waits for them. A thread that does not end within seconds, because
         a device hangs, is left behind with a warning. May be called twice.
         """
-        self.detach(drain_s)
+        self._stop_working(drain_s)
         self.pipeline.close()
         if not self._join():  # closing the pipeline has ended what it waited for
             log.warning("the scheduler still waits for the pipeline: it ends with the process")
+        self._end(Unavailable(CLOSED_REASON))
 
     def detach(self, drain_s: float = 0.0) -> None:
         """As `close`, but leave the pipeline to another scheduler."""
-        end_s = time.monotonic() + drain_s
-        self._draining = True
-        while self.sessions and time.monotonic() < end_s:
-            time.sleep(0.01)
-        self._end(Unavailable("the pipeline is closed: start another"))
-        self.pipeline.signal.set()
-        self._join()
-        if self._preparer and not self._preparer.close(STOP_S):
-            log.warning("the conditions of a block are still being computed: that ends with the process")
-        if self._thread:
-            self._forget()
+        self._stop_working(drain_s)
+        self.dispatch()  # tell the stages of the sessions that were closed just now
+        self._end(Unavailable(CLOSED_REASON))
 
     def run_once(self) -> None:
         """Apply what callers did, send what is ready, take every reply that is there, send again."""
@@ -117,6 +109,22 @@ class Scheduler:
 
     # inside
 
+    def _stop_working(self, drain_s: float) -> None:
+        end_s = time.monotonic() + drain_s
+        self._draining = True
+        while self.sessions and time.monotonic() < end_s:
+            time.sleep(0.01)
+        for s in self._all():
+            s.session.fail(Unavailable(CLOSED_REASON))
+            s.session.close()
+        self._stop = True
+        self.pipeline.signal.set()
+        self._join()
+        if self._preparer and not self._preparer.close(STOP_S):
+            log.warning("the conditions of a block are still being computed: that ends with the process")
+        if self._thread:
+            self._forget()
+
     def _join(self) -> bool:
         """Wait for the scheduler's thread; False if it has not ended in time."""
         if self._thread and self._thread is not threading.current_thread():
@@ -127,7 +135,7 @@ class Scheduler:
     # inside, on the scheduler's thread
 
     def _run(self) -> None:
-        while not self._ended:
+        while not self._stop and not self._ended:
             try:
                 self.run_once()
                 self.pipeline.signal.wait(IDLE_S)

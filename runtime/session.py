@@ -23,6 +23,7 @@ from everface.runtime.audio_buffer import AudioBuffer
 from everface.runtime.events import Event, SegmentEnd, VideoBlock
 from everface.runtime.messages import Tensors
 from everface.runtime.model import SessionModel, Window
+from everface.runtime.samples import check_samples
 from everface.runtime.signal import Signal
 from everface.runtime.timeline import Timeline
 
@@ -88,17 +89,12 @@ class Session:
         return self
 
     def push_audio(self, audio_S: torch.Tensor | np.ndarray) -> bool:
-        """Accept mono float32 audio at the model's sample rate, `format.sample_rate`.
+        """Accept mono float32 audio, full scale 1, at the model's sample rate, `format.sample_rate`. The samples are copied.
 
-        Returns False, and accepts nothing, while more than the buffer would wait: poll and push again. Raises BadInput for audio of
-        another kind, or after `end_segment`; Unavailable when the session is closed or has failed.
+        Peaks up to `samples.MAX_PEAK` are accepted. Returns False, and accepts nothing, while more than the buffer would wait: poll and push
+        again. Raises BadInput for audio of another kind, or after `end_segment`; Unavailable when the session is closed or has failed.
         """
-        audio_S = torch.as_tensor(audio_S)
-        if audio_S.ndim != 1 or audio_S.dtype != torch.float32:
-            shape, rate = list(audio_S.shape), self.format.sample_rate
-            raise BadInput(f"audio of shape {shape} and {audio_S.dtype} cannot be used: push mono float32 samples at {rate} Hz")
-        if not bool(torch.isfinite(audio_S).all()):
-            raise BadInput("the audio holds values that are not finite: repair it before pushing")
+        audio_S = check_samples(audio_S, self.format.sample_rate)
         if audio_S.numel() > self._limit:
             raise BadInput(f"{audio_S.numel()} samples at once do not fit the buffer of {self._limit}: push smaller pieces")
         with self._lock:
@@ -187,10 +183,10 @@ class Session:
                 self._changed.wait_for(lambda: self._blocks or self._failed or self.finished, WAIT_S)
                 block = self._next_block()  # one at a time: an interruption between two of them drops the second
                 if block is None:
+                    if self._failed and not self._complete:
+                        raise self._failed
                     if self.finished:
                         return
-                    if self._failed:
-                        raise self._failed
             if block is not None:
                 yield block
 
@@ -218,12 +214,17 @@ class Session:
     def finished(self) -> bool:
         """Closed, or the segment was ended and all of it delivered."""
         with self._lock:
-            return self.state == CLOSED or (self._buffer.ended and self._shown >= self._buffer.accepted)
+            return self.state == CLOSED or self._complete
 
     @property
     def accepted(self) -> int:
         """Samples since the session opened: its clock."""
         return self._buffer.accepted
+
+    def room(self) -> int:
+        """Samples that `push_audio` would accept now."""
+        with self._lock:
+            return self._limit - (self._buffer.accepted - self._sent)
 
     def stats(self) -> SessionStats:
         with self._lock:
@@ -286,11 +287,16 @@ class Session:
 
     # inside
 
+    @property
+    def _complete(self) -> bool:
+        """The segment was ended, and all of it delivered."""
+        return self._buffer.ended and self._shown >= self._buffer.accepted
+
     def _check_open(self) -> None:
-        if self.state == CLOSED:
-            raise Unavailable(f"session {self.id} is closed: open another")
         if self._failed:
             raise self._failed
+        if self.state == CLOSED:
+            raise Unavailable(f"session {self.id} is closed: open another")
 
     def _next_block(self) -> VideoBlock | None:
         if not self._blocks:
@@ -303,8 +309,7 @@ class Session:
 
     def _report_end(self, interrupted: bool = False) -> None:
         """Give the turn's one result: when all of its ended audio is shown, or when there will be no more of it."""
-        buffer = self._buffer
-        done = buffer.ended and self._shown >= buffer.accepted
+        buffer, done = self._buffer, self._complete
         over = interrupted or (self._failed is not None and not self._blocks)
         if not self._reported and (over or done):
             self._reported = True

@@ -42,7 +42,25 @@ def test_flags_reach_the_arithmetic(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_plan_that_does_not_fit_names_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
     code, text = plan(capsys, "--devices", "2", "--memory", "40")
     ring = 2 * 2 * ring_values(ModelConfig().dit, 48, 88) / 2**30
-    assert code == 2 and text.count("\n") == 1 and f"2 KV rings {ring:.1f}" in text and "weights 30.4" in text
+    assert code == 2 and text.count("\n") == 1 and f"2 KV rings {ring:.1f}" in text and "weights without text 26.5" in text
+
+
+@pytest.mark.parametrize("sampler", ["official", "skip-null"])
+def test_80_gib_hold_every_role_in_fp8(sampler: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = plan(capsys, "--devices", "1", "--memory", "80", "--dtype", "fp8", "--sampler", sampler)
+    left = {"official": 4.2, "skip-null": 15.8}[sampler]
+    assert code == 0 and f"It fits, with {left} GiB left on the fullest device: process 1.0 + weights 18.6 + " in text
+
+
+def test_8_bit_attention_halves_the_rings(capsys: pytest.CaptureFixture[str]) -> None:
+    _, text = plan(capsys, "--devices", "1", "--memory", "80", "--dtype", "fp8-attention")
+    assert "4 KV rings 23.4" in text and "weights 18.6" in text
+
+
+def test_where_nothing_fits_the_text_weights_go_to_host_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    code, text = plan(capsys, "--devices", "1", "--memory", "73", "--dtype", "fp8")
+    assert code == 0 and 'weights in fp8, with Deployment(text_weights="host"), 1 session(s)' in text and "weights without text 14.8" in text
+    assert "text_weights" not in plan(capsys, "--devices", "1", "--memory", "80", "--dtype", "fp8")[1]
 
 
 def test_without_a_gpu_it_asks_for_devices(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,4 +88,7 @@ def test_it_names_the_attention_of_each_device_and_why_not_another(monkeypatch: 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(backend, "select_backend", lambda *_: backend.Selection("triton", "asked for"))
     monkeypatch.setattr(backend, "find_fault", lambda name, *_: "it is not installed" if name == "xformers" else "")
+    monkeypatch.setattr(backend, "gpu_model", lambda _: ("NVIDIA A100", 80))
     assert machine.attention() == ["cuda:0 triton (asked for)", "cuda:0 not xformers: it is not installed"]
+    monkeypatch.setattr(backend, "gpu_model", lambda _: ("NVIDIA H200", 90))
+    assert machine.attention()[1] == "cuda:0 triton in fp8-attention (asked for)"

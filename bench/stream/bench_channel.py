@@ -3,9 +3,9 @@
     python -m pytest bench/stream/bench_channel.py --benchmark-json FILE    all
     python -m pytest bench/stream/bench_channel.py --benchmark-disable      each once, to see that it works
 
-`test_round_trip` times one block there and back between two processes that do nothing else; one way takes half of it. `test_one_way`
-times 20 blocks that another process receives as fast as it can, until it replies that it has them all. `extra_info` has p50 and p99 and
-the throughput. The numbers mean something only on a quiet machine with a core for each process.
+`test_round_trip` times one block there and back between two processes that do nothing else; one way takes half of it.
+`test_one_way` times 20 blocks that another process receives as fast as it can, until it replies that it has them all.
+`extra_info` has p50 and p99 and the throughput. The numbers mean something only on a quiet machine with a core for each process.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench.timing import commit
+from bench.rows import commit
 
 pytest.importorskip("msgspec")  # a channel between processes packs its headers with it
 

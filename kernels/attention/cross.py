@@ -120,7 +120,8 @@ def cross_pointer_kernel(q, k, v, o, scale_1, row_scales, batch, tokens, keys, h
 # --- tiles: (keys, bytes an element, padded width). From arithmetic and the compile report; no GPU has measured them.
 # Short: 5 keys, 10 flops a byte of q and o: memory. 64 queries are 16 KiB in and out a program, 4 warps, several programs an SM.
 # Long: 512 keys, K and V of a head (256 KiB) stay in L2 for its 25 tiles; 128 queries do 128 flops a byte of that.
-# Above 100 registers of accumulator and scores a thread 128 x 128 would need 8 warps with nothing left to overlap: BN = 64.
+# 4 warps hold them in 255 registers without a spill, 97 KiB: two programs an SM, of which one computes its softmax during the GEMMs of the
+# other. 64 queries would leave room for more, and read K and V twice as often: L2 would bound them to 352 TFLOP/s.
 # 80 serves every GPU with 99 KiB, and the interpreter; its kernels take pointers.
 
 TILES: Tiles = {
@@ -131,7 +132,7 @@ TILES: Tiles = {
     },
     90: {
         ("long", 2, 64): tile(8, 3, BM=128, BN=64),
-        ("long", 2, 128): tile(8, 3, BM=128, BN=64),
+        ("long", 2, 128): tile(4, 2, BM=128, BN=64),
     },
 }
 
@@ -233,4 +234,4 @@ COMPILE = [
     for keys in ("short", "long")
     for dtype, d in (("bf16", 128), ("bf16", 48))
     for arch in (80, 90, 100)
-] + [_compile_spec(arch, "long", "bf16", 128, quantized=True) for arch in (90, 100)]
+] + [_compile_spec(arch, keys, "bf16", 128, quantized=True) for keys in ("short", "long") for arch in (90, 100)]

@@ -36,7 +36,17 @@ from everface.kernels.fused.row_primitives import (
     triton_dtype,
     variant,
 )
-from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_triton, select_tile, tl
+from everface.kernels.launch import (
+    CompileSpec,
+    Cost,
+    jit,
+    metadata,
+    programmatic_launch,
+    runs_triton,
+    select_tile,
+    tl,
+    wait_for_inputs,
+)
 from everface.kernels.linear.quantize_rows import empty_quantized, quantize_rows_reference, writes_e4m3
 
 Pair = tuple[Tensor, Tensor]
@@ -104,9 +114,10 @@ def modulate(
 def gate_norm_modulate_kernel(
     x_ptr, y_ptr, gate_ptr, weight_ptr, bias_ptr, shift_ptr, scale_ptr, residual_ptr, u_ptr, u_scale_ptr,
     y_stride, gate_stride, shift_stride, scale_stride, tokens, eps,
-    D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, NORM: tl.constexpr, OUT: tl.constexpr,
+    D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, NORM: tl.constexpr, OUT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program a row. Row r has modulation row r // tokens, at a stride of 0 where all rows share one."""
+    wait_for_inputs(PDL)
     token = tl.program_id(0).to(tl.int64)
     frame = token // tokens
     row = token * D
@@ -137,12 +148,12 @@ def gate_norm_modulate_kernel(
 STRIDES = {"y_stride": "i32", "gate_stride": "i32", "shift_stride": "i32", "scale_stride": "i32", "tokens": "i32", "eps": "fp32"}
 
 
-def compile_spec(name: str, pointers: dict[str, str], norm: Any, archs: tuple[int, ...] = (80, 90, 100)) -> CompileSpec:
+def compile_spec(name: str, pointers: dict[str, str], norm: Any, archs: tuple[int, ...] = (80, 90, 100), pdl: bool = False) -> CompileSpec:
     """A check of one way to call the kernel at width 5120: pointer name without `_ptr` -> type, those left out are None."""
     names = ("x", "y", "gate", "weight", "bias", "shift", "scale", "residual", "u", "u_scale")
     types = {f"{n}_ptr": pointers[n] for n in names if n in pointers}
     absent = {f"{n}_ptr": None for n in names if n not in pointers}
-    constexprs = {**absent, **row_sizes(5120), "NORM": norm, "OUT": triton_dtype(torch.bfloat16)}
+    constexprs = {**absent, **row_sizes(5120), "NORM": norm, "OUT": triton_dtype(torch.bfloat16), "PDL": pdl}
     return CompileSpec(f"gate_norm_modulate {name}", gate_norm_modulate_kernel, {**types, **STRIDES}, constexprs, 8, 1, archs)
 
 
@@ -156,6 +167,7 @@ def compile_specs() -> list[CompileSpec]:
         compile_spec("norm3", norm3, b16),
         compile_spec("ffn", {**added, "u": "*bf16", **modulated}, f32),
         compile_spec("input fp8", {"x": "*bf16", "u": "*fp8e4nv", "u_scale": "*fp32", **modulated}, b16, (90, 100)),
+        compile_spec("input fp8 pdl", {"x": "*bf16", "u": "*fp8e4nv", "u_scale": "*fp32", **modulated}, b16, (90, 100), pdl=True),
         compile_spec("norm3 fp8", {**norm3, "u": "*fp8e4nv", "u_scale": "*fp32"}, b16, (90, 100)),
         compile_spec("ffn fp8", {**added, "u": "*fp8e4nv", "u_scale": "*fp32", **modulated}, f32, (90, 100)),
         compile_spec("end", {**added, "residual": "*bf16", "gate": "*fp32"}, f32),
@@ -193,7 +205,7 @@ def launch(
     gate_norm_modulate_kernel[(x.numel() // width,)](
         x, y, gates[0], weight, bias, shifts[0], scales[0], residual, u, u_scale,
         y_stride, gates[1], shifts[1], scales[1], x.shape[-2], eps,
-        **row_sizes(width), NORM=triton_dtype(norm_dtype), OUT=triton_dtype(dtype), **options,
+        **row_sizes(width), NORM=triton_dtype(norm_dtype), OUT=triton_dtype(dtype), **programmatic_launch(x.device), **options,
     )  # fmt: skip
 
 

@@ -20,7 +20,17 @@ import torch
 from torch import Tensor
 
 from everface.kernels.fused.row_primitives import E4M3, TILES, load_row, round_to, row_sizes, to_e4m3, variant
-from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_triton, select_tile, tl
+from everface.kernels.launch import (
+    CompileSpec,
+    Cost,
+    jit,
+    metadata,
+    programmatic_launch,
+    runs_triton,
+    select_tile,
+    tl,
+    wait_for_inputs,
+)
 
 # --- reference
 
@@ -85,10 +95,11 @@ def norm_rope_cost(args: dict[str, Any]) -> Cost:
 @jit(launch_metadata=metadata("norm_rope", norm_rope_cost))
 def norm_rope_kernel(
     x_ptr, weight_ptr, table_ptr, out_ptr, tokens, pitch, eps,
-    D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HEAD: tl.constexpr,
+    D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One of the two alone, one program a row: the norm of a query of text or audio, the rotation of a key of the sink. Every `tokens` rows
     start again in the table, and `pitch` elements further in out."""
+    wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     if table_ptr is not None:
         table_ptr += row % tokens * HEAD
@@ -103,13 +114,14 @@ COMPILE = [
         name=name,
         kernel=norm_rope_kernel,
         signature={"x_ptr": "*bf16", given: kind, "out_ptr": out, "tokens": "i32", "pitch": "i32", "eps": "fp32"},
-        constexprs={absent: None, **row_sizes(5120), "HEAD": 128},
+        constexprs={absent: None, **row_sizes(5120), "HEAD": 128, "PDL": name.endswith("pdl")},
         num_warps=TILES[80]["wide"].num_warps,
         num_stages=1,
         archs=archs,
     )
     for name, given, kind, absent, out, archs in (
         ("rms_norm", "weight_ptr", "*bf16", "table_ptr", "*bf16", (80, 90, 100)),
+        ("rms_norm pdl", "weight_ptr", "*bf16", "table_ptr", "*bf16", (90, 100)),
         ("rotate", "table_ptr", "*fp32", "weight_ptr", "*bf16", (80, 90, 100)),
         ("rotate to e4m3", "table_ptr", "*fp32", "weight_ptr", "*fp8e4nv", (90, 100)),
     )
@@ -127,7 +139,7 @@ def launch_rows(x: Tensor, weight: Tensor | None, table: Tensor | None, eps: flo
     assert (weight is None or weight.dtype == x.dtype) and out[0].is_contiguous()
     tokens, head = (1, 2) if table is None else (table.shape[0], 2 * table.shape[1])
     options = select_tile("norm_rope", TILES, x.device, variant(width)).options()
-    norm_rope_kernel[(rows,)](x, weight, table, out, tokens, out.stride(0), eps, **row_sizes(width), HEAD=head, **options)
+    norm_rope_kernel[(rows,)](x, weight, table, out, tokens, out.stride(0), eps, **row_sizes(width), HEAD=head, **programmatic_launch(x.device), **options)
 
 
 @launch_rows.register_fake

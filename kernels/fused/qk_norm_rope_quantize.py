@@ -23,7 +23,17 @@ from torch import Tensor
 from everface.kernels.fused.norm_rope import norm_rope, norm_rope_reference
 from everface.kernels.fused.qk_norm_rope_store import Start, split_start
 from everface.kernels.fused.row_primitives import E4M3, TILES, load_row, row_sizes, to_e4m3, variant
-from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_triton, select_tile, tl
+from everface.kernels.launch import (
+    CompileSpec,
+    Cost,
+    jit,
+    metadata,
+    programmatic_launch,
+    runs_triton,
+    select_tile,
+    tl,
+    wait_for_inputs,
+)
 
 BT = BC = 64  # tokens and channels of a tile of values
 
@@ -57,9 +67,10 @@ def cost(args: dict[str, Any]) -> Cost:
 def qk_norm_rope_quantize_kernel(
     q_ptr, k_ptr, v_ptr, weight_q_ptr, weight_k_ptr, table_ptr, out_ptr, ring_k_ptr, ring_v_ptr, v_factor_ptr,
     q_stride, k_stride, v_stride, pitch, start, start_ptr, tokens, eps,
-    D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HEAD: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr,
+    D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HEAD: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The first programs take a token each, its query and its key; the others a tile of values, channels first."""
+    wait_for_inputs(PDL)
     token = tl.program_id(0).to(tl.int64)
     if start_ptr is not None:
         start = tl.load(start_ptr)
@@ -82,18 +93,19 @@ def qk_norm_rope_quantize_kernel(
 
 COMPILE = [
     CompileSpec(
-        name="qk_norm_rope_quantize",
+        name=f"qk_norm_rope_quantize{' pdl' if pdl else ''}",
         kernel=qk_norm_rope_quantize_kernel,
         signature=dict.fromkeys(("q_ptr", "k_ptr", "v_ptr", "weight_q_ptr", "weight_k_ptr"), "*bf16")
         | dict.fromkeys(("out_ptr", "ring_k_ptr", "ring_v_ptr"), "*fp8e4nv")
         | {"table_ptr": "*fp32", "v_factor_ptr": "*fp32", "start_ptr": "*i64", "eps": "fp32"}
         | dict.fromkeys(("q_stride", "k_stride", "v_stride", "pitch", "start", "tokens"), "i32"),
-        constexprs={**row_sizes(5120), "HEAD": 128, "BT": BT, "BC": BC},
+        constexprs={**row_sizes(5120), "HEAD": 128, "BT": BT, "BC": BC, "PDL": pdl},
         num_warps=TILES[80]["wide"].num_warps,
         num_stages=1,
         archs=(90, 100),
         unaligned=("start_ptr", "start", "tokens"),
     )
+    for pdl in (False, True)
 ]
 
 
@@ -115,7 +127,7 @@ def launch(
     programs = tokens + -(-tokens // BT) * -(-width // BC)
     qk_norm_rope_quantize_kernel[(programs,)](
         q, k, v, weight_q, weight_k, table, out, ring_k, ring_v, v_factor, q.stride(0), k.stride(0), v.stride(0), ring_v.stride(1),
-        start, start_at, tokens, eps, **row_sizes(width), HEAD=head, BT=BT, BC=BC, **options,
+        start, start_at, tokens, eps, **row_sizes(width), HEAD=head, BT=BT, BC=BC, **programmatic_launch(q.device), **options,
     )  # fmt: skip
 
 

@@ -20,7 +20,17 @@ from torch import Tensor
 
 from everface.kernels.fused.norm_rope import norm_rope, norm_rope_reference
 from everface.kernels.fused.row_primitives import TILES, load_row, row_sizes, variant
-from everface.kernels.launch import CompileSpec, Cost, jit, metadata, runs_triton, select_tile, tl
+from everface.kernels.launch import (
+    CompileSpec,
+    Cost,
+    jit,
+    metadata,
+    programmatic_launch,
+    runs_triton,
+    select_tile,
+    tl,
+    wait_for_inputs,
+)
 
 Start = int | Tensor
 
@@ -59,9 +69,10 @@ def cost(args: dict[str, Any]) -> Cost:
 def qk_norm_rope_store_kernel(
     q_ptr, k_ptr, v_ptr, weight_q_ptr, weight_k_ptr, table_ptr, out_ptr, ring_k_ptr, ring_v_ptr,
     q_stride, k_stride, v_stride, start, start_ptr, eps,
-    D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HEAD: tl.constexpr,
+    D: tl.constexpr, A: tl.constexpr, B: tl.constexpr, HEAD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program a token: its query, its key and its value."""
+    wait_for_inputs(PDL)
     token = tl.program_id(0).to(tl.int64)
     if start_ptr is not None:
         start = tl.load(start_ptr)
@@ -85,11 +96,12 @@ COMPILE = [
         | {"table_ptr": "*fp32", "out_ptr": "*bf16", "ring_k_ptr": "*bf16", "ring_v_ptr": "*bf16"}
         | {"q_stride": "i32", "k_stride": "i32", "v_stride": "i32", "start": "i32", "eps": "fp32"}
         | ({"start_ptr": "*i64"} if where else {}),
-        constexprs={**row_sizes(5120), "HEAD": 128} | ({} if where else {"start_ptr": None}),
+        constexprs={**row_sizes(5120), "HEAD": 128, "PDL": where.endswith("pdl")} | ({} if where else {"start_ptr": None}),
         num_warps=TILES[80]["wide"].num_warps,
         num_stages=1,
+        archs=(90, 100) if where.endswith("pdl") else (80, 90, 100),
     )
-    for where in ("", " from memory")
+    for where in ("", " from memory", " from memory pdl")
 ]
 
 
@@ -110,7 +122,7 @@ def launch(
     options = select_tile("qk_norm_rope_store", TILES, q.device, variant(width)).options()
     qk_norm_rope_store_kernel[(tokens,)](
         q, k, v, weight_q, weight_k, table, out, ring_k, ring_v, q.stride(0), k.stride(0), v.stride(0), start, start_at, eps,
-        **row_sizes(width), HEAD=ring_k.shape[2], **options,
+        **row_sizes(width), HEAD=ring_k.shape[2], **programmatic_launch(q.device), **options,
     )  # fmt: skip
 
 

@@ -18,13 +18,14 @@ Between the two GEMMs of the FFN
     The second needs the first's output quantized, and for that the largest value of a row of 13,824. A row spans 54 tiles of 256, so no
     epilogue has it. Scales for parts of a row cost time in the inner loop of the second GEMM, and a fixed scale needs calibration on real
     audio and images: with a wrong one large rows saturate. quantize_rows as a separate pass needs neither: 131 MB, 33 us beside 390 us
-    of GEMM, 1.3 ms of a step. GELU stays in the epilogue; alone it would move 175 MB.
+    of GEMM, 1.3 ms of a step. That pass computes GELU too, hidden under its memory traffic; in the epilogue, which overlaps nothing, it
+    takes 13 us. The kernel's epilogue can still do it (RowLinear.gelu_in_epilogue, for comparison).
 Backends
     native   torch._scaled_mm with fast accumulation, as officially; with scales per row it writes bfloat16 only, without GELU
     triton   persistent, one program an SM, operands through TMA, float32 sums in the tensor cores' own
              precision (fast accumulation too)
     reference   plain torch in float32: CPU, other dtypes, GPUs before 8.9, K or N that are no multiples of 16
-    The official layer takes native. Rows take triton with GELU from compute capability 9.0 to 10.x, where it saves a pass, else
+    The official layer takes native. Rows take triton only with GELU, from compute capability 9.0 to 10.x, where it saves a pass, else
     native: other GPUs have no TMA, and compiled for 8.9 the kernel takes 255 registers. No GPU has measured this yet.
 Source: the behavior of the released inference code; OCP 8-bit floating point specification 1.0 for e4m3.
 """
@@ -37,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everface.kernels.fused.row_primitives import E4M3_MAX
+from everface.kernels.fused.row_primitives import E4M3_MAX, gelu_tanh
 from everface.kernels.launch import (
     CompileSpec,
     Cost,
@@ -111,20 +112,20 @@ def cost(args: dict[str, Any]) -> Cost:
 
 
 @jit
-def epilogue(acc, scale_x, scale_w_ptr, bias_ptr, cols, N, GELU: tl.constexpr):
+def epilogue(acc, scale_x, scale_w_ptr, bias_ptr, cols, N, GELU: tl.constexpr, FAST: tl.constexpr):
     """Half a tile of y from its sums of quantized products."""
     y = acc * scale_x[:, None] * tl.load(scale_w_ptr + cols, mask=cols < N, other=0.0)[None, :]
     if bias_ptr is not None:
         y += tl.load(bias_ptr + cols, mask=cols < N, other=0.0).to(tl.float32)[None, :]
-    if GELU:  # y/2 (1 + tanh(z)) is y sigmoid(2 z)
-        y = y * tl.sigmoid(1.5957691216057308 * (y + 0.044715 * y * y * y))
+    if GELU:
+        y = gelu_tanh(y, FAST)
     return y
 
 
 @jit(launch_metadata=metadata("fp8_linear_rows", cost))
 def fp8_rows_kernel(
     x_desc, w_desc, y_desc, scale_x_ptr, scale_w_ptr, bias_ptr, M, N, K,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, GELU: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, GELU: tl.constexpr, FAST: tl.constexpr,
 ):  # fmt: skip
     """Every program takes each num_programs-th tile. Beyond an edge the descriptors read zeros and write nothing."""
     tiles_m = tl.cdiv(M, BM)
@@ -144,8 +145,10 @@ def fp8_rows_kernel(
         scale_x = tl.load(scale_x_ptr + at_m, mask=at_m < M, other=0.0)
         left, right = tl.split(tl.permute(tl.reshape(acc, [BM, 2, BN // 2]), [0, 2, 1]))
         cols = n + tl.arange(0, BN // 2)
-        y_desc.store([m, n], epilogue(left, scale_x, scale_w_ptr, bias_ptr, cols, N, GELU).to(y_desc.dtype))
-        y_desc.store([m, n + BN // 2], epilogue(right, scale_x, scale_w_ptr, bias_ptr, cols + BN // 2, N, GELU).to(y_desc.dtype))
+        left = epilogue(left, scale_x, scale_w_ptr, bias_ptr, cols, N, GELU, FAST)
+        y_desc.store([m, n], left.to(y_desc.dtype))
+        right = epilogue(right, scale_x, scale_w_ptr, bias_ptr, cols + BN // 2, N, GELU, FAST)
+        y_desc.store([m, n + BN // 2], right.to(y_desc.dtype))
 
 
 # --- what CI compiles
@@ -158,7 +161,7 @@ def compile_spec(family: int, gelu: bool) -> CompileSpec:
     signature = operands | {"y_desc": f"tensordesc<bf16[{m},{n // 2}]>", "scale_x_ptr": "*fp32", "scale_w_ptr": "*fp32"}
     signature |= {"bias_ptr": "*bf16", "M": "i32", "N": "i32", "K": "i32"}
     name, selected = f"fp8_linear_rows{' gelu' if gelu else ''}", TILES[family]["rows"]
-    constexprs, on_90 = {**sizes, "GELU": gelu}, family == 90
+    constexprs, on_90 = {**sizes, "GELU": gelu, "FAST": True}, family == 90
     return CompileSpec(name, fp8_rows_kernel, signature, constexprs, selected.num_warps, selected.num_stages, (family,), needs_wgmma=on_90)
 
 
@@ -195,7 +198,7 @@ def launch_tile(
         TensorDescriptor.from_tensor(y_MN, [bm, bn // 2]),
     )
     programs = min(multiprocessors(x_MK.device), -(-m // bm) * -(-n // bn))
-    fp8_rows_kernel[(programs,)](*descriptors, scale_x, scale_w, bias_N, m, n, k, GELU=gelu, **options)
+    fp8_rows_kernel[(programs,)](*descriptors, scale_x, scale_w, bias_N, m, n, k, GELU=gelu, FAST=x_MK.is_cuda, **options)
 
 
 def _has_fp8_gemm(w_NK: Tensor) -> bool:

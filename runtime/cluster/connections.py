@@ -14,10 +14,10 @@ CONNECT_S = 60.0  # for processes to connect once their roles are built
 
 
 class Connections:
-    """`receiver` is from the previous stage, `sender` to the next. `on_cancel` is called at once with each Cancel, which is then passed on.
+    """`receiver` is from the previous stage, `sender` to the next. `on_cancel` gets each Cancel at once; it is then passed on.
 
-    Only with gloo and nccl does the constructor wait for the neighbors. `wait_connected` always does; `abort` from another thread ends
-    its wait. `signal` is set when a message arrives or the connection to the previous stage breaks.
+    Only with gloo and nccl does the constructor wait for the neighbors. `wait_connected` always does; `abort` from another thread
+    ends its wait. `signal` is set when a message arrives or the connection to the previous stage breaks.
     """
 
     def __init__(self, connect: Connect, on_cancel: OnCancel, signal: Signal | None = None):

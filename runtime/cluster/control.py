@@ -1,6 +1,6 @@
-"""Messages between the supervisor and its workers: msgpack frames over a Unix socket pair, one pair per worker. No tensors, no pickle.
+"""Messages between the supervisor and its workers: msgpack frames over a Unix socket pair, one pair per worker.
 
-When one side dies, the other reads the end of the stream.
+No tensors, no pickle. When one side dies, the other reads the end of the stream.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LENGTH = struct.Struct("<I")
 
 
 class Build(msgspec.Struct, tag=True):
-    """To a new worker: build these roles on its device. `model` is the import path of a registered model, `spec` plain data for its roles."""
+    """Build these roles on this device. `model` is the import path of a registered model, `spec` plain data for its roles."""
 
     roles: list[str]
     device: str
@@ -55,7 +55,7 @@ class Connected(msgspec.Struct, tag=True):
 
 
 class WorkStarted(msgspec.Struct, tag=True):
-    """Work on a message begins. kind: "block", or in words what else it is; then `session` and `index` mean nothing."""
+    """Work on a message begins. kind: "block", or a phrase for what else it is; then `session` and `index` mean nothing."""
 
     kind: str
     session: int

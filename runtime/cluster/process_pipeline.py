@@ -29,7 +29,10 @@ VERDICT_S = 5.0  # for the supervisor to find out why a channel broke
 
 
 class ProcessPipeline(Pipeline):
-    """`model` is the import path of a registered model, `spec` plain data for its roles. Raises Unavailable if a stage does not start."""
+    """`model` is the import path of a registered model, `spec` plain data for its roles.
+
+    Raises Unavailable if a stage does not start.
+    """
 
     def __init__(self, placement: Placement, model: str, spec: dict[str, Any], deployment: Deployment):
         count = len(placement.devices)

@@ -1,7 +1,7 @@
 """The worker processes of a pipeline: starts, watches, replaces and ends them. None outlives its parent.
 
-A worker reports over its control socket (heartbeats, what it works on) and by its output (log and traceback). A lost worker, dead or
-hung, is killed at once; the others drop their connections but keep their roles. `restore` replaces it.
+A worker reports over its control socket (heartbeats, what it works on) and by its output (log and traceback). A lost worker, dead
+or hung, is killed at once; the others drop their connections but keep their roles. `restore` replaces it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Source:
 class Supervisor:
     """Keeps one worker process for each of `builds`. Its thread calls `on_loss` with a sentence as soon as one is lost.
 
-    timeout_s: for work whose usual time is not known. One thread of the caller's uses it; `close` and `loss` may be used from any.
+    timeout_s: for work whose usual time is not known. For one thread of the caller; `close` and `loss` for any.
     """
 
     def __init__(self, builds: Sequence[Build], timeout_s: float, on_loss: Callable[[str], None]):
@@ -84,7 +84,7 @@ class Supervisor:
         return self.loss
 
     def restore(self) -> list[str]:
-        """Replace lost workers; returns the names of the stages that were restarted. Raises Unavailable if it happens too often."""
+        """Replace lost workers; returns the names of the restarted stages. Raises Unavailable if it happens too often."""
         restarted: list[str] = []
         with self._changed:
             self.check()

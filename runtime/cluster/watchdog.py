@@ -1,7 +1,8 @@
 """Decides when a stage hangs. It only does arithmetic on times that others measure, so it runs on virtual time too.
 
-A stage hangs if it gave no sign of life for HANG_S, or for four times the 99th percentile of its block times if that is longer; and if
-it has worked on one block for that long. Openings, and blocks before enough of them were measured, get the deployment's timeout instead.
+A stage hangs if it gave no sign of life for HANG_S, or for four times the 99th percentile of its block times if that is longer;
+and if it has worked on one block for that long. Openings, and blocks before enough of them were measured, get the deployment's
+timeout instead.
 """
 
 from __future__ import annotations

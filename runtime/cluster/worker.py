@@ -1,7 +1,7 @@
-"""What runs in a worker process of a pipeline: it builds the roles of its device once, and runs them through any number of connections.
+"""Runs in a worker process of a pipeline: builds the roles of its device once, and runs them through any number of connections.
 
-Three threads: the main one builds, connects, and receives, runs and sends messages; one receives the supervisor's commands; one sends
-heartbeats. The end of the supervisor's process ends this one.
+Three threads: the main one builds, connects, and receives, runs and sends messages; one receives the supervisor's commands; one
+sends heartbeats. The end of the supervisor's process ends this one.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Worker:
         os._exit(3)
 
     def send_heartbeats(self) -> NoReturn:
-        """Until the parent is gone. A fork of the parent may hold the control socket open, so the parent's process is checked too."""
+        """Until the parent is gone. Its process is checked, because a fork of it may keep the control socket open."""
         while os.getppid() == self._parent:
             self._control.send(Heartbeat())
             time.sleep(HEARTBEAT_S)

@@ -29,7 +29,11 @@ from everface.runtime.cluster.watchdog import BLOCK, Watchdog
 
 KEPT_LINES = 60
 MOST_LINE_BYTES = 4096
-BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from everface.runtime.cluster.worker import main; main(int(sys.argv[1]))"
+BOOT = """import json, sys
+sys.path[:] = json.loads(sys.argv[2])
+from everface.runtime.cluster.worker import main
+main(int(sys.argv[1]))
+"""
 
 
 class WorkerProcess:

@@ -59,6 +59,12 @@ def overlap(sass: str) -> int:
     return min((part.split(NONE_LEFT)[0].count(EXPONENTIAL) for part in parts), default=0)
 
 
+def waits_first(ptx: str) -> bool:
+    """Whether a kernel waits for the one before it, and accesses no memory but its parameters until then."""
+    before, wait, _ = ptx.partition("griddepcontrol.wait")
+    return bool(wait) and not re.search(r"\b(ld|st|atom|red|cp)\.(?!param)", before)
+
+
 def measure(spec: CompileSpec, arch: int, tools: Path) -> dict[str, int | bool]:
     """Registers a thread, stack bytes a thread, shared bytes a program, wgmma instructions, warps of one build, and its promises.
     Of one in Gluon also the exponentials that overlap its GEMMs."""
@@ -87,6 +93,8 @@ def measure(spec: CompileSpec, arch: int, tools: Path) -> dict[str, int | bool]:
     if match is None:
         raise ValueError(f"{spec.name}: cuobjdump returned {report!r}")
     regs, stack, _ = map(int, match.groups())
+    if spec.constexprs.get("PDL") and not waits_first(made.asm["ptx"]):
+        raise ValueError(f"{spec.name}: memory is accessed before the wait for the kernel before")
     wgmma = made.asm["ptx"].count("wgmma.mma_async")
     used = {"regs": regs, "stack": stack, "shared": made.metadata.shared, "wgmma": wgmma, "warps": made.metadata.num_warps}
     used |= {"overlap": overlap(sass)} if by_hand else {}

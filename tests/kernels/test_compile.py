@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
@@ -61,3 +62,29 @@ def test_a_build_over_its_budget_is_seen() -> None:
     assert over("x sm_90", good, None, True) != []
     assert over("x sm_90", good, None, True, complete=False) == []
     assert over("x sm_90", good | {"stack": 8}, None, True, complete=False) != []
+
+
+@pytest.mark.parametrize(
+    ("ptx", "good"),
+    [
+        ("ld.param.u64 %rd1; griddepcontrol.wait; ld.global.b32", True),
+        ("ld.global.b32; griddepcontrol.wait; st.global.b32", False),
+        ("@%p1 st.global.b32; griddepcontrol.wait;", False),
+        ("ld.param.u64 %rd1; ld.global.b32", False),
+    ],
+)
+def test_an_access_before_the_wait_is_seen(ptx: str, good: bool) -> None:
+    from tests.kernels.compile import waits_first
+
+    assert waits_first(ptx) is good
+
+
+def test_row_ops_are_launched_early_only_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    from everface.kernels import launch
+
+    monkeypatch.setattr(launch, "arch", lambda device: 80 if device.index == 0 else 90)
+    old, new = torch.device("cuda:0"), torch.device("cuda:1")
+    assert launch.programmatic_launch(new) == {"PDL": False}
+    monkeypatch.setattr(launch, "PROGRAMMATIC_LAUNCH", True)
+    assert launch.programmatic_launch(new) == {"PDL": True, "launch_pdl": True}
+    assert launch.programmatic_launch(old) == launch.programmatic_launch(torch.device("cpu")) == {"PDL": False}

@@ -26,7 +26,7 @@ from everface.kernels.attention.cross import launch_cross, launch_cross_quantize
 from everface.kernels.fused.norm_rope import rotate
 from everface.networks.transformer.dit import BlockPosition, DiT
 from everface.networks.transformer.layers import Ring, TransformerBlock
-from everface.networks.transformer.linear import Residual
+from everface.networks.transformer.linear import Residual, RowLinear
 from everface.networks.transformer.rope import frames_table
 from everface.weights.quantize import quantize_for_dtype
 
@@ -82,10 +82,12 @@ def test_a_golden_block(golden: Path) -> None:
     assert called == {"cross": 1, "block_causal": 1, "gate_norm_modulate": 4, "qk_norm_rope_store": 1}
 
 
-@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.02), ("fp8", 0.05), ("fp8-attention", 0.06)])
+@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.02), ("fp8", 0.05), ("fp8 epilogue", 0.05), ("fp8-attention", 0.06)])
 @torch.no_grad()
-def test_a_step(kind: str, tolerance: float) -> None:
+def test_a_step(kind: str, tolerance: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels against references, relative to the change of the latent: the third block, its position read from memory."""
+    monkeypatch.setattr(RowLinear, "gelu_in_epilogue", kind.endswith("epilogue"))
+    kind = kind.removesuffix(" epilogue")
     torch.manual_seed(6)
     dit = DiT(CFG).eval().requires_grad_(False)
     dit.to(torch.float32 if kind == "float32" else torch.bfloat16).fuse()
@@ -110,6 +112,7 @@ def test_a_step(kind: str, tolerance: float) -> None:
         assert (a.float() - b.float()).square().mean().sqrt() <= tolerance * a.float().square().mean().sqrt()
     assert ran["gate_norm_modulate"].call_count == 3 * 2 + 1 + 1 and ran["flow_step"].call_count == 1
     quantized = 2 if kind.startswith("fp8") else 0
-    assert ran["fp8_linear"].call_count == ran["cross_quantized"].call_count == quantized and ran["cross"].call_count == 3 - quantized
+    assert ran["fp8_linear"].call_count == quantized * RowLinear.gelu_in_epilogue and ran["quantize_rows"].call_count == 2 * quantized
+    assert [ran[name].call_count for name in ("cross_quantized", "cross")] == ([3, 0] if quantized else [0, 3])  # text, and audio once
     attended = [ran[name].call_count for name in ("block_causal", "qk_norm_rope_store", "block_causal_fp8", "qk_norm_rope_quantize")]
     assert attended == ([0, 0, 2, 2] if kind == "fp8-attention" else [2, 2, 0, 0])

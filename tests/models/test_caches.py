@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from everface.models.live_avatar.caches import KVLayout, open_caches
+from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
 from everface.runtime.cache_pool import CachePool
 
 LAYOUT = KVLayout(layers=2, ring=24, sink=5, text=3, heads=3, width=8, dtype=torch.bfloat16)
@@ -26,6 +26,11 @@ def test_steps_share_sink_and_text_but_no_ring() -> None:
     assert all(t.dtype == torch.bfloat16 and not t.any() for t in (a.k_LNHd, b.v_LNHd))
 
 
+def set_sink(caches: SessionCaches, k_LCHd: torch.Tensor, v_LCHd: torch.Tensor) -> None:
+    for layer, (k_CHd, v_CHd) in enumerate(zip(k_LCHd, v_LCHd, strict=True)):
+        caches.set_sink(layer, k_CHd, v_CHd)
+
+
 @pytest.mark.parametrize("quantized", [None, torch.float8_e4m3fn])
 def test_every_ring_has_the_sink_whenever_it_was_opened(quantized: torch.dtype | None) -> None:
     """Two sessions in one slot, one after the other: a sink before and after a ring, refreshed, and gone with its session."""
@@ -33,7 +38,7 @@ def test_every_ring_has_the_sink_whenever_it_was_opened(quantized: torch.dtype |
     for session in (1, 2):
         k, v = (torch.full((2, 5, 3, 8), float(n + session)).bfloat16() for n in (4, 8))
         caches = open_caches(pool, session, 0, layout)
-        caches.set_sink(k, v.to(quantized or v.dtype))
+        set_sink(caches, k, v.to(quantized or v.dtype))
         open_caches(pool, session, 3, layout)
         for refreshed in (0, 1):
             for cache in (caches.cache(0), caches.cache(3)):
@@ -42,7 +47,7 @@ def test_every_ring_has_the_sink_whenever_it_was_opened(quantized: torch.dtype |
                 assert cache.sink_v_LCHd.data_ptr() == cache.v_LNHd.data_ptr()  # one range with the ring
             if not refreshed:
                 k, v = k + 2, v + 2
-                caches.set_sink(k, v.to(quantized or v.dtype))
+                set_sink(caches, k, v.to(quantized or v.dtype))
         for cache in (caches.cache(0), caches.cache(3)):
             cache.k_LSHd.fill_(float("nan"))
             cache.v_LSHd.fill_(float("nan"))

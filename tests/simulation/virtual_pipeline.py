@@ -128,7 +128,7 @@ class VirtualPipeline(Pipeline):
         except ChannelError:
             self._raise()
         self._move()
-        return message  # type: ignore[return-value]
+        return message  # type: ignore[return-value]  the last stage passes replies only
 
     # inside
 

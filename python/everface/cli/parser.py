@@ -124,6 +124,6 @@ def _add_doctor(add: Add) -> None:
     p.add_argument("--step-ms", type=float, metavar="MS", help="measured time of a forward (265.5, from the paper)")
     p.add_argument("--decode-ms", type=float, metavar="MS", help="measured time of decoding a block (150, from the paper)")
     p.add_argument("--sampler", choices=SAMPLERS, help=f"four forwards per block, or three ({StreamConfig.sampler})")
-    p.add_argument("--dtype", choices=("bf16", "fp8"), help="dtype of the weights (bf16)")
+    p.add_argument("--dtype", choices=("bf16", "fp8", "fp8-attention"), help="dtype of the weights (bf16)")
     p.add_argument("--sessions", type=count, metavar="N", help="concurrent sessions (1)")
     p.add_argument("--size", type=size, metavar="WxH", help="size of the video (704x384)")

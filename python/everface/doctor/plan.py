@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from everface.core.errors import BadInput
@@ -20,29 +20,34 @@ class Question:
     step_ms: float = 265.5  # one forward; the default is the paper's, as for decoding
     decode_ms: float = 150.0  # decoding a block
     sampler: str = "official"
-    dtype: str = "bf16"
+    dtype: str = "bf16"  # bf16, fp8 or fp8-attention
     sessions: int = 1
     size: tuple[int, int] = (384, 704)  # height, width
 
 
 def plan(question: Question) -> int:
-    """Print a forecast of the official model for each number of devices and mark the best. Returns 0; raises BadInput if none fits."""
+    """Print a forecast of the official model for each number of devices and mark the best. Where nothing fits, the same with the text
+    weights in host memory. Returns 0; raises BadInput if that does not fit either."""
     from everface.core.config import FPS, StreamConfig
     from everface.models.live_avatar.forecast import block_times
     from everface.models.live_avatar.names import role_specs
-    from everface.runtime.planning.planner import best, explain, options, refuse
+    from everface.runtime.planning.planner import GIB, best, explain, options, refuse
 
     steps = StreamConfig(sampler=question.sampler).steps
     roles, times = [role.name for role in role_specs(steps)], block_times(steps, question.step_ms, question.decode_ms)
     limits_gib, memory = _limits(question), _memory(question)
     used = min(len(limits_gib), len(roles))
     found = options(roles, limits_gib[:used], memory, times, question.sessions)
-    chosen = best(found)
+    chosen, place = best(found), ""
+    if chosen is None:
+        memory, place = replace(memory, text_on_host=True), ', with Deployment(text_weights="host")'
+        found = options(roles, limits_gib[:used], memory, times, question.sessions)
+        chosen = best(found)
     if chosen is None:
         raise refuse(found, memory, question.sessions)
     height, width = question.size
     print(
-        f"{steps} steps and the decoder at {width}x{height}, weights in {question.dtype}, {question.sessions} session(s); "
+        f"{steps} steps and the decoder at {width}x{height}, weights in {question.dtype}{place}, {question.sessions} session(s); "
         f"a forward takes {question.step_ms:g} ms, decoding a block {question.decode_ms:g} ms"
     )
     print(f"\n{'devices':<9}{'fps':>6}  {'first frame':>11}  {'GiB of each':<32}  roles")
@@ -55,8 +60,11 @@ def plan(question: Question) -> int:
     if len(limits_gib) > used:
         rest = f"{used + 1}-{len(limits_gib)}" if len(limits_gib) > used + 1 else f"{used + 1}"
         print(f"{rest:<9}as {used}: there are {used} roles; the other devices can run a second pipeline")
-    live = int(chosen.forecast.fps / FPS)
+    live, device = int(chosen.forecast.fps / FPS), chosen.fullest()
+    parts = memory(chosen.placement.devices[device], question.sessions, not device)
+    left = chosen.limits_gib[device] - chosen.memory_gib[device]
     print(f"\n* best: {explain(chosen, found, times)}.")
+    print(f"It fits, with {left:.1f} GiB left on the fullest device: {' + '.join(f'{name} {size / GIB:.1f}' for name, size in parts.items())}.")
     print(f"It serves {live} live session(s) at {FPS} frames per second. Memory is calculated, not measured; times are as given.")
     return 0
 
@@ -83,12 +91,15 @@ def _memory(question: Question) -> DeviceMemory:
 
     model, (height, width) = ModelConfig(), check_size(*question.size)
     h, w = height // LATENT_STRIDE[1], width // LATENT_STRIDE[2]
+    narrow = question.dtype == "fp8-attention"
     decoder, stream = sizes.decoder_sizes(model.vae, h, w)
     return DeviceMemory(
         process=GIB,  # an estimate: context and libraries 0.5, fragmentation 0.5
-        weights=sizes.dit_bytes(model.dit, quantized=question.dtype == "fp8"),
+        weights=sizes.dit_bytes(model.dit, quantized=question.dtype != "bf16"),
+        text=sizes.text_bytes(model.dit),
+        text_layer=sizes.text_bytes(model.dit) // model.dit.num_layers,
         step_work=4 * sizes.step_work_values(model.dit, h, w),
-        session_ring=2 * sizes.ring_values(model.dit, h, w),
+        session_ring=(1 if narrow else 2) * sizes.ring_values(model.dit, h, w),
         session_sink=2 * sizes.sink_values(model.dit, h, w),
         decoder=2 * decoder,
         decode_work=2 * sizes.decode_work_values(model.vae, h, w),

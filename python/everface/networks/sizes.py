@@ -14,7 +14,7 @@ DECODED_FRAMES = 12  # of a block
 
 
 def dit_parameters(cfg: DiTConfig) -> tuple[int, int]:
-    """(those that the 8-bit policy of everface.weights.quantize stores in one byte, all others) of the transformer."""
+    """(those that the official 8-bit policy stores in one byte, all others) of the transformer."""
     dim, ffn, layers, injectors = cfg.dim, cfg.ffn_dim, cfg.num_layers, len(cfg.audio_inject_layers)
     quantized = layers * (8 * dim * dim + 2 * dim * ffn) + injectors * 6 * dim * dim
     attention = 4 * dim + 2 * dim  # biases, norms of q and k
@@ -33,9 +33,20 @@ def dit_parameters(cfg: DiTConfig) -> tuple[int, int]:
 
 
 def dit_bytes(cfg: DiTConfig, quantized: bool) -> int:
-    """Of the weights in bfloat16; if `quantized`, in 8 bits where the policy applies."""
-    linear, rest = dit_parameters(cfg)
-    return linear * (1 if quantized else 2) + 2 * rest
+    """Of a fused model for inference, in bfloat16; if `quantized`, with 8 bits and a float32 scale an output channel where
+    everface.weights.quantize.ROWS and AUDIO_ROWS say so. The head is in float32."""
+    dim, ffn, layers, injectors = cfg.dim, cfg.ffn_dim, cfg.num_layers, len(cfg.audio_inject_layers)
+    total = 2 * sum(dit_parameters(cfg)) + 2 * _layer(dim, cfg.out_dim * cfg.patch_size[1] * cfg.patch_size[2])
+    if not quantized:
+        return total
+    rows = layers * (6 * dim * dim + 2 * dim * ffn) + injectors * 2 * dim * dim
+    channels = layers * (7 * dim + ffn) + injectors * 2 * dim
+    return total - rows + 4 * channels
+
+
+def text_bytes(cfg: DiTConfig) -> int:
+    """Of the layers in bfloat16 that make keys and values of a prompt."""
+    return 2 * cfg.num_layers * 2 * _layer(cfg.dim, cfg.dim)
 
 
 def ring_values(cfg: DiTConfig, h: int, w: int) -> int:
@@ -54,39 +65,66 @@ def step_work_values(cfg: DiTConfig, h: int, w: int) -> int:
     return tokens * (cfg.ffn_dim + 8 * cfg.dim)
 
 
+class _Convolutions:
+    """Counts the parameters of a VAE's layers, and what its causal convolutions keep of a stream of `area` positions a frame."""
+
+    def __init__(self, area: int) -> None:
+        self.parameters, self.state, self.area = 0, 0, area
+
+    def causal(self, c_in: int, c_out: int, space: int = 9) -> None:
+        self.parameters += _layer(3 * space * c_in, c_out)
+        self.state += 2 * c_in * self.area  # its last two input frames
+
+    def residual(self, c_in: int, c_out: int) -> None:
+        self.causal(c_in, c_out)
+        self.causal(c_out, c_out)
+        self.parameters += c_in + c_out + (_layer(c_in, c_out) if c_in != c_out else 0)
+
+    def middle(self, width: int) -> None:
+        self.residual(width, width)
+        self.parameters += width + _layer(width, 3 * width) + _layer(width, width)  # attention
+        self.residual(width, width)
+
+
 def decoder_sizes(cfg: VAEConfig, h: int, w: int) -> tuple[int, int]:
     """(parameters of the VAE's decoder, values that its causal convolutions keep of one stream)."""
-    parameters, state = _layer(cfg.z_dim, cfg.z_dim), 0
-    area, width = h * w, cfg.dim * cfg.dim_mult[-1]
-
-    def convolve(c_in: int, c_out: int, space: int = 9) -> None:
-        nonlocal parameters, state
-        parameters += _layer(3 * space * c_in, c_out)
-        state += 2 * c_in * area  # its last two input frames
-
-    def residual(c_in: int, c_out: int) -> None:
-        nonlocal parameters
-        convolve(c_in, c_out)
-        convolve(c_out, c_out)
-        parameters += c_in + c_out + (_layer(c_in, c_out) if c_in != c_out else 0)
-
-    convolve(cfg.z_dim, width)
-    residual(width, width)
-    parameters += width + _layer(width, 3 * width) + _layer(width, width)  # attention
-    residual(width, width)
+    count, width = _Convolutions(h * w), cfg.dim * cfg.dim_mult[-1]
+    count.parameters += _layer(cfg.z_dim, cfg.z_dim)
+    count.causal(cfg.z_dim, width)
+    count.middle(width)
     temporal = cfg.temperal_downsample[::-1]
     for level, (mult, blocks) in enumerate(zip(cfg.dim_mult[::-1], cfg.decoder_blocks)):
         for _ in range(blocks):
-            residual(width, cfg.dim * mult)
+            count.residual(width, cfg.dim * mult)
             width = cfg.dim * mult
         if level < len(cfg.dim_mult) - 1:
             if temporal[level]:
-                convolve(width, 2 * width, space=1)
-            parameters += _layer(9 * width, width // 2)
-            width, area = width // 2, 4 * area
-    parameters += width
-    convolve(width, 3)
-    return parameters, state
+                count.causal(width, 2 * width, space=1)
+            count.parameters += _layer(9 * width, width // 2)
+            width, count.area = width // 2, 4 * count.area
+    count.parameters += width
+    count.causal(width, 3)
+    return count.parameters, count.state
+
+
+def encoder_sizes(cfg: VAEConfig, h: int, w: int) -> tuple[int, int]:
+    """The same of its encoder."""
+    count, width = _Convolutions(h * w * LATENT_STRIDE[1] * LATENT_STRIDE[2]), cfg.dim * cfg.dim_mult[0]
+    count.causal(3, width)
+    for level, (mult, blocks) in enumerate(zip(cfg.dim_mult, cfg.encoder_blocks)):
+        for _ in range(blocks):
+            count.residual(width, cfg.dim * mult)
+            width = cfg.dim * mult
+        if level < len(cfg.dim_mult) - 1:
+            count.parameters += _layer(9 * width, width)
+            count.area //= 4
+            if cfg.temperal_downsample[level]:
+                count.parameters += _layer(3 * width, width)
+                count.state += width * count.area  # the last frame
+    count.middle(width)
+    count.parameters += width + _layer(2 * cfg.z_dim, 2 * cfg.z_dim)
+    count.causal(width, 2 * cfg.z_dim)
+    return count.parameters, count.state
 
 
 def decode_work_values(cfg: VAEConfig, h: int, w: int) -> int:
@@ -95,8 +133,10 @@ def decode_work_values(cfg: VAEConfig, h: int, w: int) -> int:
 
 
 def encode_work_values(cfg: VAEConfig, h: int, w: int) -> int:
-    """Memory of encoding the reference image, estimated: three tensors of the widest layer for five latents' frames."""
-    return 3 * cfg.dim * cfg.dim_mult[0] * 5 * LATENT_STRIDE[0] * h * w * LATENT_STRIDE[1] * LATENT_STRIDE[2]
+    """Memory of encoding the reference image on a GPU: the encoder, its stream, and, estimated, three tensors of its widest layer for the
+    frames of a latent."""
+    widest = cfg.dim * cfg.dim_mult[0] * LATENT_STRIDE[0] * h * w * LATENT_STRIDE[1] * LATENT_STRIDE[2]
+    return sum(encoder_sizes(cfg, h, w)) + 3 * widest
 
 
 def _layer(inputs: int, outputs: int) -> int:

@@ -35,3 +35,16 @@ def test_meaning_of_quantized_values(monkeypatch: pytest.MonkeyPatch) -> None:
     by_kernel = op.quantize_rows(x)
     assert same_bits(by_kernel[0], quantized)
     torch.testing.assert_close(by_kernel[1], scale, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("width", [192, 13824])
+def test_gelu_before_the_quantization(width: int) -> None:
+    """Within a step of e4m3 of the reference, which is GELU by torch: the kernel's tanh is approximate on a GPU."""
+    x = 3 * torch.randn(3, width, generator=torch.Generator().manual_seed(width)).to(DEVICE, torch.bfloat16)
+    quantized, scale = Poisoned(3, width, dtype=torch.float8_e4m3fn), Poisoned(3, 1)
+    op.launch(x, quantized.inside, scale.inside, True)
+    want_quantized, want_scale = op.quantize_rows_reference(x, gelu=True)
+    exact = torch.nn.functional.gelu(x.double(), approximate="tanh")
+    torch.testing.assert_close(scale.written(), want_scale, rtol=2e-3, atol=0)
+    for values, by in ((quantized.written(), scale.written()), (want_quantized, want_scale)):
+        assert ((values.double() * by - exact).abs() <= 1.1 * (exact.abs() / 16 + by / 512)).all()

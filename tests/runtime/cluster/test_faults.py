@@ -53,7 +53,7 @@ def pipeline() -> Iterator[ProcessPipeline]:
 
 
 def stream(session: Session, strike: Callable[[], float]) -> tuple[list[VideoBlock], float, float, Recovered]:
-    """Push and poll, `strike` at block FAULT_AT. Returns the blocks, seconds to Recovering and to Recovered, and the latter event."""
+    """Push and poll, `strike` at block FAULT_AT. Returns the blocks, seconds to Recovering and to Recovered, and the latter."""
     pcm, at, blocks = toy.speech(BLOCKS * 0.48 - 0.1), 0, []
     struck_s = reported_s = resumed_s = 0.0
     recovered = None

@@ -18,7 +18,7 @@ from everface.train.synthetic.characters import region_weight
 
 def small_window(blocks: int, first_frame: int, sigma: float) -> TrainingWindow:
     g = torch.Generator().manual_seed(3)
-    draw = lambda *size: torch.randn(*size, generator=g)  # noqa: E731
+    draw = lambda *size: torch.randn(*size, generator=g)  # noqa: E731  a name for a short expression
     return TrainingWindow(
         draw(1, 16, 3 * blocks, 8, 8), torch.full((1, blocks), sigma), draw(1, 16, 1, 8, 8), draw(1, 16, 19, 8, 8),
         draw(1, 1, 12, 5 + 12 * blocks), first_frame, tuple(range(11, 11 + blocks)),

@@ -67,11 +67,11 @@ class SessionCaches:
         """Let `step` use the ring of another step."""
         self.slot.roles[step] = self.slot.roles[other]
 
-    def set_sink(self, k_LCHd: torch.Tensor, v_LCHd: torch.Tensor) -> None:
-        """Take over a sink, its keys un-rotated, for every step."""
-        self.sink_k_LCHd.copy_(k_LCHd)
+    def set_sink(self, layer: int, k_CHd: torch.Tensor, v_CHd: torch.Tensor) -> None:
+        """Copy one layer of a sink, its keys un-rotated, into the slots of every step."""
+        self.sink_k_LCHd[layer].copy_(k_CHd)
         for step in self.steps:
-            self.cache(step).sink_v_LCHd.copy_(v_LCHd)
+            self.cache(step).sink_v_LCHd[layer].copy_(v_CHd)
 
 
 def open_caches(pool: CachePool, session: int, step: int, layout: KVLayout) -> SessionCaches:

@@ -33,13 +33,17 @@ class DeviceMemory:
     decode_work: int
     session_decode: int  # what its convolutions remember
     front: int  # the session's own process, beside the first device's roles
+    text: int = 0  # of `weights`, what Deployment(text_weights="host") keeps in host memory
+    text_layer: int = 0  # of `text`, what is on the device at a time then
+    text_on_host: bool = False
 
     def __call__(self, roles: Sequence[str], sessions: int, first: bool) -> dict[str, int]:
         """What a device with these roles holds, by name: `everface.runtime.planning.planner.Memory`."""
         steps = sum(role != DECODE for role in roles)
         parts = {"process": self.process}
         if steps:
-            parts |= {"weights": self.weights, "forward": self.step_work, "sink": sessions * self.session_sink}
+            parts |= {"weights without text": self.weights - self.text + self.text_layer} if self.text_on_host else {"weights": self.weights}
+            parts |= {"forward": self.step_work, "sink": sessions * self.session_sink}
             parts[f"{steps * sessions} KV rings"] = steps * sessions * self.session_ring
         if DECODE in roles:
             parts |= {"decoder": self.decoder + self.decode_work, "decoder streams": sessions * self.session_decode}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from everface.models.live_avatar.builders import build_decoder, build_dit, decod
 from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
 from everface.models.live_avatar.names import CLEAN, DECODE, FINITE, SINK
 from everface.networks.transformer.dit import BlockPosition, DiT, cache_shape
-from everface.networks.transformer.layers import AudioKV, TextKV
+from everface.networks.transformer.layers import KV, AudioKV, TextKV
 from everface.networks.transformer.rope import Rope
 from everface.networks.transformer.schedule import Schedule, sink_distance
 from everface.networks.video.vae import VAE, VAEStream
@@ -114,15 +115,22 @@ class Denoiser:
         return slot_state
 
     def prime(self, state: SessionState, brought: Tensors) -> None:
-        """Fill sink and text keys in place, from what is brought anew and what is known: every step of this device sees them."""
+        """Fill sink and text keys in place, from what is brought and what is known: every step of this device sees them. A layer at a
+        time, because a second copy of all layers would take as much as half a ring."""
         state.opened = state.opened | {k: self.onto(v) for k, v in brought.items()}
-        known, fp16 = state.opened, state.slot_state.rope.fp16
-        text_kv = self.dit.text_kv(self.dit.embed_text(known["text"]))
-        sink = self.dit.prefill_sink(known["reference"], known["motion"], text_kv, rope_fp16=fp16)
-        state.caches.set_sink(*sink)
-        for kept, new in zip(state.slot_state.text, self.dit.stream_text_kv(text_kv), strict=True):
-            for place, tensor in zip(kept, new, strict=True):
-                place.copy_(tensor)
+        known, fp16, dit = state.opened, state.slot_state.rope.fp16, self.dit
+        kept_text = "text" not in brought and dit.cfg.text_len > 1  # of a single key the slot keeps something else
+
+        def text_kv() -> Iterator[KV]:
+            if kept_text:
+                yield from ((kept.k_1KHd, kept.v_1KHd) for kept in state.slot_state.text)
+                return
+            for layer, kv in enumerate(dit.text_layers(dit.embed_text(known["text"]))):
+                for place, tensor in zip(state.slot_state.text[layer], dit.stream_text_layer(layer, kv), strict=True):
+                    place.copy_(tensor)
+                yield kv
+
+        dit.write_sink(known["reference"], known["motion"], text_kv(), state.caches.set_sink, rope_fp16=fp16)
 
     def follow(self, state: SessionState, block: Block) -> None:
         """Bring the state's sink, text and sound to this block, once for all the steps of this device."""

@@ -6,6 +6,7 @@ level and keeps its keys and values in the ring of that level; training builds i
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -106,8 +107,13 @@ class DiT(nn.Module):
 
     def text_kv(self, context_LD: torch.Tensor) -> list[KV]:
         """Per layer (k_BKHd, v_BKHd) of a context [K, D] (B = 1) or [B, K, D]. A constant of the session."""
+        return list(self.text_layers(context_LD))
+
+    def text_layers(self, context_LD: torch.Tensor) -> Iterator[KV]:
+        """`text_kv` one layer at a time, so that no more than one has to be in memory."""
         context_BLD = context_LD if context_LD.dim() == 3 else context_LD[None]
-        return [block.cross_attn.keys_values(context_BLD) for block in self.transformer_blocks()]
+        for block in self.transformer_blocks():
+            yield block.cross_attn.keys_values(context_BLD)
 
     def embed_patches(self, x_B16Fhw: torch.Tensor, pose_B16Fhw: torch.Tensor | None = None) -> torch.Tensor:
         """Noisy latents -> x_BFPD. Without a pose its latents are zeros, of which the encoder leaves its bias."""
@@ -134,32 +140,50 @@ class DiT(nn.Module):
         self, ref_B16_1hw: torch.Tensor, motion_B16Thw: torch.Tensor, text_kv: list[KV], *, rope_fp16: bool = False
     ) -> list[KV]:
         """Per layer the un-rotated (k_BCHd, v_BCHd) of the sink tokens, which attend among themselves at t = 0. Differentiable."""
-        x_B1CD = torch.cat((self.embed_reference(ref_B16_1hw), self.embed_motion(motion_B16Thw)), dim=1)[:, None]
-        table = self.sink_table(self.grid(ref_B16_1hw), SINK_TIME, rope_fp16=rope_fp16)
-        e0_BF6D = self.time(0.0).e0_6D[None, None]
         sink: list[KV] = []
-
-        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-            sink.append((k, v))
-            return cross(rotate(q, table), rotate(k, table), v)
-
-        for block, kv in zip(self.blocks, text_kv, strict=True):
-            x_B1CD = block(x_B1CD, e0_BF6D, kv, attend)
+        self._run_prefill(ref_B16_1hw, motion_B16Thw, text_kv, rope_fp16, lambda _, k, v: sink.append((k, v)))
         return sink
 
     @torch.no_grad()
+    def write_sink(
+        self, ref_16_1hw: torch.Tensor, motion_16_Thw: torch.Tensor, text_kv: Iterable[KV],
+        write: Callable[[int, torch.Tensor, torch.Tensor], None], *, rope_fp16: bool = False,
+    ) -> None:  # fmt: skip
+        """Call write(layer, k_CHd, v_CHd) with each layer's part of one session's sink as soon as it is computed, so that no more than one
+        layer is in memory beside the cache: `text_kv` may be an iterator. Keys are not rotated. In 8-bit attention keys are divided by
+        their scale, and values are in e4m3."""
+
+        def quantize(layer: int, k_1CHd: torch.Tensor, v_1CHd: torch.Tensor) -> None:
+            scales, (k_CHd,), (v_CHd,) = self.transformer_blocks()[layer].self_attn.qkv_scales, k_1CHd, v_1CHd
+            if scales is not None:
+                k_CHd = (k_CHd / scales.k_scale_H[:, None]).to(k_CHd.dtype)
+                v_CHd = to_e4m3(v_CHd * scales.v_factor_H[:, None])
+            write(layer, k_CHd, v_CHd)
+
+        self._run_prefill(ref_16_1hw[None], motion_16_Thw[None], text_kv, rope_fp16, quantize)
+
     def prefill_sink(
-        self, ref_16_1hw: torch.Tensor, motion_16_Thw: torch.Tensor, text_kv: list[KV], *, rope_fp16: bool = False
+        self, ref_16_1hw: torch.Tensor, motion_16_Thw: torch.Tensor, text_kv: Iterable[KV], *, rope_fp16: bool = False
     ) -> KV:
-        """(k_LCHd, v_LCHd) for KVCache.prime, of one session, not rotated, the same for every denoising step. In 8-bit attention keys are
-        divided by their scale, and values are in e4m3."""
-        sink = self.prefill(ref_16_1hw[None], motion_16_Thw[None], text_kv, rope_fp16=rope_fp16)
-        k_LCHd, v_LCHd = torch.cat([k for k, _ in sink]), torch.cat([v for _, v in sink])
-        codings = self._qkv_scales()
-        if not codings:
-            return k_LCHd, v_LCHd
-        k_scale, v_factor = (torch.stack(x)[:, None, :, None] for x in zip(*((c.k_scale_H, c.v_factor_H) for c in codings), strict=True))
-        return (k_LCHd / k_scale).to(k_LCHd.dtype), to_e4m3(v_LCHd * v_factor)
+        """(k_LCHd, v_LCHd) for KVCache.prime: all that `write_sink` writes, the same for every denoising step."""
+        sink: list[KV] = []
+        self.write_sink(ref_16_1hw, motion_16_Thw, text_kv, lambda _, k, v: sink.append((k, v)), rope_fp16=rope_fp16)
+        return torch.stack([k for k, _ in sink]), torch.stack([v for _, v in sink])
+
+    def _run_prefill(
+        self, ref_B16_1hw: torch.Tensor, motion_B16Thw: torch.Tensor, text_kv: Iterable[KV], rope_fp16: bool,
+        keep: Callable[[int, torch.Tensor, torch.Tensor], None],
+    ) -> None:  # fmt: skip
+        x_B1CD = torch.cat((self.embed_reference(ref_B16_1hw), self.embed_motion(motion_B16Thw)), dim=1)[:, None]
+        table = self.sink_table(self.grid(ref_B16_1hw), SINK_TIME, rope_fp16=rope_fp16)
+        e0_BF6D = self.time(0.0).e0_6D[None, None]
+        for layer, (block, kv) in enumerate(zip(self.blocks, text_kv, strict=True)):
+
+            def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layer: int = layer) -> torch.Tensor:
+                keep(layer, k, v)
+                return cross(rotate(q, table), rotate(k, table), v)
+
+            x_B1CD = block(x_B1CD, e0_BF6D, kv, attend)
 
     # Training
 
@@ -179,7 +203,11 @@ class DiT(nn.Module):
 
     def stream_text_kv(self, text_kv: list[KV]) -> list[TextKV]:
         """The text's keys and values for `tokens`, a layer each, from the result of `text_kv`. Constant for a session."""
-        return [block.cross_attn.text_kv(kv) for block, kv in zip(self.transformer_blocks(), text_kv, strict=True)]
+        return [self.stream_text_layer(layer, kv) for layer, kv in enumerate(text_kv)]
+
+    def stream_text_layer(self, layer: int, kv: KV) -> TextKV:
+        """One layer of it."""
+        return self.transformer_blocks()[layer].cross_attn.text_kv(kv)
 
     def audio_kv(self, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> list[AudioKV]:
         """Audio keys, values and modulation of one block, an injector each. The same for all denoising steps."""

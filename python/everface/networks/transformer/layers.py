@@ -25,8 +25,10 @@ from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, 
 from everface.kernels.fused.norm_rope import rms_norm
 from everface.kernels.fused.qk_norm_rope_quantize import qk_norm_rope_quantize
 from everface.kernels.fused.qk_norm_rope_store import Start, qk_norm_rope_store
+from everface.kernels.linear.quantize_rows import quantize_rows
 from everface.networks.transformer.linear import (
     Activation,
+    HostLinear,
     Quantized,
     Residual,
     RowLinear,
@@ -60,6 +62,7 @@ class AudioKV(NamedTuple):
     v_FKHd: torch.Tensor
     shift_BF1D: torch.Tensor  # float32
     scale_BF1D: torch.Tensor
+    scale_1: torch.Tensor  # float32, of the attention's e4m3 output before an 8-bit GEMM
 
 
 @dataclass(frozen=True)
@@ -186,6 +189,13 @@ class CrossAttention(Attention):
         quantized, scale = cross_quantized(q_BTHd, *kv, scale_1)
         return self.o(Quantized(quantized.reshape(q.shape), scale.reshape(*q.shape[:-1], 1)))
 
+    def keep_text_weights_on_host(self) -> None:
+        """Move the layers of keys and values to host memory, for inference. Results stay the same."""
+        for name in ("k", "v"):
+            layer = self.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            setattr(self, name, HostLinear(layer))
+
     def single(self, kv: KV) -> torch.Tensor:
         """The output [B, 1, D] for every query when there is one key, as its softmax weight is always 1."""
         return self.o(kv[1].flatten(-2))
@@ -250,7 +260,11 @@ class TransformerBlock(nn.Module):
 
     def _run_ffn(self, u: Activation) -> torch.Tensor:
         widen, gelu, narrow = self.ffn
-        return narrow(widen(u, gelu=True) if isinstance(widen, RowLinear) else gelu(widen(u)))
+        if not isinstance(widen, RowLinear):
+            return narrow(gelu(widen(u)))
+        if widen.gelu_in_epilogue:
+            return narrow(widen(u, gelu=True))
+        return narrow(Quantized(*quantize_rows(widen(u), gelu=True)))
 
 
 class AdaIN(nn.Module):
@@ -284,15 +298,16 @@ class AudioInjector(nn.Module):
     def audio_kv(self, index: int, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> AudioKV:
         """Keys, values and modulation of a block's audio, for `stream`."""
         attention, adain = self._parts(index)
-        shift_scale = adain(global_FD[None]).float()[..., None, :].chunk(2, dim=-1)
-        return AudioKV(*attention.keys_values(local_FKD), *shift_scale)
+        shift, scale = adain(global_FD[None]).float()[..., None, :].chunk(2, dim=-1)
+        k, v = attention.keys_values(local_FKD)
+        return AudioKV(k, v, shift, scale, e4m3_scale(v))
 
     def stream(self, r: Residual, index: int, audio_kv: AudioKV) -> Residual:
         """`forward` for one block of one session; its addition is left to the next norm."""
         attention, _ = self._parts(index)
         modulation = (audio_kv.shift_BF1D, audio_kv.scale_BF1D)
         x, u = norm_for(attention.q, r, modulation=modulation, eps=AUDIO_EPS, norm_dtype=r.dtype, residual_dtype=r.dtype)
-        return Residual(x, attention.stream(u, (audio_kv.k_FKHd, audio_kv.v_FKHd)))
+        return Residual(x, attention.stream(u, (audio_kv.k_FKHd, audio_kv.v_FKHd), audio_kv.scale_1))
 
     def _parts(self, index: int) -> tuple[CrossAttention, AdaIN]:
         attention, adain = self.injector[index], self.injector_adain_layers[index]

@@ -52,6 +52,7 @@ class RowLinear(nn.Module):
 
     weight: torch.Tensor
     scale: torch.Tensor
+    gelu_in_epilogue = False  # of the FFN: in the epilogue of its first GEMM, or, by default, in the pass that quantizes for its second
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
@@ -64,6 +65,23 @@ class RowLinear(nn.Module):
         """[..., in] -> [..., out]; with gelu its tanh form follows."""
         quantized, scale = x if isinstance(x, Quantized) else quantize_rows(x)
         return fp8_linear_rows(quantized, scale, self.weight, self.scale, self.bias, gelu=gelu, dtype=self.dtype)
+
+
+class HostLinear(nn.Module):
+    """A Linear with its weights in host memory, copied to the device of the input for every call. For layers that run once a prompt.
+
+    The weights are not parameters, so that moving the model leaves them where they are.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        on_gpu, held = layer.weight.is_cuda, (layer.weight.detach().cpu(), layer.bias.detach().cpu())
+        self.held = tuple(t.pin_memory() for t in held) if on_gpu else held  # pinned: copied at the full rate of the bus
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in] -> [..., out]."""
+        weight_OI, bias_O = (t.to(x.device, non_blocking=True) for t in self.held)
+        return F.linear(x, weight_OI, bias_O)
 
 
 def e4m3_scale(x: torch.Tensor) -> torch.Tensor:

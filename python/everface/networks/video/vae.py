@@ -127,8 +127,9 @@ class VAE(nn.Module):
         stream = VAEStream(batch, [None] * self.encoder.slots)
         video_B3THW = video_B3THW.contiguous(memory_format=torch.channels_last_3d)
         parts = split_first(video_B3THW)
-        if not torch.is_grad_enabled():  # the cut does not matter, and five latents' frames at a time stay near the cache
-            parts = [piece for part in parts for piece in part.split(5 * self.stride_t, 2)]
+        if not torch.is_grad_enabled():  # the cut does not matter: five latents' frames stay near a CPU's cache, one latent's fill a GPU
+            latents = 1 if video_B3THW.is_cuda else 5
+            parts = [piece for part in parts for piece in part.split(latents * self.stride_t, 2)]
         parts = [self.encoder(part, stream) for part in parts]
         mean_BCthw = self.conv1(torch.cat(parts, 2))[:, : self.config.z_dim]
         return (mean_BCthw - self.mean_C111) / self.std_C111
