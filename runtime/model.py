@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from everface.core.errors import BadInput
 from everface.runtime.messages import Block, CloseSession, OpenSession, Params, Tensors
 
 
@@ -78,7 +79,10 @@ class Window:
 
 
 class SessionModel(Protocol):
-    """The model's side of one session, in the process that owns it. The scheduler's thread calls it, unless said otherwise."""
+    """The model's side of one session, in the process that owns it. The scheduler's thread calls it, unless said otherwise.
+
+    What a model does not need, it leaves out: no block waits for another, no state changes, every result is valid.
+    """
 
     format: BlockFormat
 
@@ -96,20 +100,19 @@ class SessionModel(Protocol):
 
     def depends_on(self, index: int) -> int | None:
         """The block whose result must come back before block `index` may be sent, or None."""
-        ...
+        return None
 
     def update(self, index: int) -> Tensors | None:
         """State that every role must take over with block `index`, which is sent for the first time; None for no change."""
-        ...
+        return None
 
     def result(self, index: int, outputs: Tensors) -> None:
         """Block `index` came back with `outputs`, the last role's conditions: keep what later blocks need of it."""
-        ...
 
     def invalid(self, outputs: Tensors) -> str | None:
         """Why a block with these outputs must be computed again, or None."""
-        ...
+        return None
 
     def change(self, *args: Any, **what: Any) -> Tensors:
         """The state update for a caller's wish, such as another image. From the caller's thread. Raises BadInput."""
-        ...
+        raise BadInput("this model lets nothing be changed within a session: open another")

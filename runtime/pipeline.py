@@ -27,7 +27,14 @@ class Pipeline(ABC):
         self.depth = depth  # most blocks in flight
         self.in_flight = 0
         self.signal = Signal()
+        self._sessions = 0
         self._lock = threading.Lock()
+
+    def new_session_id(self) -> int:
+        """A number that no session of this pipeline had before, whichever scheduler opened it. Thread-safe."""
+        with self._lock:
+            self._sessions += 1
+            return self._sessions
 
     def room(self) -> int:
         """Blocks that may be sent now."""

@@ -33,7 +33,6 @@ class Scheduler:
         self.recoveries: deque[tuple[str, float]] = deque(maxlen=100)  # what was lost, and the seconds until the stages were back
         self._sessions: dict[int, ScheduledSession] = {}  # open, and closed ones whose last replies are still to come
         self._lock = threading.Lock()  # guards _sessions against open_session from other threads
-        self._opened = 0
         self._due_s = 0.0  # when the block sent last was due, in seconds of video
         self._ended: EverfaceError | None = None
         self._draining = self._stop = False
@@ -52,8 +51,7 @@ class Scheduler:
                 raise self._ended or Unavailable("the pipeline is closed: start another")
             if sum(s.session.state != CLOSED for s in self._sessions.values()) >= self.limit:
                 raise Unavailable(f"this pipeline serves {self.limit} sessions already: close one, or allow more")
-            session = Session(self._opened + 1, model, self.pipeline.signal, buffer_s, self.now)
-            self._opened = session.id
+            session = Session(self.pipeline.new_session_id(), model, self.pipeline.signal, buffer_s, self.now)
             self._sessions[session.id] = ScheduledSession(session, model, self.now, self._due_s)
         self.pipeline.signal.set()
         return session
@@ -85,6 +83,7 @@ class Scheduler:
         self.pipeline.signal.set()
         if self._thread and self._thread is not threading.current_thread():
             self._thread.join()
+            self.dispatch()  # tell the stages of the sessions that were closed just now
         if self._workers:
             self._workers.shutdown(cancel_futures=True)
         self._end(Unavailable("the pipeline is closed: start another"))

@@ -23,6 +23,7 @@ from everface.runtime.audio_buffer import AudioBuffer
 from everface.runtime.events import Event, SegmentEnd, VideoBlock
 from everface.runtime.messages import Tensors
 from everface.runtime.model import SessionModel, Window
+from everface.runtime.samples import check_samples
 from everface.runtime.signal import Signal
 from everface.runtime.timeline import Timeline
 
@@ -82,17 +83,12 @@ class Session:
         return self
 
     def push_audio(self, audio_S: torch.Tensor | np.ndarray) -> bool:
-        """Accept mono float32 audio at the model's sample rate, `format.sample_rate`.
+        """Accept mono float32 audio, full scale 1, at the model's sample rate, `format.sample_rate`. The samples are copied.
 
-        Returns False, and accepts nothing, while more than the buffer would wait: poll and push again. Raises BadInput for audio of
-        another kind, or after `end_segment`; Unavailable when the session is closed or has failed.
+        Peaks up to `samples.MAX_PEAK` are accepted. Returns False, and accepts nothing, while more than the buffer would wait: poll and push
+        again. Raises BadInput for audio of another kind, or after `end_segment`; Unavailable when the session is closed or has failed.
         """
-        audio_S = torch.as_tensor(audio_S)
-        if audio_S.ndim != 1 or audio_S.dtype != torch.float32:
-            shape, rate = list(audio_S.shape), self.format.sample_rate
-            raise BadInput(f"audio of shape {shape} and {audio_S.dtype} cannot be used: push mono float32 samples at {rate} Hz")
-        if not bool(torch.isfinite(audio_S).all()):
-            raise BadInput("the audio holds values that are not finite: repair it before pushing")
+        audio_S = check_samples(audio_S, self.format.sample_rate)
         if audio_S.numel() > self._limit:
             raise BadInput(f"{audio_S.numel()} samples at once do not fit the buffer of {self._limit}: push smaller pieces")
         with self._changed:
@@ -207,6 +203,11 @@ class Session:
     def accepted(self) -> int:
         """Samples since the session opened: its clock."""
         return self._buffer.accepted
+
+    def room(self) -> int:
+        """Samples that `push_audio` would accept now."""
+        with self._changed:
+            return self._limit - (self._buffer.accepted - self._sent)
 
     def stats(self) -> SessionStats:
         with self._changed:

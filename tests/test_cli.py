@@ -16,7 +16,7 @@ from everface.cli import commands
 from everface.core.errors import BadInput, BadWeights
 from everface.doctor import machine
 
-MODEL, DEPLOYMENT = "weights lora size sampler", "placement threads"
+MODEL, DEPLOYMENT = "weights lora size sampler dtype attention", "placement threads"
 # Adding a flag is a decision: it has an owner and a place here.
 FLAGS = {
     "demo": f"out {DEPLOYMENT}",

@@ -90,4 +90,7 @@ def test_it_names_the_attention_of_each_device_and_why_not_another(monkeypatch: 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(backend, "select_backend", lambda *_: backend.Selection("triton", "asked for"))
     monkeypatch.setattr(backend, "find_fault", lambda name, *_: "it is not installed" if name == "xformers" else "")
+    monkeypatch.setattr(backend, "gpu_model", lambda _: ("NVIDIA A100", 80))
     assert machine.attention() == ["cuda:0 triton (asked for)", "cuda:0 not xformers: it is not installed"]
+    monkeypatch.setattr(backend, "gpu_model", lambda _: ("NVIDIA H200", 90))
+    assert machine.attention()[1] == "cuda:0 triton in fp8-attention (asked for)"

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
-from everface.models.live_avatar.builders import decoder_dtype, dtype_of
-from everface.models.live_avatar.names import DECODE, not_finite
+from everface.models.live_avatar.builders import decoder_dtype, dtype_of, select_attention
+from everface.models.live_avatar.names import DECODE
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
-from everface.models.live_avatar.sink import SinkRefresh
+from everface.models.live_avatar.sink import SinkSession
 from everface.networks.transformer.dit import DiT
 from everface.networks.transformer.schedule import Schedule
 from everface.networks.video.vae import VAE
 from everface.runtime.messages import Params, Tensors
-from everface.runtime.model import BlockFormat, SessionModel, Window
+from everface.runtime.model import BlockFormat, Window
 from everface.weights.quantize import quantize_for_dtype
 
 MODEL = "bench.stream.random14b:Random14B"
@@ -76,6 +76,7 @@ class Random14B:
         key = repr(deployment)
         if key not in _denoisers:
             torch.manual_seed(0)
+            select_attention(deployment, CONFIG.dit.head_dim)
             dit = random_dit(CONFIG.dit, deployment.device, dtype_of(deployment))
             quantize_for_dtype(dit, deployment.dtype)
             _denoisers[key] = Denoiser(dit, CONFIG, deployment)
@@ -87,13 +88,13 @@ def forget() -> None:
     _denoisers.clear()
 
 
-class RandomSession(SessionModel):
+class RandomSession(SinkSession):
     """A session of random conditions, as `LiveAvatarSession` without its encoders."""
 
     format = BlockFormat()
 
     def __init__(self) -> None:
-        self._sink = SinkRefresh(CONFIG.dit.window_blocks)
+        super().__init__(CONFIG.dit.window_blocks)
 
     def initial_state(self) -> tuple[Tensors, Params]:
         """Reference, motion and text, float32 on the CPU."""
@@ -111,18 +112,3 @@ class RandomSession(SessionModel):
     def initial_x(self, index: int, retry: int) -> torch.Tensor:
         cfg = CONFIG.dit
         return torch.randn(cfg.in_dim, cfg.block_frames, *LATENT, generator=torch.Generator().manual_seed(1000 + index))
-
-    def depends_on(self, index: int) -> int | None:
-        return self._sink.depends_on(index)
-
-    def update(self, index: int) -> Tensors | None:
-        return self._sink.update(index)
-
-    def result(self, index: int, outputs: Tensors) -> None:
-        self._sink.result(index, outputs)
-
-    def invalid(self, outputs: Tensors) -> str | None:
-        return not_finite(outputs)
-
-    def change(self) -> Tensors:
-        return {}

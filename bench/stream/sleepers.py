@@ -56,17 +56,3 @@ class SleepSession(SessionModel):
 
     def initial_x(self, index: int, retry: int) -> torch.Tensor:
         return torch.zeros(16, 3, 16, 16)
-
-    def depends_on(self, index: int) -> int | None:
-        return None
-
-    def update(self, index: int) -> Tensors | None:
-        return None
-
-    def result(self, index: int, outputs: Tensors) -> None: ...
-
-    def invalid(self, outputs: Tensors) -> str | None:
-        return None
-
-    def change(self) -> Tensors:
-        return {}

@@ -1,4 +1,4 @@
-"""The two channels of a process. They are opened for each generation of a pipeline's connections and closed without a trace."""
+"""The two channels of a process. They are opened for each generation of a pipeline's connections."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from everface.runtime.signal import Signal
 from everface.runtime.transport.base import ChannelError, OnCancel, Receiver, Sender
 from everface.runtime.transport.selection import open_receiver, open_sender
 
-CONNECT_S = 60.0  # for processes that have their roles to connect
+CONNECT_S = 60.0  # for processes to connect once their roles are built
 
 
 class Connections:
-    """From the previous stage, to the next stage. `on_cancel` is called at once with a Cancel, which is then passed on.
+    """`receiver` is from the previous stage, `sender` to the next. `on_cancel` gets each Cancel at once; it is then passed on.
 
-    Opening them takes no time; `wait_connected` waits for the neighbours, and may be ended by `abort` from another thread.
-    `signal` is set when a message arrives.
+    Only with gloo and nccl does the constructor wait for the neighbors. `wait_connected` always does; `abort` from another thread
+    ends its wait. `signal` is set when a message arrives or the connection to the previous stage breaks.
     """
 
     def __init__(self, connect: Connect, on_cancel: OnCancel, signal: Signal | None = None):
@@ -40,20 +40,20 @@ class Connections:
             kind, timeout_s = connect.kinds[after], connect.timeout_s
             return open_sender(kind, path(after), connect.device, connect.slots[after], timeout_s, CONNECT_S)
 
-        # kinds that wait for the other end need an order: the caller opens its sender first, every stage its receiver
+        # some kinds wait for the other end, so the order matters: the caller opens its sender first, every stage its receiver
         if caller:
             self.sender, self.receiver = sender(), receiver()
         else:
             self.receiver, self.sender = receiver(), sender()
 
     def wait_connected(self) -> None:
-        """Raises ChannelError if a neighbour does not come."""
+        """Raises ChannelError if a neighbor does not connect."""
         for end in (self.receiver, self.sender):
             if not end.wait_connected(CONNECT_S):
-                raise ChannelError(f"a neighbour did not connect within {CONNECT_S:g} s")
+                raise ChannelError(f"a neighboring stage did not connect within {CONNECT_S:g} s")
 
     def abort(self, reason: str) -> None:
-        """Wake whoever waits at either channel. From any thread."""
+        """End every wait on both channels. From any thread."""
         self.receiver.abort(reason)
         self.sender.abort(reason)
 

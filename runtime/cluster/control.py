@@ -1,6 +1,6 @@
-"""Messages between the supervisor and its workers: msgpack frames over a Unix socket pair, one pair a worker. No tensors, no pickle.
+"""Messages between the supervisor and its workers: msgpack frames over a Unix socket pair, one pair per worker.
 
-The socket also shows life: when one side dies, the other reads its end.
+No tensors, no pickle. When one side dies, the other reads the end of the stream.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -17,7 +18,7 @@ LENGTH = struct.Struct("<I")
 
 
 class Build(msgspec.Struct, tag=True):
-    """To a new worker: build these roles on its device. `model` is the import path of the registered model, `spec` plain data for it."""
+    """Build these roles on this device. `model` is the import path of a registered model, `spec` plain data for its roles."""
 
     roles: list[str]
     device: str
@@ -27,14 +28,14 @@ class Build(msgspec.Struct, tag=True):
 
 
 class Connect(msgspec.Struct, tag=True):
-    """Connect to the neighbours. Rank r receives from r-1 and sends to r+1; the caller is the last rank, so it is before the first."""
+    """Connect to the neighbors. Rank r receives from r-1 and sends to r+1; the caller has the last rank and sends to rank 0."""
 
     generation: int
     rank: int
-    world: int
+    world: int  # ranks, with the caller
     folder: str
     device: str  # of this process
-    kinds: list[str]  # kind of each channel, by the rank that receives
+    kinds: list[str]  # transport of each channel, by the rank that receives
     slots: list[int]
     timeout_s: float
 
@@ -54,7 +55,7 @@ class Connected(msgspec.Struct, tag=True):
 
 
 class WorkStarted(msgspec.Struct, tag=True):
-    """Work on a message begins. kind: "block" or "session"."""
+    """Work on a message begins. kind: "block", or a phrase for what else it is; then `session` and `index` mean nothing."""
 
     kind: str
     session: int
@@ -70,45 +71,45 @@ class Heartbeat(msgspec.Struct, tag=True):
 
 
 class Disconnected(msgspec.Struct, tag=True):
-    """A connection to a neighbour broke: the fault is elsewhere."""
+    """A connection to a neighbor broke. The fault is elsewhere."""
 
     reason: str
 
 
 Command = Build | Connect | Disconnect
 Report = Built | Connected | WorkStarted | WorkFinished | Heartbeat | Disconnected
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Command | Report).decode
+_encode: Callable[[Command | Report], bytes] = msgspec.msgpack.Encoder().encode
+_decode: Callable[[bytes], Command | Report] = msgspec.msgpack.Decoder(Command | Report).decode
 
 
 class ControlSocket:
     """One end of the socket. Any thread may send; one thread receives."""
 
-    def __init__(self, sock: socket.socket):
-        self.sock = sock
+    def __init__(self, connected: socket.socket):
+        self._socket = connected
         self._sending = threading.Lock()
-        self._rest = b""
+        self._rest = b""  # of a frame that has not come completely
 
     def send(self, message: Command | Report) -> bool:
-        """False if the other side is gone: whoever watches its end will deal with that."""
+        """Returns False if the other side is gone, which `receive` will report too."""
         body = _encode(message)
         try:
             with self._sending:
-                self.sock.sendall(LENGTH.pack(len(body)) + body)
+                self._socket.sendall(LENGTH.pack(len(body)) + body)
             return True
         except OSError:
             return False
 
-    def read(self) -> list[Command | Report] | None:
-        """The messages of what has come, which may be none; waits for the first bytes. None when the other side is gone."""
+    def receive(self) -> list[Command | Report] | None:
+        """Wait for bytes and return the messages that are complete, perhaps none. None when the other side is gone."""
         try:
-            data = self.sock.recv(1 << 16)
+            data = self._socket.recv(1 << 16)
         except OSError:
             return None
         if not data:
             return None
         self._rest += data
-        messages = []
+        messages: list[Command | Report] = []
         while len(self._rest) >= LENGTH.size:
             (length,) = LENGTH.unpack_from(self._rest)
             if length > MOST_BYTES:
@@ -119,5 +120,9 @@ class ControlSocket:
             self._rest = self._rest[LENGTH.size + length :]
         return messages
 
+    def fileno(self) -> int:
+        """For selectors."""
+        return self._socket.fileno()
+
     def close(self) -> None:
-        self.sock.close()
+        self._socket.close()

@@ -1,4 +1,4 @@
-"""One worker process a device. The caller's process is the last rank, which feeds the first stage and receives from the last."""
+"""One worker process per device. The caller's process is the last rank: it feeds the first stage and receives from the last."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from everface.core.config import Deployment
 from everface.core.errors import Unavailable
 from everface.core.log import log
 from everface.runtime.cluster.connections import CONNECT_S, Connections
-from everface.runtime.cluster.control import Connect
+from everface.runtime.cluster.control import Build, Connect
 from everface.runtime.cluster.supervisor import Supervisor
 from everface.runtime.messages import Message, Reply, Stop
 from everface.runtime.pipeline import MOST_CONTROL, Pipeline, PipelineLost
@@ -29,23 +29,26 @@ VERDICT_S = 5.0  # for the supervisor to find out why a channel broke
 
 
 class ProcessPipeline(Pipeline):
-    """`model` is the import path of a registered model, `spec` plain data for its roles. Raises Unavailable if a stage does not start."""
+    """`model` is the import path of a registered model, `spec` plain data for its roles.
+
+    Raises Unavailable if a stage does not start.
+    """
 
     def __init__(self, placement: Placement, model: str, spec: dict[str, Any], deployment: Deployment):
         count = len(placement.devices)
-        super().__init__(depth=count + 1)  # the stages, and the caller, which holds a block while it takes its reply
+        super().__init__(depth=count + 1)  # one for each stage, and one for the caller while it takes a reply
         self._timeout_s = deployment.timeout_s
-        # all in flight fits into the last channel: a slow caller stalls no stage
+        # The last channel has room for all blocks in flight, so that a slow caller stalls no stage.
         self._slots = [SLOTS] * count + [self.depth + MOST_CONTROL]
-        self._devices = devices_of(deployment.device, count)
-        line = [*self._devices, "cpu"]  # the caller takes frames to the host
+        devices = devices_of(deployment.device, count)
+        line = [*devices, "cpu"]  # the caller takes frames to the host
         self._kinds = [select(line[rank - 1], line[rank], same_process=False).kind for rank in range(count + 1)]
         self._connections: Connections | None = None
         self._folder = tempfile.mkdtemp(prefix="everface-")  # private to this user
-        # equal thread counts give equal bits on every placement
+        # Equal thread counts give equal bits on every placement.
         threads = deployment.threads or env.threads() or torch.get_num_threads()
-        build = {"model": model, "spec": spec, "threads": threads}
-        self._supervisor = Supervisor(placement, self._devices, build, self._timeout_s, self._abort)
+        builds = [Build(list(roles), device, model, spec, threads) for roles, device in zip(placement.devices, devices)]
+        self.supervisor = Supervisor(builds, self._timeout_s, self._abort)
         atexit.register(self.close)
         try:
             self._connect()
@@ -61,17 +64,17 @@ class ProcessPipeline(Pipeline):
     @property
     def processes(self) -> list[int]:
         """Process ids, upstream first."""
-        return [child.process.pid for child in self._supervisor.children]
+        return [worker.process.pid for worker in self.supervisor.workers]
 
     def block_seconds(self) -> list[list[float]]:
         """The times of each stage's last blocks, upstream first."""
-        return [list(child.watch.seconds) for child in self._supervisor.children]
+        return [list(worker.watchdog.block_times_s) for worker in self.supervisor.workers]
 
     def recover(self) -> list[str]:
         restarted: list[str] = []
         while True:
             self._disconnect()
-            restarted += self._supervisor.restore()
+            restarted += self.supervisor.restore()
             try:
                 self._connect()
                 return restarted
@@ -80,28 +83,30 @@ class ProcessPipeline(Pipeline):
 
     def close(self) -> None:
         atexit.unregister(self.close)
-        idle = self._connections is not None and not self.in_flight and not self._supervisor.lost()
-        if idle and self._connections is not None:
+        connections, grace_s = self._connections, 0.0
+        if connections is not None and not self.in_flight and not self.supervisor.loss:
+            grace_s = GRACE_S
             with contextlib.suppress(ChannelError):
-                self._connections.sender.send(Stop())
-        self._supervisor.close(GRACE_S if idle else 0.0)
+                connections.sender.send(Stop())
+        self.supervisor.close(grace_s)
         self._disconnect()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _connect(self) -> None:
-        """Wait for the workers' roles, then connect to them all. Raises PipelineLost."""
-        supervisor, world = self._supervisor, len(self._supervisor.children) + 1
+        """Wait until the workers have built their roles, then connect all. Raises PipelineLost."""
+        supervisor, world = self.supervisor, len(self.supervisor.workers) + 1
         try:
             supervisor.wait_built(START_S)
-            ours = Connect(
-                supervisor.generation + 1, world - 1, world, self._folder, "cpu", self._kinds, self._slots, self._timeout_s
+            connect = Connect(
+                generation=supervisor.generation + 1, rank=world - 1, world=world, folder=self._folder, device="cpu",
+                kinds=self._kinds, slots=self._slots, timeout_s=self._timeout_s,
             )  # fmt: skip
-            supervisor.connect(ours)
-            self._connections = Connections(ours, lambda _: None, self.signal)
+            supervisor.connect(connect)
+            self._connections = Connections(connect, lambda _: None, self.signal)
             self._connections.wait_connected()
             supervisor.wait_connected(CONNECT_S)
         except (ChannelError, Unavailable) as error:
-            self._lose(str(error))
+            self._raise_lost(str(error))
         with self._lock:
             self.in_flight = 0
 
@@ -122,7 +127,7 @@ class ProcessPipeline(Pipeline):
                 raise ChannelError("the pipeline is not connected")
             connections.sender.send(message)
         except ChannelError as error:
-            self._lose(str(error))
+            self._raise_lost(str(error))
 
     def _receive(self) -> Reply | None:
         connections = self._connections
@@ -131,17 +136,17 @@ class ProcessPipeline(Pipeline):
                 raise ChannelError("the pipeline is closed")
             return connections.receiver.receive(0.0)  # type: ignore[return-value]  # the last stage sends replies only
         except ChannelError as error:
-            self._lose(str(error))
+            self._raise_lost(str(error))
 
-    def _lose(self, what: str) -> NoReturn:
-        """Raise PipelineLost with the supervisor's verdict, or Unavailable when that is final."""
-        verdict = self._supervisor.wait_loss(VERDICT_S if self._connections is not None else 0.0)
-        self._supervisor.check()
-        raise PipelineLost(verdict or what)
+    def _raise_lost(self, reason: str) -> NoReturn:
+        """Raise PipelineLost with the supervisor's reason if it has one, or Unavailable if that is final."""
+        loss = self.supervisor.wait_loss(VERDICT_S if self._connections is not None else 0.0)
+        self.supervisor.check()
+        raise PipelineLost(loss or reason)
 
 
 def devices_of(device: str, count: int) -> list[str]:
-    """Where each of `count` stages lives: on GPUs of their own as far as there are so many, in turn from the first."""
+    """The device of each of `count` stages: with "cuda" one GPU each as far as there are enough, then from the first again."""
     if device != "cuda":
         return [device] * count
     return [f"cuda:{rank % max(1, torch.cuda.device_count())}" for rank in range(count)]

@@ -1,7 +1,8 @@
-"""When is a stage late? Pure bookkeeping over times that others measure, so that it runs as well on virtual time.
+"""Decides when a stage hangs. It only does arithmetic on times that others measure, so it runs on virtual time too.
 
-A stage is hung if nothing was cancels of it for HANG_S, or four times the 99th percentile of its blocks if that is longer; and if a block
-has been worked on for so long. Openings, and blocks before enough of them were measured, get the deployment's timeout instead.
+A stage hangs if it gave no sign of life for HANG_S, or for four times the 99th percentile of its block times if that is longer;
+and if it has worked on one block for that long. Openings, and blocks before enough of them were measured, get the deployment's
+timeout instead.
 """
 
 from __future__ import annotations
@@ -10,49 +11,51 @@ from collections import deque
 
 HANG_S = 1.8
 TIMES_P99 = 4.0
-KEPT = 256  # block times a stage
-ENOUGH = 16  # of them make a percentile; before that the first, slow ones of a warm-up would be taken for the rule
+KEPT = 256  # block times per stage
+ENOUGH = 16  # of them make a percentile; fewer would take the slow blocks of a warm-up for the rule
+BLOCK = "block"  # descriptions of work on a block begin with it
 
 
 class Watchdog:
-    """One stage. Times are seconds on any one clock."""
+    """Of one stage. All times are in seconds on one clock of the caller's choice."""
 
-    def __init__(self, name: str, timeout_s: float):
-        self.name, self.timeout_s = name, timeout_s
-        self.seconds: deque[float] = deque(maxlen=KEPT)
-        self._heard_s: float | None = None  # None: not watched, the stage is still being built
-        self._entered_s: float | None = None
-        self._what = ""
+    def __init__(self, timeout_s: float):
+        self.timeout_s = timeout_s
+        self.block_times_s: deque[float] = deque(maxlen=KEPT)
+        self._alive_s: float | None = None  # last sign of life; None: not watched
+        self._began_s: float | None = None  # the work under way
+        self._work = ""
 
-    def begin(self, now_s: float) -> None:
-        """The stage is up, and idle."""
-        self._heard_s, self._entered_s = now_s, None
+    def start(self, now_s: float) -> None:
+        """Watch: the stage is connected and idle."""
+        self._alive_s, self._began_s = now_s, None
 
-    def rest(self) -> None:
-        """Watchdog no longer."""
-        self._heard_s = self._entered_s = None
+    def stop(self) -> None:
+        """Watch no longer."""
+        self._alive_s = self._began_s = None
 
-    def on_cancel(self, now_s: float) -> None:
-        """Any sign of life."""
-        if self._heard_s is not None:
-            self._heard_s = now_s
+    def alive(self, now_s: float) -> None:
+        """Note a sign of life."""
+        if self._alive_s is not None:
+            self._alive_s = now_s
 
-    def enter(self, now_s: float, what: str) -> None:
-        self.on_cancel(now_s)
-        self._entered_s, self._what = now_s, what
+    def begin_work(self, now_s: float, work: str) -> None:
+        """The stage works on something from now on. `work` describes it, for a block as in "block 7"."""
+        self.alive(now_s)
+        self._began_s, self._work = now_s, work
 
-    def leave(self, now_s: float) -> None:
-        self.on_cancel(now_s)
-        if self._entered_s is not None and self._what.startswith("block"):
-            self.seconds.append(now_s - self._entered_s)
-        self._entered_s = None
+    def end_work(self, now_s: float) -> None:
+        self.alive(now_s)
+        if self._began_s is not None and self._work.startswith(BLOCK):
+            self.block_times_s.append(now_s - self._began_s)
+        self._began_s = None
 
     @property
     def p99_s(self) -> float | None:
-        """Of the last blocks; None before there are enough."""
-        if len(self.seconds) < ENOUGH:
+        """Of the last block times; None before there are enough."""
+        if len(self.block_times_s) < ENOUGH:
             return None
-        return sorted(self.seconds)[min(len(self.seconds) - 1, int(0.99 * len(self.seconds)))]
+        return sorted(self.block_times_s)[min(len(self.block_times_s) - 1, int(0.99 * len(self.block_times_s)))]
 
     @property
     def limit_s(self) -> float:
@@ -60,15 +63,15 @@ class Watchdog:
         p99_s = self.p99_s
         return self.timeout_s if p99_s is None else min(self.timeout_s, max(HANG_S, TIMES_P99 * p99_s))
 
-    def late(self, now_s: float) -> str | None:
-        """Why the stage must be taken for hung, if it must."""
-        if self._heard_s is None:
+    def hang_reason(self, now_s: float) -> str | None:
+        """Why the stage counts as hung; None if it does not."""
+        if self._alive_s is None:
             return None
-        silent_s = now_s - self._heard_s
+        silent_s = now_s - self._alive_s
         if silent_s > max(HANG_S, TIMES_P99 * (self.p99_s or 0.0)):
             return f"gave no sign of life for {silent_s:.1f} s"
-        if self._entered_s is not None:
-            limit_s = self.limit_s if self._what.startswith("block") else self.timeout_s
-            if now_s - self._entered_s > limit_s:
-                return f"has worked on {self._what} for more than {limit_s:.1f} s"
+        if self._began_s is not None:
+            limit_s = self.limit_s if self._work.startswith(BLOCK) else self.timeout_s
+            if now_s - self._began_s > limit_s:
+                return f"has worked on {self._work} for more than {limit_s:.1f} s"
         return None

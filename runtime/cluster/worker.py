@@ -1,7 +1,7 @@
-"""A child process of a pipeline: builds the roles of its device once, and runs them through any number of connections.
+"""Runs in a worker process of a pipeline: builds the roles of its device once, and runs them through any number of connections.
 
-Three threads: the main one builds, connects, and takes, runs, gives; one listens to the parent; one tells it twice a heartbeat's
-time that this process lives. The end of the parent ends this process.
+Three threads: the main one builds, connects, and receives, runs and sends messages; one receives the supervisor's commands; one
+sends heartbeats. The end of the supervisor's process ends this one.
 """
 
 from __future__ import annotations
@@ -33,54 +33,57 @@ from everface.runtime.cluster.control import (
     WorkFinished,
     WorkStarted,
 )
+from everface.runtime.cluster.watchdog import BLOCK
 from everface.runtime.messages import Block, Cancel, OpenSession, Stop, reply_of
 from everface.runtime.registry import load_model
 from everface.runtime.stage import Stage
 from everface.runtime.transport.base import ChannelError
 
-BEAT_S = 0.25
+HEARTBEAT_S = 0.25
+IDLE_S = 3600.0  # longest single wait for a message
+
 
 class Worker:
     """The state that the three threads share."""
 
-    def __init__(self, channel: ControlSocket):
-        self.channel = channel
-        self.builds: queue.Queue[Build] = queue.Queue(1)
+    def __init__(self, control: ControlSocket):
+        self._control = control
+        self._builds: queue.Queue[Build] = queue.Queue(1)
         self._connects: queue.Queue[Connect] = queue.Queue(8)
         self._connections: Connections | None = None
         self._generation = 0  # connections of an older one are to be dropped
         self._parent = os.getppid()
 
-    def listen(self) -> NoReturn:
-        """OnCancel the parent's orders until it is gone."""
-        while (orders := self.channel.read()) is not None:
-            for order in orders:
-                if isinstance(order, Build):
-                    self.builds.put(order)
-                elif isinstance(order, Connect):
-                    self._generation = order.generation
-                    self._drop("the pipeline is connected anew")
-                    self._connects.put(order)
-                elif isinstance(order, Disconnect):
-                    self._drop("another stage was lost")
+    def receive_commands(self) -> NoReturn:
+        """Until the supervisor is gone, which ends this process."""
+        while (commands := self._control.receive()) is not None:
+            for command in commands:
+                if isinstance(command, Build):
+                    self._builds.put(command)
+                elif isinstance(command, Connect):
+                    self._generation = command.generation
+                    self._abort_connections("the pipeline is connected again")
+                    self._connects.put(command)
+                elif isinstance(command, Disconnect):
+                    self._abort_connections("another stage was lost")
         os._exit(3)
 
-    def beat(self) -> NoReturn:
-        """Tell of life. A fork of the parent may hold the socket open, so its process is asked after too."""
+    def send_heartbeats(self) -> NoReturn:
+        """Until the parent is gone. Its process is checked, because a fork of it may keep the control socket open."""
         while os.getppid() == self._parent:
-            self.channel.send(Heartbeat())
-            time.sleep(BEAT_S)
+            self._control.send(Heartbeat())
+            time.sleep(HEARTBEAT_S)
         os._exit(3)
 
     def work(self) -> None:
-        """Build, then connect and serve until reply to stop."""
-        build = self.builds.get()
+        """Build, then connect and serve until a Stop. Raises what building the roles raises."""
+        build = self._builds.get()
         torch.set_num_threads(build.threads)
         if torch.device(build.device).type == "cuda":
-            torch.cuda.set_device(build.device)  # kernels are launched on the current one, wherever their tensors are
+            torch.cuda.set_device(build.device)  # kernels are launched on the current device, whichever their tensors are on
         model = load_model(build.model)
         stage = Stage({role: model.build_role(role, {**build.spec, "device": build.device}) for role in build.roles})
-        self.channel.send(Built())
+        self._control.send(Built())
         while True:
             connect = self._connects.get()
             stage.reset()
@@ -92,18 +95,18 @@ class Worker:
                     if connect.generation != self._generation:
                         continue
                     connections.wait_connected()
-                    self.channel.send(Connected(connect.generation))
+                    self._control.send(Connected(connect.generation))
                     self._serve(stage, connections, connect.rank == connect.world - 2)
                     return
-            except ChannelError as error:  # another stage is the culprit: the parent knows, or will find out
-                self.channel.send(Disconnected(str(error)))
+            except ChannelError as error:  # the fault is another stage's: the supervisor knows, or will find out
+                self._control.send(Disconnected(str(error)))
             finally:
                 self._connections = None
 
     def _serve(self, stage: Stage, connections: Connections, last: bool) -> None:
-        """Take, run, give, until Stop. The parent, after the last stage, wants answers only."""
+        """Receive, run and send, until a Stop. The last stage sends replies only, as the caller is next."""
         while True:
-            message = connections.receiver.receive(3600.0)
+            message = connections.receiver.receive(IDLE_S)
             if message is None:
                 continue
             if isinstance(message, Stop):
@@ -111,12 +114,12 @@ class Worker:
                     connections.sender.send(message)
                 return
             if isinstance(message, Block):
-                self.channel.send(WorkStarted("block", message.session, message.index))
+                self._control.send(WorkStarted(BLOCK, message.session, message.index))
             else:
-                self.channel.send(WorkStarted("an opening" if isinstance(message, OpenSession) else "a message", 0, -1))
+                self._control.send(WorkStarted("an opening" if isinstance(message, OpenSession) else "a message", 0, -1))
             result = stage.run(message)
             del message
-            self.channel.send(WorkFinished())  # before it is given: if the next stage does not take it, that one is late
+            self._control.send(WorkFinished())  # before it is sent: if the next stage does not receive it, that one is late
             if last:
                 reply = reply_of(result)
                 if reply is not None:
@@ -124,7 +127,7 @@ class Worker:
             elif not isinstance(result, Cancel):
                 connections.sender.send(result)
 
-    def _drop(self, reason: str) -> None:
+    def _abort_connections(self, reason: str) -> None:
         connections = self._connections
         if connections is not None:
             connections.abort(reason)
@@ -132,25 +135,25 @@ class Worker:
 
 def main(fd: int) -> NoReturn:
     """`fd`: this end of the control socket."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides, and its end is our end
+    for number in (signal.SIGINT, signal.SIGTERM):  # the supervisor decides when this process ends
         signal.signal(number, signal.SIG_IGN)
     worker = Worker(ControlSocket(socket.socket(fileno=fd)))
-    for run in (worker.listen, worker.beat):
-        threading.Thread(target=run, name=run.__name__, daemon=True).start()
+    for run, name in ((worker.receive_commands, "everface commands"), (worker.send_heartbeats, "everface heartbeats")):
+        threading.Thread(target=run, name=name, daemon=True).start()
     try:
         start_log()
         worker.work()
     except EverfaceError as error:
-        _leave(2, str(error))
+        _exit(2, str(error))
     except BaseException:
-        _leave(1, traceback.format_exc())
-    _leave(0)
+        _exit(1, traceback.format_exc())
+    _exit(0)
 
 
-def _leave(code: int, words: str = "") -> NoReturn:
-    """ChannelEnd now: threads that wait on sockets are not waited for."""
-    if words:
-        print(words, file=sys.stderr)
+def _exit(code: int, output: str = "") -> NoReturn:
+    """End the process now: threads that wait on sockets would keep an ordinary exit waiting."""
+    if output:
+        print(output, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,9 +1,9 @@
 """A channel between two stages: messages forward, credits backward, so that a channel never holds more than its slots.
 
-A sender blocks in `send` while all slots are taken; a slot is free again when its message has been received. Cancel and Stop need no
-slot. A Cancel is not queued: the receiver calls `on_cancel` with it at once, ahead of the blocks that wait. `abort` ends every wait at
-both ends; after `abort` and `join` an end holds neither a thread nor a file. Timeouts are in seconds, precise to a millisecond.
-`everface.runtime.transport.selection` chooses the kind of channel.
+A sender blocks in `send` while all slots are taken; a slot is free again when its message has been received. Cancel and Stop need
+no slot. A Cancel is not queued: the receiver calls `on_cancel` with it at once, ahead of the blocks that wait. `abort` ends every
+wait at both ends; after `abort` and `join` an end holds neither a thread nor a file. Timeouts are in seconds, precise to a
+millisecond. `everface.runtime.transport.selection` chooses the kind of channel.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Receiver(ChannelEnd, Protocol):
 
 
 class EndState:
-    """What both ends of every channel share: a condition to wait on, why the channel is broken, the thread that serves the end."""
+    """What both ends of every channel share: a condition to wait on, why the channel is broken, the thread of the end."""
 
     thread: threading.Thread
 
@@ -92,7 +92,7 @@ class EndState:
         self.thread.start()
 
     def _wait(self, ready: Callable[[], bool], timeout_s: float) -> bool:
-        """With the condition held: wait until `ready` or broken. False after the timeout. Raises ChannelError if broken and not ready."""
+        """With the condition held: wait until `ready`; False after the timeout. Raises ChannelError if broken and not ready."""
         self._changed.wait_for(lambda: ready() or self._broken is not None, timeout_s)
         if not ready() and self._broken is not None:
             raise ChannelError(self._broken)
@@ -120,7 +120,7 @@ class CreditedSender(EndState):
 
 
 class QueuedReceiver(EndState):
-    """A downstream end and the messages that have arrived but were not received. `signal` is set at each arrival and at a break."""
+    """A downstream end and the messages that have arrived there. `signal` is set at each arrival and at a break."""
 
     def __init__(self, on_cancel: OnCancel | None, connected: bool = True, signal: Signal | None = None):
         super().__init__(connected)
@@ -158,7 +158,7 @@ Control = TypeVar("Control", bound=ChannelEnd)
 
 
 class SideChannelEnd(Generic[Control]):
-    """An end that moves the tensors of blocks in its own way and leaves all else, and the credits, to `control`, an end of another kind."""
+    """An end that moves the tensors of blocks itself and leaves all else, with the credits, to `control`, an end of another kind."""
 
     def __init__(self, control: Control):
         self._control = control

@@ -1,4 +1,4 @@
-"""Blocks whose tensors travel apart from their message: one after another in one piece of memory, each at a multiple of 16 bytes.
+"""Tensors of a block that travel apart from its message: one after another in one piece of memory, each at a multiple of 16 bytes.
 
 The message that announces such a block has a description in the place of each tensor: int64 [index of its dtype, *shape].
 """

@@ -1,13 +1,13 @@
 """A channel between two processes that share one GPU: blocks stay in its memory, all else, and the credits, by another channel.
 
-The sender copies the tensors of a block into a slot of device memory and records an event on its stream. The message that it sends
-through `control` names the slot, and the first time also carries the handles by which the receiver maps the slot and its two events.
-The receiver's stream waits for that event, copies the tensors out, and records the other event, which the sender's stream waits for
-before it writes to the slot again. Neither process waits for the GPU, and nothing passes through host memory.
+The sender copies the tensors of a block into a slot of device memory and records an event on its stream. The message that it
+sends through `control` names the slot, and the first time also carries the handles by which the receiver maps the slot and its
+two events. The receiver's stream waits for that event, copies the tensors out, and records the other event, which the sender's
+stream waits for before it writes to the slot again. Neither process waits for the GPU, and nothing passes through host memory.
 
-There are two slots more than credits. A block is written before the sender has a credit for it, because its event must be recorded
-before the receiver gets the message. By then all but the last `slots` messages were received from the control, so the receive before
-the newest of those has ended and recorded its event. That holds while one thread at a time receives.
+There are two slots more than credits. A block is written before the sender has a credit for it, because its event must be
+recorded before the receiver gets the message. By then all but the last `slots` messages were received from the control, so the
+receive before the newest of those has ended and recorded its event. That holds while one thread at a time receives.
 
 Memory of a channel that ended is kept for the next one: CUDA forbids freeing what another process may still have mapped.
 """

@@ -30,13 +30,17 @@ class CudaRuntime:
     def allocate(self, size: int) -> int:
         """The address of `size` bytes. They are never freed: CUDA forbids that while another process may have them mapped."""
         address = ctypes.c_void_p()
-        self._check(self._library.cudaMalloc(ctypes.byref(address), ctypes.c_size_t(size)), f"allocate {size} bytes for a channel")
+        self._check(
+            self._library.cudaMalloc(ctypes.byref(address), ctypes.c_size_t(size)), f"allocate {size} bytes for a channel"
+        )
         return address.value or 0
 
     def export(self, address: int) -> bytes:
         """A handle by which another process can `open` allocated memory."""
         handle = MemoryHandle()
-        self._check(self._library.cudaIpcGetMemHandle(ctypes.byref(handle), ctypes.c_void_p(address)), "export a channel's memory")
+        self._check(
+            self._library.cudaIpcGetMemHandle(ctypes.byref(handle), ctypes.c_void_p(address)), "export a channel's memory"
+        )
         return bytes(handle.bytes)
 
     def open(self, data: bytes) -> int:
@@ -56,13 +60,18 @@ class CudaRuntime:
             raise Unavailable(f"CUDA cannot {action}: {reason}; free GPU memory, or choose the placement 'inline'")
 
 
-class DeviceMemory:
+class DeviceBuffer:
     """Device memory that torch did not allocate, in the form that torch.as_tensor accepts."""
 
     def __init__(self, address: int, size: int):
-        self.__cuda_array_interface__: dict[str, Any] = {"shape": (size,), "typestr": "|u1", "data": (address, False), "version": 2}
+        self.__cuda_array_interface__: dict[str, Any] = {
+            "shape": (size,),
+            "typestr": "|u1",
+            "data": (address, False),
+            "version": 2,
+        }
 
 
 def memory_tensor(address: int, size: int, device: torch.device) -> torch.Tensor:
     """`size` bytes of device memory as uint8. The tensor does not own them."""
-    return torch.as_tensor(DeviceMemory(address, size), device=device)
+    return torch.as_tensor(DeviceBuffer(address, size), device=device)

@@ -76,7 +76,7 @@ class GlooEnd(EndState):
 
 
 class GlooSender(GlooEnd, CreditedSender):
-    """Upstream end of a channel to process `peer`. Tag 1 carries a length and that many bytes; a byte comes back per message received."""
+    """Upstream end of a channel to process `peer`: a length and that many bytes per message; a byte comes back as its credit."""
 
     def __init__(self, group: Group, peer: int, slots: int = SLOTS, timeout_s: float = 120.0):
         super().__init__(slots, timeout_s)

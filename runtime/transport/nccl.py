@@ -1,9 +1,9 @@
 """A channel between two GPUs: blocks by NCCL from device to device, all else, and the credits, by another channel.
 
-The message of a block, with descriptions in the place of its tensors, goes ahead through `control`. So the receiver waits on a socket
-and posts a receive only for a block that is under way: no GPU spins for a block that is not there. Cancels overtake blocks there too.
-The tensors lie one after another in one of the channel's slots. A block arrives on the receiver's device, whichever device its
-tensors were on.
+The message of a block, with descriptions in the place of its tensors, goes ahead through `control`. So the receiver waits on a
+socket and posts a receive only for a block that is under way: no GPU spins for a block that is not there. Cancels overtake blocks
+there too. The tensors are one after another in one of the channel's slots. A block arrives on the receiver's device, whichever
+device its tensors were on.
 """
 
 from __future__ import annotations

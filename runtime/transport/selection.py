@@ -95,8 +95,9 @@ def open_sender(
 ) -> Sender:
     """The upstream end of a channel between processes. Both ends name the same unused `path`, in a folder that only they use.
 
-    `shared` and `ipc` return at once and connect in the background; `gloo` and `nccl` wait for the other end. So a stage opens its
-    receiver first, and the process that feeds the first stage opens its sender first. The folder must exist until both ends are open.
+    `shared` and `ipc` return at once and connect in the background; `gloo` and `nccl` wait for the other end. So a stage opens
+    its receiver first, and the process that feeds the first stage opens its sender first. The folder must exist until both ends
+    are open.
 
     device: where this process's stage is. slots: blocks that may be in the channel. timeout_s: for a send to get a slot.
     connect_s: for the other end to connect. capacity: bytes of the largest block, for `nccl`.

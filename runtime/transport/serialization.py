@@ -35,7 +35,8 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PLAIN: dict[str, type] = {
-    "close": CloseSession, "cancel": Cancel, "cancelled": Cancelled, "failure": Failure, "opened": Opened, "closed": Closed, "stop": Stop,
+    "close": CloseSession, "cancel": Cancel, "cancelled": Cancelled, "failure": Failure,
+    "opened": Opened, "closed": Closed, "stop": Stop,
 }  # fmt: skip
 KINDS: dict[type, str] = {OpenSession: "open", Block: "block", **{cls: kind for kind, cls in PLAIN.items()}}
 
@@ -97,7 +98,7 @@ def pack(message: Message) -> Packet:
 
 
 def write(packet: Packet, data: torch.Tensor) -> torch.Tensor:
-    """Write the message to `data`, uint8 [packet.size] on the CPU that starts at a multiple of 16; returns `data`. Copies each tensor once."""
+    """Copy the message to `data`, uint8 [packet.size] on the CPU that starts at a multiple of 16. Returns `data`."""
     data[:8].view(torch.int64)[0] = len(packet.head)
     data[8 : 8 + len(packet.head)] = torch.frombuffer(bytearray(packet.head), dtype=torch.uint8)
     for start, tensor in packet.tensors:

@@ -1,12 +1,12 @@
 """A channel between two processes of one host: tensors through memory that both have mapped, the rest through a Unix socket.
 
-The sender owns one piece of shared memory per slot and sends its descriptor over the socket; it replaces a piece that has become too
-small, or far too large. A message is copied there once, from its tensors, and copied out once, as soon as it arrives. So what
+The sender owns one piece of shared memory per slot and sends its descriptor over the socket; it replaces a piece that has become
+too small, or far too large. A message is copied there once, from its tensors, and copied out once, as soon as it arrives. So what
 `receive` returns belongs to the caller, and a slot is free before its message is received: message n uses slot n % slots, and its
 credit says that message n - slots was copied out. Short messages, and Cancel and Stop, go through the socket itself.
 
-Both ends connect in the background at a path in a private folder: the receiver listens there, the sender connects. The file is removed
-once they are connected. The end of the socket is the end of the channel, so the death of either process is seen at once.
+Both ends connect in the background at a path in a private folder: the receiver listens there, the sender connects. The file is
+removed once they are connected. The end of the socket is the end of the channel, so the death of either process is seen at once.
 
     record = [int32 kind][int32 slot][int64 bytes]      INLINE: that many bytes follow on the socket
                                                         SLOT:   that many bytes are in the slot
@@ -164,7 +164,12 @@ class SharedReceiver(QueuedReceiver):
     """
 
     def __init__(
-        self, path: str, on_cancel: OnCancel | None, timeout_s: float = 120.0, connect_s: float = CONNECT_S, signal: Signal | None = None
+        self,
+        path: str,
+        on_cancel: OnCancel | None,
+        timeout_s: float = 120.0,
+        connect_s: float = CONNECT_S,
+        signal: Signal | None = None,
     ):
         super().__init__(on_cancel, connected=False, signal=signal)
         self._path, self._timeout_s, self._connect_s = path, timeout_s, connect_s
@@ -177,7 +182,9 @@ class SharedReceiver(QueuedReceiver):
         except OSError as error:
             listener.close()
             if error.errno is None or error.errno == errno.ENAMETOOLONG:  # Python's own check, or the system's
-                raise BadInput(f"a channel cannot be opened at {path} ({error}): name a shorter temporary folder in TMPDIR") from None
+                raise BadInput(
+                    f"a channel cannot be opened at {path} ({error}): name a shorter temporary folder in TMPDIR"
+                ) from None
             raise
         self._start(lambda: self._receive_messages(listener), f"everface messages {path}")
 

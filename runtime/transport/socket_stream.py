@@ -1,4 +1,4 @@
-"""One end of a Unix socket whose sends and receives another thread can end."""
+"""One end of a Unix socket. Another thread can end its sends and receives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SocketStream:
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_timeout)
 
     def send(self, data: bytes, descriptor: int | None = None) -> None:
-        """Send all of `data`, and a file descriptor with it. Raises OSError when the other end is gone, or read nothing in time."""
+        """Send all of `data`, and a file descriptor with it. Raises OSError if the other end is gone or read nothing in time."""
         with self._sending:
             if descriptor is None:
                 self._socket.sendall(data)

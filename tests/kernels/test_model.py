@@ -25,7 +25,7 @@ from everface.kernels.attention.block_causal_fp8 import launch_block_causal_fp8
 from everface.kernels.attention.cross import launch_cross, launch_cross_quantized
 from everface.kernels.fused.norm_rope import rotate
 from everface.networks.transformer.dit import BlockPosition, DiT
-from everface.networks.transformer.layers import Block, Ring
+from everface.networks.transformer.layers import Ring, TransformerBlock
 from everface.networks.transformer.linear import Residual, RowLinear
 from everface.networks.transformer.rope import frames_table
 from everface.weights.quantize import quantize_for_dtype
@@ -64,7 +64,7 @@ def test_a_golden_block(golden: Path) -> None:
     data, weights = load_file(golden / "dit_block.safetensors"), load_file(golden / "dit_weights.safetensors")
     with safe_open(golden / "dit_weights.safetensors", "pt") as file:
         cfg = DiTConfig.from_dict(json.loads(file.metadata()["config"]))
-    block, sink_k, sink_v = Block(cfg), data["sink.cond_k"], data["sink.cond_v"]
+    block, sink_k, sink_v = TransformerBlock(cfg), data["sink.cond_k"], data["sink.cond_v"]
     block.load_state_dict({k.removeprefix("blocks.1."): v for k, v in weights.items() if k.startswith("blocks.1.")})
     block.self_attn.fuse()
     text = block.cross_attn.text_kv(block.cross_attn.keys_values(data["context_emb"][None]))

@@ -2,16 +2,20 @@
 
 import contextlib
 import resource
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tests.media import boxes
 from tests.media.films import H, W, beep, pattern
 
 from everface.core.config import SAMPLE_RATE, SAMPLES_PER_FRAME
 from everface.core.errors import BadInput, Unavailable
+from everface.media import output
 from everface.media.video import probe_video, read_frames
 from everface.media.video_writer import VideoWriter
 
@@ -132,3 +136,54 @@ def test_a_disk_that_fills_at_close(tmp_path: Path):
     with file_limit(max(part.stat().st_size, 1) + 4096), pytest.raises(Unavailable, match="cannot write"):
         writer.close()
     assert all(p.name == "a.mp4" for p in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_disk_without_room_for_the_index_keeps_the_fragments(
+    known: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    """An ordinary file is written beside the fragmented one. `known`: the system says before that there is no room for it."""
+    path = tmp_path / "a.mp4"
+    with small_disk(tmp_path):
+        if not known:
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))  # as with a quota
+        with VideoWriter(path, H, W, None) as writer:
+            for seed in range(400):
+                if next(tmp_path.iterdir()).stat().st_size > 500 << 10:
+                    break
+                writer.write(noise(seed))
+        assert writer.saved == path and "moof" in boxes.names(path) and [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
+        assert probe_video(path).frames == len(list(read_frames(path))) == writer.frames
+    assert "is complete, but has no index (No space left on device)" in caplog.text and "-movflags +faststart" in caplog.text
+
+
+def test_an_interruption_waits_for_the_index_only_so_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(output, "UNFINISHED_S", -1.0)
+    path = tmp_path / "a.mp4"
+    with pytest.raises(KeyboardInterrupt) as caught, VideoWriter(path, H, W) as writer:
+        writer.write(pattern(40))
+        raise KeyboardInterrupt
+    assert caught.value.__notes__[0].endswith("but has no index (interrupted)")
+    assert probe_video(path).frames == 40 and "moof" in boxes.names(path) and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_replaces_no_older_video(tmp_path: Path):
+    with small_disk(tmp_path):
+        (tmp_path / "a.mp4").write_text("an older video")
+        assert f"are kept in {tmp_path / 'a.unfinished.mp4'}" in fill(tmp_path / "a.mp4")
+        assert (tmp_path / "a.mp4").read_text() == "an older video" and probe_video(tmp_path / "a.unfinished.mp4").frames >= 25
+
+
+def test_a_read_only_folder_is_refused(tmp_path: Path):
+    with small_disk(tmp_path):
+        if subprocess.run(["mount", "-o", "remount,ro", str(tmp_path)], capture_output=True).returncode:
+            pytest.skip("this user may not mount")
+        with pytest.raises(BadInput, match=r"is read-only: choose another place"):
+            VideoWriter(tmp_path / "a.mp4", H, W)
+
+
+def test_a_part_that_somebody_deletes(tmp_path: Path):
+    with pytest.raises(Unavailable, match="nothing is kept"), VideoWriter(tmp_path / "a.mp4", H, W) as writer:
+        writer.write(pattern(40))
+        next(tmp_path.iterdir()).unlink()
+    assert list(tmp_path.iterdir()) == []

@@ -13,7 +13,7 @@ from everface.kernels.attention.cross import cross
 from everface.kernels.fused.norm_rope import rotate
 from everface.networks.transformer.dit import DiT, cache_shape
 from everface.networks.transformer.framepack import MOTION_GROUPS
-from everface.networks.transformer.layers import Block, Ring
+from everface.networks.transformer.layers import Ring, TransformerBlock
 from everface.networks.transformer.linear import Residual
 from everface.networks.transformer.rope import frames_table, motion_table
 
@@ -41,7 +41,7 @@ def test_released_model_has_the_official_parameters() -> None:
 @torch.no_grad()
 def test_one_block(golden: Path, dit: DiT) -> None:
     data = load_file(golden / "dit_block.safetensors")
-    block = Block(dit.cfg)
+    block = TransformerBlock(dit.cfg)
     held = {k[2:]: v for k, v in data.items() if k.startswith("w.")}  # a trimmed folder has them in the whole model only
     whole = load_file(golden / "dit_weights.safetensors")
     block.load_state_dict(held or {k[9:]: v for k, v in whole.items() if k.startswith("blocks.1.")}, strict=True)
@@ -221,7 +221,7 @@ def test_a_window_in_training_equals_the_stream_and_has_gradients() -> None:
 def test_one_text_key_equals_two_of_the_same() -> None:
     torch.manual_seed(1)
     cfg = random_cfg()
-    block = Block(cfg)
+    block = TransformerBlock(cfg)
     x, e0 = torch.randn(2, 3, 5, cfg.dim), torch.randn(2, 3, 6, cfg.dim)
     once = block.cross_attn.keys_values(torch.randn(1, 1, cfg.dim))
     twice = (once[0].repeat(1, 2, 1, 1), once[1].repeat(1, 2, 1, 1))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from everface.kernels.fused.norm_rope import rotate
 from everface.networks.transformer.framepack import MOTION_GROUPS
-from everface.networks.transformer.rope import axis_pairs, frames_table, motion_table, sink_time, spread
+from everface.networks.transformer.rope import axis_pairs, frames_table, motion_table, sink_time, spaced_positions
 
 FILES = {"rope_hd64_4x8": ((4, 8), 64), "rope_hd128_5x3": ((5, 3), 128)}
 
@@ -45,9 +45,9 @@ def test_tables_and_rotated_tokens(golden: Path, file: str, kind: str, rotated: 
 
 
 def test_motion_positions_of_the_official_grid() -> None:
-    assert spread(44, 22).tolist() == [*range(0, 42, 2), 43]
-    assert spread(44, 11).tolist() == [0, 4, 8, 12, 17, 21, 25, 30, 34, 38, 43]
-    assert spread(24, 6).tolist() == [0, 4, 9, 13, 18, 23]
+    assert spaced_positions(44, 22).tolist() == [*range(0, 42, 2), 43]
+    assert spaced_positions(44, 11).tolist() == [0, 4, 8, 12, 17, 21, 25, 30, 34, 38, 43]
+    assert spaced_positions(24, 6).tolist() == [0, 4, 9, 13, 18, 23]
 
 
 def test_released_head_splits_22_21_21() -> None:

@@ -64,7 +64,7 @@ def inputs(r: Rig, block: int) -> dict[str, torch.Tensor | int]:
     x = r.step.slots["x"]
     drawn = torch.randn(x.shape, generator=torch.Generator().manual_seed(block)).to(x)
     first, sink, start, used = r.dit.block_position(r.dit.grid(x), block, 7)
-    return {"key": used, "x": drawn, "first": first, "sink": sink, "start": start}  # type: ignore[dict-item]
+    return {"key": used, "x": drawn, "first": first, "sink": sink, "start": start}  # type: ignore[dict-item]  an int and tensors
 
 
 def test_the_released_model_stays_within_its_launches() -> None:
@@ -146,11 +146,11 @@ def test_replays_are_the_eager_run(mode: str) -> None:
     for block in range(12):
         given = inputs(plain, block)
         (want,) = plain.eager(given.pop("key"), **given)
-        (got,) = captured.step.run(**inputs(captured, block))  # type: ignore[arg-type]
+        (got,) = captured.step.run(**inputs(captured, block))  # type: ignore[arg-type]  the key among the inputs
         assert torch.equal(got, want), block
         for a, b in ((captured.cache.k_LSHd, plain.cache.k_LSHd), (captured.cache.v_LSHd, plain.cache.v_LSHd)):
             assert torch.equal(a.float(), b.float())
-    assert sorted(captured.step._captured) == [48 * 4 * n for n in (1, 2, 3, 4)]  # type: ignore[type-var]
+    assert sorted(captured.step._captured) == [48 * 4 * n for n in (1, 2, 3, 4)]  # type: ignore[type-var]  keys here are ints
 
 
 @pytest.mark.gpu
@@ -158,7 +158,7 @@ def test_replays_are_the_eager_run(mode: str) -> None:
 def test_a_steady_stream_allocates_nothing_more() -> None:
     r = rig(BIG, 16, 16, torch.bfloat16)
     for block in range(6):
-        r.step.run(**inputs(r, block))  # type: ignore[arg-type]
+        r.step.run(**inputs(r, block))  # type: ignore[arg-type]  the key among the inputs
     given = inputs(r, 6)
     torch.cuda.synchronize()
 
@@ -168,7 +168,7 @@ def test_a_steady_stream_allocates_nothing_more() -> None:
 
     before = held()
     for _ in range(20):
-        r.step.run(**given)  # type: ignore[arg-type]
+        r.step.run(**given)  # type: ignore[arg-type]  the key among the inputs
     torch.cuda.synchronize()
     assert held() == before
 
@@ -189,5 +189,5 @@ def test_a_forward_launches_what_was_predicted(monkeypatch: pytest.MonkeyPatch) 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         r.eager(key, **given)
         torch.cuda.synchronize()
-    launched = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]  # type: ignore[union-attr]
+    launched = [e for e in seen.events() if e.device_type == torch.autograd.DeviceType.CUDA]  # type: ignore[union-attr]  not None once the profiler has ended
     assert len(launched) <= MOST, len(launched)

@@ -12,6 +12,7 @@ from everface.runtime.events import SegmentEnd
 from everface.runtime.messages import Block, Cancel, Message, Reply, reply_of
 from everface.runtime.pipeline import Pipeline
 from everface.runtime.planning.placement import place
+from everface.runtime.scheduler import Scheduler
 from everface.runtime.stage import Stage
 from everface.runtime.start import start_pipeline
 
@@ -302,3 +303,18 @@ def test_a_new_picture_rides_with_the_next_block() -> None:
         blocks += toy.frames(s)
         carried = [b.index for b in pipeline.seen if "bias" in b.condition]
         assert len(carried) == 1 and carried[0] >= len(blocks[:1]) and [b.index for b in blocks] == list(range(9))
+
+
+def test_a_second_scheduler_finds_nothing_of_the_first() -> None:
+    with inline() as pipeline:
+        first = Scheduler(pipeline)
+        left_open = toy.open_at(first).wait_open()
+        left_open.push_audio(toy.speech(3.0))
+        first.detach()
+        assert left_open.state == "closed"
+        second = Scheduler(pipeline)
+        session = toy.open_at(second).wait_open()
+        session.push_audio(toy.speech(1.0))
+        session.end_segment()
+        assert session.id > left_open.id and len(list(session.frames())) == 3
+        second.detach()

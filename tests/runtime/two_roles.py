@@ -72,17 +72,3 @@ class TwoRolesSession(SessionModel):
 
     def initial_x(self, index: int, retry: int) -> torch.Tensor:
         return torch.randn(12, generator=torch.Generator().manual_seed(index + 1000 * retry))
-
-    def depends_on(self, index: int) -> int | None:
-        return None
-
-    def update(self, index: int) -> Tensors | None:
-        return None
-
-    def result(self, index: int, outputs: Tensors) -> None: ...
-
-    def invalid(self, outputs: Tensors) -> str | None:
-        return None
-
-    def change(self) -> Tensors:
-        return {}

@@ -13,7 +13,7 @@ from tests.simulation.world import World
 
 from everface.runtime.cluster.supervisor import TICK_S
 from everface.runtime.cluster.watchdog import Watchdog
-from everface.runtime.cluster.worker import BEAT_S
+from everface.runtime.cluster.worker import HEARTBEAT_S
 from everface.runtime.messages import Block, Cancel, Message, Reply, reply_of
 from everface.runtime.model import Role
 from everface.runtime.pipeline import MOST_CONTROL, Pipeline, PipelineLost
@@ -30,7 +30,7 @@ class Device:
     def __init__(self, world: World, name: str, roles: dict[str, Role], work_s: Callable[[Message], float]):
         self.world, self.name, self.roles, self.work_s = world, name, roles, work_s
         self.stage = Stage(roles)
-        self.watch = Watchdog(name, timeout_s=30.0)
+        self.watch = Watchdog(timeout_s=30.0)
         self.state = "idle"
         self.result: Message | None = None
         self.life = 0  # work begun in an earlier life does not end in this one
@@ -39,13 +39,13 @@ class Device:
     def begin(self, message: Message) -> None:
         self.state = "busy"
         block = isinstance(message, Block)
-        self.watch.enter(self.world.now_s, f"block {message.index}" if block else "a message")
+        self.watch.begin_work(self.world.now_s, f"block {message.index}" if block else "a message")
         life = self.life
 
         def finish() -> None:
             if life == self.life and self.state == "busy":
                 self.result = self.stage.run(message)
-                self.watch.leave(self.world.now_s)
+                self.watch.end_work(self.world.now_s)
                 self.state = "blocked"
                 self.done()
 
@@ -58,7 +58,7 @@ class Device:
         self.stage.reset()
         if anew:
             self.stage = Stage(self.roles)
-        self.watch.begin(self.world.now_s)
+        self.watch.start(self.world.now_s)
 
 
 class VirtualPipeline(Pipeline):
@@ -70,7 +70,7 @@ class VirtualPipeline(Pipeline):
         self.devices = [Device(world, "+".join(r), r, work_s) for r in roles]
         for device in self.devices:
             device.done = self._move
-            device.watch.begin(0.0)
+            device.watch.start(0.0)
         self.lost: dict[int, str] = {}
         self.losses = 0
         self.most_held = 0
@@ -128,7 +128,7 @@ class VirtualPipeline(Pipeline):
         except ChannelError:
             self._raise()
         self._move()
-        return message  # type: ignore[return-value]
+        return message  # type: ignore[return-value]  the last stage passes replies only
 
     # inside
 
@@ -185,21 +185,21 @@ class VirtualPipeline(Pipeline):
         self.losses += 1
         self.devices[at].state = "dead"
         for device in self.devices:
-            device.watch.rest()
+            device.watch.stop()
         for channel in self.channels:
             channel.abort(self.lost[at])
 
     def _tick(self) -> None:
         for at, device in enumerate(self.devices):
-            if why := device.watch.late(self.world.now_s):
+            if why := device.watch.hang_reason(self.world.now_s):
                 self._lose(at, why)
         self.world.after(TICK_S, self._tick)
 
     def _beat(self) -> None:
         for device in self.devices:
             if device.state not in ("dead", "hung"):
-                device.watch.on_cancel(self.world.now_s)
-        self.world.after(BEAT_S, self._beat)
+                device.watch.alive(self.world.now_s)
+        self.world.after(HEARTBEAT_S, self._beat)
 
     def _raise(self) -> NoReturn:
         raise PipelineLost(next(iter(self.lost.values()), "the pipeline is closed"))

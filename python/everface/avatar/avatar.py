@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 
 from everface.core.config import FPS, Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
+from everface.live.session import LiveSession
 from everface.models import LIVE_AVATAR
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.models.live_avatar.model import LiveAvatar
@@ -53,6 +54,13 @@ class Avatar:
         stream = stream or StreamConfig()
         session = self.model.session(Path(image) if isinstance(image, str) else image, stream)
         return self.start(stream).open_session(session).wait_open()
+
+    def open_live(self, image: Path | str | torch.Tensor, stream: StreamConfig | None = None, **options: Any) -> LiveSession:
+        """A live session: audio of any rate in, paced frames with that audio out, and a face that stays alive in pauses.
+
+        `options`: those of `LiveSession` (idle, paced, playback_hz, outbox_s). Raises as `open`.
+        """
+        return LiveSession(self.open(image, stream), **options)
 
     def fit(self, image: Path, stream: StreamConfig) -> torch.Tensor:
         """Read an image and bring it to the size of the stream: float32 [3, H, W] in -1..1, as `open` takes it. Raises BadInput."""

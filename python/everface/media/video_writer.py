@@ -1,13 +1,15 @@
-"""Writes frames and audio into one fragmented MP4 (H.264 + AAC), which plays even if the writing was interrupted.
+"""Writes frames and audio into one MP4 (H.264 + AAC). While it grows it is fragmented, so that it plays even if the process is killed.
 
-The moov box waits for the first fragment (`delay_moov`), because only then can it carry the edit list that hides the AAC
-encoder's 1024 priming samples; without it the video would start 21 ms late. Fragments last one second.
+`close` rewrites it as an ordinary MP4, in which players can seek. The moov box waits for the first fragment (`delay_moov`), because only
+then can it carry the edit list that hides the AAC encoder's 1024 priming samples; without it the video would start 21 ms late. Fragments
+last one second.
 """
 
 from __future__ import annotations
 
 import contextlib
-import secrets
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -21,9 +23,10 @@ from av.error import FFmpegError
 from av.video.reformatter import Colorspace, VideoReformatter
 
 from everface.core.config import FPS, SAMPLE_RATE
-from everface.core.errors import BadInput, EverfaceError, Unavailable
+from everface.core.errors import BadInput, Unavailable
+from everface.core.log import log
 from everface.media.audio_track import MAX_SKEW_S, AudioTrack, check_format
-from everface.media.video import probe_video
+from everface.media.output import UNFINISHED_S, open_output
 
 FILE_OPTIONS = {"movflags": "frag_keyframe+empty_moov+delay_moov+default_base_moof", "flush_packets": "1"}
 # No B-frames: decode order is display order and time starts at 0. No keyframes at scene cuts: a fragment is one second.
@@ -34,10 +37,13 @@ BT709 = 1
 class VideoWriter:
     """Writes `path` at 25 frames per second, with audio of `audio_rate_hz` and 1 or 2 channels (None: without audio).
 
-    The file grows under a hidden name beside `path` and is renamed by `close`. Audio waits until the video has come as far, so
-    that both end at the same time: missing audio becomes silence, surplus audio is dropped. After an interruption (Ctrl-C, an
-    exception) `close` keeps what was written; without frames there is no file. Not thread-safe. Raises BadInput for a path, size
-    or data that cannot be written, Unavailable without an encoder or when the disk is full.
+    Audio waits until the video has come as far, so that both end at the same time: missing audio becomes silence, surplus audio is
+    dropped. The file grows under a hidden name and gets its own by `close`, which makes it an ordinary MP4. After an exception or
+    Ctrl-C, what was written is kept; it never replaces an older video. Without frames there is no file. A named pipe gets the fragmented
+    MP4. Not thread-safe.
+
+    Raises BadInput for a path, size or data that cannot be written, Unavailable without an encoder, when the disk is full, or when the
+    reader of a pipe is gone.
     """
 
     def __init__(
@@ -45,36 +51,29 @@ class VideoWriter:
     ) -> None:
         self.path, self.height, self.width = Path(path), height, width
         self.frames = 0  # written so far
-        self._check_target()
+        if height < 2 or width < 2 or height % 2 or width % 2:
+            even_h, even_w = max(height // 2, 1) * 2, max(width // 2, 1) * 2
+            raise BadInput(f"{width}x{height} cannot be written, because H.264 needs even sides: use {even_w}x{even_h}")
         if audio_rate_hz is not None:
             check_format(audio_rate_hz, audio_channels)
-        self._part = self.path.absolute().parent / f".everface-{secrets.token_hex(6)}.part"
-        try:
-            self._part.touch(exist_ok=False)
-        except OSError as error:
-            raise BadInput(f"cannot write {self.path} ({error.strerror}): choose another place") from None
-        # A separate thread writes the packets: Ctrl-C is raised in the caller's thread and must not tear one.
+        self._closed = False
+        self._failure: Unavailable | None = None
+        self._output = open_output(self.path)
+        # A thread of its own does all work on the file: Ctrl-C is raised in the caller's thread and must tear nothing.
         self._worker = ThreadPoolExecutor(1, "everface mp4")
         try:
             self._open(audio_rate_hz, audio_channels)
         except BaseException:
-            self._part.unlink(missing_ok=True)
+            self._output.remove()
             raise
-        self._closed = False
 
-    def _check_target(self) -> None:
-        if self.height < 2 or self.width < 2 or self.height % 2 or self.width % 2:
-            even_h, even_w = max(self.height // 2, 1) * 2, max(self.width // 2, 1) * 2
-            raise BadInput(f"{self.width}x{self.height} cannot be written, because H.264 needs even sides: use {even_w}x{even_h}")
-        if self.path.suffix.lower() != ".mp4":
-            raise BadInput(f"{self.path.name!r} cannot be written, because everface writes MP4 files: end the name with .mp4")
-        if self.path.is_dir():
-            raise BadInput(f"cannot write {self.path}, because it is a folder: name a file")
-        if not self.path.parent.is_dir():
-            raise BadInput(f"cannot write {self.path}, because there is no folder {self.path.parent}: create it first")
+    @property
+    def saved(self) -> Path | None:
+        """Where the video is, once it is closed; None without frames."""
+        return self._output.saved
 
     def _open(self, audio_rate_hz: int | None, channels: int) -> None:
-        self._container = av.open(f"file:{self._part}", "w", format="mp4", options=FILE_OPTIONS)
+        self._container = av.open(self._output.url, "w", format="mp4", options=FILE_OPTIONS)
         try:
             self._video: Any = self._container.add_stream("libx264", rate=FPS, options=VIDEO_OPTIONS)
             self._audio = AudioTrack(self._container, audio_rate_hz, channels) if audio_rate_hz is not None else None
@@ -109,10 +108,7 @@ class VideoWriter:
                 if self._audio:
                     self._audio.encode(self.frames)
 
-        try:
-            self._worker.submit(append).result()
-        except (OSError, FFmpegError) as error:
-            self._fail(error)
+        self._run(append)
 
     def write_audio(self, audio: np.ndarray) -> None:
         """Append audio, float32 [S] or [S, channels] at the writer's audio rate, full scale 1; beyond -1..1 it is clipped.
@@ -120,83 +116,104 @@ class VideoWriter:
         Raises BadInput, Unavailable.
         """
         self._check_open()
-        if self._audio is None:
+        track = self._audio
+        if track is None:
             raise BadInput(f"{self.path} was opened without audio: pass an audio rate to the writer")
-        self._audio.add(audio, self.frames)
-        try:
-            self._worker.submit(self._audio.encode, self.frames).result()
-        except (OSError, FFmpegError) as error:
-            self._fail(error)
+        track.add(audio, self.frames)
+        self._run(lambda: track.encode(self.frames))
 
-    def close(self) -> None:
-        """Finish the file and rename it. Without a frame, no file is left. May be called twice. Raises Unavailable."""
+    def close(self, finished: bool = True) -> None:
+        """Complete the file and name it; an unfinished video replaces no older one. May be called twice. Raises Unavailable."""
         if self._closed:
             return
-        self._worker.shutdown()
+        self._closed = True
+        done = self._worker.submit(self._guarded, lambda: self._complete(finished))
         try:
-            if self.frames:
-                if self._audio:
-                    self._audio.finish(self.frames)
-                self._container.mux(self._video.encode(None))
-            self._closed = True
-            self._container.close()
-            if self.frames:
-                self._part.replace(self.path)
-        except (OSError, FFmpegError) as error:
-            self._fail(error)
+            done.result()
+        except KeyboardInterrupt as interrupt:
+            self._output.give_up_s = time.monotonic() + UNFINISHED_S
+            if done.exception() is None and finished and self.saved:
+                interrupt.add_note(f"the video is complete in {self.saved}")
+            raise
         finally:
-            self._release()
-            if not self.frames:
-                self._part.unlink(missing_ok=True)
+            self._worker.shutdown(wait=False)
+        if finished and self.saved:
+            self._report(self.saved)
+
+    # inside
 
     def _check_open(self) -> None:
         if self._closed:
             raise BadInput(f"{self.path} is closed, so nothing can be added: open another writer")
 
-    def _release(self) -> None:
-        self._closed = True
-        if self._audio:
+    def _run(self, job: Callable[[], None]) -> None:
+        self._worker.submit(self._guarded, job).result()
+
+    # on the worker's thread
+
+    def _guarded(self, job: Callable[[], None]) -> None:
+        try:
+            job()
+        except (OSError, FFmpegError) as error:
+            self._fail(error)
+
+    def _complete(self, finished: bool) -> None:
+        if self._failure:
+            return
+        if self.frames:
+            if self._audio:
+                self._audio.finish(self.frames)
+            self._container.mux(self._video.encode(None))
+        elif self._audio:
             self._audio.clear()
+        self._container.close()
+        if self.frames:
+            self._output.close(finished)
+        else:
+            self._output.remove()
 
     def _fail(self, error: OSError | FFmpegError) -> NoReturn:
-        """The disk refused a write. Keep the whole fragments under the final name, if there are any; raise Unavailable."""
-        self._worker.shutdown()
-        self._release()
-        kept_s = 0.0
-        try:
-            size = self._part.stat().st_size
-            with contextlib.suppress(OSError, FFmpegError):  # closing fails for the same reason
-                self._container.close()
-            _cut_torn_fragment(self._part, size)
-            kept_s = probe_video(self._part).duration_s
-            self._part.replace(self.path)
-            kept = f"the first {kept_s:.1f} s are kept there and can be played"
-        except (OSError, EverfaceError):
-            kept = f"the data written so far is kept in {self._part}" if kept_s else "nothing is kept"
-            if not kept_s:
-                self._part.unlink(missing_ok=True)
-        raise Unavailable(f"cannot write {self.path} ({error.strerror}), free some space: {kept}") from None
+        """The disk refused a write, or the reader of a pipe is gone: keep what was written before; raise Unavailable."""
+        self._closed = True
+        self._worker.shutdown(wait=False)
+        size = self._output.size()
+        if self._audio:
+            self._audio.clear()
+        with contextlib.suppress(OSError, FFmpegError):  # closing fails for the same reason
+            self._container.close()
+        kept = self._output.keep_fragments(size)
+        advice = "start its reader again" if isinstance(error, BrokenPipeError) else "free some space"
+        self._failure = Unavailable(f"cannot write {self.path} ({error.strerror}), {advice}: {kept}")
+        raise self._failure from None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-        if kind is None and self.frames == 0:
+        try:
+            self.close(finished=error is None)
+        except Unavailable:
+            if error is None:
+                raise
+        if error is None and self.frames == 0:
             raise BadInput(f"there is no video {self.path}, because no frame was written: write at least one")
+        if error is not None and error is not self._failure and (note := self._remainder()):
+            error.add_note(note)
 
+    def _report(self, saved: Path) -> None:
+        """Log what is not as usual about a finished video."""
+        if saved != self.path:
+            log.warning("another %s has appeared meanwhile: this video is in %s", self.path, saved)
+        if reason := self._output.fragmented:
+            advice = f"free some space and run ffmpeg -i {saved} -c copy -movflags +faststart NEW.mp4"
+            log.warning("%s is complete, but has no index (%s), so players may not seek in it: %s", saved, reason, advice)
 
-def _cut_torn_fragment(path: Path, size: int) -> None:
-    """Truncate a fragmented MP4 after the last `mdat` box that is complete in its first `size` bytes; the rest follows a gap.
-
-    A box starts with its length (uint32, big-endian) and name.
-    """
-    with open(path, "r+b") as file:
-        end, at = 0, 0
-        while at + 8 <= size:
-            file.seek(at)
-            length, name = int.from_bytes(file.read(4), "big"), file.read(4)
-            at += max(length, 8)
-            if name == b"mdat" and at <= size:
-                end = at
-        file.truncate(end)
+    def _remainder(self) -> str:
+        """A sentence about what is left of an unfinished video, if anything is."""
+        if self._failure:
+            return str(self._failure)
+        if not self.saved:
+            return ""
+        before = "" if self.saved == self.path else f"{self.path} is as it was, and "
+        after = f", but has no index ({self._output.fragmented})" if self._output.fragmented else ""
+        return f"{before}the first {self.frames / FPS:.1f} s are in {self.saved} and can be played{after}"

@@ -44,7 +44,7 @@ def relative_bucket(offset: Tensor, num_buckets: int, max_dist: int) -> Tensor:
     return torch.where(distance < exact, distance, far) + half * (offset > 0).long()
 
 
-class RMSNorm(nn.Module):
+class T5Norm(nn.Module):
     """weight * x / sqrt(mean(x^2) + 1e-6), statistics in float32, rounded to the weight's dtype before it is multiplied."""
 
     def __init__(self, dim: int) -> None:
@@ -100,9 +100,9 @@ class _FeedForward(nn.Module):
 class _Layer(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.norm1 = RMSNorm(config.dim)
+        self.norm1 = T5Norm(config.dim)
         self.attn = _Attention(config)
-        self.norm2 = RMSNorm(config.dim)
+        self.norm2 = T5Norm(config.dim)
         self.ffn = _FeedForward(config)
         self.pos_embedding = _PositionBias(config)
 
@@ -121,7 +121,7 @@ class UMT5Encoder(nn.Module):
         super().__init__()
         self.token_embedding = nn.Embedding(config.vocab, config.dim)
         self.blocks = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.dim)
+        self.norm = T5Norm(config.dim)
 
     def forward(self, ids_BT: Tensor, mask_BT: Tensor | None = None) -> Tensor:
         mask_B11T = None if mask_BT is None else mask_BT.bool()[:, None, None]

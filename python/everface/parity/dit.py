@@ -15,7 +15,7 @@ from everface.core.errors import BadInput
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.norm_rope import rotate
 from everface.networks.transformer.dit import DiT
-from everface.networks.transformer.layers import AudioInjector, AudioKV, Block, Ring
+from everface.networks.transformer.layers import AudioInjector, AudioKV, Ring, TransformerBlock
 from everface.networks.transformer.linear import Residual
 from everface.networks.transformer.rope import frames_table
 from everface.parity.golden import Golden
@@ -51,7 +51,7 @@ def one_block(file: Golden, check: Check) -> None:
     """Sink pass, then two noisy blocks and a small one; the rotations of the sink are given as angles."""
     weights = file.beside("dit_weights")
     cfg = DiTConfig.from_dict(weights.config | file.config)
-    block = Block(cfg)
+    block = TransformerBlock(cfg)
     index = int(file.setting("block").split("blocks.")[1].split()[0])
     fill(block, file, file.below("w.") or weights.below(f"blocks.{index}."))
     block.to(check.dtype).self_attn.fuse()
@@ -154,9 +154,9 @@ def check_layers(check: Check, dit: DiT) -> Iterator[None]:
     def after_sink(block: torch.nn.Module, _args: object, out: torch.Tensor) -> None:
         check(f"sink.block{blocks.index(block)}.out", out, 2e-5)
 
-    def watch_block(layer: int, block: Block) -> None:
+    def watch_block(layer: int, block: TransformerBlock) -> None:
         def stream(*args: Any) -> Residual:
-            out = Block.stream(block, *args)
+            out = TransformerBlock.stream(block, *args)
             check(f"noisy.block{layer}.out", out.value(), 2e-5)
             if layer not in injected:
                 check(f"noisy.block{layer}.after_audio", out.value(), 2e-5)
@@ -171,7 +171,7 @@ def check_layers(check: Check, dit: DiT) -> Iterator[None]:
 
     hooks = [block.register_forward_hook(after_sink) for block in blocks]
     for layer, block in enumerate(blocks):
-        assert isinstance(block, Block)
+        assert isinstance(block, TransformerBlock)
         watch_block(layer, block)
     vars(dit.audio_injector)["stream"] = watched_audio
     try:

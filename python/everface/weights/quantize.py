@@ -23,7 +23,7 @@ from torch import nn
 
 from everface.kernels.linear.fp8_linear import fp8_linear, quantize_tensor
 from everface.networks.transformer.dit import DiT
-from everface.networks.transformer.layers import AudioInjector, Block
+from everface.networks.transformer.layers import AudioInjector, TransformerBlock
 from everface.networks.transformer.linear import RowLinear
 from everface.networks.transformer.qkv_scales import TIMES, QKVScales, value_bound
 
@@ -74,12 +74,12 @@ def quantize_official(dit: nn.Module) -> None:
 
 def quantize_per_row(dit: DiT) -> None:
     """Replace the layers that ROWS names in every block of a fused model by RowLinear, in place, one at a time."""
-    for block in dit._blocks():
+    for block in dit.transformer_blocks():
         quantize_block(block, "fp8", dit)
 
 
 @torch.no_grad()
-def quantize_attention(dit: DiT, block: Block) -> None:
+def quantize_attention(dit: DiT, block: TransformerBlock) -> None:
     """Let a block of a fused model attend in 8 bits; the model's time embedding must be there. KV caches made before no longer fit."""
     e0_T6D = dit.time(torch.tensor(TIMES, dtype=torch.float64)).e0_6D
     attn, (shift, scale, *_) = block.self_attn, block.modulations(e0_T6D[None])
@@ -88,7 +88,7 @@ def quantize_attention(dit: DiT, block: Block) -> None:
     attn.qkv_scales = QKVScales(attn.norm_q.weight, attn.norm_k.weight, bound_D, dit.cfg.num_heads)
 
 
-def quantize_block(block: Block, dtype: str, dit: DiT) -> None:
+def quantize_block(block: TransformerBlock, dtype: str, dit: DiT) -> None:
     """Quantize one block of a fused model in bfloat16 as a deployment's dtype asks: "fp8", "fp8-attention", or nothing."""
     for name in ROWS if dtype in FP8_DTYPES else ():
         _replace(block, name, RowLinear)
@@ -105,7 +105,7 @@ def quantize_audio(injector: AudioInjector, dtype: str) -> None:
 
 def quantize_for_dtype(dit: DiT, dtype: str) -> None:
     """`quantize_block` for every block."""
-    for block in dit._blocks():
+    for block in dit.transformer_blocks():
         quantize_block(block, dtype, dit)
     quantize_audio(dit.audio_injector, dtype)
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from toy import roles_of
+from tests.runtime.toy import roles_of
 
 from everface.core.errors import BadInput
 from everface.runtime.model import RoleSpec

@@ -1,7 +1,7 @@
-"""The other process of a channel. It imports torch once and forks for each line `KIND SIDE PATH` of its input, printing the child's id.
+"""The other process of a channel. It imports torch once, forks for each line `KIND SIDE PATH` of its input and prints the child's id.
 
-A `receiver` receives whatever comes, a `sleeper` listens and receives nothing, a `sender` sends blocks without end; an `echo` on the first
-GPU sends back, at PATH with a 1 for its last 0, what it receives.
+A `receiver` receives whatever comes, a `sleeper` listens and receives nothing, a `sender` sends blocks without end; an `echo` on
+the first GPU sends back, at PATH with a 1 for its last 0, what it receives.
 """
 
 from __future__ import annotations

@@ -35,8 +35,7 @@ def held_at_last(base: tuple[int, int, int]) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize(("kind", "times"), [("shared", 200), pytest.param("gloo", 200, marks=pytest.mark.slow)])
 def test_two_hundred_channels_leave_nothing(kind: str, times: int, folder: Path) -> None:
-    base = held()
-    for turn in range(times):
+    def use_channel(turn: int) -> None:
         sender, receiver = open_both(kind, folder / f"0.{turn}")
         if turn % 3:
             sender.send(frames(0, 100_000))
@@ -46,7 +45,10 @@ def test_two_hundred_channels_leave_nothing(kind: str, times: int, folder: Path)
         first.abort()
         first.join()
         close_both(second)
-    del sender, receiver, first, second
+
+    base = held()
+    for turn in range(times):
+        use_channel(turn)
     assert held_at_last(base) == base
 
 
@@ -54,10 +56,8 @@ def test_two_hundred_channels_leave_nothing(kind: str, times: int, folder: Path)
 def test_channels_are_opened_again_while_their_peers_are_killed(kind: str, folder: Path) -> None:
     """This process goes on; the peer of each channel is killed, or stopped and then killed, while it works."""
     with peer_processes() as start_peer:
-        base = held()
-        for turn in range(12):
-            side, stopped = ("receiver", "sleeper", "sender")[turn % 3], turn % 2
-            path = str(folder / f"{turn}.0")
+
+        def use_channel(side: str, stopped: bool, path: str) -> None:
             peer = start_peer(kind, side, path)
             end: Any = open_receiver(kind, path, print) if side == "sender" else open_sender(kind, path, timeout_s=0.2)
             assert end.wait_connected(60.0)
@@ -82,5 +82,8 @@ def test_channels_are_opened_again_while_their_peers_are_killed(kind: str, folde
                 assert time.monotonic() - begin < 15
             end.abort()
             end.join()
-        del end
+
+        base = held()
+        for turn in range(12):
+            use_channel(("receiver", "sleeper", "sender")[turn % 3], bool(turn % 2), str(folder / f"{turn}.0"))
         assert held_at_last(base) == base

@@ -29,7 +29,9 @@ def test_block() -> None:
 
 def test_open_session_keeps_nan_and_infinity() -> None:
     image = torch.tensor([float("nan"), float("inf"), -0.0])
-    back = serialization.decode(serialization.encode(OpenSession(1, {"image": image}, {"n": 2**62, "f": 0.1, "s": "é", "b": True})))
+    back = serialization.decode(
+        serialization.encode(OpenSession(1, {"image": image}, {"n": 2**62, "f": 0.1, "s": "é", "b": True}))
+    )
     assert isinstance(back, OpenSession) and back.params == {"n": 2**62, "f": 0.1, "s": "é", "b": True}
     assert torch.equal(back.tensors["image"].view(torch.uint8), image.view(torch.uint8))
 

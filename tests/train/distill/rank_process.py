@@ -11,9 +11,9 @@ import torch
 
 sys.path[:0] = [str(Path(__file__).parents[3]), str(Path(__file__).parents[3] / "python")]
 
-from tests.train.miniature import SMALL_DIT, STAGE2  # noqa: E402
+from tests.train.miniature import SMALL_DIT, STAGE2  # noqa: E402  after the environment is set
 
-from everface.train.distill.stage2 import train_stage2  # noqa: E402
+from everface.train.distill.stage2 import train_stage2  # noqa: E402  after the environment is set
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -39,5 +39,5 @@ def test_a_generator_converges_to_the_teachers_distribution() -> None:
 
 def test_equal_scores_leave_the_student_alone() -> None:
     x0, level, noise = torch.randn(2, 3, 4), torch.tensor([0.3, 0.9]), torch.randn(2, 3, 4)
-    score = lambda x, sigma: x * sigma.view(-1, 1, 1)  # noqa: E731
+    score = lambda x, sigma: x * sigma.view(-1, 1, 1)  # noqa: E731  a name for a short expression
     assert dmd_gradient(x0, score, score, level, noise).abs().max() == 0

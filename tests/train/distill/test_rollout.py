@@ -26,7 +26,7 @@ BLOCKS = 7
 
 def scene(seed: int = 5, blocks: int = BLOCKS) -> Scene:
     g = torch.Generator().manual_seed(seed)
-    draw = lambda *size: torch.randn(*size, generator=g)  # noqa: E731
+    draw = lambda *size: torch.randn(*size, generator=g)  # noqa: E731  a name for a short expression
     return Scene(
         draw(16, 1, 8, 8), draw(16, 19, 8, 8), torch.zeros(1, 8), draw(1, 12, 5 + 12 * blocks), 3, draw(16, 3 * blocks, 8, 8)
     )  # fmt: skip

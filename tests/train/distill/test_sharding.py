@@ -33,13 +33,13 @@ def last(run: Path) -> dict[str, float]:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["copy", "shard"])
 def test_two_processes_train_what_one_trains(mode: str, start: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    """Losses within a relative 1e-4: sums have another order, and Adam without momentum amplifies the smallest gradients. `dmd` and `norm`, of
-    its gradient, within 1e-3: it is the difference of two scores that are still nearly equal. Sharded and with AVX-512 they differ by 4.1e-4
-    and 2.4e-4."""
+    """Losses within a relative 1e-4: sums have another order, and Adam without momentum amplifies the smallest gradients. `dmd`, the
+    difference of two scores that are still nearly equal, within 2e-3, and `norm`, of its gradient, within 1e-3: sharded they differ by 4.1e-4
+    and 2.4e-4 on an EPYC, by 1.6e-3 on a Xeon whose oneDNN is kept from AMX."""
     one = load_file(train_stage2(tmp_path / "one", *start, replace(STAGE2, decay_from=1.0), SMALL_DIT))
     two = train_on_two_ranks(tmp_path / "two", start, 4, mode)
     began = load_file(start[1])
-    for name, rel in {"fake": 1e-4, "dmd": 1e-3, "reward": 1e-4, "norm": 1e-3}.items():
+    for name, rel in {"fake": 1e-4, "dmd": 2e-3, "reward": 1e-4, "norm": 1e-3}.items():
         assert last(tmp_path / "two")[name] == pytest.approx(last(tmp_path / "one")[name], rel=rel, abs=1e-5)
     assert one.keys() == two.keys()
     moved = sum((one[n] - began[n]).square().sum().item() for n in one)

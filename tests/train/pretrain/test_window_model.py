@@ -12,14 +12,14 @@ from tests.train.miniature import small_dit
 from everface.train.data.clips import Clips
 from everface.train.pretrain.plans import Stage1Plan
 from everface.train.pretrain.window_model import WindowModel, window_loss
-from everface.train.pretrain.windows import Window, draw_window
+from everface.train.pretrain.windows import TrainingWindow, draw_window
 from everface.train.synthetic.characters import region_weight
 
 
-def small_window(blocks: int, first_frame: int, sigma: float) -> Window:
+def small_window(blocks: int, first_frame: int, sigma: float) -> TrainingWindow:
     g = torch.Generator().manual_seed(3)
-    draw = lambda *size: torch.randn(*size, generator=g)  # noqa: E731
-    return Window(
+    draw = lambda *size: torch.randn(*size, generator=g)  # noqa: E731  a name for a short expression
+    return TrainingWindow(
         draw(1, 16, 3 * blocks, 8, 8), torch.full((1, blocks), sigma), draw(1, 16, 1, 8, 8), draw(1, 16, 19, 8, 8),
         draw(1, 1, 12, 5 + 12 * blocks), first_frame, tuple(range(11, 11 + blocks)),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from everface.networks.transformer.schedule import sigmas
 from everface.train.data.clips import Clips
 from everface.train.pretrain.noise import draw_noise, draw_sigmas
 from everface.train.pretrain.plans import Stage1Plan
-from everface.train.pretrain.windows import Window, draw_window, noised_past
+from everface.train.pretrain.windows import TrainingWindow, draw_window, noised_past
 
 
 def test_each_field_for_ablation_changes_its_part_of_a_window() -> None:
@@ -21,7 +21,7 @@ def test_each_field_for_ablation_changes_its_part_of_a_window() -> None:
     g = torch.Generator().manual_seed(0)
     clips = Clips(torch.randn(4, 16, 20, 8, 8, generator=g).half(), torch.randn(4, 1, 12, 77, generator=g).half())
 
-    def drawn(seed: int, **fields: Any) -> Window:
+    def drawn(seed: int, **fields: Any) -> TrainingWindow:
         return draw_window(clips, 2, 4, 3, random.Random(seed), "cpu", Stage1Plan(start_share=0.0, **fields))
 
     def differing(seed: int, **fields: Any) -> set[str]:

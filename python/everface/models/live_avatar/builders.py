@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 
 from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import BadInput
+from everface.core.json_file import read_json
 from everface.kernels.attention import backend
 from everface.models.live_avatar.conditions import Conditioner
 from everface.networks.audio.causal_encoder import CausalAudioEncoder
@@ -18,7 +18,7 @@ from everface.networks.text import NoText, Prompter, TextEncoder, UMT5Encoder, l
 from everface.networks.transformer.dit import DiT
 from everface.networks.video.vae import VAE
 from everface.weights.load import Checkpoint, check_weights, load_into, open_checkpoint
-from everface.weights.quantize import FP8_ATTENTION, FP8_DTYPES, quantize_audio, quantize_block
+from everface.weights.quantize import FP8_ATTENTION, quantize_audio, quantize_block
 
 DEFAULT_WEIGHTS = Path(__file__).parents[2] / "default"
 AUDIO_ENCODER = "casual_audio_encoder."
@@ -26,17 +26,23 @@ WAV2VEC_LOOKBACK_S, WAV2VEC_LOOKAHEAD_S = 4.0, 1.0  # offline; docs/numerics.md 
 
 
 def dtype_of(deployment: Deployment) -> torch.dtype:
-    """The torch dtype of activations that a deployment names; "fp8" is bfloat16 around products of 8-bit codes, "fp8-attention" around
-    attention of codes too."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, **dict.fromkeys(FP8_DTYPES, torch.bfloat16)}
-    if deployment.dtype not in known:
-        raise BadInput(f"unknown dtype {deployment.dtype!r}: choose one of {', '.join(known)}")
-    return known[deployment.dtype]
+    """The torch dtype of the activations: bfloat16 in fp8 and fp8-attention too, around GEMMs and attention of quantized values."""
+    return torch.float32 if deployment.dtype == "float32" else torch.bfloat16
 
 
 def decoder_dtype(deployment: Deployment) -> torch.dtype:
     """That of the video decoder: float32 on a CPU, whose convolutions in bfloat16 take minutes a block."""
     return torch.float32 if torch.device(deployment.device).type == "cpu" else dtype_of(deployment)
+
+
+def select_attention(deployment: Deployment, head_dim: int) -> str:
+    """Select the attention backend of this process as the deployment asks, before anything is captured. Returns its name, "reference" on a
+    CPU and in float32. Raises Unavailable if the requested backend cannot serve."""
+    backend.request_backend(deployment.attention)
+    on = torch.device(deployment.device)
+    if on.type != "cuda" or dtype_of(deployment) == torch.float32:
+        return "reference"
+    return backend.select_backend(on, backend.FP8 if deployment.dtype == FP8_ATTENTION else dtype_of(deployment), head_dim).name
 
 
 def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple[ModelConfig, DiT]:
@@ -46,10 +52,7 @@ def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple
     if on.type == "cuda" and torch.cuda.get_device_capability(on) < least:
         raise BadInput(f"{torch.cuda.get_device_name(on)} does not compute in {deployment.dtype}: choose bfloat16")
     checkpoint = open_checkpoint(weights, lora)
-    backend.request_backend(deployment.attention)
-    if on.type == "cuda" and dtype_of(deployment) != torch.float32:
-        coded = deployment.dtype == FP8_ATTENTION
-        backend.select_backend(on, backend.FP8 if coded else dtype_of(deployment), checkpoint.config.dit.head_dim)
+    select_attention(deployment, checkpoint.config.dit.head_dim)
     with torch.device("meta"):
         dit = DiT(checkpoint.config.dit)
     load_dit(dit, checkpoint.dit(), deployment)
@@ -63,7 +66,7 @@ def load_dit(dit: DiT, source: Mapping[str, torch.Tensor], deployment: Deploymen
     for name, module in dit.named_children():
         if module is not dit.blocks:
             load_into(module, source, f"{name}.", dtype_of(deployment), deployment.device)
-    for i, block in enumerate(dit._blocks()):
+    for i, block in enumerate(dit.transformer_blocks()):
         load_into(block, source, f"blocks.{i}.", dtype_of(deployment), deployment.device)
         block.requires_grad_(False).self_attn.fuse()
         quantize_block(block, deployment.dtype, dit)
@@ -108,7 +111,7 @@ def build_front_end(checkpoint: Checkpoint) -> FrontEnd:
         return LogMel(audio.mels, audio.hops)
     from everface.networks.audio.wav2vec import Wav2Vec2, build_wav2vec2  # transformers takes seconds to import
 
-    sizes = json.loads((checkpoint.audio_folder() / "config.json").read_text())
+    sizes = read_json(checkpoint.audio_folder() / "config.json")
     model = build_wav2vec2(sizes, dict(checkpoint.audio()))
     rate = 16_000
     return Wav2Vec2(model, int(WAV2VEC_LOOKBACK_S * rate), int(WAV2VEC_LOOKAHEAD_S * rate))

@@ -1,4 +1,4 @@
-"""What a block is conditioned on: the picture and prompt once a session, the sound once a block, the noise once a clip.
+"""What a block is conditioned on: the image and prompt once a session, the sound once a block, the noise once a clip.
 
 Runs in the process that owns the sessions; nothing here needs the big transformer, only its small audio encoder.
 """
@@ -14,11 +14,11 @@ from everface.networks.text import Prompter
 from everface.networks.video.vae import VAE
 from everface.runtime.messages import Tensors
 
-MOTION_LATENTS = 19  # the motion history before the stream: the still picture, repeated
+MOTION_LATENTS = 19  # the motion history before the stream: the still image, repeated
 
 
 class Conditioner:
-    """Turns a picture, a prompt and sound into tensors that ride with the blocks."""
+    """Turns a image, a prompt and sound into tensors that ride with the blocks."""
 
     def __init__(
         self,
@@ -69,12 +69,12 @@ class Conditioner:
         return {"audio_local": local_FKD, "audio_global": global_FD}
 
 
-def still_latents(vae: VAE, picture_3HW: torch.Tensor, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents of a still picture: its one-frame latent [16, 1, h, w] and 19 latents of the still as a video.
+def still_latents(vae: VAE, image_3HW: torch.Tensor, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents of a still image: its one-frame latent [16, 1, h, w] and 19 latents of the still as a video.
 
     `frames` of it are encoded, 73 upstream; of fewer, the last latent stands for those that are missing.
     """
-    z_16thw = vae.encode(picture_3HW[None, :, None].expand(-1, -1, frames, -1, -1))[0]
+    z_16thw = vae.encode(image_3HW[None, :, None].expand(-1, -1, frames, -1, -1))[0]
     rest = z_16thw[:, -1:].expand(-1, MOTION_LATENTS - z_16thw.shape[1], -1, -1)
     # The causal encoder sees the first frame alone, so latent 0 of the video is the one-frame latent.
     return z_16thw[:, :1].clone(), torch.cat([z_16thw, rest], dim=1)

@@ -16,11 +16,11 @@ from everface.media.image import fit_image, read_image
 from everface.models.live_avatar import roles
 from everface.models.live_avatar.builders import build_conditioner
 from everface.models.live_avatar.conditions import Conditioner, Noise
-from everface.models.live_avatar.names import SINK, not_finite, role_specs
+from everface.models.live_avatar.names import SINK, role_specs
 from everface.models.live_avatar.roles import DecodeRole, StepRole
-from everface.models.live_avatar.sink import SinkRefresh
+from everface.models.live_avatar.sink import SinkSession
 from everface.runtime.messages import Params, Tensors
-from everface.runtime.model import BlockFormat, RoleSpec, SessionModel, Window
+from everface.runtime.model import BlockFormat, RoleSpec, Window
 
 
 class LiveAvatar:
@@ -70,7 +70,7 @@ class LiveAvatar:
         return image if isinstance(image, torch.Tensor) else self.fit(Path(image), stream)
 
 
-class LiveAvatarSession(SessionModel):
+class LiveAvatarSession(SinkSession):
     """After the first clip the first generated latent replaces the reference image as the attention sink: block 0 brings it back,
     block `refresh_at` carries it, and is not sent before it is there, so that every placement computes the same bits."""
 
@@ -84,7 +84,7 @@ class LiveAvatarSession(SessionModel):
         self._latent = (dit.in_dim, height // LATENT_STRIDE[1], width // LATENT_STRIDE[2])
         correlation = 0.0 if stream.compat == "official" else config.noise_correlation
         self._noise = Noise(stream.seed, self._latent, dit.block_frames, dit.window_blocks, correlation)
-        self._sink = SinkRefresh(dit.window_blocks if stream.refresh_sink else None)
+        super().__init__(dit.window_blocks if stream.refresh_sink else None)
         self.format = block_format(conditioner)
 
     def initial_state(self) -> tuple[Tensors, Params]:
@@ -98,18 +98,6 @@ class LiveAvatarSession(SessionModel):
             shape = (self._latent[0], self._model.config.dit.block_frames, *self._latent[1:])
             return torch.randn(shape, generator=torch.Generator().manual_seed(index))
         return self._noise(index)
-
-    def depends_on(self, index: int) -> int | None:
-        return self._sink.depends_on(index)
-
-    def update(self, index: int) -> Tensors | None:
-        return self._sink.update(index)
-
-    def result(self, index: int, outputs: Tensors) -> None:
-        self._sink.result(index, outputs)
-
-    def invalid(self, outputs: Tensors) -> str | None:
-        return not_finite(outputs)
 
     def change(self, *, image: Path | torch.Tensor | None = None, prompt: str | None = None) -> Tensors:
         """Show another image, of the session's size, or follow another prompt."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from everface.core.log import log
-from everface.models.live_avatar.names import CLEAN, SINK
+from everface.models.live_avatar.names import CLEAN, SINK, not_finite
 from everface.runtime.messages import Tensors
+from everface.runtime.model import SessionModel
 
 
 class SinkRefresh:
@@ -37,3 +38,22 @@ class SinkRefresh:
     def skip(self) -> None:
         """Another image was chosen: the refresh would bring the old one back."""
         self._at = None
+
+
+class SinkSession(SessionModel):
+    """What every session of this model does with a result. `refresh_at`: the first block that carries the new sink, None for no refresh."""
+
+    def __init__(self, refresh_at: int | None) -> None:
+        self._sink = SinkRefresh(refresh_at)
+
+    def depends_on(self, index: int) -> int | None:
+        return self._sink.depends_on(index)
+
+    def update(self, index: int) -> Tensors | None:
+        return self._sink.update(index)
+
+    def result(self, index: int, outputs: Tensors) -> None:
+        self._sink.result(index, outputs)
+
+    def invalid(self, outputs: Tensors) -> str | None:
+        return not_finite(outputs)

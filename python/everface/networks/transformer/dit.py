@@ -23,7 +23,17 @@ from everface.kernels.fused.row_primitives import E4M3, to_e4m3
 from everface.networks.audio.causal_encoder import CausalAudioEncoder
 from everface.networks.transformer.framepack import MOTION_GROUPS, FramePack, motion_tokens
 from everface.networks.transformer.kv_cache import KVCache, kv_pair
-from everface.networks.transformer.layers import KV, AudioInjector, AudioKV, Block, BlockMod, Head, Patchify, Ring, TextKV
+from everface.networks.transformer.layers import (
+    KV,
+    AudioInjector,
+    AudioKV,
+    BlockMod,
+    Head,
+    Patchify,
+    Ring,
+    TextKV,
+    TransformerBlock,
+)
 from everface.networks.transformer.linear import Residual, linear_f32
 from everface.networks.transformer.qkv_scales import QKVScales
 from everface.networks.transformer.rope import SINK_TIME, Rope, Time, frames_table, motion_table, sink_time
@@ -71,7 +81,7 @@ class DiT(nn.Module):
         self.time_embedding = nn.Sequential(nn.Linear(cfg.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.casual_audio_encoder = CausalAudioEncoder(dim, cfg.audio_dim, cfg.wav2vec_layers, cfg.num_audio_token)
-        self.blocks = nn.ModuleList(Block(cfg) for _ in range(cfg.num_layers))
+        self.blocks = nn.ModuleList(TransformerBlock(cfg) for _ in range(cfg.num_layers))
         self.audio_injector = AudioInjector(cfg)
         self.head = Head(cfg)
 
@@ -102,7 +112,7 @@ class DiT(nn.Module):
     def text_layers(self, context_LD: torch.Tensor) -> Iterator[KV]:
         """`text_kv` one layer at a time, so that no more than one has to be in memory."""
         context_BLD = context_LD if context_LD.dim() == 3 else context_LD[None]
-        for block in self._blocks():
+        for block in self.transformer_blocks():
             yield block.cross_attn.keys_values(context_BLD)
 
     def embed_patches(self, x_B16Fhw: torch.Tensor, pose_B16Fhw: torch.Tensor | None = None) -> torch.Tensor:
@@ -144,7 +154,7 @@ class DiT(nn.Module):
         their scale, and values are in e4m3."""
 
         def quantize(layer: int, k_1CHd: torch.Tensor, v_1CHd: torch.Tensor) -> None:
-            scales, (k_CHd,), (v_CHd,) = self._blocks()[layer].self_attn.qkv_scales, k_1CHd, v_1CHd
+            scales, (k_CHd,), (v_CHd,) = self.transformer_blocks()[layer].self_attn.qkv_scales, k_1CHd, v_1CHd
             if scales is not None:
                 k_CHd = (k_CHd / scales.k_scale_H[:, None]).to(k_CHd.dtype)
                 v_CHd = to_e4m3(v_CHd * scales.v_factor_H[:, None])
@@ -188,7 +198,7 @@ class DiT(nn.Module):
     def modulations(self, time: TimeMod) -> StepMod:
         """Modulation of every block and of the head at a timestep, constant for a step role."""
         return StepMod(
-            [block.modulations(time.e0_6D[None, None]) for block in self._blocks()], self.head.modulations(time.e_D[None, None])
+            [block.modulations(time.e0_6D[None, None]) for block in self.transformer_blocks()], self.head.modulations(time.e_D[None, None])
         )
 
     def stream_text_kv(self, text_kv: list[KV]) -> list[TextKV]:
@@ -197,7 +207,7 @@ class DiT(nn.Module):
 
     def stream_text_layer(self, layer: int, kv: KV) -> TextKV:
         """One layer of it."""
-        return self._blocks()[layer].cross_attn.text_kv(kv)
+        return self.transformer_blocks()[layer].cross_attn.text_kv(kv)
 
     def audio_kv(self, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> list[AudioKV]:
         """Audio keys, values and modulation of one block, an injector each. The same for all denoising steps."""
@@ -222,7 +232,7 @@ class DiT(nn.Module):
         rotate(cache.sink_k_LCHd, rope.sink(position.sink), out=cache.k_LNHd[:, : cache.sink])  # all layers at once
         r = Residual(self.embed_patches(x_16Fhw[None], None if pose_16Fhw is None else pose_16Fhw[None]))
         injected = {layer: i for i, layer in enumerate(self.cfg.audio_inject_layers)}
-        for layer, block in enumerate(self._blocks()):
+        for layer, block in enumerate(self.transformer_blocks()):
             ring = Ring(*cache.layer(layer), position.start, position.used, table)
             r = block.stream(r, mod.blocks[layer], text_kv[layer], ring)
             if layer in injected:
@@ -277,7 +287,7 @@ class DiT(nn.Module):
 
     def fuse(self) -> DiT:
         """For inference, after the weights are loaded: one GEMM for q, k and v, the head in float32. Parameter names change here."""
-        for block in self._blocks():
+        for block in self.transformer_blocks():
             block.self_attn.fuse()
         self.head.head.float()
         return self
@@ -306,10 +316,10 @@ class DiT(nn.Module):
         return E4M3 if self._qkv_scales() else None
 
     def _qkv_scales(self) -> list[QKVScales]:
-        return [block.self_attn.qkv_scales for block in self._blocks() if block.self_attn.qkv_scales is not None]
+        return [block.self_attn.qkv_scales for block in self.transformer_blocks() if block.self_attn.qkv_scales is not None]
 
-    def _blocks(self) -> list[Block]:
-        return [block for block in self.blocks if isinstance(block, Block)]
+    def transformer_blocks(self) -> list[TransformerBlock]:
+        return [block for block in self.blocks if isinstance(block, TransformerBlock)]
 
 
 def cache_shape(cfg: DiTConfig, h: int, w: int) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:

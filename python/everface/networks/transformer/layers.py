@@ -201,12 +201,12 @@ class CrossAttention(Attention):
         return self.o(kv[1].flatten(-2))
 
     def text_kv(self, kv: KV) -> TextKV:
-        """The text's keys and values for `Block.stream`."""
+        """The text's keys and values for `TransformerBlock.stream`."""
         k, v = kv if kv[0].shape[1] > 1 else (kv[0], self.single(kv).unflatten(-1, self.heads))
         return TextKV(k, v, e4m3_scale(v))
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """One transformer block: modulated self-attention, text attention, modulated FFN."""
 
     def __init__(self, cfg: DiTConfig) -> None:

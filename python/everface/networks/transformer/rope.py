@@ -24,7 +24,7 @@ def axis_pairs(head_dim: int) -> tuple[int, int, int]:
     return pairs - 2 * (pairs // 3), pairs // 3, pairs // 3
 
 
-def spread(full: int, count: int) -> torch.Tensor:
+def spaced_positions(full: int, count: int) -> torch.Tensor:
     """`count` positions from 0 to full-1, truncated to integers: positions of pooled motion tokens on the full grid."""
     return torch.arange(count) * (full - 1) // max(count - 1, 1)
 
@@ -68,7 +68,7 @@ def motion_table(
     """Table of motion tokens. `pooled` lists (times, factor): frames of a grid coarser than `grid` by that factor."""
     parts = []
     for times, factor in pooled:
-        rows, cols = (spread(n, n // factor).to(device) for n in grid)
+        rows, cols = (spaced_positions(n, n // factor).to(device) for n in grid)
         parts.append(grid_table(torch.tensor(times, device=device), rows, cols, head_dim, fp16=fp16))
     return torch.cat(parts)
 

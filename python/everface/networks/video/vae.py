@@ -13,10 +13,10 @@ from everface.core.config import VAEConfig
 from everface.core.errors import BadInput, BadWeights
 from everface.networks.video.vae_layers import (
     CHANNELS_LAST,
-    Attention,
     CausalConv3d,
     Downsample,
-    Head,
+    FrameAttention,
+    OutputHead,
     Pointwise,
     ResidualBlock,
     Upsample,
@@ -41,8 +41,8 @@ class Encoder(nn.Module):
                 width = config.dim * mult
             if level < len(config.dim_mult) - 1:
                 self.downsamples.append(Downsample(width, config.temperal_downsample[level]))
-        self.middle = nn.ModuleList([ResidualBlock(width, width), Attention(width), ResidualBlock(width, width)])
-        self.head = Head(width, 2 * config.z_dim)
+        self.middle = nn.ModuleList([ResidualBlock(width, width), FrameAttention(width), ResidualBlock(width, width)])
+        self.head = OutputHead(width, 2 * config.z_dim)
         self.slots = assign_slots(self)
 
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
@@ -60,7 +60,7 @@ class Decoder(nn.Module):
         super().__init__()
         width = config.dim * config.dim_mult[-1]
         self.conv1 = CausalConv3d(config.z_dim, width)
-        self.middle = nn.ModuleList([ResidualBlock(width, width), Attention(width), ResidualBlock(width, width)])
+        self.middle = nn.ModuleList([ResidualBlock(width, width), FrameAttention(width), ResidualBlock(width, width)])
         self.upsamples = nn.ModuleList()
         temporal = config.temperal_downsample[::-1]
         for level, (mult, blocks) in enumerate(zip(config.dim_mult[::-1], config.decoder_blocks)):
@@ -70,7 +70,7 @@ class Decoder(nn.Module):
             if level < len(config.dim_mult) - 1:
                 self.upsamples.append(Upsample(width, temporal[level]))
                 width //= 2
-        self.head = Head(width, 3)
+        self.head = OutputHead(width, 3)
         self.slots = assign_slots(self)
 
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:

@@ -102,7 +102,7 @@ class ResidualBlock(nn.Module):
         return norm_silu_conv(self.residual, "3", "6", h_BCTHW, stream, self.shortcut(x_BCTHW))
 
 
-class Attention(nn.Module):
+class FrameAttention(nn.Module):
     """x -> x + proj(attention(norm(x))), one head over the H*W positions of each frame by itself."""
 
     def __init__(self, channels: int) -> None:
@@ -168,7 +168,7 @@ class Upsample(nn.Module):
         return upsample_conv(x_BCTHW, conv.weight, conv.bias, 1 if time_conv is None else 2)
 
 
-class Head(nn.ModuleDict):
+class OutputHead(nn.ModuleDict):
     """conv(SiLU(norm(x)))."""
 
     def __init__(self, c_in: int, c_out: int) -> None:

@@ -25,14 +25,14 @@ def new_vae(config: VAEConfig) -> VAE:
     with torch.no_grad():
         for module in vae.modules():
             if isinstance(module, ResidualBlock):
-                module.residual["6"].weight.mul_(0.1)  # type: ignore[index]
+                module.residual["6"].weight.mul_(0.1)  # type: ignore[index]  a ModuleDict does not type what it holds
             if isinstance(module, CausalConv3d):
                 module.weight[:, :, :2] = 0
             if isinstance(module, TemporalStride) or (isinstance(module, CausalConv3d) and module.kernel_size[1] == 1):
                 module.weight.zero_()
                 eye = torch.eye(module.in_channels).repeat(module.out_channels // module.in_channels, 1)
                 module.weight[:, :, 2, 0, 0] = eye
-                module.bias.zero_()  # type: ignore[union-attr]
+                module.bias.zero_()  # type: ignore[union-attr]  these convolutions have a bias
     return vae
 
 

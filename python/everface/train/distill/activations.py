@@ -14,7 +14,7 @@ from everface.networks.transformer.dit import DiT
 def checkpointed(dit: DiT) -> Iterator[None]:
     """The blocks' `stream` recomputes its activations in the backward pass, inside a `with`. A block's write into its copied ring is
     repeated too, with the same values."""
-    blocks = dit._blocks()
+    blocks = dit.transformer_blocks()
     held = [vars(block).get("stream") for block in blocks]  # set by FSDP2
     for block in blocks:
         object.__setattr__(block, "stream", lambda *given, stream=block.stream: checkpoint(stream, *given, use_reentrant=False))

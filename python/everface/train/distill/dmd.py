@@ -17,7 +17,7 @@ from everface.train.distill.plans import Stage2Plan
 from everface.train.pretrain.noise import draw_noise, shift_level
 from everface.train.pretrain.teacher import velocity
 from everface.train.pretrain.window_model import WindowModel
-from everface.train.pretrain.windows import Window
+from everface.train.pretrain.windows import TrainingWindow
 
 Velocity = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(noised x_B..., sigma_B) -> velocity, noise - clean."""
@@ -34,7 +34,7 @@ def dmd_gradient(x0_B: torch.Tensor, real: Velocity, fake: Velocity, sigma_B: to
     return (fake_x0 - real_x0) / normalizer
 
 
-def fake_loss(fake: WindowModel, x0_B16Fhw: torch.Tensor, window: Window, sigma: float, noise: torch.Tensor) -> torch.Tensor:
+def fake_loss(fake: WindowModel, x0_B16Fhw: torch.Tensor, window: TrainingWindow, sigma: float, noise: torch.Tensor) -> torch.Tensor:
     """Flow matching on the student's samples, at one noise level."""
     v = velocity(fake, (1 - sigma) * x0_B16Fhw + sigma * noise, window, sigma)
     return (v - (noise - x0_B16Fhw)).square().mean()

@@ -19,7 +19,7 @@ SLACK = 1.15  # allocator, NCCL buffers, kernels' workspaces
 
 
 @dataclass(frozen=True)
-class Layout:
+class ShardLayout:
     """Groups of ranks, each of which holds one model together."""
 
     gpus: int
@@ -28,12 +28,12 @@ class Layout:
     clips: int  # of a rank in an iteration, one after the other
 
 
-def layout(plan: ModelPlan, gpus: int) -> Layout:
+def layout(plan: ModelPlan, gpus: int) -> ShardLayout:
     """The plan on so many GPUs. Raises ValueError where the batch or the groups do not divide."""
     shard = min(plan.stage2.shard_group, gpus) if plan.stage2.shard else 1
     if gpus % shard or plan.stage2.micro_batches % gpus:
         raise ValueError(f"{plan.stage2.micro_batches} clips on {gpus} GPUs in groups of {shard}")
-    return Layout(gpus, shard, gpus // shard, plan.stage2.micro_batches // gpus)
+    return ShardLayout(gpus, shard, gpus // shard, plan.stage2.micro_batches // gpus)
 
 
 def adapter_parameters(cfg: DiTConfig, rank: int) -> int:
@@ -42,7 +42,7 @@ def adapter_parameters(cfg: DiTConfig, rank: int) -> int:
     return rank * (square * 2 * cfg.dim + 2 * cfg.num_layers * (cfg.dim + cfg.ffn_dim))
 
 
-def estimate_memory(plan: ModelPlan, lay: Layout) -> tuple[dict[str, float], dict[str, float]]:
+def estimate_memory(plan: ModelPlan, lay: ShardLayout) -> tuple[dict[str, float], dict[str, float]]:
     """GiB of one GPU: (what is always there, by owner; what is added in each phase of an iteration)."""
     cfg, two, (h, w) = plan.model.dit, plan.stage2, plan.latent
     parameters = sum(dit_parameters(cfg))

@@ -12,7 +12,7 @@ from everface.networks.transformer.schedule import Schedule, sigmas, sink_distan
 from everface.train.data.clips import STILL_LATENTS, Clips
 from everface.train.distill.plans import Stage2Plan
 from everface.train.pretrain.noise import draw_position
-from everface.train.pretrain.windows import REFRESH_BLOCKS, REFRESHED_SHARE, Window, features_of, still_motion
+from everface.train.pretrain.windows import REFRESH_BLOCKS, REFRESHED_SHARE, TrainingWindow, features_of, still_motion
 
 PERTURBATION = 0.1  # noise on a perturbed reference, of a latent's standard deviation of 1
 
@@ -82,11 +82,11 @@ def draw_scene(clips: Clips, plan: Stage2Plan, course: Course, block_frames: int
     return Scene(reference, still_motion(z), torch.zeros(1, text_dim, device=device), features, rng.getrandbits(31), truth)
 
 
-def window_of(scene: Scene, course: Course, x0_16Fhw: torch.Tensor, block_frames: int) -> Window:
+def window_of(scene: Scene, course: Course, x0_16Fhw: torch.Tensor, block_frames: int) -> TrainingWindow:
     """The scene as the scores see it: a clip with the same reference and audio, at the same position."""
     indices = range(course.first_block, course.first_block + course.blocks)
     distances = tuple(sink_distance(scene.seed, index, course.exit_step) for index in indices)
     sigma = torch.zeros(1, course.blocks, device=x0_16Fhw.device)
     first = block_frames * course.first_block
     given = scene.reference_16_1hw[None], scene.motion_16Thw[None], scene.features_LCT[None]
-    return Window(x0_16Fhw[None].float(), sigma, *given, first, distances)
+    return TrainingWindow(x0_16Fhw[None].float(), sigma, *given, first, distances)

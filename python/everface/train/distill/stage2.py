@@ -40,10 +40,10 @@ from everface.train.pretrain.flow_matching import latent_weight
 from everface.train.pretrain.plans import TINY_DIT
 from everface.train.pretrain.teacher import velocity
 from everface.train.pretrain.window_model import WindowModel
-from everface.train.pretrain.windows import Window
+from everface.train.pretrain.windows import TrainingWindow
 
 BETAS = (0.0, 0.99)  # of Adam: no momentum, as both sides of the game move
-Sample = tuple[Window, torch.Tensor, random.Random]
+Sample = tuple[TrainingWindow, torch.Tensor, random.Random]
 """(its scene as the scores see it, x0 [16, F, h, w], what draws its further noise)."""
 
 
@@ -131,7 +131,7 @@ class Distiller:
             report["dmd"], report["reward"] = ranks.sum(size, mean_reward)
         return report | {"fake": self.update_fake(samples, plan.fake_lr * factor)}
 
-    def gradient(self, x0_16Fhw: torch.Tensor, window: Window, rng: random.Random) -> torch.Tensor:
+    def gradient(self, x0_16Fhw: torch.Tensor, window: TrainingWindow, rng: random.Random) -> torch.Tensor:
         """dmd_gradient of one clip, weighted towards mouth and eyes, [16, F, h, w]."""
         plan, x0 = self.plan, x0_16Fhw[None]
         level = torch.tensor([draw_level(plan, rng)], device=x0.device)

@@ -44,7 +44,7 @@ def shard_model(dit: DiT, ranks: Ranks, group: int) -> DiT:
         for name in methods:
             gather_in(module, name)
 
-    for block in dit._blocks():
+    for block in dit.transformer_blocks():
         unit(block.cross_attn, ATTENTION)
         unit(block, BLOCK)
     for injector in dit.audio_injector.injector:

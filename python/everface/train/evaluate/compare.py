@@ -29,7 +29,7 @@ from everface.train.evaluate.offline_stream import OfflineModel, OfflineStream
 from everface.train.pretrain.dit_files import new_dit
 from everface.train.pretrain.teacher import sample
 from everface.train.pretrain.window_model import WindowModel
-from everface.train.pretrain.windows import Window
+from everface.train.pretrain.windows import TrainingWindow
 
 TEACHER_STEPS = 40
 CLIP_S = LATENT_STRIDE[0] * MOVING_LATENTS / FPS
@@ -74,7 +74,7 @@ def sample_teacher(stream: OfflineStream, model: WindowModel, clip: HeldOutClip,
     lookback, lookahead = student.conditioner.lookback_samples, student.conditioner.lookahead_samples
     padded_S = torch.cat([torch.zeros(lookback), clip.pcm_S, torch.zeros(lookahead)])
     features_LCF = student.conditioner.front_end.features(padded_S, PAST_FRAMES + len(clip.pcm_S) // SAMPLES_PER_FRAME)
-    window = Window(
+    window = TrainingWindow(
         torch.empty(1, reference_B16_1hw.shape[1], n * blocks, *reference_B16_1hw.shape[-2:], device=device), torch.empty(1, blocks),
         reference_B16_1hw, motion_B16Thw, features_LCF[None].to(device), 0, tuple(sink_distance(seed, b, 0) for b in range(blocks)),
     )  # fmt: skip

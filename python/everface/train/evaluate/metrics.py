@@ -71,7 +71,7 @@ def edge_flicker(rgb_T3HW: Tensor, block_frames: int = BLOCK_FRAMES) -> tuple[fl
             return edge / inside
         return math.inf if edge > 1e-7 else 1.0
 
-    return tuple(ratio(change[edges].mean().item()) if edges.any() else math.nan for edges in (block, latent))  # type: ignore[return-value]
+    return tuple(ratio(change[edges].mean().item()) if edges.any() else math.nan for edges in (block, latent))  # type: ignore[return-value]  two values, as the loop has
 
 
 def motion_energy(rgb_T3HW: Tensor) -> float:

@@ -23,11 +23,11 @@ from everface.train.engine.sharding import shard_model
 from everface.train.pretrain.dit_files import new_dit, write_dit
 from everface.train.pretrain.plans import TransformerPlan
 from everface.train.pretrain.window_model import WindowModel, window_loss
-from everface.train.pretrain.windows import Window
+from everface.train.pretrain.windows import TrainingWindow
 from everface.train.synthetic.characters import region_weight
 
 VALIDATION_CLIPS, VALIDATION_BLOCKS, VALIDATION_BATCHES = 6, 4, 6
-Draw = Callable[[Clips, int, int, random.Random, str], Window]
+Draw = Callable[[Clips, int, int, random.Random, str], TrainingWindow]
 """(clips, how many of them, blocks, rng, device) -> a window."""
 
 
@@ -57,7 +57,7 @@ def train_on_windows(
         ema = Ema(dit, plan.ema)
         model = TrainedModel(dit, Optimizer(dit, muon=plan.muon), ema)
 
-        def loss(window: Window, seed: int) -> torch.Tensor:
+        def loss(window: TrainingWindow, seed: int) -> torch.Tensor:
             return window_loss(network, window, weight, torch.Generator().manual_seed(seed), plan.noise_correlation)
 
         def losses(step: int, blocks: int, batch: int) -> Iterator[torch.Tensor]:

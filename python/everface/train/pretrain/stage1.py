@@ -9,7 +9,7 @@ from everface.core.config import DiTConfig
 from everface.train.data.clips import Clips
 from everface.train.pretrain.flow_matching import train_on_windows
 from everface.train.pretrain.plans import TINY_DIT, Stage1Plan
-from everface.train.pretrain.windows import Window, draw_window
+from everface.train.pretrain.windows import TrainingWindow, draw_window
 
 
 def train_stage1(
@@ -17,7 +17,7 @@ def train_stage1(
 ) -> Path:
     """Train and return the path of the averaged weights, run_dir/dit.safetensors. Resumes where run_dir holds a checkpoint."""
 
-    def draw(clips: Clips, batch: int, blocks: int, rng: random.Random, device: str) -> Window:
+    def draw(clips: Clips, batch: int, blocks: int, rng: random.Random, device: str) -> TrainingWindow:
         return draw_window(clips, batch, blocks, config.block_frames, rng, device, plan)
 
     return train_on_windows(run_dir, clips_dir, plan, config, device, init, draw)

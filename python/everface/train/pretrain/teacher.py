@@ -21,7 +21,7 @@ from everface.train.pretrain.flow_matching import train_on_windows
 from everface.train.pretrain.noise import draw_noise, shift_level
 from everface.train.pretrain.plans import TINY_DIT, Stage1Plan, TeacherPlan
 from everface.train.pretrain.window_model import WindowModel
-from everface.train.pretrain.windows import Window, draw_window
+from everface.train.pretrain.windows import TrainingWindow, draw_window
 
 POSITIONS = Stage1Plan(scaffold=0.0)  # windows are at the positions of a student's
 
@@ -36,7 +36,7 @@ def train_teacher(
 
 def draw_teacher_window(
     plan: TeacherPlan, block_frames: int, clips: Clips, batch: int, blocks: int, rng: random.Random, device: str
-) -> Window:
+) -> TrainingWindow:
     """A window with one noise level a clip, some of its clips without audio."""
     window = draw_window(clips, batch, blocks, block_frames, rng, device, POSITIONS)
     level_B1 = torch.tensor([[shift_level(rng.random(), plan.shift)] for _ in range(batch)]).to(window.x0_B16Fhw)
@@ -44,7 +44,7 @@ def draw_teacher_window(
     return replace(window, sigma_Bn=level_B1.expand(-1, blocks), features_BLCF=window.features_BLCF * audio_B[:, None, None, None])
 
 
-def velocity(model: WindowModel, x_B16Fhw: torch.Tensor, window: Window, sigma: float | torch.Tensor, guidance: float = 1.0) -> torch.Tensor:
+def velocity(model: WindowModel, x_B16Fhw: torch.Tensor, window: TrainingWindow, sigma: float | torch.Tensor, guidance: float = 1.0) -> torch.Tensor:
     """The model's velocity of a clip at one noise level, [B] or a number. With guidance g: unconditional + g (conditional - unconditional)."""
     level_B = torch.as_tensor(sigma, dtype=x_B16Fhw.dtype, device=x_B16Fhw.device).expand(len(x_B16Fhw))
     window = replace(window, sigma_Bn=level_B[:, None].expand(-1, len(window.sink_distances)))
@@ -57,7 +57,7 @@ def velocity(model: WindowModel, x_B16Fhw: torch.Tensor, window: Window, sigma: 
 
 @torch.no_grad()
 def sample(
-    model: WindowModel, window: Window, steps: int, generator: torch.Generator, correlation: float = 0.0, guidance: float = 1.0,
+    model: WindowModel, window: TrainingWindow, steps: int, generator: torch.Generator, correlation: float = 0.0, guidance: float = 1.0,
     shift: float = 3.0,
 ) -> torch.Tensor:  # fmt: skip
     """A clip from noise by Euler steps: latents like window.x0_B16Fhw, of which only the shape is used."""

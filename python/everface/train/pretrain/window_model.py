@@ -17,7 +17,7 @@ from everface.networks.transformer.layers import KV, Attend
 from everface.networks.transformer.rope import frames_table, sink_time
 from everface.train.engine.sharding import gather_before_gradients
 from everface.train.pretrain.noise import draw_noise
-from everface.train.pretrain.windows import Window
+from everface.train.pretrain.windows import TrainingWindow
 
 
 class WindowModel(nn.Module):
@@ -31,7 +31,7 @@ class WindowModel(nn.Module):
         super().__init__()
         self.dit, self.bidirectional, self.checkpoint_activations = dit, bidirectional, checkpoint_activations
 
-    def forward(self, x_B16Fhw: torch.Tensor, window: Window) -> torch.Tensor:
+    def forward(self, x_B16Fhw: torch.Tensor, window: TrainingWindow) -> torch.Tensor:
         """Velocity [B, 16, F, h, w] of the noised window. The residual stream stays float32 under autocast.
 
         A window with a past goes through twice at once: as that past, and noised, where each block sees the past blocks before it.
@@ -102,7 +102,7 @@ def causal_attention(
 
 
 def window_loss(
-    model: WindowModel, window: Window, weight_hw: torch.Tensor, generator: torch.Generator, correlation: float = 0.0
+    model: WindowModel, window: TrainingWindow, weight_hw: torch.Tensor, generator: torch.Generator, correlation: float = 0.0
 ) -> torch.Tensor:
     """Weighted mean squared error of the velocity, noise - x0."""
     x0 = window.x0_B16Fhw

@@ -25,7 +25,7 @@ REFRESHED_SHARE = 0.6  # share of the windows after it with a moving latent as r
 
 
 @dataclass(frozen=True)
-class Window:
+class TrainingWindow:
     """One training batch: B clips of n blocks, F latent frames in all, at one position in their streams."""
 
     x0_B16Fhw: torch.Tensor
@@ -41,7 +41,7 @@ class Window:
 
 def draw_window(
     clips: Clips, batch: int, blocks: int, block_frames: int, rng: random.Random, device: str, plan: Stage1Plan
-) -> Window:
+) -> TrainingWindow:
     """A random batch, at the start of a stream, within minutes of it or far beyond.
 
     The reference is the still image or, beyond the first blocks, often a moving latent of the same character, as with the adaptive
@@ -66,7 +66,7 @@ def draw_window(
     distances = tuple(rng.randint(plan.min_sink_distance, plan.max_sink_distance) for _ in range(blocks))
     if not plan.rolling:
         distances = tuple(SINK_TIME - first - block_frames * b for b in range(blocks))
-    window = Window(x0, sigma, reference, motion, features, first, distances)
+    window = TrainingWindow(x0, sigma, reference, motion, features, first, distances)
     if plan.history == "own":
         return window
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(rng.getrandbits(63))).to(x0)

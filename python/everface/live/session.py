@@ -1,0 +1,340 @@
+"""A live session: audio in at any rate, video frames with the caller's own audio out, at the pace of the clock.
+
+With `idle`, the face goes on when there is no audio: the session pushes silence whenever the video would run out, so frames come at
+an exact cadence from the first second, and speech follows idle motion without a jump, since both are one stream of the model.
+Deadlines are wall time; positions are counts of samples, never times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from everface.core.errors import BadInput, EverfaceError, Unavailable
+from everface.live.audio_input import Samples, StreamResampler, as_array
+from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, Underrun, VideoFrame
+from everface.live.playback import Playback, Segment
+from everface.runtime.events import SegmentEnd
+from everface.runtime.session import CLOSED, Session
+
+STALL_S = 0.5  # without a push an open segment counts as paused: idle motion goes on
+MARGIN_S = 0.10  # of video that should be ready beyond what the pipeline takes for a block
+FIRST_BLOCK_S = 0.5  # what the pipeline is thought to take before it was measured
+TICK_S = 0.005
+
+
+@dataclass(frozen=True)
+class LiveStats:
+    """Counters since the session opened, and the state now."""
+
+    frames: int
+    idle_frames: int
+    held_frames: int
+    underruns: int
+    dropped_frames: int  # a slow reader did not take them in time
+    queued_s: float  # of accepted audio that was not shown yet
+    block_ms: float | None  # median time of a block in the pipeline
+    first_frame_s: float | None
+
+
+class LiveSession:
+    """Wraps an open runtime session, which it owns. Every method may be called from any thread.
+
+    idle: the face goes on without audio. paced: frames are given out at the model's rate, else as fast as they are read. playback_hz: rate
+    of the silence that comes with idle frames. outbox_s: most seconds of video that wait for a reader; beyond it the oldest are dropped.
+    """
+
+    def __init__(
+        self, session: Session, *, idle: bool = True, paced: bool = True, playback_hz: int = 24_000, outbox_s: float = 2.0,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self._session, self._idle, self._paced, self._playback_hz, self._now = session, idle, paced, playback_hz, now
+        self._format = session.format
+        self._frame = self._format.samples_per_frame
+        self.frame_s = self._frame / self._format.sample_rate
+        self._most = 2 * max(2, int(outbox_s / self.frame_s))  # video and audio frames in the outbox
+        self._playback = Playback(self._format.sample_rate)
+        self._segment: Segment | None = None
+        self._resampler: StreamResampler | None = None
+        self._waiting_S = torch.zeros(0)  # resampled, without room in the session so far
+        self._pad = False  # complete the last block with silence when all of it is pushed
+        self._pushed_s = 0.0  # when audio came last
+        self._turn_begin = 0
+        self._ready: deque[tuple[int, np.ndarray]] = deque()  # (pts, image) of frames that wait for their time
+        self._out: deque[LiveEvent] = deque()
+        self._last: np.ndarray | None = None
+        self._next_pts = 0
+        self._due_s: float | None = None  # of the next frame
+        self._short = 0  # frames held in the present underrun
+        self._count = {"frames": 0, "idle": 0, "held": 0, "underruns": 0, "dropped": 0}
+        self._failed: EverfaceError | None = None
+        self._closed = False
+        self._changed = threading.Condition(threading.RLock())
+        self._thread = threading.Thread(target=self._run, name=f"everface live {session.id}", daemon=True)
+        self._thread.start()
+
+    # in
+
+    def push_audio(self, samples: Samples, rate_hz: int = 16_000, *, channels: int = 1, timeout_s: float = 0.0) -> int:
+        """Accept audio of the present segment; the first push after `end_segment` or `interrupt` opens one.
+
+        samples: int16 or float32 in -1..1, [S] or [S, C], numpy or torch, or bytes of interleaved int16 in `channels`. rate_hz: 8,000 to
+        192,000, the same within a segment. Waits up to timeout_s seconds for room. Returns how many samples (per channel) it took, 0 when
+        the buffer is full. Raises BadInput, Unavailable.
+        """
+        array = as_array(samples, channels)
+        end_s = self._now() + timeout_s
+        taken = 0
+        while True:
+            with self._changed:
+                self._check_open()
+                taken += self._accept(array[taken:], rate_hz)
+                if taken == len(array) or self._now() >= end_s:
+                    return taken
+                self._changed.wait(min(0.02, max(0.0, end_s - self._now())))
+
+    def end_segment(self) -> None:
+        """The segment is complete: idle motion, or silence, follows it. One LiveSegmentEnd will come for it. No segment: no effect."""
+        with self._changed:
+            self._check_open()
+            self._end_segment()
+
+    def interrupt(self) -> int:
+        """Drop all that was not given out yet. Returns the runtime's new turn. An interrupted segment gets its LiveSegmentEnd at once."""
+        with self._changed:
+            self._check_open()
+            turn = self._session.interrupt()
+            for segment in self._playback.drop():
+                shown = max(0, min(segment.dropped, segment.pushed))
+                self._out.append(LiveSegmentEnd(segment.number, segment.pushed / segment.rate_hz, shown / segment.rate_hz, True))
+            self._segment = self._resampler = None
+            self._waiting_S, self._pad = torch.zeros(0), False
+            self._out = deque(e for e in self._out if not isinstance(e, VideoFrame | AudioFrame))
+            self._ready.clear()
+            self._turn_begin = self._next_pts = self._session.accepted
+            self._changed.notify_all()
+        return turn
+
+    def change(self, **what: Any) -> None:
+        """Another image or prompt, as `Session.change`."""
+        self._session.change(**what)
+
+    def close(self, drain: bool = False, timeout_s: float = 30.0) -> None:
+        """End the session. `drain`: first give out what was pushed, for `timeout_s` at most, if somebody reads it. May be called twice."""
+        if drain and not self._closed:
+            self.end_segment()
+            end_s = self._now() + timeout_s
+            with self._changed:
+                self._changed.wait_for(lambda: not self._playback.segments or self._failed or self._closed, max(0.0, end_s - self._now()))
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._session.close()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # out
+
+    def read(self, timeout_s: float) -> LiveEvent | None:
+        """The next frame or event; None when there was none in time, or the session is closed. Raises what ended the session."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._out or self._failed or self._closed, timeout_s)
+            if self._out:
+                return self._out.popleft()
+            if self._failed:
+                raise self._failed
+            return None
+
+    def __iter__(self) -> Iterator[LiveEvent]:
+        while not self._closed or self._out:
+            event = self.read(0.2)
+            if event is not None:
+                yield event
+
+    async def __aiter__(self) -> AsyncIterator[LiveEvent]:
+        while not self._closed or self._out:
+            event = await asyncio.to_thread(self.read, 0.2)
+            if event is not None:
+                yield event
+
+    def stats(self) -> LiveStats:
+        with self._changed:
+            times = sorted(b.seconds for b in list(self._session.timeline.blocks)[-32:] if b.seconds is not None)
+            return LiveStats(
+                self._count["frames"], self._count["idle"], self._count["held"], self._count["underruns"], self._count["dropped"],
+                (self._session.accepted - self._next_pts) / self._format.sample_rate,
+                1e3 * times[len(times) // 2] if times else None, self._session.timeline.first_frame_s,
+            )  # fmt: skip
+
+    # inside
+
+    def _check_open(self) -> None:
+        if self._closed or self._session.state == CLOSED:
+            raise Unavailable("the live session is closed: open another")
+        if self._failed:
+            raise self._failed
+
+    def _accept(self, array_SC: np.ndarray, rate_hz: int) -> int:
+        """Push as much as fits; the segment opens with its first samples."""
+        if not len(array_SC):
+            return 0
+        if self._segment is None:
+            self._resampler = StreamResampler(rate_hz, self._format.sample_rate)
+            self._segment = self._playback.open(rate_hz, self._session.accepted + self._waiting_S.numel())
+        segment, resampler = self._segment, self._resampler
+        assert resampler is not None
+        if rate_hz != segment.rate_hz:
+            raise BadInput(f"audio at {rate_hz} Hz came within a segment at {segment.rate_hz} Hz: end the segment first")
+        room = self._session.room() - self._waiting_S.numel()
+        part = array_SC[: max(0, room * rate_hz // self._format.sample_rate - 64)]
+        if len(part):
+            self._push(segment, resampler.push(part))
+            segment.add(part.copy())
+            self._pushed_s = self._now()
+        return len(part)
+
+    def _push(self, segment: Segment, audio_S: torch.Tensor) -> None:
+        """A resampler gives more at times than the samples that came: what the session has no room for waits here."""
+        segment.model_samples += audio_S.numel()
+        self._waiting_S = torch.cat([self._waiting_S, audio_S])
+        self._flush()
+
+    def _flush(self) -> None:
+        part_S = self._waiting_S[: self._session.room()]
+        if part_S.numel() and self._session.push_audio(part_S):
+            self._waiting_S = self._waiting_S[part_S.numel() :]
+
+    def _end_segment(self) -> None:
+        segment, resampler = self._segment, self._resampler
+        if segment is None or resampler is None:
+            return
+        self._push(segment, resampler.push(np.zeros((0, 1), np.float32), last=True))
+        segment.ended = True
+        self._segment = self._resampler = None
+        self._pad = not self._idle
+
+    def _pad_block(self) -> None:
+        """Complete the last block with silence; for `idle`, where it is complete, push a whole one."""
+        block = self._format.samples(1)
+        need = -(self._session.accepted - self._turn_begin) % block or (block if self._idle else 0)
+        if not self._waiting_S.numel() and self._session.push_audio(torch.zeros(need)):
+            self._pad = False
+
+    def _run(self) -> None:
+        """The session's own thread: idle audio in, finished frames out at their time."""
+        while True:
+            with self._changed:
+                if self._closed:
+                    return
+                try:
+                    self._flush()
+                    if self._pad:
+                        self._pad_block()
+                    self._keep_alive()
+                    self._collect()
+                    self._give_out()
+                except EverfaceError as error:
+                    self._failed = error
+                    self._changed.notify_all()
+                    return
+            self._session.wait(TICK_S)
+            time.sleep(TICK_S if self._ready else 0.0)
+
+    def _keep_alive(self) -> None:
+        """Push silence when the video would run out and no audio of the caller's is on its way."""
+        if not self._idle:
+            return
+        paused = self._segment is not None and self._now() - self._pushed_s > STALL_S
+        if self._segment is not None and not paused:
+            return
+        block, accepted = self._format.samples(1), self._session.accepted
+        whole = accepted - (accepted - self._turn_begin) % block  # a block that is not complete is not made
+        ahead_s = (whole - self._next_pts) / self._format.sample_rate
+        wanted_s = (self.stats().block_ms or 1e3 * FIRST_BLOCK_S) / 1e3 + MARGIN_S
+        if ahead_s < wanted_s:
+            if paused:
+                self._end_segment()
+            self._pad_block()
+
+    def _collect(self) -> None:
+        """Take what is finished; without a pace the reader's own is the pace, and what it does not take stays in the runtime's bounds."""
+        if not self._paced and self._media() >= self._most:
+            return
+        for block in self._session.poll():
+            frames = block.frames_THW3.cpu().numpy()
+            self._ready.extend((block.pts + i * self._frame, frame) for i, frame in enumerate(frames))
+        for event in self._session.events():
+            if not isinstance(event, SegmentEnd):
+                self._out.append(event)
+                self._changed.notify_all()
+
+    def _give_out(self) -> None:
+        while True:
+            now_s = self._now()
+            if self._due_s is None:
+                if not self._ready:
+                    return
+                self._due_s = now_s
+            if self._paced and now_s < self._due_s:
+                return
+            if self._ready:
+                self._give_frame(*self._ready.popleft())
+            elif self._paced and self._idle and self._last is not None:
+                self._hold()
+            else:
+                return
+            self._due_s = (self._due_s + self.frame_s) if self._paced else now_s
+            if self._paced and now_s - self._due_s > 1.0:  # the process was stopped: begin a new cadence
+                self._due_s = now_s
+
+    def _give_frame(self, pts: int, image_HW3: np.ndarray) -> None:
+        if self._short:
+            self._count["underruns"] += 1
+            self._out.append(Underrun(self._short, pts / self._format.sample_rate))
+            self._short = 0
+        rate = self._format.sample_rate
+        idle = self._playback.at(pts) is None
+        self._last, self._next_pts = image_HW3, pts + self._frame
+        if self._idle or not idle:  # else it shows the silence that filled up a segment's last block
+            samples, hz = self._playback.slice(pts, pts + self._frame, self._playback_hz, 1)
+            self._out.append(VideoFrame(image_HW3, pts, pts / rate, idle))
+            self._out.append(AudioFrame(samples, hz, pts, pts / rate))
+            self._count["frames"] += 1
+            self._count["idle"] += idle
+        for segment in self._playback.finished(self._next_pts):
+            seconds = segment.pushed / segment.rate_hz
+            self._out.append(LiveSegmentEnd(segment.number, seconds, seconds, False))
+        self._bound()
+        self._changed.notify_all()
+
+    def _hold(self) -> None:
+        assert self._last is not None
+        self._short += 1
+        self._count["held"] += 1
+        self._out.append(VideoFrame(self._last, self._next_pts, self._next_pts / self._format.sample_rate, True, held=True))
+        self._bound()
+        self._changed.notify_all()
+
+    def _media(self) -> int:
+        return sum(isinstance(e, VideoFrame | AudioFrame) for e in self._out)
+
+    def _bound(self) -> None:
+        """A reader that is too slow for the pace loses the oldest frames, never an event."""
+        while self._paced and len(self._out) > self._most and self._media() > self._most:
+            at = next(i for i, e in enumerate(self._out) if isinstance(e, VideoFrame | AudioFrame))
+            self._count["dropped"] += isinstance(self._out[at], VideoFrame)
+            del self._out[at]

@@ -1,0 +1,194 @@
+"""Where a video goes: into a file that grows under a hidden name and gets its own when it is closed, or into a named pipe.
+
+While it grows, the video is a fragmented MP4, which plays even if the process is killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import itertools
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from everface.core.errors import BadInput, EverfaceError
+from everface.core.log import log
+from everface.media.faststart import rewrite
+from everface.media.fragments import file_boxes
+from everface.media.video import probe_video
+
+MOST_STEM_BYTES = 200  # of a name that gets an addition: file systems allow 255 bytes in all
+UNFINISHED_S = 5.0  # most time to make an unfinished video an ordinary MP4: somebody pressed Ctrl-C and waits
+
+
+def check_output(path: Path) -> None:
+    """Raise BadInput if no video can be written to `path`. Nothing is created."""
+    try:
+        if path.suffix.lower() != ".mp4":
+            raise BadInput(f"{path.name!r} cannot be written, because everface writes MP4 files: end the name with .mp4")
+        if path.is_dir():
+            raise BadInput(f"cannot write {path}, because it is a folder: name a file")
+        if not path.parent.is_dir():
+            raise BadInput(f"cannot write {path}, because there is no folder {path.parent}: create it first")
+        if path.is_fifo():
+            return
+        if path.exists() and not path.is_file():
+            raise BadInput(f"cannot write {path}, because it is neither a file nor a pipe: choose another name")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise BadInput(f"cannot write {path}, because {path.parent} is read-only: choose another place")
+    except OSError as error:
+        raise BadInput(f"cannot write {path} ({error.strerror}): choose another name or place") from None
+
+
+class OutputFile:
+    """The file for `path`; the video is to be written to `url`. Raises BadInput if it cannot be created. Not thread-safe."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.saved: Path | None = None  # where it is, once it is closed
+        self.fragmented: str | None = None  # why it could not be made an ordinary MP4
+        self.give_up_s = float("inf")  # when to stop trying, by time.monotonic()
+        self._replaces = path.exists()  # there is an older file, which a finished one may replace
+        self._hidden = self._hidden_name()
+        self.url = f"file:{self._hidden}"
+        try:
+            self._hidden.touch(exist_ok=False)
+        except OSError as error:
+            raise BadInput(f"cannot write {path} ({error.strerror}): choose another place") from None
+
+    def close(self, finished: bool) -> None:
+        """Make the video an ordinary MP4, if that can be done, and give it its name. Raises OSError.
+
+        An older file of that name is replaced only if the video is `finished`, and only if it was there from the beginning. Otherwise
+        the video gets a name beside it that is free: talk.unfinished.mp4, or talk-2.mp4 if it is finished.
+        """
+        if not finished:
+            self.give_up_s = min(self.give_up_s, time.monotonic() + UNFINISHED_S)
+        self._rewrite()
+        self._name(finished)
+
+    def keep_fragments(self, size: int) -> str:
+        """After a write failed: keep the whole fragments of the first `size` bytes. Returns a sentence about what is kept."""
+        kept_s = 0.0
+        try:
+            _cut_torn_fragment(self._hidden, size)
+            kept_s = probe_video(self._hidden).duration_s
+            self._name(finished=False)
+            return f"the first {kept_s:.1f} s are kept in {self.saved} and can be played"
+        except (OSError, EverfaceError):
+            if kept_s:
+                return f"the data written so far is kept in {self._hidden}"
+            self.remove()
+            return "nothing is kept"
+
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._hidden.stat().st_size if self._hidden.exists() else 0
+
+    def remove(self) -> None:
+        self._hidden.unlink(missing_ok=True)
+
+    def _rewrite(self) -> None:
+        try:
+            if shutil.disk_usage(self._hidden.parent).free < self.size():
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            other = self._hidden_name()
+            try:
+                rewrite(self._hidden, other, lambda: time.monotonic() > self.give_up_s)
+                other.replace(self._hidden)
+            finally:
+                other.unlink(missing_ok=True)
+        except OSError as error:
+            self.fragmented = error.strerror or str(error)
+        except Exception as error:  # a bug must not cost the video
+            log.exception("%s could not be made an ordinary MP4", self._hidden)
+            self.fragmented = f"{type(error).__name__}: {error}"
+
+    def _name(self, finished: bool) -> None:
+        """Give the file its name, once the disk has its data."""
+        _sync(self._hidden)
+        if finished and self._replaces:
+            self.saved = self._hidden.replace(self.path)
+        else:
+            self.saved = next(name for name in self._names(finished) if _moved(self._hidden, name))
+        with contextlib.suppress(OSError):  # not every system can do this for a folder; then a crash may lose the name
+            _sync(self.path.absolute().parent)
+
+    def _names(self, finished: bool) -> Iterator[Path]:
+        yield self.path
+        stem = os.fsdecode(os.fsencode(self.path.stem)[:MOST_STEM_BYTES]) + ("" if finished else ".unfinished")
+        if not finished:
+            yield self.path.with_name(f"{stem}{self.path.suffix}")
+        yield from (self.path.with_name(f"{stem}-{number}{self.path.suffix}") for number in itertools.count(2))
+
+    def _hidden_name(self) -> Path:
+        return self.path.absolute().parent / f".everface-{secrets.token_hex(6)}.part"
+
+
+class OutputPipe:
+    """A named pipe, which is written until its reader is gone. Opening it waits for a reader."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.saved: Path | None = None
+        self.fragmented: str | None = None
+        self.give_up_s = float("inf")
+        self._descriptor = os.open(path, os.O_WRONLY)  # here and not in libav, so that Ctrl-C ends the wait
+        self.url = f"pipe:{self._descriptor}"
+
+    def close(self, finished: bool) -> None:
+        self.remove()
+        self.saved = self.path
+
+    def keep_fragments(self, size: int) -> str:
+        self.remove()
+        return "its reader has what was written so far"
+
+    def size(self) -> int:
+        return 0
+
+    def remove(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+        self._descriptor = -1
+
+
+def open_output(path: Path) -> OutputFile | OutputPipe:
+    """Raises BadInput if no video can be written to `path`."""
+    check_output(path)
+    return OutputPipe(path) if path.is_fifo() else OutputFile(path)
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has what was written to a file or folder. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _moved(source: Path, target: Path) -> bool:
+    """Rename a file, unless there is another of that name. Raises OSError."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        return False
+    except OSError:  # this file system has no hard links
+        if os.path.lexists(target):
+            return False
+        source.rename(target)
+        return True
+    source.unlink()
+    return True
+
+
+def _cut_torn_fragment(path: Path, size: int) -> None:
+    """Truncate a fragmented MP4 after the last `mdat` box that is complete in its first `size` bytes; the rest follows a gap."""
+    with open(path, "r+b") as file:
+        end = max((end for name, _, _, end in file_boxes(file) if name == b"mdat" and end <= size), default=0)
+        file.truncate(end)
