@@ -16,6 +16,7 @@ from tests.runtime.cluster.toy_pipeline import assert_gone, start_on, start_proc
 
 from everface.core.errors import Unavailable
 from everface.runtime import inline_pipeline, scheduler
+from everface.runtime.events import SegmentEnd
 from everface.runtime.scheduler import Scheduler
 from everface.runtime.session import Session
 
@@ -85,7 +86,7 @@ def test_the_schedulers_close_wakes_who_waits_and_says_so(served: Scheduler, wai
     with pytest.raises(Unavailable, match="the pipeline is closed"):
         session.push_audio(toy.speech(0.1))
     session.close()
-    assert [event.interrupted for event in session.events()] == [True]
+    assert [isinstance(event, SegmentEnd) and event.interrupted for event in session.events()] == [True]
 
 
 def drain(session: Session) -> None:

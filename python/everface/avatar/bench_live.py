@@ -78,26 +78,25 @@ def bench_live(
     onsets: list[float] = []
     interrupts: list[float] = []
     stale = 0
-    with Avatar(weights, lora, deployment) as avatar:
-        with avatar.open_live(IMAGE, stream) as session:
-            opened_s = time.monotonic()
-            _watch(session, seen, WARM_UP_S)
-            first_ms = 1e3 * (seen.stamps[0] - opened_s)
-            seen.stamps.clear()
-            for number in range(segments):
-                seconds = rng.uniform(1.0, 2.5)
-                latency_s = _speak(session, seen, speech_S[: int(seconds * SAMPLE_RATE)])
-                if latency_s is not None:
-                    onsets.append(latency_s)
-                if number % 2:
-                    turn_s = time.monotonic()
-                    begin = session.position
-                    session.interrupt()
-                    stale += _watch(session, seen, 1.2, since=begin, reached=interrupts, began_s=turn_s)
-                else:
-                    session.end_segment()
-                    _watch(session, seen, rng.uniform(0.6, 1.8))
-            stats = session.stats()
+    with Avatar(weights, lora, deployment) as avatar, avatar.open_live(IMAGE, stream) as session:
+        opened_s = time.monotonic()
+        _watch(session, seen, WARM_UP_S)
+        first_ms = 1e3 * (seen.stamps[0] - opened_s)
+        seen.stamps.clear()
+        for number in range(segments):
+            seconds = rng.uniform(1.0, 2.5)
+            latency_s = _speak(session, seen, speech_S[: int(seconds * SAMPLE_RATE)])
+            if latency_s is not None:
+                onsets.append(latency_s)
+            if number % 2:
+                turn_s = time.monotonic()
+                begin = session.position
+                session.interrupt()
+                stale += _watch(session, seen, 1.2, since=begin, reached=interrupts, began_s=turn_s)
+            else:
+                session.end_segment()
+                _watch(session, seen, rng.uniform(0.6, 1.8))
+        stats = session.stats()
     gaps = [abs(b - a - 1 / FPS) for a, b in zip(seen.stamps, seen.stamps[1:])]
     ordinary = float(np.percentile(seen.changes, 99)) if seen.changes else float("nan")
     return LiveReport(
@@ -156,6 +155,6 @@ def _watch(
 
 def _percentiles(seconds: list[float]) -> tuple[float, float, float]:
     if not seconds:
-        return (float("nan"),) * 3
+        return float("nan"), float("nan"), float("nan")
     p50, p95, p99 = np.percentile(seconds, (50, 95, 99))
     return round(1e3 * float(p50), 1), round(1e3 * float(p95), 1), round(1e3 * float(p99), 1)
