@@ -182,7 +182,7 @@ def test_unusable_files_are_one_sentence(tmp_path: Path):
         (tmp_path / f"cut-{name}").write_bytes(whole[name][: len(whole[name]) // 2])
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("not an image")
-    noise.save(tmp_path / "a.gif")
+    noise.save(tmp_path / "a.ppm")
     (tmp_path / "svg.png").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     Image.new("RGB", (300, 15)).save(tmp_path / "thin.png")
     Image.new("RGB", (900, 100)).save(tmp_path / "long.png")
@@ -190,7 +190,7 @@ def test_unusable_files_are_one_sentence(tmp_path: Path):
         file.write(whole["a.png"])
         file.truncate(65 * 2**20)
     cases = {
-        "missing.png": "no image file", "": "folder", "empty.png": "empty", "text.png": "not a JPEG", "a.gif": "not a JPEG",
+        "missing.png": "no image file", "": "folder", "empty.png": "empty", "text.png": "not a JPEG", "a.ppm": "not a JPEG",
         "svg.png": "not a JPEG", "cut-a.jpg": "cut short", "cut-a.png": "cut short", "cut-a.webp": "cut short",
         "thin.png": "at least 16", "long.png": "8:1", "huge.png": "65 MB",
     }  # fmt: skip

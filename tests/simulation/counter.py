@@ -11,7 +11,7 @@ from everface.runtime.model import BlockFormat, SessionModel, Window
 BLOCK = 12 * SAMPLES_PER_FRAME
 INVALID, LATENT = torch.zeros(1, dtype=torch.uint8), torch.zeros(1)
 FRAMES = [torch.full((12, 1), n, dtype=torch.uint8) for n in range(256)]  # as a decoder returns them, of one pixel a frame
-AUDIO = [torch.full((BLOCK,), float(n)) for n in range(256)]
+AUDIO = [torch.full((BLOCK,), n / 256) for n in range(256)]
 ROLES = ("step0", "step1", "step2", "step3", "decode")
 
 
@@ -41,7 +41,7 @@ class CounterRole:
         if fault == "invalid":
             block.condition = {**block.condition, "valid": INVALID}
         if self.name == ROLES[-1]:
-            block.x = FRAMES[int(block.condition["audio"])]
+            block.x = FRAMES[int(256 * block.condition["audio"])]
         return block
 
     def close(self, closing: CloseSession) -> None:

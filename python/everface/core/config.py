@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
+from everface.core.env import MAX_THREADS
 from everface.core.errors import BadInput, BadWeights
+from everface.core.json_file import check_object, read_json, read_value
 
 SAMPLE_RATE = 16_000  # Hz; a session's clock counts these samples
 FPS = 25  # video frames per second
@@ -15,6 +16,8 @@ SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640
 LATENT_STRIDE = (4, 8, 8)  # VAE: frames, rows, columns per latent cell
 SIZE_STRIDE = 64  # sides of a video are multiples of it, in pixels
 MAX_SIDE = 2048  # longest side of a video, in pixels
+MAX_LAYERS = 1024
+MAX_CHANNELS = 2048  # of the VAE
 
 
 class _FromDict:
@@ -22,12 +25,10 @@ class _FromDict:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
-        """Ignores keys that are not fields; lists become tuples. Raises BadWeights."""
-        known = {f.name for f in fields(cls)}  # pyright: ignore[reportArgumentType]  each subclass is a dataclass
-        try:
-            return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known})
-        except TypeError as error:
-            raise BadWeights(f"the configuration is not a {cls.__name__} ({error}): use the one of these weights") from None
+        """Ignores keys that are not fields; lists become tuples. Raises BadWeights, also for a value of another type than the default's."""
+        check_object(raw, f"the section for {cls.__name__}")
+        known = fields(cls)  # pyright: ignore[reportArgumentType]  each subclass is a dataclass
+        return cls(**{f.name: read_value(f.name, raw[f.name], f.default) for f in known if f.name in raw})
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class DiTConfig(_FromDict):
             raise BadWeights(f"dim {self.dim} does not split into {self.num_heads} heads of even width: correct config.json")
         if any(not 0 <= i < self.num_layers for i in self.audio_inject_layers):
             raise BadWeights(f"audio_inject_layers {self.audio_inject_layers} need more layers than {self.num_layers}")
+        if self.num_layers > MAX_LAYERS:
+            raise BadWeights(f"num_layers {self.num_layers} is more than {MAX_LAYERS}: correct config.json")
 
     @property
     def head_dim(self) -> int:
@@ -83,6 +86,14 @@ class VAEConfig(_FromDict):
         3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
     )  # fmt: skip
 
+    def __post_init__(self) -> None:
+        blocks = sum(self.encoder_blocks) + sum(self.decoder_blocks)
+        if self.dim * max(self.dim_mult, default=0) > MAX_CHANNELS or blocks > MAX_LAYERS:
+            raise BadWeights(f"a VAE of more than {MAX_CHANNELS} channels or {MAX_LAYERS} blocks is not supported: correct config.json")
+        levels = {len(self.dim_mult), len(self.encoder_blocks), len(self.decoder_blocks), len(self.temperal_downsample) + 1}
+        if len(levels) != 1 or not len(self.mean) == len(self.std) == self.z_dim:
+            raise BadWeights("the lists of the VAE's sizes have different lengths: correct config.json")
+
 
 @dataclass(frozen=True)
 class AudioConfig(_FromDict):
@@ -91,6 +102,10 @@ class AudioConfig(_FromDict):
     kind: str = "wav2vec2"
     mels: int = 40
     hops: int = 4  # mel vectors per 40 ms video frame, concatenated into one feature of mels * hops channels
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("wav2vec2", "logmel") or max(self.mels, self.hops) > MAX_LAYERS:
+            raise BadWeights(f"an audio front end {self.kind!r} of {self.mels} x {self.hops} is not supported: correct config.json")
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,10 @@ class TextConfig(_FromDict):
     num_buckets: int = 32
     max_dist: int = 128
     vocab: int = 256384
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("umt5", "none") or self.num_layers > MAX_LAYERS:
+            raise BadWeights(f"a prompt encoder {self.kind!r} of {self.num_layers} layers is not supported: correct config.json")
 
 
 @dataclass(frozen=True)
@@ -124,23 +143,39 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> ModelConfig:
         """Build from parsed JSON. Raises BadWeights."""
+        check_object(raw, "the configuration")
         parts = {"dit": DiTConfig, "vae": VAEConfig, "audio": AudioConfig, "text": TextConfig}
         size = raw.get("size")
-        return cls(
+        config = cls(
             **{k: c.from_dict(raw.get(k, {})) for k, c in parts.items()},
-            name=raw.get("name", cls.name),
-            size=tuple(size) if size else None,
-            noise_correlation=float(raw.get("noise_correlation", cls.noise_correlation)),
-            still_frames=int(raw.get("still_frames", cls.still_frames)),
+            name=read_value("name", raw.get("name", cls.name), cls.name),
+            size=read_value("size", size, (SIZE_STRIDE, SIZE_STRIDE)) if size else None,
+            noise_correlation=read_value("noise_correlation", raw.get("noise_correlation", 0.0), 0.0),
+            still_frames=read_value("still_frames", raw.get("still_frames", cls.still_frames), cls.still_frames),
         )
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        if self.size is not None:
+            try:
+                height, width = self.size
+                check_size(height, width)
+            except ValueError as error:  # BadInput is one
+                raise BadWeights(f"size {self.size} is not a height and a width ({error}): correct config.json") from None
+        if not 0 <= self.noise_correlation <= 1:
+            raise BadWeights(f"noise_correlation {self.noise_correlation} is outside 0..1: correct config.json")
+        if self.still_frames % 4 != 1 or self.still_frames > ModelConfig.still_frames:
+            raise BadWeights(f"still_frames {self.still_frames} is not 1, 5, 9 ... {ModelConfig.still_frames}: correct config.json")
 
     @classmethod
     def read(cls, path: Path) -> ModelConfig:
         """Read a JSON file. Raises BadWeights."""
+        raw = read_json(path)
         try:
-            return cls.from_dict(json.loads(path.read_text()))
-        except (OSError, json.JSONDecodeError) as error:
-            raise BadWeights(f"the configuration {path} cannot be read ({error}): pass the folder of a checkpoint") from None
+            return cls.from_dict(raw)
+        except BadWeights as error:
+            raise BadWeights(f"the configuration {path} cannot be used: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -211,10 +246,13 @@ class Deployment:
     attention: str = "auto"  # self-attention backend on a GPU; auto: the fastest one measured there, else chosen by a rule
     frames: str = "host"  # memory of finished frames: host, or (inline only) the device that made them
     text_weights: str = "device"  # place of the layers that only a new prompt needs, 4.2 GB of 14B: device, or host, where memory is short
+    image_encoder: str = "device"  # or cpu: 3.8 GiB less on the first device, but seconds to minutes for every new image
 
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("attention", self.attention, ATTENTIONS)
+        if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
+            raise BadInput(f"{self.threads} threads cannot be used: choose from 1 to {MAX_THREADS}, or None for torch's default")
         if self.dtype == "fp8-attention" and self.attention not in FP8_ATTENTIONS:
             raise BadInput(
                 f"attention by {self.attention} cannot be combined with the dtype fp8-attention, because it reads keys of 16 bits only: "
@@ -222,6 +260,7 @@ class Deployment:
             )
         _check_choice("memory for frames", self.frames, ("host", "device"))
         _check_choice("place for text weights", self.text_weights, ("device", "host"))
+        _check_choice("place for the image encoder", self.image_encoder, ("device", "cpu"))
         if self.frames == "device" and self.placement != "inline":
             raise BadInput(
                 "frames can stay on the device only with the inline placement, because processes pass them through host memory: "

@@ -5,22 +5,40 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from everface.core.errors import BadInput, Unavailable
+
+MAX_THREADS = 1024  # OpenMP ends the process when the system refuses it a thread
+LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
+
 
 def cache_dir() -> Path:
-    """Where pulled, converted and merged weights live. EVERFACE_CACHE, else ~/.cache/everface."""
+    """Where pulled, converted and merged weights live. EVERFACE_CACHE, else ~/.cache/everface.
+
+    Raises Unavailable where `~` stands for no folder.
+    """
     home = os.environ.get("EVERFACE_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "everface")
-    return Path(home).expanduser()
+    try:
+        return Path(home).expanduser()
+    except RuntimeError:
+        raise Unavailable(f"there is no cache, because {home} names no home folder: set EVERFACE_CACHE to a folder") from None
 
 
 def threads() -> int | None:
-    """CPU threads for torch, or None to leave torch's own choice. EVERFACE_THREADS."""
-    value = os.environ.get("EVERFACE_THREADS")
-    return int(value) if value and value.isdigit() and int(value) > 0 else None
+    """CPU threads for torch, or None to leave torch's own choice. EVERFACE_THREADS. Raises BadInput."""
+    value = os.environ.get("EVERFACE_THREADS", "").strip()
+    if not value:
+        return None
+    if not value.isdecimal() or not 1 <= (count := int(value[:9])) <= MAX_THREADS:
+        raise BadInput(f"EVERFACE_THREADS is {value[:40]!r}: set a whole number from 1 to {MAX_THREADS}, or unset it")
+    return count
 
 
 def log_level() -> str:
-    """EVERFACE_LOG: debug, info, warning (default), error."""
-    return os.environ.get("EVERFACE_LOG", "warning").upper()
+    """EVERFACE_LOG: debug, info, warning (also if empty), error, critical; in capitals. Raises BadInput."""
+    value = os.environ.get("EVERFACE_LOG", "").strip() or "warning"
+    if value.lower() not in LOG_LEVELS:
+        raise BadInput(f"EVERFACE_LOG is {value[:40]!r}: set {', '.join(LOG_LEVELS[:-1])} or {LOG_LEVELS[-1]}, or unset it")
+    return value.upper()
 
 
 def interpret_triton() -> bool:
@@ -33,4 +51,4 @@ def avoid_amx() -> None:
 
     Takes effect before the process's first convolution or GEMM only. A value of the user's own for ONEDNN_MAX_CPU_ISA stays.
     """
-    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")

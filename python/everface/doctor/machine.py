@@ -19,6 +19,7 @@ OPTIONAL = (
     ("triton", "triton", "the fused kernels (on a CPU: their tests, under the interpreter)"),
     ("nvidia.nccl", "nvidia-nccl-cu13", "sends blocks between GPUs; a torch build for CUDA 13 brings it"),
     ("nvidia.nccl", "nvidia-nccl-cu12", "the same for CUDA 12"),
+    ("pillow_heif", "pillow-heif", "reads HEIC images, as phones save them (everface[heic])"),
     ("pybind11", "pybind11", "builds everface._native, which calls NCCL (make native)"),
     ("pytest_benchmark", "pytest-benchmark", "benchmarks of kernels and channels (bench/)"),
     ("flash_attn", "flash-attn", "an attention backend, if the deployment asks for it"),

@@ -1,15 +1,19 @@
-"""Reads a reference image (JPEG, PNG or WebP) and turns it into the RGB tensor that the video encoder takes."""
+"""Reads a reference image and turns it into the RGB tensor that the video encoder takes."""
 
 from __future__ import annotations
 
+import importlib
+import stat
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
-from everface.core.errors import BadInput
+from everface.core.errors import BadInput, Unavailable
+from everface.core.log import log
+from everface.media.color import to_srgb
 from everface.media.crop import plan_crop
 
 MAX_PIXELS = 64_000_000  # refused from the header, before anything is decoded
@@ -17,40 +21,75 @@ MAX_BYTES = 64 * 2**20
 MIN_SIDE = 16  # pixels of an image's shorter side
 MAX_ASPECT = 8  # longer over shorter side
 NEUTRAL = (128, 128, 128)  # background of transparent images
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow's names
+NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
+HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+AVIF_BRANDS = {b"avif", b"avis"}
 
 
 def read_image(path: str | Path, background: tuple[int, int, int] = NEUTRAL) -> np.ndarray:
-    """Read an image file as uint8 RGB [H, W, 3], turned upright by its EXIF orientation.
+    """Read an image file as uint8 sRGB [H, W, 3], turned upright by its EXIF orientation, with its ICC profile applied.
 
-    Transparent pixels are blended with `background` (RGB). Of an animation the first frame is taken. Raises BadInput for a file
-    that is missing, damaged, or not a JPEG, PNG or WebP; over 64 MB or 64 megapixels; under 16 pixels a side; or longer than 8:1.
+    Transparent pixels are blended with `background` (RGB). Of an animation the first frame is taken, of a TIFF the first page. Raises
+    BadInput for a file that is missing, damaged, or of no format in NAMES; over 64 MB or 64 megapixels; under 16 pixels a side; or
+    longer than 8:1. Raises Unavailable for HEIC without the package that reads it (everface[heic]).
     """
     path = Path(path)
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder: pass the path of one image file")
-    if not path.is_file():
-        raise BadInput(f"there is no image file at {path}: check the path")
     try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise BadInput(f"the image {path} has {size / 2**20:.0f} MB, more than {MAX_BYTES >> 20} MB: save a smaller one")
-        if size == 0:
-            raise BadInput(f"the image {path} is empty (0 bytes): save it again")
+        _check_file(path)
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")  # Pillow warns of big images and odd EXIF; the limits below decide
-            with Image.open(file, formats=("JPEG", "PNG", "WEBP")) as image:
+            formats = _choose_formats(path, file.read(256))
+            file.seek(0)
+            with Image.open(file, formats=formats) as image:
                 _check_shape(path, *image.size)
-                return _flatten(ImageOps.exif_transpose(image), background)
-    except BadInput:
+                return _flatten(_turn_upright(image, path), background, path)
+    except (BadInput, Unavailable):
         raise
     except Image.DecompressionBombError:
         raise BadInput(_too_many_pixels(path)) from None
     except Image.UnidentifiedImageError:
-        raise BadInput(f"{path} is not a JPEG, PNG or WebP image: convert it to one of these") from None
+        raise BadInput(f"{path} is not a {NAMES} image: convert it to one of these") from None
     except PermissionError as error:
         raise BadInput(f"the image {path} cannot be read ({error.strerror}): check its permissions") from None
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and zlib.error alike
         reason = str(error) or type(error).__name__
         raise BadInput(f"the image {path} is damaged or cut short ({reason}): save it again") from None
+
+
+def _check_file(path: Path) -> None:
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(f"there is no image file at {path}: check the path") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"the image {path} cannot be read ({reason}): check its name and permissions") from None
+    if stat.S_ISDIR(found.st_mode):
+        raise BadInput(f"{path} is a folder: pass the path of one image file")
+    if not stat.S_ISREG(found.st_mode):
+        raise BadInput(f"{path} is not a regular file: pass the path of one image file")
+    if found.st_size > MAX_BYTES:
+        raise BadInput(f"the image {path} has {found.st_size / 2**20:.0f} MB, more than {MAX_BYTES >> 20} MB: save a smaller one")
+    if found.st_size == 0:
+        raise BadInput(f"the image {path} is empty (0 bytes): save it again")
+
+
+def _choose_formats(path: Path, head: bytes) -> tuple[str, ...]:
+    """Pillow's formats for a file that begins with `head`. HEIC and AVIF name themselves in the brands of their `ftyp` box."""
+    brands = set()
+    if head[4:8] == b"ftyp":
+        end = min(int.from_bytes(head[:4], "big"), len(head))
+        brands = {head[8:12]} | {head[i : i + 4] for i in range(16, end, 4)}
+    if brands & AVIF_BRANDS and not features.check("avif"):
+        raise Unavailable(f"{path} is an AVIF image, which this build of Pillow does not read: install the pillow wheel, or convert it")
+    if brands & AVIF_BRANDS or not brands & HEIC_BRANDS:
+        return FORMATS
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener(thumbnails=False)
+    except ImportError:
+        raise Unavailable(f"{path} is a HEIC image: run pip install 'everface[heic]' to read it, or convert it to JPEG") from None
+    return ("HEIF",)
 
 
 def _too_many_pixels(path: Path) -> str:
@@ -66,14 +105,33 @@ def _check_shape(path: Path, width: int, height: int) -> None:
         raise BadInput(f"the image {path} of {width} x {height} pixels is longer than {MAX_ASPECT}:1: crop it around the face")
 
 
-def _flatten(image: Image.Image, background: tuple[int, int, int]) -> np.ndarray:
-    """Convert any Pillow mode to uint8 RGB [H, W, 3]. 16-bit gray is scaled, not clipped."""
+def _turn_upright(image: Image.Image, path: Path) -> Image.Image:
+    image.load()  # first, because a TIFF turns itself when it is loaded
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError) as error:
+        log.warning("the orientation of %s is not known, because its EXIF data is damaged (%s)", path, error)
+        return image
+
+
+def _flatten(image: Image.Image, background: tuple[int, int, int], path: Path) -> np.ndarray:
+    """Convert any Pillow mode to uint8 sRGB [H, W, 3]. 16-bit gray is scaled, not clipped."""
+    profile: bytes | None = image.info.get("icc_profile")
+    if image.mode == "F" or (image.mode == "I" and np.asarray(image).max() > 65535):
+        raise BadInput(f"the image {path} has 32 bits a pixel value: save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        gray_HW = (np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8)
-        return np.repeat(gray_HW[..., None], 3, axis=2)
+        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) // 257).astype(np.uint8))
+    gray, alpha = image.mode in ("1", "L", "LA", "La"), None
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image.convert("RGBA"))
-    return np.array(image.convert("RGB"))
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    if image.mode not in ("CMYK", "LAB"):
+        image = image.convert("L" if gray else "RGB")
+    rgb = to_srgb(image, profile, str(path))
+    if alpha is not None:
+        rgb.putalpha(alpha)
+        rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, (*background, 255)), rgb).convert("RGB")
+    return np.array(rgb)
 
 
 def fit_image(image_HW3: np.ndarray, size: tuple[int, int], compat: str = "everface") -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from everface.core.errors import BadWeights
+from everface.core.json_file import check_object, read_json
 from everface.weights.store import TORCH_DTYPES
 
 
@@ -74,12 +74,12 @@ def open_index(index: Path) -> Weights:
     Every shard must be there, be whole, and hold exactly the tensors that the index lists for it.
     """
     try:
-        named: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        listed: dict[str, set[str]] = {}
-        for name, file in named.items():
-            listed.setdefault(file, set()).add(name)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadWeights(f"{index} is not a weight index ({type(error).__name__}: {error}); fetch it again") from None
+        named = check_object(read_json(index).get("weight_map"), "its weight_map")
+    except BadWeights as error:
+        raise BadWeights(f"{index} is not a weight index: {error}") from None
+    listed: dict[str, set[str]] = {}
+    for name, file in named.items():
+        listed.setdefault(file if isinstance(file, str) else "", set()).add(name)
     handles: dict[Path, safe_open] = {}
     home: dict[str, Path] = {}
     for file in sorted(listed):
@@ -114,9 +114,11 @@ def first_of(names: Iterable[str]) -> str:
 
 
 def _open(path: Path, why: str = "") -> safe_open:
-    if not path.is_file():
-        raise BadWeights(f"{path} is missing{why}; fetch it again")
     try:
+        if not path.is_file():
+            raise BadWeights(f"{path} is {'a folder' if path.is_dir() else 'missing'}{why}; fetch it again")
         return safe_open(path, "pt")
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        raise BadWeights(f"{path} cannot be read ({error.strerror or error}); check its name and permissions") from None
+    except SafetensorError as error:
         raise BadWeights(f"{path} is truncated or not a safetensors file ({error}); fetch it again") from None

@@ -7,13 +7,13 @@ everface    config.json (a whole ModelConfig), dit.safetensors, vae.safetensors;
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from everface.core.config import DiTConfig, ModelConfig
 from everface.core.errors import BadWeights
+from everface.core.json_file import read_json
 
 CONFIG = "config.json"
 DIT_INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -87,11 +87,8 @@ def detect_layout(root: Path) -> Layout:
 def read_official_config(path: Path) -> ModelConfig:
     """The official `config.json` describes the DiT alone. Sections `vae` and `text`, which the release lacks, may give other
     sizes of those parts; without them they have the released sizes. Raises BadWeights for another architecture."""
-    try:
-        raw = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BadWeights(f"cannot read the model configuration {path}: {error}; fetch it again") from None
-    if not isinstance(raw, dict) or "model_type" not in raw:
+    raw = read_json(path)
+    if "model_type" not in raw:
         raise BadWeights(f"{path} has no model_type, as Wan2.2-S2V-14B has: weights of another architecture")
     for key, released in ARCHITECTURE.items():
         if (found := raw.get(key, released)) != released:
@@ -103,4 +100,7 @@ def read_official_config(path: Path) -> ModelConfig:
     vae, text = raw.get("vae", {}), raw.get("text", {})
     if not isinstance(vae, dict) or not isinstance(text, dict):
         raise BadWeights(f"{path} has a section vae or text that is not an object of sizes; fetch it again")
-    return ModelConfig.from_dict({"dit": raw, "vae": vae, "text": text})
+    try:
+        return ModelConfig.from_dict({"dit": raw, "vae": vae, "text": text})
+    except BadWeights as error:
+        raise BadWeights(f"the configuration {path} cannot be used: {error}") from None

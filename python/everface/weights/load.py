@@ -15,7 +15,7 @@ from everface.core.errors import BadWeights
 from everface.weights.convert import convert_cached
 from everface.weights.files import Weights, first_of, open_file, open_index
 from everface.weights.layout import LORA, Layout, detect_layout
-from everface.weights.lora import merge_cached
+from everface.weights.lora import merge_cached, read_lora
 
 
 def load_into(
@@ -93,20 +93,21 @@ class Checkpoint:
 
     layout: Layout
     lora: Path | None
-    cache: Path
+    cache: Path | None  # None: core.env.cache_dir()
 
     @property
     def config(self) -> ModelConfig:
         return self.layout.config
 
     def dit(self, prefixes: Iterable[str] = ()) -> Weights:
-        """The DiT under its official key names; of an official folder, with the LoRA merged in."""
-        if self.layout.kind == "everface":
-            return open_file(self.layout.dit).select(prefixes)
-        base = open_index(self.layout.dit)
-        if self.lora is None:
+        """The DiT under its official key names, with the LoRA merged in; only a model of our own may be without."""
+        own = self.layout.kind == "everface"
+        base = open_file(self.layout.dit) if own else open_index(self.layout.dit)
+        if self.lora is not None:
+            base = open_index(merge_cached(base, self.lora, self._cache()))
+        elif not own:
             raise BadWeights(f"{self.layout.root} has the base model without the LoRA {LORA}; add or name it")
-        return open_index(merge_cached(base, self.lora, self.cache)).select(prefixes)
+        return base.select(prefixes)
 
     def vae(self, prefixes: Iterable[str] = ()) -> Weights:
         """The video VAE under its official key names."""
@@ -138,7 +139,10 @@ class Checkpoint:
             self.audio()
 
     def _open(self, path: Path) -> Weights:
-        return open_file(path if path.suffix == ".safetensors" else convert_cached(path, self.cache))
+        return open_file(path if path.suffix == ".safetensors" else convert_cached(path, self._cache()))
+
+    def _cache(self) -> Path:
+        return self.cache or env.cache_dir()
 
     def _need(self, path: Path | None, what: str) -> Path:
         if path is None or not path.exists():
@@ -150,6 +154,6 @@ def open_checkpoint(root: Path, lora: Path | None = None, cache: Path | None = N
     """Open a model folder of either layout. `lora`: the adapter, if it is not `liveavatar.safetensors` in the folder itself;
     `cache`: where converted and merged weights go, by default `core.env.cache_dir()`."""
     layout = detect_layout(root)
-    if lora is not None and not lora.is_file():
-        raise BadWeights(f"{lora} is missing; name the LoRA file")
-    return Checkpoint(layout, lora or layout.lora, cache or env.cache_dir())
+    if lora is not None:
+        read_lora(lora)  # now, not after minutes of other work
+    return Checkpoint(layout, lora or layout.lora, cache)

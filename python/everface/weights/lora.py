@@ -1,4 +1,4 @@
-"""The Live Avatar LoRA: W + scale * (B @ A), merged once into a cached copy of the base shards.
+"""A LoRA in the format of Live Avatar's: W + scale * (B @ A), merged once into a cached copy of the base shards.
 
 Rank 128 and alpha 64 in the release, so scale = alpha / rank = 0.5; the rank is read from the file, alpha is not in it. B @ A is
 computed in float32 and added with one rounding to the dtype of the base: bit for bit what the official merge does.
@@ -26,6 +26,7 @@ ALPHA = 64.0
 KEY = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight")
 TARGET = re.compile(r"(?:blocks\.\d+\.(?:(?:self|cross)_attn\.[qkvo]|ffn\.[02])|audio_injector\.injector\.\d+\.[qkvo])\.weight")
 MERGE = "merge"
+FORM = "pairs such as 'blocks.0.self_attn.q.lora_A.weight' and 'blocks.0.self_attn.q.lora_B.weight'"
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class LoRA:
         if name not in self.pairs:
             return weight
         a, b = (self.source[key] for key in self.pairs[name])
+        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+            raise BadWeights(f"the LoRA {self.source.files[0]} has values that are not finite for {name!r}: fetch or train it again")
         return merge_weight(weight, a, b, self.scale)
 
 
@@ -51,24 +54,37 @@ def merge_weight(w_OI: torch.Tensor, a_RI: torch.Tensor, b_OR: torch.Tensor, sca
 
 
 def read_lora(path: Path, alpha: float = ALPHA) -> LoRA:
-    """Read an adapter in PEFT's key form, with or without `base_model.model.` and `.default`. Reads the header only."""
-    source = open_file(path)
+    """Read an adapter in PEFT's key form, with or without `base_model.model.` and `.default`. Reads the header only.
+
+    Raises BadWeights, which says what a LoRA has, for any other file.
+    """
+    try:
+        source = open_file(path)
+    except BadWeights as error:
+        raise BadWeights(f"{error} (a LoRA is a .safetensors file of {FORM})") from None
+    if not len(source):
+        raise BadWeights(f"{path} holds no tensors, where a LoRA has {FORM}: fetch it again")
+    if others := [key for key in source if not KEY.fullmatch(key)]:
+        raise BadWeights(
+            f"{path} is no LoRA of this model, because {len(others)} of its {len(source)} tensors have other names ({min(others)!r} "
+            f"is not a LoRA tensor): name a file of {FORM}"
+        )
     sides: dict[str, dict[str, str]] = {}
     for key in source:
         match = KEY.fullmatch(key)
-        if not match:
-            raise BadWeights(f"{path}: {key!r} is not a LoRA tensor; name a LoRA of Live Avatar, such as liveavatar.safetensors")
+        assert match
         side = sides.setdefault(match["module"] + ".weight", {})
         if match["side"] in side:
             raise BadWeights(f"{path} adapts {match['module']!r} twice, as {side[match['side']]!r} and {key!r}; fetch it again")
         side[match["side"]] = key
-    if not sides:
-        raise BadWeights(f"{path} holds no tensors; fetch it again")
+        if len(source.shape(key)) != 2 or 0 in source.shape(key) or not source.dtype(key).is_floating_point:
+            found = f"{source.dtype(key)} {list(source.shape(key))}"
+            raise BadWeights(f"{path}: {key!r} is {found}, where a LoRA has a matrix of floating numbers; fetch or train it again")
     if halves := [name for name, side in sides.items() if len(side) < 2]:
         raise BadWeights(f"{path} has only one of lora_A and lora_B for {first_of(halves)}; fetch it again")
     pairs = {name: (side["A"], side["B"]) for name, side in sides.items()}
-    ranks = {source.shape(a)[0] for a, _ in pairs.values() if source.shape(a)}
-    if len(ranks) != 1 or 0 in ranks:
+    ranks = {source.shape(a)[0] for a, _ in pairs.values()}
+    if len(ranks) != 1:
         raise BadWeights(f"{path} mixes the ranks {sorted(ranks)}, where one alpha and one rank give the scale; fetch it again")
     rank = ranks.pop()
     return LoRA(source, pairs, rank, alpha / rank)
@@ -78,14 +94,17 @@ def check_targets(lora: LoRA, base: Iterable[str], shapes: Mapping[str, tuple[in
     """Hold an adapter against the base it is for: the same weights, each of fitting shape. `shapes` are the base's."""
     file = lora.source.files[0]
     wanted = {name for name in base if TARGET.fullmatch(name)}
+    common = f"{len(wanted & lora.pairs.keys())} of the {len(lora.pairs)} weights it adapts are among the {len(wanted)} of this base"
     if surplus := lora.pairs.keys() - wanted:
-        raise BadWeights(f"{file} adapts {first_of(surplus)}, which is no target in this base: a LoRA of another model")
+        raise BadWeights(f"{file} adapts {first_of(surplus)}, which is no target ({common}): a LoRA of another model, name this model's")
     if missing := wanted - lora.pairs.keys():
-        raise BadWeights(f"{file} does not adapt {first_of(missing)}: it is incomplete or of another model, fetch it again")
+        raise BadWeights(f"{file} does not adapt {first_of(missing)} ({common}): it is incomplete or of another model, fetch it again")
     for name, (a, b) in lora.pairs.items():
         found, (out, *width) = (lora.source.shape(b), lora.source.shape(a)), shapes[name]
         if found != ((out, lora.rank), (lora.rank, *width)):
-            raise BadWeights(f"{file}: {name!r} gets B x A of {found} for a base of {shapes[name]}: a LoRA of another size")
+            raise BadWeights(
+                f"{file}: {name!r} gets B x A of {found} for a base of {shapes[name]}: a LoRA of another size, name this model's"
+            )
 
 
 def merge_cached(base: Weights, lora_file: Path, cache: Path, alpha: float = ALPHA) -> Path:
