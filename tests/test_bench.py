@@ -20,6 +20,7 @@ from bench.evidence import Evidence
 from bench.rows import read_rows
 
 from everface.core.config import ATTENTIONS, FP8_ATTENTIONS
+from everface.kernels.launch import Cost
 
 ROOT = Path(__file__).parents[1]
 MISSING = ("av", "soxr", "msgspec", "psutil", "transformers", "rich", "ftfy", "diffusers", "PIL", "huggingface_hub")
@@ -240,6 +241,29 @@ def test_every_part_selects_something() -> None:
 def test_short_ops_are_launched_often_enough() -> None:
     assert timing.calls_of(16.0, timing.CALLS) >= 100 and timing.calls_of(49.9, 2) >= 100
     assert timing.calls_of(800.0, timing.CALLS) == timing.CALLS and timing.calls_of(30e3, 2) == 2
+
+
+def test_an_op_is_timed_by_the_clock_of_the_gpu(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branch of a GPU, with a clock on which a launch takes 16 us: captured again, as it is short, and not timed by the host."""
+    monkeypatch.setattr(timing.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(timing.torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(timing, "capture", lambda calls, launches: launches)
+    monkeypatch.setattr(timing, "replay_us", lambda launches: 16.0 * launches)
+    monkeypatch.setattr(timing, "peaks", lambda: {"bytes": 4e12, "bf16": 7e14})
+    monkeypatch.setattr(timing, "device_name", lambda: "a GPU")
+    timing.measure(benchmark, [lambda: None], Cost(0, 32_000_000), shape="1")
+    info = benchmark.extra_info
+    assert info["calls"] == timing.SHORT_CALLS
+    if benchmark.stats is not None:  # --benchmark-disable
+        assert (info["call_us"], info["bound"], info["percent_of_peak"]) == (pytest.approx(16.0), "bytes", pytest.approx(50.0))
+
+
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    if timing.torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit) as end:
+        gpu.main(["--out", str(tmp_path)])
+    assert end.value.code == 2 and "no GPU is here: use --tiny" in capsys.readouterr().err
 
 
 def test_nothing_that_is_timed_loads_the_profiler() -> None:
