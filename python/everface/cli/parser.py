@@ -92,12 +92,14 @@ def _add_parity(add: Add) -> None:
 
 def _add_simulate(add: Add) -> None:
     example = "simulate --devices 5 --step-ms 122 --decode-ms 69"
-    p = add("simulate", commands.simulate, "forecast frame rate and first-frame latency from measured times", example)
+    does = "forecast frame rate and first-frame latency, from measured times or for every configuration from counted work"
+    p = add("simulate", commands.simulate, does, example)
     p.add_argument("--paper", action="store_true", help="only compare forecasts of the paper's configurations with its figures")
-    p.add_argument("--devices", type=count, default=5, metavar="N", help="devices, at most one per role (%(default)s)")
+    p.add_argument("--devices", type=count, metavar="N", help="devices, at most one per role, and in a table the most (default: 5)")
     p.add_argument("--steps", type=count, default=4, metavar="N", help="forwards per block (%(default)s)")
-    p.add_argument("--step-ms", type=float, default=265.5, metavar="MS", help="time of a forward (%(default)s, from the paper)")
-    p.add_argument("--decode-ms", type=float, default=150.0, metavar="MS", help="decoding a block (%(default)s)")
+    step = "measured time of a forward (default: a table of forecasts from the sums in docs/tuning.md)"
+    p.add_argument("--step-ms", type=float, metavar="MS", help=step)
+    p.add_argument("--decode-ms", type=float, metavar="MS", help="of decoding a block, with --step-ms (default: 150, from the paper)")
     p.add_argument("--transfer-ms", type=float, default=0.5, metavar="MS", help="transfer between devices (%(default)s)")
     p.add_argument("--jitter", type=float, default=0.0, metavar="CV", help="of all times: deviation / mean (%(default)s)")
     p.add_argument("--sessions", type=count, default=1, metavar="N", help="sessions (%(default)s)")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from everface.avatar.render import RenderReport
+    from everface.models.live_avatar.step_costs import StepCost
+    from everface.runtime.planning.forecast import Forecast
 
 
 @contextmanager
@@ -37,3 +39,19 @@ def print_report(report: RenderReport) -> None:
         "seed": f"{report.seed}",
     }
     print("\n".join(f"{name:<12} {value}" for name, value in rows.items()))
+
+
+def print_forecasts(rows: Sequence[tuple[str, StepCost, Sequence[Forecast]]], steps: int, sessions: int) -> None:
+    """Print frames a second and first frame of every configuration on 1, 2, .. devices, and what each row assumes."""
+    print(
+        f"Forecast, not measured: {steps} steps and the decoder of the 14B model at 704x384, {sessions} session(s). A step is the sum of "
+        "counted work over assumed rates (docs/tuning.md).\nEach cell: frames per second, first frame in seconds; audio features left out.\n"
+    )
+    devices = "".join(f"{f'{n + 1} device' + 's' * (n > 0):>14}" for n in range(len(rows[0][2])))
+    print(f"{'configuration':<28} {'':<8} {'step ms':>8} {'decode ms':>9}{devices}")
+    for name, cost, forecasts in rows:
+        cells = "".join(f"{f'{f.fps:.1f}':>8} {f.first_frame_ms / 1e3:5.2f}" for f in forecasts)
+        print(f"{name:<28} forecast {cost['step_ms']:8.1f} {cost['decode_ms']:9.1f}{cells}")
+    print()
+    for name, cost, _ in rows:
+        print(f"{name:<28} assumes {cost['assumes']}")
