@@ -7,6 +7,7 @@ import io
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ RAMP = np.linspace(0, 255, 64, dtype=np.uint8)[None].repeat(64, 0)
 needs_heic = pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is None, reason="needs everface[heic]")
 
 
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
