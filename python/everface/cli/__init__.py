@@ -1,7 +1,7 @@
 """The command line: parses the arguments, runs one command, and turns what happened into an exit code.
 
-Exit codes: 0 done; 1 a check that did not pass; 2 an error that the user can fix, printed as one line on stderr; 130 interrupted;
-143 terminated.
+Exit codes: 0 done; 1 a check that did not pass; 2 an error that the user can fix, printed as one line on stderr, such as output that
+cannot be written; 130 interrupted; 143 terminated.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ def _choose_formats(path: Path, head: bytes) -> tuple[str, ...]:
     try:
         importlib.import_module("pillow_heif").register_heif_opener(thumbnails=False)
     except ImportError:
-        raise Unavailable(f"{path} is a HEIC image: run pip install 'everface[heic]' to read it, or convert it to JPEG") from None
+        raise Unavailable(f"{path} is a HEIC image: run pip install pillow-heif (the extra everface[heic]), or convert it to JPEG") from None
     return ("HEIF",)
 
 
