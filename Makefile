@@ -4,7 +4,8 @@
 #   make demo      render the bundled image and voice with the bundled model into out/
 #   make test      every test that needs no GPU
 #   make check     ruff and pyright over every source file
-#   make gpu       tests and benches on the CUDA devices of this machine
+#   make gpu       tests and benches on the CUDA device of this machine: what bench/results/ lacks, within nine minutes
+#   make gpu-tree  build/gpu-tree.tar.gz, all that `make gpu` needs on another machine
 #   make bench     time the stream on this machine
 #   make native    build everface._native into python/everface/
 #   make clean     remove .venv and everything that was built
@@ -13,6 +14,7 @@
 #   TORCH_INDEX=ADDRESS      the package index to take torch from, for example the one with PyTorch's CPU wheels
 #   TORCH=torch==2.13.0      take this build of torch, whatever its size
 #   PY=python3               run with this interpreter as it is and set nothing up (a machine that has torch already)
+#   ROUND=1                  one of the three rounds of `make gpu`, each within nine minutes
 #   GPU='--soak 300'         options of `make gpu`: python -m bench.gpu --help
 #   WORKERS=2                test processes
 
@@ -34,7 +36,7 @@ endif
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 NUMPY := numpy>=2.0,<2.4# the interpreter of triton 3.6 breaks on 2.4
 
-.PHONY: setup demo test check gpu bench native clean
+.PHONY: setup demo test check gpu gpu-tree bench native clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -50,7 +52,10 @@ check: $(READY)
 	$(RUN) -m pyright --pythonpath $(INTERPRETER)
 
 gpu: $(READY)
-	$(RUN) -m bench.gpu $(GPU)
+	$(RUN) -m bench.gpu $(if $(ROUND),--round $(ROUND)) $(GPU)
+
+gpu-tree:
+	$(PYTHON) -m bench.tree build/gpu-tree.tar.gz
 
 bench: $(READY)
 	$(RUN) -m everface bench

@@ -1,13 +1,14 @@
 """All figures of a machine with one GPU, in one command: tests, kernels, steps, decoder, sessions.
 
-    python -m bench.gpu                      within 540 s, into bench/results/<gpu>/
-    python -m bench.gpu --parts step,vae --soak 300 --budget 1500 --pack FILE.tar.gz
+    python -m bench.gpu                      what is missing in bench/results/<gpu>/, the first round first, within 540 s
+    python -m bench.gpu --round 2            one of three rounds; each ends within 540 s and is of use alone
+    python -m bench.gpu --attention gluon-e4m3,cudnn                 a step and a session by each
+    python -m bench.gpu --parts session --soak 300 --again           one part, though it was measured before
     python -m bench.gpu --tiny               on the CPU, at tiny sizes, to see that it runs
 
-Each part is a separate process: a failure, a hang or a lack of memory costs the figures of that part only. The most valuable parts come
-first; a part that cannot have LEAST_S before the budget ends is left out.
-<part>.json is pytest-benchmark's, moved in place when it is complete;
-summary.json has every part's exit status, seconds and last lines, and is written after each part, as is the archive of --pack.
+Each part is a separate process with a limit: a failure, a hang or a lack of memory costs what was running, nothing else. Rows that are there
+and passed are not measured again, except with --again. A part starts only if its whole limit is left of the budget.
+bench/evidence.py describes the files.
 """
 
 from __future__ import annotations
@@ -20,58 +21,52 @@ import re
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-LEAST_S, LINES = 15.0, 15
-CPU_NAME = "cpu"
-KERNELS = "bench/kernels/bench_"
-SESSION = "bench/stream/bench_gpu_session.py"
-GPU_TESTS = "GPU_TESTS"  # replaced by the files with tests marked gpu
-# name: (arguments of pytest, most seconds)
-PARTS: dict[str, tuple[list[str], float]] = {
-    "peaks": ([], 60),
-    "kernel-tests": (["-n", "8", "--ignore", "tests/kernels/test_compile.py", "--benchmark-disable", "tests/kernels"], 150),
-    "tests": (["-m", "gpu", "--continue-on-collection-errors", "--benchmark-disable", GPU_TESTS], 150),
-    "step": (["bench/step/bench_step.py", "-k", "(step_bf16 or step_fp8 or one_layer) and not step_fp8_attention"], 200),
-    "vae": (["bench/step/bench_vae.py"], 90),
-    "session-official": ([SESSION, "-k", "official-fp8"], 240),
-    "step-fp8-attention": (["bench/step/bench_step.py", "-k", "step_fp8_attention"], 120),
-    "attention": ([f"{KERNELS}attention.py"], 240),  # 120 of them at most for the tests of the kernel for sm_90
-    "linear": ([f"{KERNELS}linear.py"], 90),
-    "session-skip-null": ([SESSION, "-k", "skip-null-fp8"], 240),
-    "fused": ([f"{KERNELS}fused.py"], 90),
-    "video": ([f"{KERNELS}video.py"], 150),
-    "baseline": (["bench/step/bench_step.py", "-k", "baseline"], 200),
-    "channel": (["bench/stream/bench_channel.py"], 90),
-}
+from bench.evidence import Evidence
+from bench.parts import ATTENTIONS, GPU_TESTS, PARTS, ROOT, ROUND_S, ROUNDS, SOAK_S, Part, chosen_parts, gpu_test_files
+from bench.rows import commit
+
+PACK_S, GRACE_S = 20.0, 5.0  # between two archives during a part; from the request to end to the end
+CPU = {"gpu": "cpu"}
+ASK = """
+import json, sys, torch
+on = torch.cuda.is_available()
+print(json.dumps({"gpu": torch.cuda.get_device_name() if on else "", "python": sys.version.split()[0], "torch": torch.__version__,
+                  "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}))
+"""
 
 
-def command(part: str, soak_s: float, into: Path) -> list[str]:
-    if part == "peaks":
-        return [sys.executable, "-m", "bench.peaks"]
-    given = PARTS[part][0]
-    files = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("test_*.py") if "mark.gpu\n" in p.read_text())
-    given = [one for arg in given for one in (files if arg == GPU_TESTS else [arg])]
-    if "-n" in given and find_spec("xdist") is None:  # then one after another
-        given = given[given.index("-n") + 2 :]
-    options = [f"--junitxml={into.with_suffix('.xml')}"] if part.endswith("tests") else ["--benchmark-json", str(into)]
-    soak = ["--soak", str(soak_s)] if SESSION in given else []
-    return [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *given, *soak, *options]
+def command(part: Part, evidence: Evidence, name: str, already: Path, soak_s: float, commit: str | None) -> list[str]:
+    """The process of a part."""
+    words = [file for word in part.words for file in (gpu_test_files() if word == GPU_TESTS else [word])]
+    if "-n" in words and find_spec("xdist") is None:  # then one after another
+        words = words[words.index("-n") + 2 :]
+    plugin = ["-p", "bench.rows", "--rows", str(evidence.file(name, "jsonl")), "--except", str(already)]
+    plugin += ["--commit", commit] if commit else []
+    options = [*(["--attention", part.attention] if part.attention else []), *(["--soak", str(soak_s)] if part.soaks else [])]
+    files = [f"--junitxml={evidence.file(name, 'xml')}"]
+    return [sys.executable, "-m", "pytest", "-v", "-ra", "-p", "no:cacheprovider", *plugin, *files, *words, *options]
 
 
-def run(words: list[str], env: dict[str, str], limit_s: float, log: Path) -> int:
-    """Exit status; 124 if it had to be ended, with every process that it started."""
-    with log.open("wb") as out:
+def run(words: list[str], env: dict[str, str], limit_s: float, log: Path, meanwhile: Callable[[], None]) -> int:
+    """Exit status; 124 if it had to be ended, with every process that it started. `meanwhile` is called now and then."""
+    with log.open("ab") as out:
         child = subprocess.Popen(words, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
         try:
-            return child.wait(limit_s)
-        except subprocess.TimeoutExpired:
+            end_s = time.monotonic() + limit_s - GRACE_S
+            while (left_s := end_s - time.monotonic()) > 0:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return child.wait(min(PACK_S, left_s))
+                meanwhile()
+            child.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(GRACE_S)
             return 124
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -79,74 +74,70 @@ def run(words: list[str], env: dict[str, str], limit_s: float, log: Path) -> int
             child.wait()
 
 
-def rows(report: dict[str, Any]) -> list[str]:
-    """A line a bench: median, share of the peak, what else is short."""
-    lines = []
-    for bench in report.get("benchmarks", []):
-        info, ms = bench["extra_info"], 1e3 * bench["stats"]["median"]
-        ms = info["call_us"] / 1e3 if "call_us" in info else ms
-        share = f"{info['percent_of_peak']:5.1f} %" if "percent_of_peak" in info else "       "
-        more = [f"{k} {info[k]:.4g}" for k in ("fps", "launches", "error_against_bf16", "error_against_float32") if info.get(k) is not None]
-        lines.append(f"  {bench['name'][:60]:60} {ms:10.3f} ms  {share}  {'  '.join(more)}")
-    return lines
+def machine() -> dict[str, Any]:
+    """The GPU's name, "" without one, and the versions that matter."""
+    done = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def gpu_name() -> str:
-    asked = [sys.executable, "-c", "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else '')"]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-
-
-def main() -> int:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help="in this order")
-    parser.add_argument("--budget", type=float, default=540.0, help="seconds in all")
-    parser.add_argument("--soak", type=float, default=60.0, help="seconds that a session streams")
+    parser.add_argument("--round", type=int, choices=list(ROUNDS), help="the parts of one round only")
+    parser.add_argument("--parts", help=f"these, in this order: {', '.join(PARTS)}")
+    parser.add_argument("--attention", help=f"step and session by these attention backends: {', '.join(ATTENTIONS)}")
+    parser.add_argument("--budget", type=float, default=ROUND_S, help="seconds in all (%(default)s)")
+    parser.add_argument("--soak", type=float, default=SOAK_S, help="seconds that a session streams (%(default)s)")
+    parser.add_argument("--again", action="store_true", help="measure again what is there")
     parser.add_argument("--commit", help="of the tree, where git is missing")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results")
-    parser.add_argument("--pack", type=Path, help="an archive of the results, written again after each part")
+    parser.add_argument("--pack", type=Path, help="an archive of the results, written again after each part and every 20 s")
     parser.add_argument("--tiny", action="store_true", help="on the CPU")
-    args = parser.parse_args()
-    began_s, chosen = time.monotonic(), args.parts.split(",")
-    if unknown := [p for p in chosen if p not in PARTS]:
-        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    name = CPU_NAME if args.tiny else gpu_name()
-    if not name:
-        parser.error("no GPU is here: use --tiny to see that it runs")
-    env = {**os.environ, **({"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} if args.tiny else {})}
-    folder = args.out / re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("nvidia ")).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    summary: dict[str, Any] = {"gpu": name, "parts": {}}
-    table: list[str] = []
+    return parser
+
+
+def measure(name: str, evidence: Evidence, args: argparse.Namespace, left_s: float) -> str:
+    """Run a part if it is due. Returns what happened in a line."""
+    part = PARTS[name]
+    limit_s = part.limit(args.soak)
+    if args.again:
+        evidence.forget(name)
+    if evidence.is_done(name):
+        return f"there already, of commit {evidence.summary['parts'][name]['commit']}"
+    if part.needs and evidence.failed(part.needs):
+        return f"left out: {part.needs} did not pass"
+    if limit_s > left_s:
+        return f"left out: it may take {limit_s:.0f} s, and {max(0.0, left_s):.0f} of the budget are left"
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", **({"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} if args.tiny else {})}
+    start_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="bench") as scratch:
-        for part in chosen:
-            left_s, start_s = args.budget - (time.monotonic() - began_s), time.monotonic()
-            if left_s < LEAST_S:
-                summary["parts"][part] = {"rc": None, "seconds": 0.0, "tail": ["left out: the budget is spent"]}
-                table.append(f"{part}: left out")
-                continue
-            made, log = Path(scratch, f"{part}.json"), Path(scratch, f"{part}.log")
-            rc = run(command(part, min(2.0, args.soak) if args.tiny else args.soak, made), env, min(PARTS[part][1] + args.soak, left_s), log)
-            output = log.read_text(errors="replace").replace(str(ROOT), ".").splitlines()
-            summary["parts"][part] = {"rc": rc, "seconds": round(time.monotonic() - start_s, 1), "tail": output[-LINES:]}
-            table.append(f"{part}: rc {rc}, {summary['parts'][part]['seconds']} s")
-            if part == "peaks" and rc == 0:
-                made.write_text(output[-1])
-            if made.exists() and made.stat().st_size:
-                report = json.loads(made.read_text())
-                for bench in report.get("benchmarks", []) if args.commit else []:
-                    bench["extra_info"]["commit"] = args.commit
-                table += rows(report)
-                partial = folder / f"{part}.json.partial"
-                partial.write_text(json.dumps(report, indent=1))
-                partial.replace(folder / f"{part}.json")
-            (folder / "summary.json").write_text(json.dumps(summary, indent=1))
-            if args.pack:
-                with tarfile.open(args.pack, "w:gz") as archive:
-                    archive.add(folder, arcname=folder.name)
-            print(f"{part}: rc {rc}, {summary['parts'][part]['seconds']} s", flush=True)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1))
-    print("\n".join(table))
-    return int(any(p["rc"] not in (None, 0, 5) for p in summary["parts"].values()))  # 5: every test of it was skipped
+        (already := Path(scratch, "already")).write_text("\n".join(evidence.passed_names(name)))
+        words = command(part, evidence, name, already, args.soak, args.commit)
+        rc = run(words, env, limit_s, evidence.file(name, "log"), evidence.pack)
+    seconds = round(time.monotonic() - start_s, 1)
+    evidence.record(name, rc=rc, seconds=seconds, limit_s=limit_s, commit=args.commit or commit())
+    return f"rc {rc}, {seconds} s of {limit_s:.0f}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser, began_s = arguments(), time.monotonic()
+    args = parser.parse_args(argv)
+    try:
+        names = chosen_parts(args.parts, args.round, args.attention)
+    except ValueError as error:
+        parser.error(str(error))
+    here = CPU if args.tiny else machine()
+    if not here["gpu"]:
+        parser.error("no GPU is here: use --tiny to see that it runs")
+    folder = args.out / re.sub(r"[^a-z0-9]+", "-", here["gpu"].lower().removeprefix("nvidia ")).strip("-")
+    evidence = Evidence(folder, ROOT, here, args.pack)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the part that runs is ended too
+    for name in names:
+        said = measure(name, evidence, args, args.budget - (time.monotonic() - began_s))
+        print(f"{name}: {said}", flush=True)
+    for name in names:
+        print("\n".join(evidence.table(name)))
+    evidence.pack()
+    return int(any(evidence.failed(name) for name in names))
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ class AudioBuffer:
         self._audio_S = torch.zeros(format.lookback_samples)  # from at - lookback to accepted
 
     def add(self, audio_S: torch.Tensor) -> None:
-        self._audio_S = torch.cat([self._audio_S, audio_S.detach().cpu()])
-        self.accepted += audio_S.numel()
+        joined_S, accepted = torch.cat([self._audio_S, audio_S.detach().cpu()]), self.accepted + audio_S.numel()
+        self._audio_S, self.accepted = joined_S, accepted  # no call between the two, so that Ctrl-C cannot come between them
 
     def restart(self) -> None:
         """Begin a new turn: its first windows have silence before them."""

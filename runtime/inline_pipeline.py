@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,8 @@ from everface.core import env
 from everface.core.config import Deployment
 from everface.core.errors import Unavailable
 from everface.core.log import log
-from everface.runtime.messages import Cancel, Message, Reply, reply_of
+from everface.runtime.exit_hook import close_at_exit
+from everface.runtime.messages import NEVER, Cancel, Message, Reply, reply_of
 from everface.runtime.pipeline import MOST_CONTROL, Pipeline
 from everface.runtime.planning.placement import Placement
 from everface.runtime.registry import load_model
@@ -25,6 +27,7 @@ from everface.runtime.transport.base import SLOTS, ChannelError
 from everface.runtime.transport.local import LocalChannel
 
 IDLE_S = 3600.0  # a stage's thread looks around so often
+STOP_S = 10.0  # for the stages' threads to end the role that they run
 
 
 class InlinePipeline(Pipeline):
@@ -48,12 +51,21 @@ class InlinePipeline(Pipeline):
         ]
         for thread in self._threads:
             thread.start()
+        self._forget = close_at_exit(self.close)
 
     def close(self) -> None:
+        """As declared. A stage whose role takes longer than STOP_S is left behind with a warning."""
+        end_s = time.monotonic() + STOP_S
+        for stage in self._stages:
+            for session in list(stage.sessions):
+                stage.on_cancel(Cancel(session, NEVER))  # a block being run is dropped before its next role
         for channel in self._channels:
             channel.abort("the pipeline is closed: start another")
         for thread in self._threads:
-            thread.join()
+            thread.join(max(0.0, end_s - time.monotonic()))
+        if running := [thread.name for thread in self._threads if thread.is_alive()]:
+            log.warning("%s did not end within %g s: it ends with the process", ", ".join(running), STOP_S)
+        self._forget()
 
     def _cancel_handler(self, at: int) -> Callable[[Cancel], None]:
         def on_cancel(cancel: Cancel) -> None:

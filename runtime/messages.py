@@ -12,6 +12,7 @@ import torch
 
 Tensors = dict[str, torch.Tensor]
 Params = dict[str, int | float | str | bool]
+NEVER = 1 << 60  # as a revision: nothing of the session is wanted until it is opened again
 
 
 @dataclass(frozen=True)

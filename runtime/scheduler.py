@@ -11,22 +11,29 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 
 from everface.core.errors import EverfaceError, Unavailable
 from everface.core.log import log
-from everface.runtime.messages import Cancel, Closed, CloseSession, Reply, Tensors
-from everface.runtime.model import SessionModel, Window
+from everface.runtime.exit_hook import close_at_exit
+from everface.runtime.messages import NEVER, Cancel, Closed, CloseSession, Reply, Tensors
+from everface.runtime.model import SessionModel
 from everface.runtime.pipeline import Pipeline, PipelineLost
+from everface.runtime.preparer import Preparer, complete
 from everface.runtime.scheduled_session import ScheduledSession
 from everface.runtime.session import CLOSED, Session
 
-NEVER = 1 << 60  # as a revision: nothing of the session is wanted until it is opened again
 IDLE_S = 1.0  # the scheduler's thread looks around so often even if nobody wakes it
+STOP_S = 5.0  # for each of the scheduler's threads to end
+CLOSED_REASON = "the pipeline is closed: start another"
 
 
 class Scheduler:
-    """With `threaded` it has two threads: one schedules, one prepares blocks. Else the caller calls `run_once` (tests, simulation)."""
+    """With `threaded` it has two threads: one schedules, one prepares blocks. Else the caller calls `run_once` (tests, simulation).
+
+    With threads, it is closed when the program's main thread ends, if not before.
+    """
 
     def __init__(self, pipeline: Pipeline, limit: int = 4, *, threaded: bool = True, now: Callable[[], float] = time.monotonic):
         self.pipeline, self.limit, self.now = pipeline, limit, now
@@ -36,10 +43,11 @@ class Scheduler:
         self._due_s = 0.0  # when the block sent last was due, in seconds of video
         self._ended: EverfaceError | None = None
         self._draining = self._stop = False
-        self._workers = ThreadPoolExecutor(1, "everface prepare") if threaded else None
+        self._preparer = Preparer(pipeline.signal.set) if threaded else None
         self._thread = threading.Thread(target=self._run, name="everface scheduler", daemon=True) if threaded else None
         if self._thread:
             self._thread.start()
+            self._forget = close_at_exit(self.close)
 
     def open_session(self, model: SessionModel, buffer_s: float = 10.0) -> Session:
         """A session, which opens in the background: `wait_open` waits for it. From any thread.
@@ -48,7 +56,7 @@ class Scheduler:
         """
         with self._lock:
             if self._ended or self._draining:
-                raise self._ended or Unavailable("the pipeline is closed: start another")
+                raise self._ended or Unavailable(CLOSED_REASON)
             if sum(s.session.state != CLOSED for s in self._sessions.values()) >= self.limit:
                 raise Unavailable(f"this pipeline serves {self.limit} sessions already: close one, or allow more")
             session = Session(self.pipeline.new_session_id(), model, self.pipeline.signal, buffer_s, self.now)
@@ -67,26 +75,22 @@ class Scheduler:
         return bool(self._sessions) or self.pipeline.in_flight > 0
 
     def close(self, drain_s: float = 0.0) -> None:
-        """Admit nobody, give callers `drain_s` to close their sessions, then end what is left and the pipeline. May be called twice."""
-        self.detach(drain_s)
+        """Admit nobody, give callers `drain_s` to close their sessions, then end what is left and the pipeline. From any thread.
+
+        Sessions that are left fail with Unavailable, which wakes whoever waits for them. A thread that does not end within seconds, because
+        a device hangs, is left behind with a warning. May be called twice.
+        """
+        self._stop_working(drain_s)
         self.pipeline.close()
+        if not self._join():  # closing the pipeline has ended what it waited for
+            log.warning("the scheduler still waits for the pipeline: it ends with the process")
+        self._end(Unavailable(CLOSED_REASON))
 
     def detach(self, drain_s: float = 0.0) -> None:
         """As `close`, but leave the pipeline to another scheduler."""
-        end_s = time.monotonic() + drain_s
-        self._draining = True
-        while self.sessions and time.monotonic() < end_s:
-            time.sleep(0.01)
-        for s in self._all():
-            s.session.close()
-        self._stop = True
-        self.pipeline.signal.set()
-        if self._thread and self._thread is not threading.current_thread():
-            self._thread.join()
-            self.dispatch()  # tell the stages of the sessions that were closed just now
-        if self._workers:
-            self._workers.shutdown(cancel_futures=True)
-        self._end(Unavailable("the pipeline is closed: start another"))
+        self._stop_working(drain_s)
+        self.dispatch()  # tell the stages of the sessions that were closed just now
+        self._end(Unavailable(CLOSED_REASON))
 
     def run_once(self) -> None:
         """Apply what callers did, send what is ready, take every reply that is there, send again."""
@@ -102,6 +106,31 @@ class Scheduler:
     def dispatch(self) -> None:
         """The first half of `run_once`."""
         self._guarded(self._dispatch)
+
+    # inside
+
+    def _stop_working(self, drain_s: float) -> None:
+        end_s = time.monotonic() + drain_s
+        self._draining = True
+        while self.sessions and time.monotonic() < end_s:
+            time.sleep(0.01)
+        for s in self._all():
+            s.session.fail(Unavailable(CLOSED_REASON))
+            s.session.close()
+        self._stop = True
+        self.pipeline.signal.set()
+        self._join()
+        if self._preparer and not self._preparer.close(STOP_S):
+            log.warning("the conditions of a block are still being computed: that ends with the process")
+        if self._thread:
+            self._forget()
+
+    def _join(self) -> bool:
+        """Wait for the scheduler's thread; False if it has not ended in time."""
+        if self._thread and self._thread is not threading.current_thread():
+            self._thread.join(STOP_S)
+            return not self._thread.is_alive()
+        return True
 
     # inside, on the scheduler's thread
 
@@ -157,12 +186,13 @@ class Scheduler:
         """Have the conditions of the next block computed. It takes its time, so a worker thread does it where there is one."""
         s.collect()
         while block := s.next_window():
-            if self._workers:
-                conditions = self._workers.submit(s.model.prepare, block.index, block.window)
-                s.preparing(block, conditions)
-                conditions.add_done_callback(lambda _: self.pipeline.signal.set())
+            compute = partial(s.model.prepare, block.index, block.window)
+            if self._preparer:
+                s.preparing(block, self._preparer.submit(compute))
                 return
-            s.preparing(block, _completed(s.model, block.index, block.window))
+            conditions: Future[Tensors] = Future()
+            complete(conditions, compute)
+            s.preparing(block, conditions)
             s.collect()
 
     def _route(self, reply: Reply) -> None:
@@ -207,13 +237,3 @@ class Scheduler:
     def _all(self) -> list[ScheduledSession]:
         with self._lock:
             return list(self._sessions.values())
-
-
-def _completed(model: SessionModel, index: int, window: Window) -> Future[Tensors]:
-    """The conditions of a block, computed here and now."""
-    future: Future[Tensors] = Future()
-    try:
-        future.set_result(model.prepare(index, window))
-    except Exception as error:
-        future.set_exception(error)
-    return future

@@ -58,7 +58,9 @@ class Session:
         self.state = OPENING
         self.turn = 0
         self.timeline = Timeline(now)
-        self._changed = threading.Condition(threading.RLock())
+        # Taken as `with self._lock`, not as `with self._changed`, into which Ctrl-C can come and leave it locked for ever.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         # inbox
         self._buffer = AudioBuffer(self.format)
         self._updates: deque[Tensors] = deque(maxlen=64)
@@ -73,10 +75,14 @@ class Session:
     # for callers: in
 
     def wait_open(self, timeout_s: float = OPEN_S) -> Self:
-        """Until every stage has opened the session. Raises whatever prevented it; the session is closed then."""
-        with self._changed:
-            done = self._changed.wait_for(lambda: self.state != OPENING or self._failed, timeout_s)
-            failed = self._failed or (None if done else Unavailable(f"session {self.id} did not open in {timeout_s:g} s: use a faster device"))
+        """Until every stage has opened the session. Raises whatever prevented it, `close` included; the session is closed then."""
+        with self._lock:
+            self._changed.wait_for(lambda: self.state != OPENING or self._failed, timeout_s)
+            failed = self._failed
+            if not failed and self.state == OPENING:
+                failed = Unavailable(f"session {self.id} did not open in {timeout_s:g} s: use a faster device")
+            if not failed and self.state == CLOSED:
+                failed = Unavailable(f"session {self.id} was closed before it opened: open another")
         if failed:
             self.close()
             raise failed
@@ -91,7 +97,7 @@ class Session:
         audio_S = check_samples(audio_S, self.format.sample_rate)
         if audio_S.numel() > self._limit:
             raise BadInput(f"{audio_S.numel()} samples at once do not fit the buffer of {self._limit}: push smaller pieces")
-        with self._changed:
+        with self._lock:
             self._check_open()
             if self._buffer.ended:
                 raise BadInput("audio came after end_segment(): call interrupt() to start a turn, or open another session")
@@ -106,7 +112,7 @@ class Session:
 
     def end_segment(self) -> None:
         """No more audio in this turn: what waits is padded with silence to whole blocks."""
-        with self._changed:
+        with self._lock:
             self._check_open()
             self._buffer.ended = True
             self._report_end()
@@ -115,7 +121,7 @@ class Session:
 
     def interrupt(self) -> int:
         """Drop all that was not delivered; audio pushed from now on belongs to the turn returned. A turn without audio is kept."""
-        with self._changed:
+        with self._lock:
             self._check_open()
             if self._buffer.accepted == self._buffer.begin and not self._buffer.ended:
                 return self.turn
@@ -131,16 +137,16 @@ class Session:
 
     def change(self, **what: Any) -> None:
         """Change what the model lets a caller change, by its own keywords, from the next block on. Raises BadInput."""
-        with self._changed:
+        with self._lock:
             self._check_open()
         update = self._model.change(**what)
-        with self._changed:
+        with self._lock:
             self._updates.append(update)
         self._signal.set()
 
     def close(self) -> None:
         """Drop what is in flight and free the session's caches on every stage. May be called twice."""
-        with self._changed:
+        with self._lock:
             if self.state == CLOSED:
                 return
             self._report_end(interrupted=True)
@@ -160,7 +166,7 @@ class Session:
     def poll(self) -> list[VideoBlock]:
         """Blocks finished since the last call, in order, without waiting. Raises what ended the session, once all is handed out."""
         blocks: list[VideoBlock] = []
-        with self._changed:
+        with self._lock:
             while block := self._next_block():
                 blocks.append(block)
             if not blocks and self._failed:
@@ -168,13 +174,16 @@ class Session:
         return blocks
 
     def frames(self) -> Iterator[VideoBlock]:
-        """Blocks as they finish, until end_segment() was called and all are delivered; until then it waits for audio."""
+        """Blocks as they finish, until end_segment() was called and all are delivered, or the session is closed; it waits for audio.
+
+        Raises what ended the session before that.
+        """
         while True:
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: self._blocks or self._failed or self.finished, WAIT_S)
                 block = self._next_block()  # one at a time: an interruption between two of them drops the second
                 if block is None:
-                    if self._failed:
+                    if self._failed and not self._complete:
                         raise self._failed
                     if self.finished:
                         return
@@ -183,21 +192,29 @@ class Session:
 
     def events(self) -> list[Event]:
         """What happened since the last call: one SegmentEnd a turn with audio, Recovering, Recovered."""
-        with self._changed:
+        with self._lock:
             events = list(self._events)
             self._events.clear()
             return events
 
     def wait(self, timeout_s: float) -> bool:
-        """Until there are blocks or events to take, or the session fails; False when there were none in time."""
-        with self._changed:
-            return self._changed.wait_for(lambda: bool(self._blocks or self._events or self._failed), timeout_s)
+        """Until there are blocks or events to take, or the session fails or is closed.
+
+        Returns False when there is nothing to take: after `timeout_s`, or at once when the session is closed.
+        """
+
+        def something() -> bool:
+            return bool(self._blocks or self._events or self._failed)
+
+        with self._lock:
+            self._changed.wait_for(lambda: something() or self.state == CLOSED, timeout_s)
+            return something()
 
     @property
     def finished(self) -> bool:
         """Closed, or the segment was ended and all of it delivered."""
-        with self._changed:
-            return self.state == CLOSED or (self._buffer.ended and self._shown >= self._buffer.accepted)
+        with self._lock:
+            return self.state == CLOSED or self._complete
 
     @property
     def accepted(self) -> int:
@@ -206,11 +223,11 @@ class Session:
 
     def room(self) -> int:
         """Samples that `push_audio` would accept now."""
-        with self._changed:
+        with self._lock:
             return self._limit - (self._buffer.accepted - self._sent)
 
     def stats(self) -> SessionStats:
-        with self._changed:
+        with self._lock:
             accepted = self._buffer.accepted
             return SessionStats(accepted, accepted - self._sent, self._shown, len(self._blocks), self.turn)
 
@@ -218,11 +235,11 @@ class Session:
 
     def take_window(self, index: int, turn: int) -> Window | None:
         """The next block's audio, when it is complete; None too when `turn` is over."""
-        with self._changed:
+        with self._lock:
             return None if self.state == CLOSED or turn != self.turn else self._buffer.take_window(index, turn)
 
     def take_updates(self) -> list[Tensors]:
-        with self._changed:
+        with self._lock:
             updates = list(self._updates)
             self._updates.clear()
             return updates
@@ -230,14 +247,14 @@ class Session:
     # for the scheduler: the outbox
 
     def opened(self) -> None:
-        with self._changed:
+        with self._lock:
             if self.state == OPENING:
                 self.state = OPEN
                 self._changed.notify_all()
 
     def sent(self, index: int, window: Window) -> None:
         """A block was sent: its audio no longer waits."""
-        with self._changed:
+        with self._lock:
             self.timeline.sent(index, window.pts)
             if window.turn == self.turn:
                 end = window.pts + min(self.format.samples(index), window.frames * self.format.samples_per_frame)
@@ -245,20 +262,20 @@ class Session:
 
     def deliver(self, block: VideoBlock) -> None:
         """Dropped if an interruption overtook it."""
-        with self._changed:
+        with self._lock:
             if block.turn == self.turn and self.state != CLOSED:
                 self.timeline.delivered(block.index, len(block.frames_THW3))
                 self._blocks.append(block)
                 self._changed.notify_all()
 
     def report(self, event: Event) -> None:
-        with self._changed:
+        with self._lock:
             self._events.append(event)
             self._changed.notify_all()
 
     def fail(self, error: EverfaceError) -> None:
         """No more frames will come: whoever asks for them gets `error`."""
-        with self._changed:
+        with self._lock:
             if not self._failed and self.state != CLOSED:
                 self._failed = error
                 self._report_end()
@@ -270,11 +287,16 @@ class Session:
 
     # inside
 
+    @property
+    def _complete(self) -> bool:
+        """The segment was ended, and all of it delivered."""
+        return self._buffer.ended and self._shown >= self._buffer.accepted
+
     def _check_open(self) -> None:
-        if self.state == CLOSED:
-            raise Unavailable(f"session {self.id} is closed: open another")
         if self._failed:
             raise self._failed
+        if self.state == CLOSED:
+            raise Unavailable(f"session {self.id} is closed: open another")
 
     def _next_block(self) -> VideoBlock | None:
         if not self._blocks:
@@ -287,8 +309,7 @@ class Session:
 
     def _report_end(self, interrupted: bool = False) -> None:
         """Give the turn's one result: when all of its ended audio is shown, or when there will be no more of it."""
-        buffer = self._buffer
-        done = buffer.ended and self._shown >= buffer.accepted
+        buffer, done = self._buffer, self._complete
         over = interrupted or (self._failed is not None and not self._blocks)
         if not self._reported and (over or done):
             self._reported = True

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 
 class Signal:
-    """An event that is cleared by the wait it ends, so that no `set` between two waits is lost. Thread-safe."""
+    """An event that is cleared by the wait it ends, so that no `set` between two waits is lost. Thread-safe, for one that waits.
+
+    A lock that is free when the signal is set. Unlike a threading.Event, Ctrl-C cannot interrupt it halfway and leave it locked.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._clear = threading.Lock()
+        self._clear.acquire()
 
     def set(self) -> None:
-        self._event.set()
+        if self._clear.locked():
+            with contextlib.suppress(RuntimeError):  # another thread has set it just now
+                self._clear.release()
 
     def wait(self, timeout_s: float) -> bool:
         """Until `set` is called, or was called since the last wait. Returns False after `timeout_s` seconds without it."""
-        found = self._event.wait(timeout_s)
-        self._event.clear()
-        return found
+        return self._clear.acquire(timeout=timeout_s)

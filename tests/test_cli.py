@@ -16,12 +16,12 @@ from everface.cli import commands
 from everface.core.errors import BadInput, BadWeights
 from everface.doctor import machine
 
-MODEL, DEPLOYMENT = "weights lora size sampler", "placement threads"
+MODEL, DEPLOYMENT = "weights lora size sampler dtype attention", "placement threads"
 # Adding a flag is a decision: it has an owner and a place here.
 FLAGS = {
     "demo": f"out {DEPLOYMENT}",
     "render": f"out {MODEL} {DEPLOYMENT} prompt seed compat force",
-    "bench": f"{MODEL} {DEPLOYMENT} repeats seconds json",
+    "bench": f"{MODEL} {DEPLOYMENT} segments repeats seconds json",
     "parity": "case dtype json",
     "simulate": "paper devices steps step-ms decode-ms transfer-ms jitter sessions live",
     "pull": "dir",

@@ -60,6 +60,8 @@ def test_8_bit_attention_halves_the_rings(capsys: pytest.CaptureFixture[str]) ->
 def test_where_nothing_fits_the_text_weights_go_to_host_memory(capsys: pytest.CaptureFixture[str]) -> None:
     code, text = plan(capsys, "--devices", "1", "--memory", "73", "--dtype", "fp8")
     assert code == 0 and 'weights in fp8, with Deployment(text_weights="host"), 1 session(s)' in text and "weights without text 14.8" in text
+    _, text = plan(capsys, "--devices", "1", "--memory", "70", "--dtype", "fp8")
+    assert 'with Deployment(text_weights="host", image_encoder="cpu")' in text and "session process" not in text
     assert "text_weights" not in plan(capsys, "--devices", "1", "--memory", "80", "--dtype", "fp8")[1]
 
 
@@ -88,4 +90,7 @@ def test_it_names_the_attention_of_each_device_and_why_not_another(monkeypatch: 
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(backend, "select_backend", lambda *_: backend.Selection("triton", "asked for"))
     monkeypatch.setattr(backend, "find_fault", lambda name, *_: "it is not installed" if name == "xformers" else "")
+    monkeypatch.setattr(backend, "gpu_model", lambda _: ("NVIDIA A100", 80))
     assert machine.attention() == ["cuda:0 triton (asked for)", "cuda:0 not xformers: it is not installed"]
+    monkeypatch.setattr(backend, "gpu_model", lambda _: ("NVIDIA H200", 90))
+    assert machine.attention()[1] == "cuda:0 triton in fp8-attention (asked for)"

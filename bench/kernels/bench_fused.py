@@ -1,6 +1,6 @@
 """The fused ops of a denoising step, each beside the plain torch it replaces.
 
-    python -m pytest bench/kernels/bench_fused.py --benchmark-json FILE
+    python -m pytest bench/kernels/bench_fused.py
 
 The sizes of the 14B model at 704x384 on a GPU; tiny ones on a CPU, where the op is the reference.
 """

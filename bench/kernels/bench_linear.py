@@ -1,6 +1,6 @@
 """The linear layers of a block of the 14B model, in bfloat16 and, from quantized input, in 8 bits by every backend.
 
-    python -m pytest bench/kernels/bench_linear.py --benchmark-json FILE
+    python -m pytest bench/kernels/bench_linear.py
 
 3168 tokens on a GPU, tiny sizes on a CPU. Quantization is not in these figures (see bench_fused), except in `official`, where it
 cannot be separated; GELU is, where the layer has one.

@@ -1,6 +1,6 @@
 """The ops of the VAE's decoder, each beside its alternatives: cuDNN over channels last for the convolutions, plain torch for the rest.
 
-    python -m pytest bench/kernels/bench_video.py --benchmark-json FILE
+    python -m pytest bench/kernels/bench_video.py
 
 The sizes of a block of three latents at 704x384 on a GPU; tiny ones on a CPU, where the op is the reference. `torch` does all
 that the op does, copies included; `cudnn` is the convolution alone, over an input that has been joined to its past before.

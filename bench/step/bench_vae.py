@@ -1,6 +1,6 @@
 """The decoder's part of a block: three latents to twelve frames of bytes, on warm caches.
 
-    python -m pytest bench/step/bench_vae.py --benchmark-json FILE
+    python -m pytest bench/step/bench_vae.py
 
 The 14B model's VAE at 704x384 in bfloat16 on a GPU, captured in a CUDA graph as it will run; a tiny one on a CPU, where both ways are the
 reference. Weights are random: time does not depend on them.

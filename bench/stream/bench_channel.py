@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from bench.timing import commit
+from bench.rows import commit
 
 pytest.importorskip("msgspec")  # a channel between processes packs its headers with it
 

@@ -1,10 +1,10 @@
 """One feeder on one device, end to end: frames a second, first frame cold and warm, memory, and the period of a block over a soak.
 
-    python -m pytest bench/stream/bench_gpu_session.py -k "official and fp8" --soak 300 --benchmark-json FILE
+    python -m pytest bench/stream/bench_gpu_session.py -k official-fp8 --attention gluon-e4m3 --soak 300
 
 The real runtime (inline pipeline, scheduler, session) and the real roles over random weights; audio is pushed as fast as it is accepted,
 so the rate is the machine's. Left out: the audio front end, the image encoder, the prompt encoder. A round of the
-benchmark is the wait for the next block.
+benchmark is the wait for the next block. A row is named by the sampler, the dtype of the GEMMs and the attention (bench/attention.py).
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from typing import Any
 
 import pytest
 import torch
+from bench.attention import deployment, parametrize, select
 from bench.peaks import device_name
+from bench.rows import commit
 from bench.stream import random14b
-from bench.timing import commit
 
-from everface.core.config import FPS, Deployment, StreamConfig
+from everface.core.config import FPS, SAMPLERS, StreamConfig
 from everface.models.live_avatar.names import role_specs
 from everface.runtime.events import VideoBlock
 from everface.runtime.planning.placement import place
@@ -34,7 +35,6 @@ from everface.runtime.start import start_pipeline
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
-CASES = [("official", "fp8"), ("skip-null", "fp8"), ("official", "bfloat16"), ("skip-null", "bfloat16")]
 SETTLED = 8  # blocks until ring, sink and captures are as they stay
 SAMPLES = 7680  # of a block
 MOST = 900  # blocks of a soak, which the session's timeline still holds
@@ -104,14 +104,20 @@ def percentiles(seconds: list[float]) -> dict[str, float]:
     return {f"p{p}": round(1e3 * ordered[min(len(ordered) - 1, p * len(ordered) // 100)], 3) for p in (50, 95, 99)}
 
 
-@pytest.mark.parametrize(("sampler", "dtype"), CASES)
-def test_session(benchmark: Any, request: pytest.FixtureRequest, sampler: str, dtype: str) -> None:
-    soak_s, info = float(request.config.option.soak), dict[str, Any]()
-    dtype = dtype if ON_GPU or dtype != "fp8" else "bfloat16"  # the reference of 8 bits takes a CPU minutes
-    deployment = Deployment("inline", DEVICE, dtype, sessions=1)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    metafunc.parametrize("sampler", SAMPLERS)
+    parametrize(metafunc, ("fp8", "bf16"))
+
+
+@pytest.mark.timeout(0)  # a soak may take longer than a test may; bench.gpu ends it
+def test_session(benchmark: Any, request: pytest.FixtureRequest, sampler: str, gemms: str, attention: str) -> None:
+    soak_s, chosen = float(request.config.option.soak), deployment(gemms, attention, DEVICE, sessions=1)
+    if not ON_GPU:  # the reference of 8 bits takes a CPU minutes
+        chosen = deployment("bf16", "auto", DEVICE, sessions=1)
+    info: dict[str, Any] = select(chosen, random14b.CONFIG.dit.head_dim)
     placement, began_s, gb = place(role_specs(StreamConfig(sampler=sampler).steps), "inline"), time.monotonic(), {}
-    spec = {"deployment": asdict(deployment), "sampler": sampler}
-    with closing(Scheduler(start_pipeline(placement, random14b.MODEL, spec, deployment), 1)) as scheduler:
+    spec = {"deployment": asdict(chosen), "sampler": sampler}
+    with closing(Scheduler(start_pipeline(placement, random14b.MODEL, spec, chosen), 1)) as scheduler:
         info["build_s"], gb["weights"] = time.monotonic() - began_s, memory_gb()
         for start in ("cold", "warm"):
             feeder = Feeder(scheduler)
@@ -137,7 +143,7 @@ def test_session(benchmark: Any, request: pytest.FixtureRequest, sampler: str, d
     fps = 12 / statistics.mean(periods_s)
     benchmark.extra_info.update(
         gpu=device_name(), commit=commit(), shape=f"{8 * random14b.LATENT[1]}x{8 * random14b.LATENT[0]}, {random14b.CONFIG.dit.num_layers} layers",
-        dtype=dtype, sampler=sampler, fps=fps, realtime=fps / FPS, period_ms=percentiles(periods_s), blocks=len(periods_s), memory_gb=gb,
+        dtype=chosen.dtype, attention=attention, sampler=sampler, fps=fps, realtime=fps / FPS, period_ms=percentiles(periods_s), blocks=len(periods_s), memory_gb=gb,
         device_mallocs=mallocs, clocks=feeder.clocks, left_out=["audio front end", "image encoder", "prompt encoder"], **info,
     )  # fmt: skip
-    print("\n" + "  ".join(f"{k} {benchmark.extra_info[k]}" for k in ("sampler", "dtype", "fps", "period_ms", "memory_gb")))
+    print("\n" + "  ".join(f"{k} {benchmark.extra_info[k]}" for k in ("sampler", "dtype", "attention_selected", "fps", "period_ms", "memory_gb")))

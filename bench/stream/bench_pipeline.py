@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from bench.rows import commit
 from bench.stream.sleepers import MODEL, ROLES, SleepSession
-from bench.timing import commit
 
 from everface.avatar.avatar import Avatar
 from everface.avatar.bench import cpu_name

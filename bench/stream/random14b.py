@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
-from everface.models.live_avatar.builders import decoder_dtype, dtype_of
+from everface.models.live_avatar.builders import decoder_dtype, dtype_of, select_attention
 from everface.models.live_avatar.names import DECODE
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
 from everface.models.live_avatar.sink import SinkSession
@@ -76,6 +76,7 @@ class Random14B:
         key = repr(deployment)
         if key not in _denoisers:
             torch.manual_seed(0)
+            select_attention(deployment, CONFIG.dit.head_dim)
             dit = random_dit(CONFIG.dit, deployment.device, dtype_of(deployment))
             quantize_for_dtype(dit, deployment.dtype)
             _denoisers[key] = Denoiser(dit, CONFIG, deployment)

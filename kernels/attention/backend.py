@@ -94,7 +94,7 @@ def select_backend(device: torch.device, dtype: torch.dtype, d: int) -> Selectio
     key = model, dtype, d
     if key not in _selected:
         name, file = MEASURED.get((model, _dtype_name(dtype)), ("", ""))
-        if _requested != "auto" and not (dtype == FP8 and _requested in library_backends.LIBRARIES):
+        if _requested != "auto":
             fault = find_fault(_requested, device, dtype, d)
             if fault:
                 raise Unavailable(f"attention by {_requested} was requested, but cannot serve on {model}: {fault}")

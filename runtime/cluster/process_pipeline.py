@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import shutil
 import tempfile
@@ -17,6 +16,7 @@ from everface.core.log import log
 from everface.runtime.cluster.connections import CONNECT_S, Connections
 from everface.runtime.cluster.control import Build, Connect
 from everface.runtime.cluster.supervisor import Supervisor
+from everface.runtime.exit_hook import close_at_exit
 from everface.runtime.messages import Message, Reply, Stop
 from everface.runtime.pipeline import MOST_CONTROL, Pipeline, PipelineLost
 from everface.runtime.planning.placement import Placement
@@ -49,7 +49,7 @@ class ProcessPipeline(Pipeline):
         threads = deployment.threads or env.threads() or torch.get_num_threads()
         builds = [Build(list(roles), device, model, spec, threads) for roles, device in zip(placement.devices, devices)]
         self.supervisor = Supervisor(builds, self._timeout_s, self._abort)
-        atexit.register(self.close)
+        self._forget = close_at_exit(self.close)
         try:
             self._connect()
         except PipelineLost as lost:
@@ -82,7 +82,7 @@ class ProcessPipeline(Pipeline):
                 log.warning("lost again while recovering: %s", lost)
 
     def close(self) -> None:
-        atexit.unregister(self.close)
+        self._forget()
         connections, grace_s = self._connections, 0.0
         if connections is not None and not self.in_flight and not self.supervisor.loss:
             grace_s = GRACE_S

@@ -87,6 +87,7 @@ class Supervisor:
         """Replace lost workers; returns the names of the restarted stages. Raises Unavailable if it happens too often."""
         restarted: list[str] = []
         with self._changed:
+            self.check()
             for rank, worker in enumerate(self.workers):
                 if worker.loss:
                     self.workers[rank] = self._start(self._builds[rank])
@@ -102,13 +103,18 @@ class Supervisor:
             raise Unavailable(self._failure)
 
     def close(self, grace_s: float) -> None:
-        """End all workers; they have `grace_s` to end by themselves, and are killed then."""
-        self._closing = True
+        """End all workers; they have `grace_s` to end by themselves, and are killed then. Whoever waits for them gets Unavailable."""
+        with self._changed:
+            self._closing = True
+            self._fail("the pipeline is closed: start another")
+            self._changed.notify_all()
         end_s = time.monotonic() + grace_s
         for worker in self.workers:
             worker.wait(max(0.0, end_s - time.monotonic()))
         self._kill_all()
-        self._thread.join()
+        self._thread.join(KILL_S)
+        if self._thread.is_alive():  # a worker is stuck in a driver
+            return
         self._selector.close()
         for worker in self.workers:
             worker.close()

@@ -24,7 +24,13 @@ def test_an_unknown_choice_of_a_stream_is_refused(bad: dict[str, str]) -> None:
         StreamConfig(**bad)  # pyright: ignore[reportArgumentType]  a wrong value on purpose
 
 
-@pytest.mark.parametrize("bad", [{"attention": "none"}, {"frames": "disk"}, {"frames": "device", "placement": "2"}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"attention": "none"}, {"dtype": "fp4"}, {"frames": "disk"}, {"frames": "device", "placement": "2"},
+        {"dtype": "fp8-attention", "attention": "cudnn"},  # which reads keys of 16 bits only
+    ],
+)  # fmt: skip
 def test_a_deployment_that_cannot_be_is_refused(bad: dict[str, str]) -> None:
     with pytest.raises(BadInput, match="choose"):
         Deployment(**bad)  # pyright: ignore[reportArgumentType]  a wrong value on purpose

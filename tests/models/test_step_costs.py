@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from tests.runtime.launches import predicted
 
@@ -28,3 +30,8 @@ def test_every_configuration_has_its_cost_and_its_assumptions() -> None:
         assert 100 < cost["step_ms"] < 260 and cost["decode_ms"] > 0 and "not measured" in cost["assumes"]
     fastest = min(STEP_COSTS, key=lambda name: STEP_COSTS[name]["step_ms"])
     assert fastest == "fp8-attention, gluon at 900"
+
+
+def test_the_page_has_every_sum() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tuning.md").read_text()
+    assert [name for name, cost in STEP_COSTS.items() if f"**{cost['step_ms']}**" not in page] == []

@@ -24,8 +24,8 @@ from everface.runtime.start import start_pipeline
 class Avatar:
     """Loads a checkpoint (the bundled one without `weights`) and opens sessions on it.
 
-    The stages start with the first session, for that session's sampler, and stay up until `close`; sessions share them. Thread-safe but
-    for the first `open`, which starts the stages. Raises BadWeights.
+    The stages start with the first session, for that session's sampler, and stay up until `close`, or until the program's main thread ends;
+    sessions share them. Thread-safe but for the first `open`, which starts the stages. Raises BadWeights.
 
         with Avatar() as avatar, avatar.open("face.png") as session:
             session.push_audio(audio_S)
@@ -78,7 +78,7 @@ class Avatar:
         return self.scheduler
 
     def close(self) -> None:
-        """Stop the stages. Sessions still open end here."""
-        if self.scheduler is not None:
-            self.scheduler.close()
-            self.scheduler = None
+        """Stop the stages, within seconds. Sessions still open fail with Unavailable, which wakes whoever waits for them. From any thread."""
+        scheduler, self.scheduler = self.scheduler, None
+        if scheduler is not None:
+            scheduler.close()

@@ -34,9 +34,13 @@ def render(args: argparse.Namespace) -> None:
 
 def bench(args: argparse.Namespace) -> None:
     from everface.avatar.bench import bench
+    from everface.avatar.bench_live import bench_live
 
     stream = StreamConfig(size=args.size, sampler=args.sampler)
-    report = asdict(bench(args.weights, args.lora, stream, deployment(args), args.repeats, args.seconds))
+    if args.what == "live":
+        report = asdict(bench_live(args.weights, args.lora, stream, deployment(args), args.segments))
+    else:
+        report = asdict(bench(args.weights, args.lora, stream, deployment(args), args.repeats, args.seconds))
     print(json.dumps(report) if args.json else "\n".join(f"{k:<15} {v}" for k, v in report.items()))
 
 

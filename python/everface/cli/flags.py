@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from everface.core import env
-from everface.core.config import SAMPLERS, Deployment, StreamConfig
+from everface.core.config import ATTENTIONS, DTYPES, SAMPLERS, Deployment, StreamConfig
 
 PLACEMENTS = ("inline", "1", "2", "3", "4", "5")
 
@@ -35,6 +35,10 @@ def add_model_flags(p: argparse.ArgumentParser) -> None:
     sampler = "official: four forwards per block; skip-null: three (%(default)s)"
     p.add_argument("--sampler", choices=SAMPLERS, default=StreamConfig.sampler, help=sampler)
     add_deployment_flags(p)
+    dtype = "dtype to compute in; fp8: GEMMs in 8 bits, fp8-attention: attention too (default: bfloat16 on a GPU, float32 on a CPU)"
+    p.add_argument("--dtype", choices=DTYPES, help=dtype)
+    attention = "self-attention backend on a GPU, see everface doctor (%(default)s)"
+    p.add_argument("--attention", choices=ATTENTIONS, default=Deployment.attention, help=attention)
 
 
 def add_deployment_flags(p: argparse.ArgumentParser) -> None:
@@ -46,8 +50,10 @@ def add_deployment_flags(p: argparse.ArgumentParser) -> None:
 
 
 def deployment(args: argparse.Namespace) -> Deployment:
-    """What `add_deployment_flags` parsed: CUDA in bfloat16 if there is a CUDA device, else the CPU in float32."""
+    """What `add_deployment_flags` and, of some commands, `add_model_flags` parsed: on CUDA in bfloat16 if there is a CUDA device, else on the
+    CPU in float32. Raises BadInput."""
     import torch
 
     device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
-    return Deployment(args.placement, device, dtype, args.threads or env.threads())
+    dtype, attention = getattr(args, "dtype", None) or dtype, getattr(args, "attention", Deployment.attention)
+    return Deployment(args.placement, device, dtype, args.threads or env.threads(), attention=attention)

@@ -183,7 +183,9 @@ class ModelConfig:
 
 SAMPLERS = ("official", "skip-null")
 COMPATS = ("everface", "official")
+DTYPES = ("float32", "bfloat16", "fp8", "fp8-attention")  # fp8: GEMMs; fp8-attention: GEMMs and attention. See docs/numerics.md
 ATTENTIONS = ("auto", "triton", "gluon", "cudnn", "flash", "flash-attn", "xformers")  # described in kernels/attention/backend.py
+FP8_ATTENTIONS = ("auto", "triton", "gluon")  # of these, those that read 8-bit keys and values
 
 
 def check_size(height: int, width: int) -> tuple[int, int]:
@@ -237,20 +239,28 @@ class Deployment:
 
     placement: str = "inline"
     device: str = "cpu"
-    dtype: str = "float32"  # or bfloat16, fp8 (GEMMs), fp8-attention (GEMMs and attention): docs/numerics.md
+    dtype: str = "float32"  # one of DTYPES
     threads: int | None = None  # CPU threads per process; None: EVERFACE_THREADS, else torch's default
     timeout_s: float = 120.0  # longest time without progress while work is in flight
     sessions: int = 4  # most sessions at once
     attention: str = "auto"  # self-attention backend on a GPU; auto: the fastest one measured there, else chosen by a rule
     frames: str = "host"  # memory of finished frames: host, or (inline only) the device that made them
     text_weights: str = "device"  # place of the layers that only a new prompt needs, 4.2 GB of 14B: device, or host, where memory is short
+    image_encoder: str = "device"  # or cpu: 3.8 GiB less on the first device, but seconds to minutes for every new image
 
     def __post_init__(self) -> None:
+        _check_choice("dtype", self.dtype, DTYPES)
         _check_choice("attention", self.attention, ATTENTIONS)
         if self.threads is not None and not 1 <= self.threads <= MAX_THREADS:
             raise BadInput(f"{self.threads} threads cannot be used: choose from 1 to {MAX_THREADS}, or None for torch's default")
+        if self.dtype == "fp8-attention" and self.attention not in FP8_ATTENTIONS:
+            raise BadInput(
+                f"attention by {self.attention} cannot be combined with the dtype fp8-attention, because it reads keys of 16 bits only: "
+                f"choose the dtype fp8, or one of {', '.join(FP8_ATTENTIONS)}"
+            )
         _check_choice("memory for frames", self.frames, ("host", "device"))
         _check_choice("place for text weights", self.text_weights, ("device", "host"))
+        _check_choice("place for the image encoder", self.image_encoder, ("device", "cpu"))
         if self.frames == "device" and self.placement != "inline":
             raise BadInput(
                 "frames can stay on the device only with the inline placement, because processes pass them through host memory: "

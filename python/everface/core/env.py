@@ -51,4 +51,4 @@ def avoid_amx() -> None:
 
     Takes effect before the process's first convolution or GEMM only. A value of the user's own for ONEDNN_MAX_CPU_ISA stays.
     """
-    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")

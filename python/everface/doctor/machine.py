@@ -89,7 +89,8 @@ def devices() -> list[str]:
 
 
 def attention() -> list[str]:
-    """The attention backend of each device for bfloat16 at the official model's width, and why the others are not used."""
+    """The attention backend of each device at the official model's width, in bfloat16 and, where it has it, in 8 bits; and why the others are
+    not used."""
     if _version("torch") is None:
         return ["unknown without torch"]
     import torch
@@ -103,6 +104,9 @@ def attention() -> list[str]:
     for on in (torch.device("cuda", i) for i in range(torch.cuda.device_count())):
         chosen = backend.select_backend(on, torch.bfloat16, 128)
         lines.append(f"{on} {chosen.name} ({chosen.why})")
+        if backend.gpu_model(on)[1] >= 90:
+            narrow = backend.select_backend(on, backend.FP8, 128)
+            lines.append(f"{on} {narrow.name} in fp8-attention ({narrow.why})")
         lacking = {name: backend.find_fault(name, on, torch.bfloat16, 128) for name in ATTENTIONS[1:]}
         lines += [f"{on} not {name}: {fault}" for name, fault in lacking.items() if fault]
     return lines

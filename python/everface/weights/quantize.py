@@ -4,10 +4,10 @@ Official, for parity (`quantize_official`), one scale a tensor. Every Linear but
 last layer of the audio encoder: q, k, v, o and ffn of all blocks and the audio injectors with their AdaIN, 15.94 of the 16.30 G weights of
 the release. Convolutions stay as they are.
 
-Ours, for speed (`quantize_per_row`), one scale a token and an output channel, of a fused model (`DiT.fuse`): the layers in ROWS. The rest
-stays as it is, for these reasons:
+Ours, for speed (`quantize_for_dtype`), one scale a token and an output channel, of a fused model (`DiT.fuse`): the layers in ROWS and
+AUDIO_ROWS. The rest stays as it is, for these reasons:
     cross_attn.k, .v                text keys, computed once a session: no time to save, and every block of the stream reads them
-    audio_injector.*                3 % of the GEMM time of a step, and the only path from audio to lips
+    audio_injector: k, v, AdaIN     computed once a block for all steps
     patch_embedding, cond_encoder, frame_packer     once a forward or once a session; K of 64 saves nothing
     head, time, text, audio encoder                 float32 by the official rules, or computed once
 

@@ -87,6 +87,8 @@ def test_a_request_that_cannot_serve_is_refused_in_a_sentence(monkeypatch: pytes
         backend.request_backend(name)
         with pytest.raises(Unavailable, match=rf"attention by {name} was requested.* NVIDIA H200: ImportError: {name} is not installed"):
             backend.select_backend(CPU, BF16, 128)
+        with pytest.raises(Unavailable, match=rf"attention by {name} was requested.*8-bit keys are read by triton and gluon only"):
+            backend.select_backend(CPU, backend.FP8, 128)
     backend.request_backend("gluon")
     with pytest.raises(Unavailable, match="it is for heads of 128 in bfloat16 or e4m3, not of 64 in bfloat16"):
         backend.select_backend(CPU, BF16, 64)

@@ -18,7 +18,7 @@ from everface.networks.text import NoText, Prompter, TextEncoder, UMT5Encoder, l
 from everface.networks.transformer.dit import DiT
 from everface.networks.video.vae import VAE
 from everface.weights.load import Checkpoint, check_weights, load_into, open_checkpoint
-from everface.weights.quantize import FP8_ATTENTION, FP8_DTYPES, quantize_audio, quantize_block
+from everface.weights.quantize import FP8_ATTENTION, quantize_audio, quantize_block
 
 DEFAULT_WEIGHTS = Path(__file__).parents[2] / "default"
 AUDIO_ENCODER = "casual_audio_encoder."
@@ -26,17 +26,23 @@ WAV2VEC_LOOKBACK_S, WAV2VEC_LOOKAHEAD_S = 4.0, 1.0  # offline; docs/numerics.md 
 
 
 def dtype_of(deployment: Deployment) -> torch.dtype:
-    """The torch dtype of activations that a deployment names; "fp8" is bfloat16 around products of 8-bit codes, "fp8-attention" around
-    attention of codes too."""
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, **dict.fromkeys(FP8_DTYPES, torch.bfloat16)}
-    if deployment.dtype not in known:
-        raise BadInput(f"unknown dtype {deployment.dtype!r}: choose one of {', '.join(known)}")
-    return known[deployment.dtype]
+    """The torch dtype of the activations: bfloat16 in fp8 and fp8-attention too, around GEMMs and attention of quantized values."""
+    return torch.float32 if deployment.dtype == "float32" else torch.bfloat16
 
 
 def decoder_dtype(deployment: Deployment) -> torch.dtype:
     """That of the video decoder: float32 on a CPU, whose convolutions in bfloat16 take minutes a block."""
     return torch.float32 if torch.device(deployment.device).type == "cpu" else dtype_of(deployment)
+
+
+def select_attention(deployment: Deployment, head_dim: int) -> str:
+    """Select the attention backend of this process as the deployment asks, before anything is captured. Returns its name, "reference" on a
+    CPU and in float32. Raises Unavailable if the requested backend cannot serve."""
+    backend.request_backend(deployment.attention)
+    on = torch.device(deployment.device)
+    if on.type != "cuda" or dtype_of(deployment) == torch.float32:
+        return "reference"
+    return backend.select_backend(on, backend.FP8 if deployment.dtype == FP8_ATTENTION else dtype_of(deployment), head_dim).name
 
 
 def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple[ModelConfig, DiT]:
@@ -46,10 +52,7 @@ def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple
     if on.type == "cuda" and torch.cuda.get_device_capability(on) < least:
         raise BadInput(f"{torch.cuda.get_device_name(on)} does not compute in {deployment.dtype}: choose bfloat16")
     checkpoint = open_checkpoint(weights, lora)
-    backend.request_backend(deployment.attention)
-    if on.type == "cuda" and dtype_of(deployment) != torch.float32:
-        coded = deployment.dtype == FP8_ATTENTION
-        backend.select_backend(on, backend.FP8 if coded else dtype_of(deployment), checkpoint.config.dit.head_dim)
+    select_attention(deployment, checkpoint.config.dit.head_dim)
     with torch.device("meta"):
         dit = DiT(checkpoint.config.dit)
     load_dit(dit, checkpoint.dit(), deployment)
@@ -86,8 +89,8 @@ def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) 
     checkpoint = open_checkpoint(weights, lora)
     checkpoint.prepare()  # convert and merge here, once, before the stages start and only read
     config, dit = checkpoint.config, checkpoint.config.dit
-    vae = VAE(config.vae, decoder=False)
-    load_into(vae, checkpoint.vae(("conv1.", "encoder.")), dtype=torch.float32, device=deployment.device)
+    vae, on = VAE(config.vae, decoder=False), deployment.device if deployment.image_encoder == "device" else "cpu"
+    load_into(vae, checkpoint.vae(("conv1.", "encoder.")), dtype=torch.float32, device=on)
     audio_encoder = CausalAudioEncoder(dit.dim, dit.audio_dim, dit.wav2vec_layers, dit.num_audio_token)
     load_into(audio_encoder, checkpoint.dit((AUDIO_ENCODER,)), AUDIO_ENCODER, torch.float32)
     front_end = build_front_end(checkpoint)
@@ -98,7 +101,7 @@ def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) 
         )
     for module in (vae, audio_encoder):
         module.eval().requires_grad_(False)
-    return Conditioner(config, vae, audio_encoder, front_end, build_prompter(checkpoint), torch.device(deployment.device))
+    return Conditioner(config, vae, audio_encoder, front_end, build_prompter(checkpoint), torch.device(on))
 
 
 def build_front_end(checkpoint: Checkpoint) -> FrontEnd:

@@ -36,6 +36,7 @@ class DeviceMemory:
     text: int = 0  # of `weights`, what Deployment(text_weights="host") keeps in host memory
     text_layer: int = 0  # of `text`, what is on the device at a time then
     text_on_host: bool = False
+    encoder_on_cpu: bool = False  # Deployment(image_encoder="cpu"): then the session's process is not on a device
 
     def __call__(self, roles: Sequence[str], sessions: int, first: bool) -> dict[str, int]:
         """What a device with these roles holds, by name: `everface.runtime.planning.planner.Memory`."""
@@ -47,7 +48,7 @@ class DeviceMemory:
             parts[f"{steps * sessions} KV rings"] = steps * sessions * self.session_ring
         if DECODE in roles:
             parts |= {"decoder": self.decoder + self.decode_work, "decoder streams": sessions * self.session_decode}
-        if first:
+        if first and not self.encoder_on_cpu:
             parts["session process"] = self.front
         return parts
 

@@ -1,0 +1,54 @@
+"""How many kernels, copies and fills a captured step puts on the GPU, beside what was counted without one.
+
+    python -m pytest bench/step/bench_launches.py --attention auto
+
+In a process apart from every timing: the profiler's CUPTI slows the replays of its process until it ends. The one round is not a figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from bench.attention import deployment, parametrize, select
+from bench.peaks import device, device_name
+from bench.rows import commit
+from bench.step.captured import CFG, make_inputs, quantize_cache, step
+from bench.stream.random14b import LATENT, random_dit
+from tests.runtime.launches import predicted
+
+from everface.weights.quantize import quantize_for_dtype
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    parametrize(metafunc)
+
+
+def count_launches(call: Callable[[], object]) -> int | None:
+    """Kernels, copies and fills of one call; None without a GPU, or if the profiler counts none."""
+    if not torch.cuda.is_available():
+        return None
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        call()
+        torch.cuda.synchronize()
+    return len([e for e in seen.events() or [] if e.device_type.name == "CUDA"]) or None
+
+
+def test_launches(benchmark: Any, gemms: str, attention: str) -> None:
+    chosen = deployment(gemms, attention, device().type)
+    selected = select(chosen, CFG.head_dim)
+    dit = random_dit(CFG, device())
+    given = make_inputs(dit)
+    with torch.inference_mode():
+        quantize_for_dtype(dit, chosen.dtype)
+        run = step(dit, quantize_cache(dit, given))
+        run()
+        launches = benchmark.pedantic(count_launches, (run,), rounds=1)
+    expected = predicted(CFG, *LATENT, chosen.dtype).total()
+    benchmark.extra_info.update(
+        gpu=device_name(), commit=commit(), dtype=chosen.dtype, attention=attention, launches=launches, launches_predicted=expected, **selected
+    )
