@@ -15,6 +15,7 @@ from everface.avatar.avatar import Avatar
 from everface.core.config import FPS, SAMPLE_RATE, Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.media.audio import probe_audio, read_audio, read_track
+from everface.media.output import check_output
 from everface.media.video_writer import VideoWriter
 from everface.runtime.events import VideoBlock
 from everface.runtime.session import WAIT_S, Session
@@ -68,6 +69,7 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
     Interrupted (Ctrl-C), it leaves a playable file of what was done and raises KeyboardInterrupt on.
     """
     info = probe_audio(job.audio)
+    check_output(job.out)
     if job.out.exists() and not job.overwrite:
         raise BadInput(f"{job.out} is there already: name another file, or pass --force to replace it")
     total = None if info.duration_s is None else math.ceil(info.duration_s * FPS)

@@ -12,6 +12,7 @@ from everface.cli.report import print_forecasts, print_report, progress_bar
 from everface.core import env
 from everface.core.config import StreamConfig
 from everface.core.errors import BadInput
+from everface.core.standard_streams import print_output
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -54,14 +55,14 @@ def pull(args: argparse.Namespace) -> None:
     from everface.weights.pull import pull
 
     folder = pull(args.dir)
-    print(f"complete and verified; next: everface render IMAGE AUDIO -o OUT --weights {folder}")
+    print_output(f"complete and verified; next: everface render IMAGE AUDIO -o OUT --weights {folder}")
 
 
 def convert(args: argparse.Namespace) -> None:
     from everface.weights.load import open_checkpoint
 
     open_checkpoint(args.dir, args.lora).prepare()
-    print(f"converted and merged into {env.cache_dir()}; {args.dir} now loads without conversion")
+    print_output(f"converted and merged into {env.cache_dir()}; {args.dir} now loads without conversion")
 
 
 def simulate(args: argparse.Namespace) -> None:

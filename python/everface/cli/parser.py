@@ -61,8 +61,8 @@ def _add_demo(add: Add) -> None:
 def _add_render(add: Add) -> None:
     example = "render face.png speech.wav -o talk.mp4"
     p = add("render", commands.render, "render a video of the person in an image speaking an audio file", example)
-    p.add_argument("image", type=Path, metavar="IMAGE", help="a portrait: JPEG, PNG or WebP")
-    p.add_argument("audio", type=Path, metavar="AUDIO", help="speech: wav, flac, mp3, m4a or ogg")
+    p.add_argument("image", type=Path, metavar="IMAGE", help="a portrait: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, or HEIC with everface[heic]")
+    p.add_argument("audio", type=Path, metavar="AUDIO", help="speech: wav, w64, aiff, caf, au, flac, mp3, aac, m4a, ogg, opus, webm, mka or amr")
     p.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the video to write, .mp4")
     add_model_flags(p)
     p.add_argument("--prompt", default="", help="a sentence that describes the scene, for models trained with text")
