@@ -8,27 +8,29 @@ before them. No gain lifts the noise floor above `NOISE_DB`.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import numpy as np
 import torch
 
-from everface.core.config import SAMPLE_RATE
+from everface.core.config import SAMPLE_RATE, SAMPLES_PER_FRAME
 from everface.core.log import log
 from everface.runtime.model import Window
 
 FRAME = 320  # samples, 20 ms
 LOWEST_HZ = 100
-WANTED_DB = -18.5
+WANTED_DB = -18.0
 RANGE_DB = (-21.5, -12.5)  # levels that are left alone; of a voice just begun, to be sure, ones within FAR_DB of WANTED_DB
-FAR_DB = 8.0
+FAR_DB = 6.5
 NEAR_DB = 1.0  # a leveled voice that is this near to WANTED_DB is left alone again
 VOICE_FRAMES, SURE_FRAMES, FIRST_FRAMES = 100, 50, 10  # frames of voice that are remembered; enough to judge by; enough to begin with
-LOUDEST_TENTH = 0.9
-STANDS_OUT_DB = 12.0  # above the quietest frame of the last second
+QUIETEST_TENTH, LOUDEST_TENTH = 0.1, 0.9
+STANDS_OUT_DB = 9.0  # above the quietest frame of the last second
 FAINTEST_DB, FAINTEST_VOICE_DB = -70.0, -54.0  # of a frame, of a voice
 SECOND, FLOOR_FRAMES = 50, 250  # frames
-NOISE_DB = -45.0
+SPREAD_DB = 3.5  # between the loud and the quiet tenth of a voice; of a steady noise they are nearer
+NOISE_DB, NOISE_RISES_DB = -45.0, 3.0
 RISE_DB = 0.12  # for each frame of voice: 6 dB a second
 RISING, FALLING, BEGINNING = 24, 5, 2  # frames in which the gain gets where it should be
 LOUDEST_DB = -8.0  # of a frame that is raised: as training's loudest
@@ -43,7 +45,8 @@ class LoudnessFollower:
         self._kept_S = torch.zeros(0)  # leveled audio that the next window begins with
         self._voice: deque[float] = deque(maxlen=VOICE_FRAMES)  # dB
         self._recent: deque[float] = deque(maxlen=FLOOR_FRAMES)  # dB, pauses too
-        self._gain_db = 0.0  # where it should be
+        self._voice_db = 0.0  # the gain that the voice needs
+        self._gain_db = 0.0  # the same, or less because of noise
         self._end_db = 0.0  # at the last sample
         self._leveled = self._begun = self._logged = False
 
@@ -53,15 +56,16 @@ class LoudnessFollower:
         audio_S = window.audio_S
         if window.turn != self._turn:  # silence is before it
             self._turn, self._kept_S = window.turn, audio_S[: self._lookback]
-        leveled_S = torch.cat([self._kept_S, self._level(audio_S[len(self._kept_S) :])])
+        valid = window.frames * SAMPLES_PER_FRAME + self._around - len(self._kept_S)  # behind it the last block is filled up
+        leveled_S = torch.cat([self._kept_S, self._level(audio_S[len(self._kept_S) :], valid)])
         self._kept_S = leveled_S[len(leveled_S) - self._around :].clone()
         return leveled_S
 
-    def _level(self, audio_S: torch.Tensor) -> torch.Tensor:
-        """Audio that was not in a window before."""
+    def _level(self, audio_S: torch.Tensor, valid: int) -> torch.Tensor:
+        """Audio that was not in a window before, `valid` samples of it the caller's."""
         level_F = frame_levels(audio_S)
         begin_db, frames = self._gain_db, len(level_F)
-        ramp = self._follow(level_F)
+        ramp = self._follow(level_F[: valid // FRAME])
         gain_F = begin_db + (self._gain_db - begin_db) * np.minimum(1.0, np.arange(1, frames + 1) / ramp)
         gain_F = np.where(gain_F > 0, np.minimum(gain_F, np.maximum(LOUDEST_DB - level_F, 0.0)), gain_F)
         edge_E = np.concatenate([[self._end_db], np.minimum(gain_F[:-1], gain_F[1:]), gain_F[-1:]])
@@ -77,15 +81,17 @@ class LoudnessFollower:
         recent = np.array(self._recent)
         voice_F = level_F[level_F > max(recent[-SECOND:].min() + STANDS_OUT_DB, FAINTEST_DB)]
         self._voice.extend(voice_F.tolist())
-        most_db = max(0.0, NOISE_DB - _floor(recent))
-        level_db = float(np.quantile(self._voice, LOUDEST_TENTH)) if len(self._voice) >= FIRST_FRAMES else FAINTEST_VOICE_DB
+        most_db = max(0.0, NOISE_DB - _floor(recent)) if len(recent) >= VOICE_FRAMES else math.inf
+        known = len(self._voice) >= FIRST_FRAMES
+        quiet_db, level_db = np.quantile(self._voice, (QUIETEST_TENTH, LOUDEST_TENTH)).tolist() if known else (0.0, 0.0)
         begins, gain_db = not self._begun, self._gain_db
-        if len(voice_F) and level_db > FAINTEST_VOICE_DB:
+        if len(voice_F) and level_db > FAINTEST_VOICE_DB and level_db - quiet_db > SPREAD_DB:
             self._begun = True
             self._choose(level_db)
-            wanted_db = min(WANTED_DB - level_db, most_db) if self._leveled else 0.0
-            self._gain_db = wanted_db if begins else min(wanted_db, gain_db + RISE_DB * len(voice_F))
-        elif gain_db > most_db + 3.0:  # new noise in a pause
+            wanted_db = WANTED_DB - level_db if self._leveled else 0.0
+            self._voice_db = wanted_db if begins else min(wanted_db, self._voice_db + RISE_DB * len(voice_F))
+            self._gain_db = min(self._voice_db, most_db)
+        elif gain_db > most_db + NOISE_RISES_DB:
             self._gain_db = most_db
         self._report()
         return BEGINNING if begins else RISING if self._gain_db > gain_db else FALLING
