@@ -86,7 +86,7 @@ class LoudnessFollower:
         quiet_db, level_db = np.quantile(self._voice, (QUIETEST_TENTH, LOUDEST_TENTH)).tolist() if known else (0.0, 0.0)
         begins, gain_db = not self._begun, self._gain_db
         if len(voice_F) and level_db > FAINTEST_VOICE_DB and level_db - quiet_db > SPREAD_DB:
-            self._begun = True
+            self._begun = len(self._voice) >= SURE_FRAMES
             self._choose(level_db)
             wanted_db = WANTED_DB - level_db if self._leveled else 0.0
             self._voice_db = wanted_db if begins else min(wanted_db, self._voice_db + RISE_DB * len(voice_F))
