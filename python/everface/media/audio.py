@@ -103,7 +103,7 @@ def _with_channels(chunk: AudioChunk, channels: int) -> np.ndarray:
 
 def _resample(parts: Iterable[tuple[np.ndarray, int]], to_hz: int, channels: int) -> Iterator[np.ndarray]:
     """Resample chunks [S] or [S, channels] without delay: S samples of R Hz become round(S * to_hz / R). Equal rates change nothing."""
-    stream, rate_hz = None, 0
+    stream, rate_hz, x = None, 0, np.zeros((0, channels), np.float32)
     for x, hz in parts:
         if hz != rate_hz:
             if stream is not None:
@@ -111,7 +111,7 @@ def _resample(parts: Iterable[tuple[np.ndarray, int]], to_hz: int, channels: int
             stream, rate_hz = None if hz == to_hz else soxr.ResampleStream(hz, to_hz, channels, dtype="float32"), hz
         yield x if stream is None else stream.resample_chunk(np.ascontiguousarray(x))
     if stream is not None:
-        yield stream.resample_chunk(np.zeros((0, channels) if channels > 1 else 0, np.float32), last=True)
+        yield stream.resample_chunk(x[:0], last=True)
 
 
 def _regroup(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

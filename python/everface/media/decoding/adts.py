@@ -19,9 +19,9 @@ def read_adts(path: Path) -> Iterator[tuple[bytes, int]]:
         while True:
             if len(buffer) - at < PIECE // 2 and (piece := file.read(PIECE)):
                 buffer, at = buffer[at:] + piece, 0
-            length = _packet_length(buffer, at, kind)
+            length = _packet_length(buffer, at, kind) or _run_length(buffer, at)
             if length:
-                kind = kind or _kind(buffer, at)
+                kind = _kind(buffer, at)
                 yield buffer[at : at + length], skipped
                 at, skipped = at + length, 0
                 continue
@@ -38,13 +38,21 @@ def _kind(buffer: bytes, at: int) -> bytes:
 
 
 def _packet_length(buffer: bytes, at: int, kind: bytes) -> int:
-    """Bytes of the packet that begins there, 0 if none does. The first of a file must be followed by another one of its kind."""
+    """Bytes of the packet that begins there, if it is of this kind; 0 if none does."""
     if len(buffer) - at < HEADER or buffer[at] != 0xFF or buffer[at + 1] & 0xF6 != 0xF0:
         return 0
     length = (buffer[at + 3] & 3) << 11 | buffer[at + 4] << 3 | buffer[at + 5] >> 5
     if length < HEADER or at + length > len(buffer):
         return 0
-    if kind:
-        return length if _kind(buffer, at) == kind else 0
-    follows = at + length
-    return length if follows == len(buffer) or (len(buffer) - follows >= 3 and _kind(buffer, follows) == _kind(buffer, at)) else 0
+    return length if _kind(buffer, at) == kind else 0
+
+
+def _run_length(buffer: bytes, at: int) -> int:
+    """The same of a packet of any kind, but two more of its kind must follow, or the end of the file."""
+    kind, end, first = _kind(buffer, at) if len(buffer) - at >= HEADER else b"", at, 0
+    for _ in range(3):
+        length = _packet_length(buffer, end, kind)
+        first, end = first or length, end + length
+        if not length or end == len(buffer):
+            break
+    return first if length else 0

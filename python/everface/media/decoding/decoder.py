@@ -21,6 +21,7 @@ MAX_GAP_S = 3600.0  # a longer one is a wrong time
 MAX_READ_ERRORS = 100  # in a row
 COUNTED = ("mp3", "aac")  # files without times: packets are counted, so only bytes say how much is lost
 DAMAGED_SHARE = 0.5  # of the bytes that a gap should have: with more it is damage, with fewer nothing was recorded there
+MOST_BYTES = 4.0  # of a packet, as a multiple of the usual for its length
 STRANGE_FRAMES = 3  # of another rate or layout behind damage, which are taken for a part of it
 
 
@@ -42,6 +43,7 @@ def decode_audio(container: InputContainer, path: Path, report: bool = False) ->
             lost_bytes += packet.size + (skipped if counted else 0)
             clock.fail(packet)
             continue
+        decoded_s = 0.0
         for frame in frames:
             chunk = _convert(frame, losses)
             lost_s = (lost_bytes + skipped) * losses.decoded_s / max(good_bytes, 1)
@@ -50,18 +52,27 @@ def decode_audio(container: InputContainer, path: Path, report: bool = False) ->
                 continue
             gap_s = clock.advance(frame)
             if counted and lost_s:  # none before the first packet
-                gap_s = lost_s
+                frame_s = frame.samples / frame.sample_rate
+                gap_s = frame_s * max(1, round(lost_s / frame_s))
             if gap_s:
                 if lost_s > DAMAGED_SHARE * gap_s or last is None:
                     losses.add_damage(gap_s)
                 yield from losses.fill(gap_s, chunk)
             yield chunk
             losses.decoded_s += len(chunk.samples_SC) / chunk.rate_hz
-            last, lost_bytes, skipped, strange = chunk, 0, 0, 0
-        good_bytes += packet.size
-    if last is not None and not counted and (gap_s := clock.failed_s):
-        losses.add_damage(gap_s)
-        yield from losses.fill(gap_s, last)
+            last, lost_bytes, skipped, strange, decoded_s = chunk, 0, 0, 0, decoded_s + len(chunk.samples_SC) / chunk.rate_hz
+        usual_bytes = MOST_BYTES * decoded_s * good_bytes / max(losses.decoded_s - decoded_s, 1e-3)
+        if good_bytes and not counted and packet.size > usual_bytes:  # flac's damage comes in the packet before it
+            lost_bytes += int(packet.size - usual_bytes)
+            good_bytes += int(usual_bytes)
+        else:
+            good_bytes += packet.size
+    if last is not None and not counted:
+        lost_s = (lost_bytes + skipped) * losses.decoded_s / max(good_bytes, 1)
+        gap_s = clock.missing_s(lost_s / DAMAGED_SHARE)
+        if gap_s:
+            losses.add_damage(gap_s)
+            yield from losses.fill(gap_s, last)
     losses.finish(report)
 
 
@@ -77,16 +88,17 @@ class _Clock:
     """Compares the times of frames with the audio before them."""
 
     def __init__(self, stated_s: float | None) -> None:
-        self._last_s = None if stated_s is None else stated_s + 1.0  # behind it a time is wrong
+        self._stated_s = stated_s
         self._begin_s = 0.0
         self._end_s: float | None = None  # of the frames so far
         self._late_s = 0.0  # audio that is missing so far
         self._failed_end_s = 0.0
 
-    @property
-    def failed_s(self) -> float:
-        """Length of what failed behind the last frame."""
-        return max(0.0, self._failed_end_s - (self._end_s or 0.0))
+    def missing_s(self, most_lost_s: float) -> float:
+        """Length of what failed behind the last frame, or is stated to be there and may be, by the bytes lost there."""
+        end_s = self._end_s or 0.0
+        stated_s = (self._stated_s or 0.0) + self._begin_s - end_s
+        return max(0.0, self._failed_end_s - end_s, stated_s if JITTER_S < stated_s < most_lost_s else 0.0)
 
     def fail(self, packet: av.Packet) -> None:
         """A packet has no frames."""
@@ -118,13 +130,14 @@ class _Clock:
         return gap_s
 
     def _is_wrong(self, start_s: float) -> bool:
-        return self._last_s is not None and start_s - self._begin_s > self._last_s
+        return self._stated_s is not None and start_s - self._begin_s > self._stated_s + 1.0
 
 
 def _packets(container: InputContainer, path: Path) -> Iterator[tuple[av.Packet, int]]:
     """The packets, and the bytes before each that are in none; at the end an empty one, which flushes the decoder.
 
-    In a container these are the bytes before the place that the packet shares with others, as in a page of ogg.
+    In a container these are the bytes before the place that the packet shares with others, as in a page of ogg. The empty one has those up
+    to the end of the file.
     """
     stream = container.streams.audio[0]
     if container.format.name == "aac":
@@ -153,7 +166,7 @@ def _packets(container: InputContainer, path: Path) -> Iterator[tuple[av.Packet,
             skipped = max(0, packet.pos - at - size) if at >= 0 else 0
             at, size = packet.pos, 0
         size += packet.size
-        yield packet, skipped
+        yield packet, skipped if packet.size else skipped + max(0, path.stat().st_size - at - size)
 
 
 def _convert(frame: av.AudioFrame, losses: Losses) -> AudioChunk:
@@ -170,7 +183,6 @@ def _convert(frame: av.AudioFrame, losses: Losses) -> AudioChunk:
     x_SC = x_SC.astype(np.float32)
     if not np.isfinite(x_SC).all():
         bad_S = ~np.isfinite(x_SC).all(axis=1)
-        losses.samples += int(bad_S.sum())
-        losses.add_damage(float(bad_S.sum()) / rate, losses.end_s + int(bad_S.argmax()) / rate)
+        losses.add_unusable(int(bad_S.sum()), rate, losses.end_s + int(bad_S.argmax()) / rate)
         x_SC[~np.isfinite(x_SC)] = 0.0
     return AudioChunk(x_SC, rate, channels)

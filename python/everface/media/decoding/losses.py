@@ -47,6 +47,13 @@ class Losses:
         if self._damaged_s > max(HOPELESS_S, self.decoded_s):
             self._refuse()
 
+    def add_unusable(self, samples: int, rate_hz: int, at_s: float) -> None:
+        """Samples that were decoded, will be counted as such, and become silence."""
+        self.samples += samples
+        self.decoded_s -= samples / rate_hz
+        self._silence_s += samples / rate_hz
+        self.add_damage(samples / rate_hz, at_s)
+
     def fill(self, seconds: float, like: AudioChunk) -> Iterator[AudioChunk]:
         """Silence in the format of another chunk, in chunks of at most a second."""
         if self._first_s is None:
@@ -61,7 +68,7 @@ class Losses:
 
     def finish(self, report: bool) -> None:
         """At the end of the file. Raises BadInput if most of it was damaged; else, with `report`, logs what was lost."""
-        if self._damaged_s > self.decoded_s > 0:
+        if self._damaged_s > self.decoded_s and self.end_s > 0:
             self._refuse()
         if not report or self._first_s is None:
             return
