@@ -61,6 +61,7 @@ PARTS: dict[str, Part] = {
     "video": Part(75, (VIDEO, "-k", "not compile")),
     "launches": Part(60, ("bench/step/bench_launches.py",), "auto"),
     "baseline": Part(60, (STEP, "-k", "reference"), "auto"),
+    "variants": Part(75, (STEP, "-k", "variant"), "auto"),
     "compiled": Part(100, (STEP, ATTENTION, FUSED, VIDEO, "-k", "compile"), "auto"),
     "channel": Part(90, ("bench/stream/bench_channel.py",)),
 } | {part: made for name in ATTENTIONS[1:] for part, made in _by_attention(name).items()}
@@ -70,8 +71,8 @@ ROUNDS: dict[int, tuple[str, ...]] = {
     1: ("peaks", "linear", "attention", "kernel-tests", "step", "session"),
     # The fastest configuration, and the decoder.
     2: ("gluon-tests", "attention-gluon", "step-gluon-e4m3", "session-gluon-e4m3", "step-gluon", "step-triton-e4m3", "vae"),
-    # The rest: other tests, launches, small ops, three forwards, and the plain and the compiled torch that all this replaces.
-    3: ("gpu-tests", "launches", "fused", "video", "skip-null-gluon-e4m3", "baseline", "compiled"),
+    # The rest: other tests, launches, small ops, three forwards, plain torch, and what could be done another way.
+    3: ("gpu-tests", "launches", "fused", "video", "skip-null-gluon-e4m3", "baseline", "variants"),
 }
 
 

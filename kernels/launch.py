@@ -106,14 +106,6 @@ def programmatic_launch(device: torch.device) -> dict[str, Any]:
     return {"PDL": True, "launch_pdl": True} if on else {"PDL": False}
 
 
-@jit
-def wait_for_inputs(PDL: tl.constexpr):  # pyright: ignore[reportInvalidTypeForm]  an annotation of the language of kernels
-    """Wait until the kernel before this one has finished and its writes are visible. Before any access of memory: the kernels after it
-    rely on it too, as each waits for its direct predecessor only."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-
-
 _selected: dict[tuple[str, int, Hashable], Tile] = {}
 
 

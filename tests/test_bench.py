@@ -20,6 +20,7 @@ from bench.evidence import Evidence
 from bench.rows import read_rows
 
 from everface.core.config import ATTENTIONS, FP8_ATTENTIONS
+from everface.kernels.launch import Cost
 
 ROOT = Path(__file__).parents[1]
 MISSING = ("av", "soxr", "msgspec", "psutil", "transformers", "rich", "ftfy", "diffusers", "PIL", "huggingface_hub")
@@ -58,6 +59,7 @@ def test_the_blocker_blocks(bare: dict[str, str]) -> None:
     assert subprocess.run([sys.executable, "-c", "import msgspec"], env=bare, capture_output=True, check=False).returncode == 1
 
 
+@pytest.mark.slow
 def test_sessions_and_steps_run_without_them(bare: dict[str, str], tmp_path: Path) -> None:
     """A first run, a second that finds everything there, and what both leave behind."""
     words = ["--parts", "peaks,step,step-gluon-e4m3,launches", "--commit", "abc", "--pack", str(tmp_path / "all.tar.gz")]
@@ -183,7 +185,10 @@ def test_a_killed_process_leaves_the_rows_of_the_benches_that_ended(part: Path, 
 @pytest.mark.parametrize("number", parts.ROUNDS)
 def test_the_limits_of_a_round_add_up(number: int) -> None:
     assert set(parts.ROUNDS) == {1, 2, 3} and parts.ROUND_S == 9 * 60
-    assert parts.START_S + sum(parts.PARTS[name].limit(parts.SOAK_S) for name in parts.ROUNDS[number]) <= parts.ROUND_S
+    limits_s = [parts.PARTS[name].limit(parts.SOAK_S) for name in parts.ROUNDS[number]]
+    assert parts.START_S + sum(limits_s) <= parts.ROUND_S
+    [row] = [line for line in (ROOT / "docs" / "tuning.md").read_text().splitlines() if line.startswith(f"| {number} | ")]
+    assert [float(n) for n in re.findall(r" (\d{2,3})[, ]", row)] == [*limits_s, sum(limits_s)]
 
 
 def test_rounds_have_every_kind_of_part_once() -> None:
@@ -237,6 +242,29 @@ def test_every_part_selects_something() -> None:
 def test_short_ops_are_launched_often_enough() -> None:
     assert timing.calls_of(16.0, timing.CALLS) >= 100 and timing.calls_of(49.9, 2) >= 100
     assert timing.calls_of(800.0, timing.CALLS) == timing.CALLS and timing.calls_of(30e3, 2) == 2
+
+
+def test_an_op_is_timed_by_the_clock_of_the_gpu(benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The branch of a GPU, with a clock on which a launch takes 16 us: captured again, as it is short, and not timed by the host."""
+    monkeypatch.setattr(timing.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(timing.torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(timing, "capture", lambda calls, launches: launches)
+    monkeypatch.setattr(timing, "replay_us", lambda launches: 16.0 * launches)
+    monkeypatch.setattr(timing, "peaks", lambda: {"bytes": 4e12, "bf16": 7e14})
+    monkeypatch.setattr(timing, "device_name", lambda: "a GPU")
+    timing.measure(benchmark, [lambda: None], Cost(0, 32_000_000), shape="1")
+    info = benchmark.extra_info
+    assert info["calls"] == timing.SHORT_CALLS
+    if benchmark.stats is not None:  # --benchmark-disable
+        assert (info["call_us"], info["bound"], info["percent_of_peak"]) == (pytest.approx(16.0), "bytes", pytest.approx(50.0))
+
+
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    if timing.torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit) as end:
+        gpu.main(["--out", str(tmp_path)])
+    assert end.value.code == 2 and "no GPU is here: use --tiny" in capsys.readouterr().err
 
 
 def test_nothing_that_is_timed_loads_the_profiler() -> None:

@@ -19,7 +19,7 @@ MODEL, DEPLOYMENT = "weights lora size sampler dtype attention", "placement thre
 FLAGS = {
     "demo": f"out {DEPLOYMENT}",
     "render": f"out {MODEL} {DEPLOYMENT} prompt seed compat force",
-    "bench": f"{MODEL} {DEPLOYMENT} repeats seconds json",
+    "bench": f"{MODEL} {DEPLOYMENT} segments repeats seconds json",
     "parity": "case dtype json",
     "simulate": "paper devices steps step-ms decode-ms transfer-ms jitter sessions live",
     "pull": "dir",

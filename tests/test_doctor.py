@@ -60,6 +60,8 @@ def test_8_bit_attention_halves_the_rings(capsys: pytest.CaptureFixture[str]) ->
 def test_where_nothing_fits_the_text_weights_go_to_host_memory(capsys: pytest.CaptureFixture[str]) -> None:
     code, text = plan(capsys, "--devices", "1", "--memory", "73", "--dtype", "fp8")
     assert code == 0 and 'weights in fp8, with Deployment(text_weights="host"), 1 session(s)' in text and "weights without text 14.8" in text
+    _, text = plan(capsys, "--devices", "1", "--memory", "70", "--dtype", "fp8")
+    assert 'with Deployment(text_weights="host", image_encoder="cpu")' in text and "session process" not in text
     assert "text_weights" not in plan(capsys, "--devices", "1", "--memory", "80", "--dtype", "fp8")[1]
 
 

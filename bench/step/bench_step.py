@@ -14,6 +14,8 @@ by op, `step_compiled` the same with every block through torch.compile.
 from __future__ import annotations
 
 import contextlib
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -31,9 +33,10 @@ from bench.timing import compiled
 from tests.runtime.launches import predicted
 
 from everface.core.config import DiTConfig
+from everface.kernels import launch
 from everface.networks.transformer.dit import DiT, cache_shape
-from everface.networks.transformer.linear import Residual
-from everface.weights.quantize import FP8_ATTENTION, FP8_DTYPES, ROWS, quantize_for_dtype
+from everface.networks.transformer.linear import Residual, RowLinear
+from everface.weights.quantize import AUDIO_ROWS, FP8_ATTENTION, FP8_DTYPES, ROWS, quantize_for_dtype
 
 FUSED = (
     "fused.gate_norm_modulate.runs_triton",
@@ -46,6 +49,10 @@ FUSED = (
     "attention.self_attention.runs_attention",
     "attention.self_attention.runs_fp8_attention",
 )  # what decides whether an op runs its kernel
+VARIANTS: dict[str, tuple[Any, str]] = {
+    "gelu-in-epilogue": (RowLinear, "gelu_in_epilogue"),
+    "programmatic-launch": (launch, "PROGRAMMATIC_LAUNCH"),
+}
 
 
 def eager(dit: DiT, given: Inputs) -> torch.Tensor:
@@ -88,11 +95,11 @@ def references() -> Iterator[None]:
 
 
 def flops(cfg: DiTConfig, tokens: int, sink: int) -> dict[str, float]:
-    """Of one step by part: GEMMs of ROWS, other GEMMs, attention."""
+    """Of one step by part: GEMMs of the blocks, GEMMs of the audio, attention."""
     d, layers, injected = cfg.dim, cfg.num_layers, len(cfg.audio_inject_layers)
     rows = 2 * tokens * d * (6 * d + 2 * cfg.ffn_dim) * layers
     keys = cfg.window_blocks * tokens + sink + cfg.text_len
-    return {"rows": rows, "rest": 2 * tokens * d * 2 * d * injected, "attention": 4 * tokens * keys * d * layers}
+    return {"blocks": rows, "audio": 2 * tokens * d * 2 * d * injected, "attention": 4 * tokens * keys * d * layers}
 
 
 def record(benchmark: Any, call: Callable[[], object], dtype: str, **info: object) -> None:
@@ -117,7 +124,8 @@ def record(benchmark: Any, call: Callable[[], object], dtype: str, **info: objec
         return
     ceilings = peaks()
     half, eighth = ceilings["bf16"], ceilings.get("fp8", ceilings["bf16"])
-    at = {"rows": eighth if dtype in FP8_DTYPES else half, "rest": half, "attention": eighth if dtype == FP8_ATTENTION else half}
+    gemms = eighth if dtype in FP8_DTYPES else half
+    at = {"blocks": gemms, "audio": gemms, "attention": eighth if dtype == FP8_ATTENTION else half}
     least_s, step_s = sum(n / at[name] for name, n in cost.items()), benchmark.stats.stats.median
     benchmark.extra_info.update(step_ms=1e3 * step_s, percent_of_peak=100 * least_s / step_s, peaks=ceilings)
 
@@ -140,13 +148,42 @@ def test_step(benchmark: Any, gemms: str, attention: str) -> None:
         given = quantize_cache(dit, given)
         errors = [relative_error(a, b) for a, b in zip(trace(dit, given), want, strict=True)]
         worst = max(range(CFG.num_layers), key=lambda i: errors[i])
-        info |= {"error_against_bf16": errors[-1], "worst_layer": worst, "error_by_layer": errors[:-1], "quantized": list(ROWS)}
+        info |= {"error_against_bf16": errors[-1], "worst_layer": worst, "error_by_layer": errors[:-1], "quantized": [*ROWS, *(f"audio {name}" for name in AUDIO_ROWS)]}
         del want
     with torch.inference_mode():
         run = step(dit, given)
         assert run().isfinite().all()
         record(benchmark, run, chosen.dtype, used=given.position.used, attention=attention, **info)
     benchmark.extra_info["launches_predicted"] = predicted(CFG, *LATENT, chosen.dtype).total()
+
+
+def median_ms(call: Callable[[], object], rounds: int = 10) -> float:
+    """Of a call, until the GPU has done it."""
+    times: list[float] = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        call()
+        if ON_GPU:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return 1e3 * statistics.median(times)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variant(benchmark: Any, variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The step in fp8 with one thing done the other way. `without_ms`: as it is, before and after, over the same weights."""
+    select(deployment("fp8", "auto", device().type), CFG.head_dim)
+    dit = random_dit(CFG, device())
+    with torch.inference_mode():
+        quantize_for_dtype(dit, "fp8")
+        given = make_inputs(dit)
+        plain = step(dit, given)
+        want, before_ms = plain().clone(), median_ms(plain)
+        monkeypatch.setattr(*VARIANTS[variant], True)
+        other = step(dit, given)
+        error = relative_error(other(), want)
+        record(benchmark, other, "fp8", variant=variant, error_against_plain=error)
+        benchmark.extra_info.update(without_ms=[before_ms, median_ms(plain)])
 
 
 def test_error_of_one_layer(benchmark: Any) -> None:

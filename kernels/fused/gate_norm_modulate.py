@@ -35,6 +35,7 @@ from everface.kernels.fused.row_primitives import (
     row_sizes,
     triton_dtype,
     variant,
+    wait_for_inputs,
 )
 from everface.kernels.launch import (
     CompileSpec,
@@ -45,7 +46,6 @@ from everface.kernels.launch import (
     runs_triton,
     select_tile,
     tl,
-    wait_for_inputs,
 )
 from everface.kernels.linear.quantize_rows import empty_quantized, quantize_rows_reference, writes_e4m3
 

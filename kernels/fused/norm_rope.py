@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everface.kernels.fused.row_primitives import E4M3, TILES, load_row, round_to, row_sizes, to_e4m3, variant
+from everface.kernels.fused.row_primitives import E4M3, TILES, load_row, round_to, row_sizes, to_e4m3, variant, wait_for_inputs
 from everface.kernels.launch import (
     CompileSpec,
     Cost,
@@ -29,7 +29,6 @@ from everface.kernels.launch import (
     runs_triton,
     select_tile,
     tl,
-    wait_for_inputs,
 )
 
 # --- reference

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from everface.kernels.fused.norm_rope import norm_rope, norm_rope_reference
 from everface.kernels.fused.qk_norm_rope_store import Start, split_start
-from everface.kernels.fused.row_primitives import E4M3, TILES, load_row, row_sizes, to_e4m3, variant
+from everface.kernels.fused.row_primitives import E4M3, TILES, load_row, row_sizes, to_e4m3, variant, wait_for_inputs
 from everface.kernels.launch import (
     CompileSpec,
     Cost,
@@ -32,7 +32,6 @@ from everface.kernels.launch import (
     runs_triton,
     select_tile,
     tl,
-    wait_for_inputs,
 )
 
 BT = BC = 64  # tokens and channels of a tile of values

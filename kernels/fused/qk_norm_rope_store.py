@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from everface.kernels.fused.norm_rope import norm_rope, norm_rope_reference
-from everface.kernels.fused.row_primitives import TILES, load_row, row_sizes, variant
+from everface.kernels.fused.row_primitives import TILES, load_row, row_sizes, variant, wait_for_inputs
 from everface.kernels.launch import (
     CompileSpec,
     Cost,
@@ -29,7 +29,6 @@ from everface.kernels.launch import (
     runs_triton,
     select_tile,
     tl,
-    wait_for_inputs,
 )
 
 Start = int | Tensor

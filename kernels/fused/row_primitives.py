@@ -45,6 +45,14 @@ def triton_dtype(dtype: torch.dtype) -> object:
 
 
 @jit
+def wait_for_inputs(PDL: tl.constexpr):
+    """Wait until the kernel before this one has finished and its writes are visible. Before any access of memory: the kernels after it
+    rely on it too, as each waits for its direct predecessor only."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()  # pyright: ignore[reportAttributeAccessIssue]  Triton fills this module when it is imported
+
+
+@jit
 def load_row(ptr, cols, mask):
     """Part of a row, widened at once: the interpreter does no arithmetic in 16 bits."""
     return tl.load(ptr + cols, mask=mask, other=0.0).to(tl.float32)

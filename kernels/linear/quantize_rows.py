@@ -19,7 +19,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everface.kernels.fused.row_primitives import E4M3_MAX, MIN_AMAX, TILES, gelu_tanh, load_row, quantize_row, row_sizes, variant
+from everface.kernels.fused.row_primitives import (
+    E4M3_MAX,
+    MIN_AMAX,
+    TILES,
+    gelu_tanh,
+    load_row,
+    quantize_row,
+    row_sizes,
+    variant,
+    wait_for_inputs,
+)
 from everface.kernels.launch import (
     CompileSpec,
     Cost,
@@ -29,7 +39,6 @@ from everface.kernels.launch import (
     runs_triton,
     select_tile,
     tl,
-    wait_for_inputs,
 )
 
 # --- reference

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ def srgb_of_lab(lab: tuple[float, float, float]) -> np.ndarray:
         ("a.avif", {"quality": 100, "subsampling": "4:4:4"}, 1),
     ],
 )
-def test_display_p3_skin_is_what_the_camera_saw(tmp_path: Path, name: str, options: dict[str, object], codec: int) -> None:
+def test_display_p3_skin_is_what_the_camera_saw(tmp_path: Path, name: str, options: dict[str, Any], codec: int) -> None:
     """`codec`: what the codec alone may be off."""
     Image.new("RGB", (32, 32), SKIN).save(tmp_path / name, icc_profile=DISPLAY_P3, **options)
     assert off(read_image(tmp_path / name), SKIN_IN_SRGB) <= 1 + codec

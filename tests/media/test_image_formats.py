@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import struct
 import sys
+import tracemalloc
+import zipfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +26,7 @@ RAMP = np.linspace(0, 255, 64, dtype=np.uint8)[None].repeat(64, 0)
 needs_heic = pytest.mark.skipif(importlib.util.find_spec("pillow_heif") is None, reason="needs everface[heic]")
 
 
-def encode(image: Image.Image, kind: str, **options: object) -> bytes:
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
@@ -140,12 +145,44 @@ def test_what_is_not_promised_is_refused(tmp_path: Path, kind: str) -> None:
         read(tmp_path, encode(RED, kind))
 
 
+def png_bomb(name: bytes, text: bytes) -> bytes:
+    """A small image with a chunk that unpacks to 200 MB."""
+    data = encode(RED, "PNG")
+    body = name + text + zlib.compress(bytes(200 << 20), 9)
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return data[:33] + chunk + data[33:]
+
+
+@pytest.mark.parametrize(("name", "text"), [(b"zTXt", b"Comment\0\0"), (b"iCCP", b"profile\0\0"), (b"iTXt", b"Comment\0\1\0\0\0")])
+def test_a_png_that_unpacks_without_end_is_refused(tmp_path: Path, name: bytes, text: bytes) -> None:
+    (tmp_path / "a").write_bytes(png_bomb(name, text))
+    tracemalloc.start()
+    with pytest.raises(BadInput, match="damaged"):
+        read_image(tmp_path / "a")
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
+
+
+def test_archives_and_paths_that_are_no_images(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "bomb.png", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("face.png", bytes(50 << 20))
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    cases = {
+        "bomb.png": "is not a JPEG", "pipe.png": "not a regular file", "loop.png": "cannot be read", "n" * 300: "too long",
+        "a\0b.png": "cannot be read", "bomb.png/face.png": "no image file",
+    }  # fmt: skip
+    for name, words in cases.items():
+        with pytest.raises(BadInput, match=words):
+            read_image(tmp_path / name)
+
+
 HEIC_HEAD = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(64)
 
 
 def test_heic_without_its_package_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # the import fails as if it was not installed
-    with pytest.raises(Unavailable, match=r"pip install 'everface\[heic\]'"):
+    with pytest.raises(Unavailable, match="pip install pillow-heif"):
         read(tmp_path, HEIC_HEAD, "a.jpg")
     assert read(tmp_path, encode(RED, "AVIF")).shape == (32, 48, 3)  # which needs no extra
 

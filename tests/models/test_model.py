@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from everface.core.config import Deployment
 from everface.core.errors import BadInput
 from everface.models import LIVE_AVATAR
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_conditioner
 from everface.models.live_avatar.model import LiveAvatar
 from everface.models.live_avatar.names import not_finite, role_specs
 from everface.models.live_avatar.sink import SinkRefresh
@@ -17,6 +19,11 @@ LATENT = torch.ones(16, 1, 4, 4)
 
 def test_it_is_registered() -> None:
     assert load_model(path_of(LIVE_AVATAR)) is LiveAvatar
+
+
+def test_the_image_encoder_can_stay_on_the_cpu() -> None:
+    conditioner = build_conditioner(DEFAULT_WEIGHTS, None, Deployment(device="meta", image_encoder="cpu"))
+    assert conditioner.device.type == "cpu" == next(conditioner.vae.parameters()).device.type
 
 
 def test_roles() -> None:

@@ -23,7 +23,7 @@ BIG_ENDIAN = WAVE.astype(">f4")
 REFUSED: dict[str, tuple[Any, str]] = {
     "bytes": (WAVE.tobytes(), "numpy.frombuffer"),
     "bytearray": (bytearray(WAVE.tobytes()), "numpy.frombuffer"),
-    "memoryview": (memoryview(WAVE), "numpy.frombuffer"),
+    "memoryview": (memoryview(WAVE.tobytes()), "numpy.frombuffer"),
     "a list": (WAVE.tolist(), "numpy array or a tensor"),
     "a tuple": ((0.0, 0.1), "numpy array or a tensor"),
     "nothing": (None, "numpy array or a tensor"),

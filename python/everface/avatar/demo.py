@@ -7,6 +7,7 @@ from pathlib import Path
 
 from everface.avatar.render import Progress, RenderJob, RenderReport, render
 from everface.core.config import Deployment, StreamConfig
+from everface.core.errors import BadInput
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 
 IMAGE = DEFAULT_WEIGHTS / "ada.png"
@@ -15,7 +16,10 @@ AUDIO = DEFAULT_WEIGHTS / "speech.wav"
 
 def demo(out_dir: Path, deployment: Deployment | None = None, progress: Progress | None = None) -> RenderReport:
     """Render out_dir/demo.mp4 and out_dir/demo.json (the report). Overwrites an earlier demo."""
-    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"{out_dir} cannot be made a folder ({error.strerror}): name another one") from None
     job = RenderJob(
         IMAGE,
         AUDIO,

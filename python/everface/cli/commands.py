@@ -8,9 +8,11 @@ from dataclasses import asdict
 
 from everface import __version__
 from everface.cli.flags import deployment
-from everface.cli.report import print_report, progress_bar
+from everface.cli.report import print_forecasts, print_report, progress_bar
 from everface.core import env
 from everface.core.config import StreamConfig
+from everface.core.errors import BadInput
+from everface.core.standard_streams import print_output
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -33,9 +35,13 @@ def render(args: argparse.Namespace) -> None:
 
 def bench(args: argparse.Namespace) -> None:
     from everface.avatar.bench import bench
+    from everface.avatar.bench_live import bench_live
 
     stream = StreamConfig(size=args.size, sampler=args.sampler)
-    report = asdict(bench(args.weights, args.lora, stream, deployment(args), args.repeats, args.seconds))
+    if args.what == "live":
+        report = asdict(bench_live(args.weights, args.lora, stream, deployment(args), args.segments))
+    else:
+        report = asdict(bench(args.weights, args.lora, stream, deployment(args), args.repeats, args.seconds))
     print(json.dumps(report) if args.json else "\n".join(f"{k:<15} {v}" for k, v in report.items()))
 
 
@@ -49,29 +55,38 @@ def pull(args: argparse.Namespace) -> None:
     from everface.weights.pull import pull
 
     folder = pull(args.dir)
-    print(f"complete and verified; next: everface render IMAGE AUDIO -o OUT --weights {folder}")
+    print_output(f"complete and verified; next: everface render IMAGE AUDIO -o OUT --weights {folder}")
 
 
 def convert(args: argparse.Namespace) -> None:
     from everface.weights.load import open_checkpoint
 
     open_checkpoint(args.dir, args.lora).prepare()
-    print(f"converted and merged into {env.cache_dir()}; {args.dir} now loads without conversion")
+    print_output(f"converted and merged into {env.cache_dir()}; {args.dir} now loads without conversion")
 
 
 def simulate(args: argparse.Namespace) -> None:
-    from everface.models.live_avatar.forecast import block_times, paper_table
+    from everface.models.live_avatar import forecast
     from everface.models.live_avatar.names import role_specs
     from everface.runtime.planning.forecast import simulate
     from everface.runtime.planning.placement import place
 
     if args.paper:
         print(f"{'configuration':<20} {'fps':>6} {'paper':>6}   {'first frame':>11} {'paper':>6}")
-        for what, fps, paper_fps, first_ms, paper_ms in paper_table():
+        for what, fps, paper_fps, first_ms, paper_ms in forecast.paper_table():
             print(f"{what:<20} {fps:6.1f} {paper_fps:6.1f}   {first_ms:8.0f} ms {paper_ms or '-':>6}")
         return
-    placement = place(role_specs(args.steps), args.devices)
-    times = block_times(args.steps, args.step_ms, args.decode_ms, args.transfer_ms, jitter=args.jitter)
+    roles = role_specs(args.steps)
+    devices = args.devices or min(5, len(roles))
+    if args.step_ms is None:
+        if args.decode_ms is not None:
+            raise BadInput("the time of decoding is of no use without that of a forward: give --step-ms too")
+        rows = forecast.step_cost_table(args.steps, devices, args.transfer_ms, args.jitter, args.sessions, args.live)
+        print_forecasts(rows, args.steps, args.sessions)
+        return
+    placement = place(roles, devices)
+    decode_ms = forecast.PAPER_DECODE_MS if args.decode_ms is None else args.decode_ms
+    times = forecast.block_times(args.steps, args.step_ms, decode_ms, args.transfer_ms, jitter=args.jitter)
     report = asdict(simulate(placement, times, sessions=args.sessions, live=args.live))
     print(f"{'placement':<15} {' | '.join('+'.join(device) for device in placement.devices)}")
     for name, value in report.items():

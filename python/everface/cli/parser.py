@@ -72,8 +72,8 @@ def _add_render(add: Add) -> None:
     example = "render face.png speech.wav -o talk.mp4"
     more = f"{UNFINISHED} {EXIT_CODES}"
     p = add("render", commands.render, "render a video of the person in an image speaking an audio file", example, more)
-    p.add_argument("image", type=Path, metavar="IMAGE", help="a portrait: JPEG, PNG or WebP")
-    p.add_argument("audio", type=Path, metavar="AUDIO", help="speech: wav, flac, mp3, m4a or ogg")
+    p.add_argument("image", type=Path, metavar="IMAGE", help="a portrait: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, or HEIC with everface[heic]")
+    p.add_argument("audio", type=Path, metavar="AUDIO", help="speech: wav, w64, aiff, caf, au, flac, mp3, aac, m4a, ogg, opus, webm, mka or amr")
     p.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the video to write, .mp4")
     add_model_flags(p)
     p.add_argument("--prompt", default="", help="a sentence that describes the scene, for models trained with text")
@@ -85,7 +85,9 @@ def _add_render(add: Add) -> None:
 
 def _add_bench(add: Add) -> None:
     p = add("bench", commands.bench, "measure the speed of a session on this machine", "bench --threads 2")
+    p.add_argument("what", choices=("speed", "live"), nargs="?", default="speed", help="frames per second, or latency and cadence live (%(default)s)")
     add_model_flags(p)
+    p.add_argument("--segments", type=count, default=10, metavar="N", help="live: times to speak and pause (%(default)s)")
     p.add_argument("--repeats", type=count, default=5, metavar="N", help="measured runs, after one warm-up (%(default)s)")
     p.add_argument("--seconds", type=count, default=8, metavar="S", help="seconds of audio in each run (%(default)s)")
     p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
@@ -101,12 +103,14 @@ def _add_parity(add: Add) -> None:
 
 def _add_simulate(add: Add) -> None:
     example = "simulate --devices 5 --step-ms 122 --decode-ms 69"
-    p = add("simulate", commands.simulate, "forecast frame rate and first-frame latency from measured times", example)
+    does = "forecast frame rate and first-frame latency, from measured times or for every configuration from counted work"
+    p = add("simulate", commands.simulate, does, example)
     p.add_argument("--paper", action="store_true", help="only compare forecasts of the paper's configurations with its figures")
-    p.add_argument("--devices", type=count, default=5, metavar="N", help="devices, at most one per role (%(default)s)")
+    p.add_argument("--devices", type=count, metavar="N", help="devices, at most one per role, and in a table the most (default: 5)")
     p.add_argument("--steps", type=count, default=4, metavar="N", help="forwards per block (%(default)s)")
-    p.add_argument("--step-ms", type=float, default=265.5, metavar="MS", help="time of a forward (%(default)s, from the paper)")
-    p.add_argument("--decode-ms", type=float, default=150.0, metavar="MS", help="decoding a block (%(default)s)")
+    step = "measured time of a forward (default: a table of forecasts from the sums in docs/tuning.md)"
+    p.add_argument("--step-ms", type=float, metavar="MS", help=step)
+    p.add_argument("--decode-ms", type=float, metavar="MS", help="of decoding a block, with --step-ms (default: 150, from the paper)")
     p.add_argument("--transfer-ms", type=float, default=0.5, metavar="MS", help="transfer between devices (%(default)s)")
     p.add_argument("--jitter", type=float, default=0.0, metavar="CV", help="of all times: deviation / mean (%(default)s)")
     p.add_argument("--sessions", type=count, default=1, metavar="N", help="sessions (%(default)s)")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from everface.core.standard_streams import escape, print_line, print_output
+
 if TYPE_CHECKING:
     from everface.avatar.render import RenderReport
+    from everface.models.live_avatar.step_costs import StepCost
+    from everface.runtime.planning.forecast import Forecast
 
 
 @contextmanager
@@ -21,19 +26,43 @@ def progress_bar() -> Iterator[Callable[[int, int | None, float], None] | None]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("frames, {task.fields[fps]:.1f} fps,"), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=None, fps=0.0)
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = bar.add_task("", total=None, fps=0.0)
+    with contextlib.suppress(OSError):  # the terminal is gone: the work goes on
+        bar.start()
+    try:
         yield lambda frames, total, fps: bar.update(task, completed=frames, total=total, fps=fps)
+    finally:
+        with contextlib.suppress(OSError):
+            bar.stop()
 
 
 def print_report(report: RenderReport) -> None:
-    """Print the figures of a render."""
+    """Print the figures of a render, which is complete, whether or not they can be printed."""
     rows = {
-        "video": f"{report.out} ({report.width}x{report.height}, {report.seconds:.2f} s)",
+        "video": f"{escape(report.out)} ({report.width}x{report.height}, {report.seconds:.2f} s)",
         "frames": f"{report.frames}",
         "speed": f"{report.fps:.1f} frames per second, {report.render_s:.1f} s in all, decoding and MP4 included",
         "first frame": f"{report.first_frame_s:.2f} s after the first audio",
         "placement": f"{report.placement}, sampler {report.sampler}, compat {report.compat}",
         "seed": f"{report.seed}",
     }
-    print("\n".join(f"{name:<12} {value}" for name, value in rows.items()))
+    error = print_output("\n".join(f"{name:<12} {value}" for name, value in rows.items()))
+    if error and not error.reader_gone:
+        print_line(f"everface: the figures cannot be printed ({error.strerror}), but the video is complete in {report.out}")
+
+
+def print_forecasts(rows: Sequence[tuple[str, StepCost, Sequence[Forecast]]], steps: int, sessions: int) -> None:
+    """Print frames a second and first frame of every configuration on 1, 2, .. devices, and what each row assumes."""
+    print(
+        f"Forecast, not measured: {steps} steps and the decoder of the 14B model at 704x384, {sessions} session(s). A step is the sum of "
+        "counted work over assumed rates (docs/tuning.md).\nEach cell: frames per second, first frame in seconds; audio features left out.\n"
+    )
+    devices = "".join(f"{f'{n + 1} device' + 's' * (n > 0):>14}" for n in range(len(rows[0][2])))
+    print(f"{'configuration':<28} {'':<8} {'step ms':>8} {'decode ms':>9}{devices}")
+    for name, cost, forecasts in rows:
+        cells = "".join(f"{f'{f.fps:.1f}':>8} {f.first_frame_ms / 1e3:5.2f}" for f in forecasts)
+        print(f"{name:<28} forecast {cost['step_ms']:8.1f} {cost['decode_ms']:9.1f}{cells}")
+    print()
+    for name, cost, _ in rows:
+        print(f"{name:<28} assumes {cost['assumes']}")

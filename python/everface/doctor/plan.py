@@ -27,7 +27,7 @@ class Question:
 
 def plan(question: Question) -> int:
     """Print a forecast of the official model for each number of devices and mark the best. Where nothing fits, the same with the text
-    weights in host memory. Returns 0; raises BadInput if that does not fit either."""
+    weights in host memory, then with the image encoder on the CPU as well. Returns 0; raises BadInput if that does not fit either."""
     from everface.core.config import FPS, StreamConfig
     from everface.models.live_avatar.forecast import block_times
     from everface.models.live_avatar.names import role_specs
@@ -38,16 +38,19 @@ def plan(question: Question) -> int:
     limits_gib, memory = _limits(question), _memory(question)
     used = min(len(limits_gib), len(roles))
     found = options(roles, limits_gib[:used], memory, times, question.sessions)
-    chosen, place = best(found), ""
-    if chosen is None:
-        memory, place = replace(memory, text_on_host=True), ', with Deployment(text_weights="host")'
-        found = options(roles, limits_gib[:used], memory, times, question.sessions)
-        chosen = best(found)
+    chosen, places = best(found), list[str]()
+    for place, smaller in (('text_weights="host"', {"text_on_host": True}), ('image_encoder="cpu"', {"encoder_on_cpu": True})):
+        if chosen is None:
+            places.append(place)
+            memory = replace(memory, **smaller)
+            found = options(roles, limits_gib[:used], memory, times, question.sessions)
+            chosen = best(found)
     if chosen is None:
         raise refuse(found, memory, question.sessions)
     height, width = question.size
+    deployment = f", with Deployment({', '.join(places)})" if places else ""
     print(
-        f"{steps} steps and the decoder at {width}x{height}, weights in {question.dtype}{place}, {question.sessions} session(s); "
+        f"{steps} steps and the decoder at {width}x{height}, weights in {question.dtype}{deployment}, {question.sessions} session(s); "
         f"a forward takes {question.step_ms:g} ms, decoding a block {question.decode_ms:g} ms"
     )
     print(f"\n{'devices':<9}{'fps':>6}  {'first frame':>11}  {'GiB of each':<32}  roles")

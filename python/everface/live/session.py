@@ -176,6 +176,11 @@ class LiveSession:
             if event is not None:
                 yield event
 
+    @property
+    def position(self) -> int:
+        """Samples of the model's rate that the session has accepted, idle silence included: where audio pushed now would stand."""
+        return self._session.accepted + self._waiting_S.numel()
+
     def stats(self) -> LiveStats:
         with self._lock:
             times = sorted(b.seconds for b in list(self._session.timeline.blocks)[-32:] if b.seconds is not None)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, features
 
+from everface.core.config import check_size
 from everface.core.errors import BadInput, Unavailable
 from everface.core.log import log
 from everface.media.color import to_srgb
@@ -20,6 +21,7 @@ MAX_PIXELS = 64_000_000  # refused from the header, before anything is decoded
 MAX_BYTES = 64 * 2**20
 MIN_SIDE = 16  # pixels of an image's shorter side
 MAX_ASPECT = 8  # longer over shorter side
+ROUNDING = 1e-3  # of an image tensor's values, beyond -1..1
 NEUTRAL = (128, 128, 128)  # background of transparent images
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # Pillow's names
 NAMES = "JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or HEIC"
@@ -88,7 +90,7 @@ def _choose_formats(path: Path, head: bytes) -> tuple[str, ...]:
     try:
         importlib.import_module("pillow_heif").register_heif_opener(thumbnails=False)
     except ImportError:
-        raise Unavailable(f"{path} is a HEIC image: run pip install 'everface[heic]' to read it, or convert it to JPEG") from None
+        raise Unavailable(f"{path} is a HEIC image: run pip install pillow-heif (the extra everface[heic]), or convert it to JPEG") from None
     return ("HEIF",)
 
 
@@ -145,3 +147,31 @@ def fit_image(image_HW3: np.ndarray, size: tuple[int, int], compat: str = "everf
     H, W = size
     cut = resized.crop((crop.left, crop.top, crop.left + W, crop.top + H))  # Pillow fills the outside with black
     return torch.from_numpy(np.array(cut)).permute(2, 0, 1).contiguous().float() / 127.5 - 1.0
+
+
+def check_image(image_3HW: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
+    """An image that a caller made, without its gradient, if it is as `fit_image` returns it: float32 [3, H, W] in -1..1, of `size` =
+    (H, W) or, where that is None, of any size that a video can have. Raises BadInput, which says how to make it so."""
+    dtype, shape = str(image_3HW.dtype).removeprefix("torch."), list(image_3HW.shape)
+    kind = f"an image tensor of {dtype} {shape} cannot be used"
+    if image_3HW.layout != torch.strided or image_3HW.is_meta:
+        raise BadInput(f"{kind}, because it has no value in memory for each pixel: pass float32 [3, H, W] in -1..1")
+    if len(shape) != 3 or shape[0] != 3:
+        fix = "image.permute(2, 0, 1)" if len(shape) == 3 and shape[-1] == 3 else "image[0]" if shape[:2] == [1, 3] else ""
+        raise BadInput(f"{kind}, because three color channels come first: pass {fix or 'RGB as [3, H, W]'}")
+    if dtype != "float32":
+        raise BadInput(f"{kind}: pass {'image.float() / 127.5 - 1' if dtype == 'uint8' else 'image.float()'}, in -1..1")
+    height, width = shape[1:]
+    if size is None:
+        check_size(height, width)
+    elif (height, width) != tuple(size):
+        raise BadInput(f"an image of {width}x{height} cannot be used in a video of {size[1]}x{size[0]}: resize it, or pass its file")
+    low, high = (float(value) for value in image_3HW.detach().aminmax()) if image_3HW.numel() else (0.0, 0.0)
+    if not (low > float("-inf") and high < float("inf")):
+        raise BadInput(f"{kind}, because it has values that are not finite: repair it first")
+    if low < -1 - ROUNDING or high > 1 + ROUNDING:
+        fix = "image / 127.5 - 1" if low >= 0 and high > 2 else "image.clamp(-1, 1)"
+        raise BadInput(f"{kind}, because its values are {low:g} to {high:g} where -1 to 1 belong: pass {fix}")
+    if low >= 0:
+        log.warning("no value of the image tensor is below 0, so it looks pale if it is in 0..1: then pass image * 2 - 1")
+    return image_3HW.detach()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from everface.core.standard_streams import print_line
 
 if TYPE_CHECKING:
     from everface.core.config import Deployment
@@ -79,8 +80,8 @@ def make_bundle(args: argparse.Namespace) -> None:
 
 
 def _progress(line: str) -> None:
-    """One line about the progress of a long run, to stderr."""
-    print(line, file=sys.stderr, flush=True)
+    """One line about the progress of a long run, to stderr, which must not end it."""
+    print_line(line)
 
 
 def _plan(args: argparse.Namespace, phase: str) -> ModelPlan:

@@ -67,6 +67,13 @@ class Layout:
 
 def detect_layout(root: Path) -> Layout:
     """The layout of a folder, with its configuration. Reads no weights. Raises BadWeights when it is neither."""
+    try:
+        return _detect_layout(root)
+    except OSError as error:
+        raise BadWeights(f"the weights in {root} cannot be read ({error.strerror}): check the name and its permissions") from None
+
+
+def _detect_layout(root: Path) -> Layout:
     if not root.is_dir():
         raise BadWeights(f"{root} is not a folder; name the folder that holds the model's {CONFIG}")
     if (root / OWN_DIT).exists() and (root / CONFIG).exists():

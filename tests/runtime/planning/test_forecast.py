@@ -8,6 +8,7 @@ from everface.cli import main
 from everface.core.errors import BadInput
 from everface.models.live_avatar.forecast import block_times, paper_table
 from everface.models.live_avatar.names import role_specs
+from everface.models.live_avatar.step_costs import STEP_COSTS
 from everface.runtime.planning.forecast import Times, simulate
 from everface.runtime.planning.placement import Placement, place
 
@@ -66,3 +67,23 @@ def test_bad_numbers_and_the_command(capsys: pytest.CaptureFixture) -> None:
     assert main(["simulate", "--devices", "2", "--step-ms", "122", "--decode-ms", "69"]) == 0
     assert "step0+step1 | step2+step3+decode" in capsys.readouterr().out
     assert main(["simulate", "--devices", "9"]) == 2
+    assert main(["simulate", "--decode-ms", "9"]) == 2
+    assert "give --step-ms too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("steps", [3, 4])
+def test_without_measured_times_it_forecasts_every_configuration(steps: int, capsys: pytest.CaptureFixture) -> None:
+    """From the sums of a step: each rate is that of the slowest device, each first frame the sum of all, and each row says what it is."""
+    assert main(["simulate", "--steps", str(steps)]) == 0
+    text = capsys.readouterr().out
+    rows = {line[:28].strip(): line[28:].split() for line in text.splitlines() if " forecast " in line}
+    assert list(rows) == list(STEP_COSTS) and text.startswith("Forecast, not measured") and text.count(" assumes ") == len(rows)
+    for name, (word, step_ms, decode_ms, *cells) in rows.items():
+        cost = STEP_COSTS[name]
+        assert (word, float(step_ms), float(decode_ms)) == ("forecast", cost["step_ms"], cost["decode_ms"])
+        assert len(cells) == 2 * (steps + 1)  # as many devices as roles
+        for count, (fps, first_s) in enumerate(zip(cells[::2], cells[1::2], strict=True), 1):
+            placed = place(role_specs(steps), count)
+            slowest_ms = max(sum(cost["decode_ms" if role == "decode" else "step_ms"] for role in roles) for roles in placed.devices)
+            assert float(fps) == pytest.approx(12_000 / slowest_ms, rel=0.02)
+            assert float(first_s) == pytest.approx((steps * cost["step_ms"] + cost["decode_ms"]) / 1e3, abs=0.01)

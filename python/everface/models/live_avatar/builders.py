@@ -89,8 +89,8 @@ def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) 
     checkpoint = open_checkpoint(weights, lora)
     checkpoint.prepare()  # convert and merge here, once, before the stages start and only read
     config, dit = checkpoint.config, checkpoint.config.dit
-    vae = VAE(config.vae, decoder=False)
-    load_into(vae, checkpoint.vae(("conv1.", "encoder.")), dtype=torch.float32, device=deployment.device)
+    vae, on = VAE(config.vae, decoder=False), deployment.device if deployment.image_encoder == "device" else "cpu"
+    load_into(vae, checkpoint.vae(("conv1.", "encoder.")), dtype=torch.float32, device=on)
     audio_encoder = CausalAudioEncoder(dit.dim, dit.audio_dim, dit.wav2vec_layers, dit.num_audio_token)
     load_into(audio_encoder, checkpoint.dit((AUDIO_ENCODER,)), AUDIO_ENCODER, torch.float32)
     front_end = build_front_end(checkpoint)
@@ -101,7 +101,7 @@ def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) 
         )
     for module in (vae, audio_encoder):
         module.eval().requires_grad_(False)
-    return Conditioner(config, vae, audio_encoder, front_end, build_prompter(checkpoint), torch.device(deployment.device))
+    return Conditioner(config, vae, audio_encoder, front_end, build_prompter(checkpoint), torch.device(on))
 
 
 def build_front_end(checkpoint: Checkpoint) -> FrontEnd:

@@ -12,7 +12,7 @@ from everface.core.config import LATENT_STRIDE, Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.media.crop import target_size
-from everface.media.image import fit_image, read_image
+from everface.media.image import check_image, fit_image, read_image
 from everface.models.live_avatar import roles
 from everface.models.live_avatar.builders import build_conditioner
 from everface.models.live_avatar.conditions import Conditioner, Noise
@@ -53,12 +53,16 @@ class LiveAvatar:
         Returns float32 [3, H, W] in -1..1. Raises BadInput.
         """
         image_HW3 = read_image(image)
-        size = stream.size or self.config.size
+        size = self._stream_size(stream)
+        height, width = image_HW3.shape[:2]
+        return fit_image(image_HW3, size or target_size(height, width, stream.area), stream.compat)
+
+    def _stream_size(self, stream: StreamConfig) -> tuple[int, int] | None:
+        """(height, width) that a stream must have; None if it follows the image."""
         if self.config.size and stream.size and tuple(stream.size) != tuple(self.config.size):
             height, width = self.config.size
             raise BadInput(f"these weights were trained at {width}x{height} only: leave --size out, or choose other weights")
-        height, width = image_HW3.shape[:2]
-        return fit_image(image_HW3, size or target_size(height, width, stream.area), stream.compat)
+        return stream.size or self.config.size
 
     def session(self, image: Path | torch.Tensor, stream: StreamConfig) -> LiveAvatarSession:
         """The model's side of a new session. `image`: a file, or float32 [3, H, W] in -1..1 of the right size."""
@@ -66,8 +70,13 @@ class LiveAvatar:
             log.warning("these weights were trained without text: the prompt has no effect")
         return LiveAvatarSession(self, image, stream)
 
-    def image_tensor(self, image: Path | torch.Tensor, stream: StreamConfig) -> torch.Tensor:
-        return image if isinstance(image, torch.Tensor) else self.fit(Path(image), stream)
+    def image_tensor(self, image: Path | str | torch.Tensor, stream: StreamConfig) -> torch.Tensor:
+        """float32 [3, H, W] in -1..1 of an image file, or of such a tensor. Raises BadInput."""
+        if isinstance(image, torch.Tensor):
+            return check_image(image, self._stream_size(stream))
+        if not isinstance(image, str | Path):
+            raise BadInput(f"an image as {type(image).__name__} cannot be used: pass the path of a file, or float32 [3, H, W] in -1..1")
+        return self.fit(Path(image), stream)
 
 
 class LiveAvatarSession(SinkSession):

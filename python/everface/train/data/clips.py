@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from everface.core.errors import BadInput
@@ -54,8 +55,17 @@ def write_shard(
 
 
 def read_clips(folder: Path) -> Clips:
-    """All shards of a folder, in the order of their names."""
-    shards = [load_file(p) for p in sorted(folder.glob("*.safetensors"))]
+    """All shards of a folder, in the order of their names. Raises BadInput."""
+    paths, shards = sorted(folder.glob("*.safetensors")), []
+    if not paths:
+        raise BadInput(f"{folder} holds no clips (.safetensors): name a folder of `everface train data`")
+    for path in paths:
+        try:
+            shards.append(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise BadInput(f"the clips in {path} cannot be read ({error}): make them again with `everface train data`") from None
+        if {"latents", "features"} - shards[-1].keys():
+            raise BadInput(f"{path} holds no clips, but other tensors: name a folder of `everface train data`")
     return Clips(*(torch.cat([s[k] for s in shards]) for k in ("latents", "features")))
 
 
