@@ -61,10 +61,18 @@ class Feeder:
             self.taken.extend(self.session.poll())
         return self.taken.popleft()
 
+    def delivered_s(self) -> list[float]:
+        """When blocks were delivered, once settled."""
+        return [b.delivered_s for b in self.session.timeline.blocks if b.delivered_s is not None and b.index >= SETTLED]
+
     def periods_s(self) -> list[float]:
         """Between deliveries, once settled."""
-        delivered = [b.delivered_s for b in self.session.timeline.blocks if b.delivered_s is not None and b.index >= SETTLED]
-        return [b - a for a, b in pairwise(delivered)]
+        return [b - a for a, b in pairwise(self.delivered_s())]
+
+    def late_blocks(self) -> int:
+        """Blocks that a viewer would have waited for, who began to watch when the first settled one came."""
+        first, *others = self.delivered_s()
+        return sum(at > first + n * 12 / FPS for n, at in enumerate(others, 1))
 
     def first_frame_ms(self) -> float:
         """From the first sound to the first frames, of an open session."""
@@ -111,7 +119,8 @@ def device_mallocs() -> int:
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
     ordered = sorted(seconds)
-    return {f"p{p}": round(1e3 * ordered[min(len(ordered) - 1, p * len(ordered) // 100)], 3) for p in (50, 95, 99)}
+    found = {f"p{p}": ordered[min(len(ordered) - 1, p * len(ordered) // 100)] for p in (50, 95, 99)} | {"max": ordered[-1]}
+    return {name: round(1e3 * s, 3) for name, s in found.items()}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -129,6 +138,8 @@ def test_session(benchmark: Any, request: pytest.FixtureRequest, sampler: str, g
     spec = {"deployment": asdict(chosen), "sampler": sampler}
     with closing(Scheduler(start_pipeline(placement, random14b.MODEL, spec, chosen), 1)) as scheduler:
         info["build_s"], gb["weights"] = time.monotonic() - began_s, memory_gb()
+        if ON_GPU:
+            torch.cuda.reset_peak_memory_stats()
         for start in ("cold", "warm"):
             feeder = Feeder(scheduler)
             gb["open"] = memory_gb()
@@ -146,7 +157,7 @@ def test_session(benchmark: Any, request: pytest.FixtureRequest, sampler: str, g
         with closing(Clocks()) as chip:
             benchmark.pedantic(feeder.next, rounds=rounds)
         mallocs = device_mallocs() - mallocs
-        periods_s = feeder.periods_s()
+        periods_s, late = feeder.periods_s(), feeder.late_blocks()
         if ON_GPU:
             gb["peak"], gb["reserved"] = torch.cuda.max_memory_allocated() / 1e9, torch.cuda.max_memory_reserved() / 1e9
         feeder.session.close()
@@ -154,7 +165,7 @@ def test_session(benchmark: Any, request: pytest.FixtureRequest, sampler: str, g
     fps = 12 / statistics.mean(periods_s)
     benchmark.extra_info.update(
         gpu=device_name(), commit=commit(), shape=f"{8 * random14b.LATENT[1]}x{8 * random14b.LATENT[0]}, {random14b.CONFIG.dit.num_layers} layers",
-        dtype=chosen.dtype, attention=attention, sampler=sampler, fps=fps, realtime=fps / FPS, period_ms=percentiles(periods_s), blocks=len(periods_s), memory_gb=gb,
+        dtype=chosen.dtype, attention=attention, sampler=sampler, fps=fps, realtime=fps / FPS, period_ms=percentiles(periods_s), blocks=len(periods_s), late_blocks=late, memory_gb=gb,
         device_mallocs=mallocs, clocks=chip.seen, left_out=["audio front end", "image encoder", "prompt encoder"], **info,
     )  # fmt: skip
-    print("\n" + "  ".join(f"{k} {benchmark.extra_info[k]}" for k in ("sampler", "dtype", "attention_selected", "fps", "period_ms", "memory_gb")))
+    print("\n" + "  ".join(f"{k} {benchmark.extra_info[k]}" for k in ("sampler", "dtype", "attention_selected", "fps", "period_ms", "late_blocks", "memory_gb")))
