@@ -17,7 +17,7 @@ TAIL = 15  # lines of a log in the summary
 NOTHING_RAN = 5  # an exit status of pytest
 FIGURES = (
     "copy_tb_s", "bf16_tflop_s", "fp8_tflop_s", "fps", "first_frame_warm_ms", "launches", "attention_selected", "error_against_bf16",
-    "error_against_float32", "without_ms",
+    "error_against_float32", "without_ms", "late_blocks",
 )  # fmt: skip
 
 

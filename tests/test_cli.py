@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -130,23 +128,24 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
         cli.main([*RENDER, "out.mp4"])
 
 
-@pytest.mark.parametrize(("age_s", "finished"), [(0, True), (3600, False), (None, False)])
-def test_an_interruption_names_the_video(
-    age_s: int | None, finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A file from an hour ago is not from this run; without a file there is nothing to name."""
-    out = tmp_path / "talk.mp4"
-
+@pytest.mark.parametrize("notes", [[], ["the first 1.0 s are in talk.mp4 and can be played"]])
+def test_an_interruption_says_what_is_left(notes: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def stop(args: argparse.Namespace) -> None:
-        if age_s is not None:
-            out.write_bytes(b"frames")
-            then = time.time() - age_s
-            os.utime(out, (then, then))
-        raise KeyboardInterrupt
+        interrupt = KeyboardInterrupt()
+        for note in notes:
+            interrupt.add_note(note)
+        raise interrupt
 
     monkeypatch.setattr(commands, "render", stop)
-    assert cli.main([*RENDER, str(out)]) == 130
-    assert capsys.readouterr().err == f"everface: interrupted{f'; the finished part is in {out} and can be played' * finished}\n"
+    assert cli.main([*RENDER, "talk.mp4"]) == 130
+    assert capsys.readouterr().err == f"everface: {'; '.join(['interrupted', *notes])}\n"
+
+
+def test_the_exit_codes_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ([], ["render"], ["demo"]):
+        text = " ".join(_help(capsys, *command).split())
+        assert all(f"{code} " in text.partition("Exit codes: ")[2] for code in (0, 1, 2, 130, 143, 129)), command
+    assert "replace OUT, when the new video is complete" in " ".join(_help(capsys, "render").split())
 
 
 def test_size_is_width_by_height_outside_and_height_by_width_inside() -> None:

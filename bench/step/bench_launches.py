@@ -21,13 +21,16 @@ from tests.runtime.launches import predicted
 
 from everface.weights.quantize import quantize_for_dtype
 
+NAME = 90  # characters of a kernel's name; templates are longer
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     parametrize(metafunc)
 
 
-def count_launches(call: Callable[[], object]) -> int | None:
-    """Kernels, copies and fills of one call; None without a GPU, or if the profiler counts none."""
+def count_launches(call: Callable[[], object]) -> dict[str, tuple[int, float]] | None:
+    """Kernels, copies and fills of one call by name, each with its count and its milliseconds in all, the longest first; None without a GPU,
+    or if the profiler counts none."""
     if not torch.cuda.is_available():
         return None
     from torch.profiler import ProfilerActivity, profile
@@ -35,7 +38,12 @@ def count_launches(call: Callable[[], object]) -> int | None:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
         call()
         torch.cuda.synchronize()
-    return len([e for e in seen.events() or [] if e.device_type.name == "CUDA"]) or None
+    found: dict[str, tuple[int, float]] = {}
+    for event in seen.events() or []:
+        if event.device_type.name == "CUDA":
+            n, ms = found.get(event.name[:NAME], (0, 0.0))
+            found[event.name[:NAME]] = (n + 1, ms + event.time_range.elapsed_us() / 1e3)
+    return dict(sorted(found.items(), key=lambda item: -item[1][1])) or None
 
 
 def test_launches(benchmark: Any, gemms: str, attention: str) -> None:
@@ -47,8 +55,10 @@ def test_launches(benchmark: Any, gemms: str, attention: str) -> None:
         quantize_for_dtype(dit, chosen.dtype)
         run = step(dit, quantize_cache(dit, given))
         run()
-        launches = benchmark.pedantic(count_launches, (run,), rounds=1)
+        found: dict[str, tuple[int, float]] | None = benchmark.pedantic(count_launches, (run,), rounds=1)
     expected = predicted(CFG, *LATENT, chosen.dtype).total()
+    launches = sum(n for n, _ in found.values()) if found else None
     benchmark.extra_info.update(
-        gpu=device_name(), commit=commit(), dtype=chosen.dtype, attention=attention, launches=launches, launches_predicted=expected, **selected
-    )
+        gpu=device_name(), commit=commit(), dtype=chosen.dtype, attention=attention, launches=launches, launches_predicted=expected, kernels=found,
+        **selected,
+    )  # fmt: skip

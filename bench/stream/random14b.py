@@ -79,6 +79,8 @@ class Random14B:
             select_attention(deployment, CONFIG.dit.head_dim)
             dit = random_dit(CONFIG.dit, deployment.device, dtype_of(deployment))
             quantize_for_dtype(dit, deployment.dtype)
+            if ON_GPU:
+                torch.cuda.empty_cache()  # of the weights before they were quantized, which a checkpoint is not loaded as a whole for
             _denoisers[key] = Denoiser(dit, CONFIG, deployment)
         return StepRole(_denoisers[key], Schedule.for_sampler(spec["sampler"]), int(name.removeprefix("step")))
 

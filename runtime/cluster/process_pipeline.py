@@ -82,7 +82,6 @@ class ProcessPipeline(Pipeline):
                 log.warning("lost again while recovering: %s", lost)
 
     def close(self) -> None:
-        self._forget()
         connections, grace_s = self._connections, 0.0
         if connections is not None and not self.in_flight and not self.supervisor.loss:
             grace_s = GRACE_S
@@ -91,6 +90,7 @@ class ProcessPipeline(Pipeline):
         self.supervisor.close(grace_s)
         self._disconnect()
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._forget()
 
     def _connect(self) -> None:
         """Wait until the workers have built their roles, then connect all. Raises PipelineLost."""

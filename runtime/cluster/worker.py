@@ -135,7 +135,7 @@ class Worker:
 
 def main(fd: int) -> NoReturn:
     """`fd`: this end of the control socket."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the supervisor decides when this process ends
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the supervisor decides when this process ends
         signal.signal(number, signal.SIG_IGN)
     worker = Worker(ControlSocket(socket.socket(fileno=fd)))
     for run, name in ((worker.receive_commands, "everface commands"), (worker.send_heartbeats, "everface heartbeats")):

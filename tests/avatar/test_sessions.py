@@ -91,3 +91,17 @@ def test_an_image_of_another_size_is_refused_and_the_session_goes_on(face: Path,
         with pytest.raises(BadInput, match="pass an image or a prompt"):
             session.change()
         assert len(play(session, speech(1.0))) == 25
+
+
+@pytest.mark.parametrize("placement", ["inline", "2"])
+def test_an_avatar_closed_by_another_thread_ends_its_sessions_with_an_error(small_model: Path, face: Path, placement: str) -> None:
+    """Not as if the video were complete."""
+    avatar = Avatar(small_model, deployment=Deployment(placement, threads=1))
+    session = avatar.open(face)
+    session.push_audio(speech(9.0))
+    threading.Timer(0.2, avatar.close).start()
+    with pytest.raises(Unavailable, match="the pipeline is closed"):
+        list(session.frames())
+    avatar.close()
+    with pytest.raises(Unavailable, match="the pipeline is closed"):
+        session.push_audio(speech(0.5))

@@ -150,7 +150,8 @@ def test_replays_are_the_eager_run(mode: str) -> None:
         assert torch.equal(got, want), block
         for a, b in ((captured.cache.k_LSHd, plain.cache.k_LSHd), (captured.cache.v_LSHd, plain.cache.v_LSHd)):
             assert torch.equal(a.float(), b.float())
-    assert sorted(captured.step._captured) == [48 * 4 * n for n in (1, 2, 3, 4)]  # type: ignore[type-var]  keys here are ints
+    fills = {inputs(captured, block)["key"] for block in range(12)}
+    assert set(captured.step._captured) == fills and len(fills) == 4
 
 
 @pytest.mark.gpu

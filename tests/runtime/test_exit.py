@@ -38,8 +38,12 @@ def run(code: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
     """As a program of its own, which may import the tests; no child of it may be left."""
     path = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'python')!r}]\n"
     began_s = time.time()
-    done = subprocess.run([sys.executable, "-c", path + code], capture_output=True, text=True, timeout=timeout_s, start_new_session=True)
-    workers = [p for p in psutil.process_iter(["create_time", "cmdline"]) if "everface stage" in " ".join(p.info["cmdline"] or ())]
+    done = subprocess.run(
+        [sys.executable, "-c", path + code], capture_output=True, text=True, timeout=timeout_s, start_new_session=True
+    )
+    workers = [
+        p for p in psutil.process_iter(["create_time", "cmdline"]) if "everface stage" in " ".join(p.info["cmdline"] or ())
+    ]
     assert not [p for p in workers if p.info["create_time"] > began_s and p.ppid() in (1, None)]
     return done
 
@@ -55,6 +59,13 @@ def test_a_program_ends_as_it_wants_to(end: str, placement: str) -> None:
 def test_an_exception_between_two_frames() -> None:
     done = run(AVATAR.format(placement="inline", root=ROOT) + "for block in session.frames():\n    [][block.index + 1]")
     assert done.returncode == 1 and done.stderr.count("Traceback") == 1 and "IndexError" in done.stderr
+
+
+def test_a_live_session_ends_too() -> None:
+    """It has a thread of its own, which makes idle motion."""
+    live = 'live = avatar.open_live("{root}/python/everface/default/ada.png")\nlive.read(60.0)\nlive.push_audio(torch.zeros(8000), 8000)\nsys.exit(6)'
+    done = run(AVATAR.format(placement="inline", root=ROOT) + "session.close()\n" + live.format(root=ROOT))
+    assert (done.returncode, done.stderr) == (6, "")
 
 
 def test_an_exception_on_another_thread_does_not_hang_the_exit() -> None:
@@ -98,7 +109,9 @@ session.end_segment()
 print(code, sum(len(block.frames_THW3) for block in session.frames()), len(session.events()))
 """
     done = run(TOY + fork)
-    assert (done.returncode, done.stdout) == (0, "4 50 1\n"), done.stderr  # no worker was lost: the segment's end is the only event
+    assert (done.returncode, done.stdout) == (0, "4 50 1\n"), (
+        done.stderr
+    )  # no worker was lost: the segment's end is the only event
 
 
 def test_a_second_ctrl_c_does_not_cut_the_exit_short() -> None:

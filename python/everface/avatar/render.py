@@ -64,13 +64,14 @@ Progress = Callable[[int, int | None, float], None]  # frames done, frames in al
 
 
 def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
-    """Render `job` and return the figures. Raises EverfaceError with one sentence; leaves no half file behind.
+    """Render `job` and return the figures. Raises EverfaceError with one sentence.
 
-    Interrupted (Ctrl-C), it leaves a playable file of what was done and raises KeyboardInterrupt on.
+    After an error in the middle, or Ctrl-C, what was rendered is kept as a playable file that replaces no other; a note of the exception
+    says where.
     """
     info = probe_audio(job.audio)
     check_output(job.out)
-    if job.out.exists() and not job.overwrite:
+    if job.out.is_file() and not job.overwrite:
         raise BadInput(f"{job.out} is there already: name another file, or pass --force to replace it")
     total = None if info.duration_s is None else math.ceil(info.duration_s * FPS)
     began = time.perf_counter()
@@ -88,7 +89,7 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
                         progress(writer.frames, total, writer.frames / (time.perf_counter() - loaded))
             done, frames, first_s = time.perf_counter(), writer.frames, session.timeline.first_frame_s or 0.0
     return RenderReport(
-        out=str(job.out),
+        out=str(writing.saved),
         frames=frames,
         seconds=frames / FPS,
         width=width,

@@ -13,7 +13,16 @@ from everface.cli.flags import add_deployment_flags, add_model_flags, count, dep
 from everface.core.config import COMPATS, SAMPLERS, StreamConfig
 from everface.train.command_line import add_train
 
-Add = Callable[..., argparse.ArgumentParser]  # (name, function, what it does, example) -> the parser of a command
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 a check did not pass; 2 an error that you can fix, explained in one line; 130 interrupted by Ctrl-C, "
+    "143 by SIGTERM, 129 by SIGHUP (a closed terminal)."
+)
+UNFINISHED = (
+    "Interrupted, it completes the part that is rendered, which can be played; if there is an older video of that name, it stays, and "
+    "the part is put beside it, as in talk.unfinished.mp4."
+)
+
+Add = Callable[..., argparse.ArgumentParser]  # (name, function, what it does, example, more about it) -> the parser of a command
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line. `args.command(args)` of the parsed arguments runs it and returns its exit code, or None for 0."""
     description = "Real-time talking avatars: audio goes in, video of a talking face comes out."
-    parser = _Parser(prog="everface", description=description, allow_abbrev=False)
+    parser = _Parser(prog="everface", description=description, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"everface {__version__}")
     add = _adder(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
     for add_arguments in (_add_demo, _add_render, _add_bench, _add_parity, _add_simulate, _add_pull, _add_convert, _add_doctor):
@@ -38,11 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _adder(subparsers: argparse._SubParsersAction, prefix: str = "") -> Add:
-    def add(name: str, run: Callable | None, does: str, example: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Callable | None, does: str, example: str, more: str = "") -> argparse.ArgumentParser:
         p = subparsers.add_parser(
             name,
             help=does,
-            description=does[0].upper() + does[1:] + ".",
+            description=f"{does[0].upper()}{does[1:]}. {more}",
             epilog=f"example: everface {prefix}{example}",
             allow_abbrev=False,
         )
@@ -53,14 +62,16 @@ def _adder(subparsers: argparse._SubParsersAction, prefix: str = "") -> Add:
 
 
 def _add_demo(add: Add) -> None:
-    p = add("demo", commands.demo, "render the bundled image and speech with the bundled model", "demo")
+    more = f"{UNFINISHED} {EXIT_CODES}"
+    p = add("demo", commands.demo, "render the bundled image and speech with the bundled model", "demo", more)
     p.add_argument("-o", "--out", type=Path, default=Path("out"), metavar="DIR", help="folder to write to (%(default)s)")
     add_deployment_flags(p)
 
 
 def _add_render(add: Add) -> None:
     example = "render face.png speech.wav -o talk.mp4"
-    p = add("render", commands.render, "render a video of the person in an image speaking an audio file", example)
+    more = f"{UNFINISHED} {EXIT_CODES}"
+    p = add("render", commands.render, "render a video of the person in an image speaking an audio file", example, more)
     p.add_argument("image", type=Path, metavar="IMAGE", help="a portrait: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, or HEIC with everface[heic]")
     p.add_argument("audio", type=Path, metavar="AUDIO", help="speech: wav, w64, aiff, caf, au, flac, mp3, aac, m4a, ogg, opus, webm, mka or amr")
     p.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the video to write, .mp4")
@@ -69,7 +80,7 @@ def _add_render(add: Add) -> None:
     p.add_argument("--seed", type=int, default=StreamConfig.seed, help="the same seed gives the same video (%(default)s)")
     compat = "official: reproduce upstream's known defects (%(default)s)"
     p.add_argument("--compat", choices=COMPATS, default=StreamConfig.compat, help=compat)
-    p.add_argument("--force", action="store_true", help="overwrite OUT")
+    p.add_argument("--force", action="store_true", help="replace OUT, when the new video is complete and not before")
 
 
 def _add_bench(add: Add) -> None:

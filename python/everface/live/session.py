@@ -23,12 +23,14 @@ from everface.live.audio_input import Samples, StreamResampler, as_array
 from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, Underrun, VideoFrame
 from everface.live.playback import Playback, Segment
 from everface.runtime.events import SegmentEnd
+from everface.runtime.exit_hook import close_at_exit
 from everface.runtime.session import CLOSED, Session
 
 STALL_S = 0.5  # without a push an open segment counts as paused: idle motion goes on
 MARGIN_S = 0.10  # of video that should be ready beyond what the pipeline takes for a block
 FIRST_BLOCK_S = 0.5  # what the pipeline is thought to take before it was measured
 TICK_S = 0.005
+STOP_S = 5.0  # for the thread to end: it never waits for long
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,11 @@ class LiveSession:
         self._count = {"frames": 0, "idle": 0, "held": 0, "underruns": 0, "dropped": 0}
         self._failed: EverfaceError | None = None
         self._closed = False
-        self._changed = threading.Condition(threading.RLock())
+        self._lock = threading.RLock()  # taken itself, not through the condition: see runtime/session.py
+        self._changed = threading.Condition(self._lock)
         self._thread = threading.Thread(target=self._run, name=f"everface live {session.id}", daemon=True)
         self._thread.start()
+        self._forget = close_at_exit(self.close)
 
     # in
 
@@ -94,7 +98,7 @@ class LiveSession:
         end_s = self._now() + timeout_s
         taken = 0
         while True:
-            with self._changed:
+            with self._lock:
                 self._check_open()
                 taken += self._accept(array[taken:], rate_hz)
                 if taken == len(array) or self._now() >= end_s:
@@ -103,13 +107,13 @@ class LiveSession:
 
     def end_segment(self) -> None:
         """The segment is complete: idle motion, or silence, follows it. One LiveSegmentEnd will come for it. No segment: no effect."""
-        with self._changed:
+        with self._lock:
             self._check_open()
             self._end_segment()
 
     def interrupt(self) -> int:
         """Drop all that was not given out yet. Returns the runtime's new turn. An interrupted segment gets its LiveSegmentEnd at once."""
-        with self._changed:
+        with self._lock:
             self._check_open()
             turn = self._session.interrupt()
             for segment in self._playback.drop():
@@ -132,14 +136,15 @@ class LiveSession:
         if drain and not self._closed:
             self.end_segment()
             end_s = self._now() + timeout_s
-            with self._changed:
+            with self._lock:
                 self._changed.wait_for(lambda: not self._playback.segments or self._failed or self._closed, max(0.0, end_s - self._now()))
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
         self._session.close()
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(STOP_S)
+        self._forget()
 
     def __enter__(self) -> Self:
         return self
@@ -151,7 +156,7 @@ class LiveSession:
 
     def read(self, timeout_s: float) -> LiveEvent | None:
         """The next frame or event; None when there was none in time, or the session is closed. Raises what ended the session."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: self._out or self._failed or self._closed, timeout_s)
             if self._out:
                 return self._out.popleft()
@@ -177,7 +182,7 @@ class LiveSession:
         return self._session.accepted + self._waiting_S.numel()
 
     def stats(self) -> LiveStats:
-        with self._changed:
+        with self._lock:
             times = sorted(b.seconds for b in list(self._session.timeline.blocks)[-32:] if b.seconds is not None)
             return LiveStats(
                 self._count["frames"], self._count["idle"], self._count["held"], self._count["underruns"], self._count["dropped"],
@@ -242,7 +247,7 @@ class LiveSession:
     def _run(self) -> None:
         """The session's own thread: idle audio in, finished frames out at their time."""
         while True:
-            with self._changed:
+            with self._lock:
                 if self._closed:
                     return
                 try:

@@ -11,6 +11,7 @@ Left out: layouts, registers, memory order between ordinary loads and the copies
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections.abc import Callable
@@ -55,6 +56,10 @@ class Shared:
     def index(self, i: int) -> Any:
         return self.data[i]
 
+    def _reinterpret(self, dtype: torch.dtype, shape: list[int], _: Any) -> Shared:
+        assert dtype is self.dtype
+        return Shared(self.data.view(shape))
+
 
 class Pointer:
     def __init__(self, data: torch.Tensor, at: Any = 0) -> None:
@@ -70,13 +75,13 @@ class Tiles:
     def __init__(self, host: Any) -> None:
         self.shape, self.block, self.layout, self.dtype = host.shape, host.block_shape, host.layout, host.base.dtype
         self.rows = torch.as_strided(host.base, host.shape, host.strides)
-        self.block_type = SimpleNamespace(nbytes=host.block_shape[0] * host.block_shape[1] * host.base.element_size())
+        self.block_type = SimpleNamespace(nbytes=math.prod(host.block_shape) * host.base.element_size())
 
     def read(self, at: list[int]) -> torch.Tensor:
         """Elements outside are zero."""
         out = torch.zeros(self.block).to(self.dtype)
-        found = self.rows[at[0] : at[0] + self.block[0], at[1] : at[1] + self.block[1]]
-        out[: found.shape[0], : found.shape[1]] = found
+        found = self.rows[tuple(slice(first, first + size) for first, size in zip(at, self.block, strict=True))]
+        out[tuple(slice(size) for size in found.shape)] = found
         return out
 
 
@@ -227,7 +232,7 @@ def language(program: Program, number: int, count: int) -> SimpleNamespace:
         allocate_shared_memory=allocate, where=where, store=store, load=lambda p: p.data[p.at],
         cdiv=lambda a, b: -(-a // b), arange=lambda a, b, _: torch.arange(a, b), convert_layout=lambda x, _: x,
         zeros=lambda shape, dtype, _: torch.zeros(shape, dtype=dtype), full=lambda shape, x, dtype, _: torch.full(shape, x, dtype=dtype),
-        max=torch.amax, sum=torch.sum, maximum=torch.maximum, exp2=torch.exp2,
+        max=torch.amax, sum=torch.sum, maximum=torch.maximum, minimum=torch.fmin, exp2=torch.exp2, reshape=torch.reshape, permute=torch.permute,
         float32=torch.float32, bfloat16=torch.bfloat16, int64=torch.int64, **layouts,
     )  # fmt: skip
 
@@ -240,7 +245,7 @@ def emulate(
 
     functions = {name: f.raw_src if hasattr(f, "raw_src") else f.src for name, f in vars(module).items() if isinstance(f, GluonJITFunction)}
     functions = {name: "".join(f) if isinstance(f, list) else f for name, f in functions.items()}
-    functions = {name: text[text.index("def ") :] for name, text in functions.items()}
+    functions = {name: text[text.index("def ") :].replace(".type.layout", "") for name, text in functions.items()}  # a tensor here has none
     if mutant[0]:
         assert any(mutant[0] in text for text in functions.values()), f"{mutant[0]!r} is not in the kernel"
         functions = {name: text.replace(*mutant) for name, text in functions.items()}

@@ -20,7 +20,7 @@ from everface.kernels.attention.self_attention import block_causal
 
 CPU, BF16 = torch.device("cpu"), torch.bfloat16
 H200, A100 = ("NVIDIA H200", 90), ("NVIDIA A100", 80)
-RESULTS = Path(__file__).parents[3] / "bench" / "results"
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
@@ -39,24 +39,29 @@ def only_serves(patch: pytest.MonkeyPatch, *names: str) -> None:
 
 def test_measured_names_files_that_exist() -> None:
     for (kind, dtype), (name, file) in backend.MEASURED.items():
-        assert name in ATTENTIONS[1:] and (RESULTS / file).is_file() and hasattr(torch, dtype), (kind, dtype)
+        assert name in ATTENTIONS[1:] and (ROOT / file).is_file() and hasattr(torch, dtype), (kind, dtype)
 
 
 def test_where_nothing_was_measured_the_rule_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     backend.MEASURED.clear()
     only_serves(monkeypatch, "cudnn")
-    assert backend.select_backend(CPU, BF16, 128).name == "cudnn"
-    assert backend.select_backend(CPU, BF16, 64).name == "triton"  # small heads
-    assert backend.select_backend(CPU, torch.float8_e4m3fn, 128).name == "triton"
+    for dtype in (BF16, backend.FP8):
+        assert backend.select_backend(CPU, dtype, 128).name == ("triton" if backend.UNAVAILABLE else "gluon")
+        assert backend.select_backend(CPU, dtype, 64).name == "triton"  # small heads
     monkeypatch.setattr(backend, "gpu_model", lambda _: A100)
     assert backend.select_backend(CPU, BF16, 128).name == "triton"
 
 
-def test_a_library_of_the_rule_that_cannot_serve_is_replaced_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_backend_of_the_rule_that_cannot_serve_is_replaced_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     backend.MEASURED.clear()
+    monkeypatch.setattr(backend, "UNAVAILABLE", "needs Triton 3.6")
+    only_serves(monkeypatch, "cudnn")
+    assert backend.select_backend(CPU, BF16, 128).name == "cudnn"
+    assert backend.select_backend(CPU, backend.FP8, 128).name == "triton"
+    backend._selected.clear()
     only_serves(monkeypatch)
     assert backend.select_backend(CPU, BF16, 128) == backend.Selection(
-        "triton", "not measured here; cudnn would be the rule, but cannot serve: no cudnn here"
+        "triton", "not measured here; cannot serve: gluon: needs Triton 3.6; cudnn: no cudnn here"
     )
 
 

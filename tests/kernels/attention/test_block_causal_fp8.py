@@ -13,6 +13,7 @@ from tests.kernels.poison import DEVICE
 from everface.kernels.attention.block_causal import block_causal_reference
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference, cost, launch_block_causal_fp8
 from everface.kernels.attention.self_attention import block_causal_fp8, block_causal_fp8_op
+from everface.kernels.fused.row_primitives import to_e4m3
 from everface.networks.transformer.kv_cache import kv_pair
 
 E4M3 = torch.float8_e4m3fn
@@ -51,7 +52,7 @@ def draw(tokens: int, slots: int, used: int, heads: int, d: int) -> tuple[Case, 
     q, k, v = (drawn(n, heads, d, seed=s) for s, n in enumerate((tokens, slots, slots)))
     exact = block_causal_reference(q.double(), k.double(), v.double(), used)
     k[used:] = v[used:] = float("nan")
-    q, k, v = ((x / scale[:, None]).to(E4M3) for x, scale in ((q, scale_q), (k, scale_k), (v, scale_v)))
+    q, k, v = (to_e4m3(x / scale[:, None]) for x, scale in ((q, scale_q), (k, scale_k), (v, scale_v)))
     return Case(q, k, as_cached(v), used, scale_q * scale_k, scale_v), exact
 
 

@@ -50,7 +50,7 @@ def quantize(case: Case) -> tuple[Fp8Case, Case]:
 
 def emulated(patch: pytest.MonkeyPatch, seed: int, mutant: tuple[str, str] = ("", "")) -> None:
     """Tiles small enough that every loop turns and every slot is used again; three programs."""
-    small = tile(4, 1, BM=random.Random(seed).choice((32, 128)), BN=16, STAGES=random.Random(seed).choice((2, 3)))
+    small = tile(4, 1, BM=random.Random(seed).choice((32, 128)), BN=16, STAGES=random.Random(seed).choice((2, 3)), CHAINS=2)
     patch.setattr(hopper, "select_tile", lambda *_: small)
     gluon.emulate(patch, hopper, "block_causal_hopper_kernel", seed, mutant)
 
@@ -82,13 +82,14 @@ MISTAKES = {
     "queries released under a GEMM": ("mbarrier.arrive(q_empty.index(half))\n", "pass\n"),
     "a slot filled while it is read": ("mbarrier.wait(empty.index(stage), phase ^ 1)", "pass"),
     "the loader waits for the wrong phase": ("mbarrier.wait(empty.index(stage), phase ^ 1)", "mbarrier.wait(empty.index(stage), phase)"),
-    "the other parity": ("stage, phase = i % STAGES, i // STAGES & 1\n            s", "stage, phase = i % STAGES, i // STAGES & 1 ^ 1\n            s"),
+    "the other parity": ("stage, phase = i % STAGES, i // STAGES & 1\n            if", "stage, phase = i % STAGES, i // STAGES & 1 ^ 1\n            if"),
     "values released before they are used": ("s = warpgroup_mma_wait(1, deps=[s])", "s = warpgroup_mma_wait(1, deps=[s]); mbarrier.arrive(v_empty.index(before))"),
     "values never released": ("mbarrier.arrive(v_empty.index(before))", "pass"),
     "scores used before their GEMM": ("warpgroup_mma_wait(1, deps=[s])", "warpgroup_mma_wait(2, deps=[s])"),
     "one warpgroup's release is enough": ("mbarrier.init(k_empty.index(stage), count=2)", "mbarrier.init(k_empty.index(stage), count=1)"),
     "output not rescaled": ("acc = acc * gl.convert_layout(shrink, o_row)[:, None]", "pass"),
     "the tail not masked": ("if left < BN:", "if False:"),
+    "sums of a thread not rescaled": ("l = l * gl.convert_layout(shrink, gl.SliceLayout(1, l))[:, None] + more", "l = l + more"),
     "the first tile again": ("[j * BN, column]", "[0, column]"),
     "counts not carried to the next tile": ("acc = warpgroup_mma_wait(0, deps=[acc])", "acc = warpgroup_mma_wait(0, deps=[acc]); i -= 1"),
 }  # fmt: skip
@@ -108,6 +109,18 @@ def test_the_emulator_finds(mistake: str, monkeypatch: pytest.MonkeyPatch) -> No
             if not wrong <= TOLERANCE[torch.bfloat16]:
                 return
     pytest.fail("not found")
+
+
+@on_cpu
+@pytest.mark.parametrize("mistake", [
+    ("key = key // 16 * 16 + key % 8 // 2 * 4 + key % 16 // 8 * 2 + key % 2", "pass"),  # the mask in the order of rows
+    ("(0, 1, 3, 2, 4)", "(0, 1, 2, 3, 4)"),  # P in the order of columns
+    ("s = gl.minimum(s, ", "s = s + gl.minimum(0 * s, "),  # NaN from beyond the last key
+])  # fmt: skip
+def test_the_emulator_finds_a_wrong_order_of_keys(mistake: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    emulated(monkeypatch, 0, mistake)
+    quantized, case = quantize(draw(33, 112, 57, 2, 128, torch.bfloat16))
+    assert not error(hopper.launch_hopper_fp8(*quantized), case) <= TOLERANCE[torch.float8_e4m3fn]
 
 
 def test_wrong_arguments_are_refused() -> None:
