@@ -103,7 +103,12 @@ def add_train(
     def evaluate(args: argparse.Namespace) -> int:
         if args.teacher:
             return compare(args)
-        if args.horizon:
+        if args.levels:
+            from everface.train.evaluate.levels import table
+            from everface.train.evaluate.run import run_levels
+
+            report = run_levels(args.weights, args.out, args.speech, args.characters, args.seconds, deployment(args), _progress)
+        elif args.horizon:
             from everface.train.evaluate.horizon import table
             from everface.train.evaluate.run import run_horizon
 
@@ -205,6 +210,7 @@ def add_train(
     p = add("evaluate", evaluate, "evaluate a model on held-out characters and voices", "evaluate -o out/evaluate")
     add_evaluation_flags(p, "out/evaluate", characters=16, seconds=20)
     p.add_argument("--horizon", type=count, metavar="SECONDS", help="instead: windows of one stream of this length, all in this process")
+    p.add_argument("--levels", action="store_true", help="instead: the same voices 3 to 30 dB quieter must move the lips alike")
     p.add_argument("--teacher", type=Path, metavar="FILE", help="instead: against forty steps of these weights of a finished `train teacher`")
 
     p = add("ablate", ablate, "evaluate streams without the parts of the method, one at a time", "ablate -o out/ablate --characters 8")

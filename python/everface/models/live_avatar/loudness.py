@@ -1,7 +1,8 @@
 """Brings a voice to the level that the model was trained at. For the model's copy of the audio only: nobody listens to it.
 
 A voice's level is what the loudest tenth of its last two seconds exceeds, in frames of 20 ms, from 100 Hz on. Training speech is at
--17 +- 4 dBFS by this measure. Within that range the gain is exactly 1; outside it, the gain brings the level to `WANTED_DB`. Frames count as
+-17 dBFS by this measure. Within `RANGE_DB` the gain is exactly 1; outside it, the gain brings the level to `WANTED_DB`. The mouth opens 5 %
+less for each dB, so the range must stay narrow for the same voice to move the lips alike at every level. Frames count as
 voice when they stand out of the quietest of the last second: pauses and steady noise change nothing, so they keep the gain of the voice
 before them. No gain lifts the noise floor above `NOISE_DB`.
 """
@@ -20,9 +21,9 @@ from everface.runtime.model import Window
 
 FRAME = 320  # samples, 20 ms
 LOWEST_HZ = 100
-WANTED_DB = -18.0
-RANGE_DB = (-21.5, -12.5)  # levels that are left alone; of a voice just begun, to be sure, ones within FAR_DB of WANTED_DB
-FAR_DB = 6.5
+WANTED_DB = -17.0
+RANGE_DB = (-19.2, -14.8)  # levels that are left alone; of a voice just begun, to be sure, ones within FAR_DB of WANTED_DB
+FAR_DB = 4.0
 NEAR_DB = 1.0  # a leveled voice that is this near to WANTED_DB is left alone again
 VOICE_FRAMES, SURE_FRAMES, FIRST_FRAMES = 100, 50, 10  # frames of voice that are remembered; enough to judge by; enough to begin with
 QUIETEST_TENTH, LOUDEST_TENTH = 0.1, 0.9

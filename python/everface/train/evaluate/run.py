@@ -22,6 +22,7 @@ from everface.train.evaluate.ablate import ablate, check_rows
 from everface.train.evaluate.compare import CLIP_S, compare
 from everface.train.evaluate.held_out import held_out_audio
 from everface.train.evaluate.horizon import LOOP_S, evaluate_horizon
+from everface.train.evaluate.levels import evaluate_levels
 from everface.train.evaluate.lip_reader import train_lip_reader
 from everface.train.evaluate.offline_stream import OfflineModel
 from everface.train.evaluate.quality import evaluate_quality
@@ -66,6 +67,15 @@ def run_horizon(
     with speech_folder(speech) as folder:
         audio_S = held_out_audio(folder, 1, LOOP_S)[0]
     return evaluate_horizon(OfflineModel(weights, deployment), train_lip_reader(), audio_S, seconds, out, progress=progress)
+
+
+def run_levels(
+    weights: Path | None, out: Path, speech: Path | None, characters: int, seconds: int, deployment: Deployment, progress: Report
+) -> dict[str, Any]:
+    """The same voices at several levels (levels.py). Writes levels.json and .md to `out`."""
+    with speech_folder(speech) as folder:
+        audio = held_out_audio(folder, characters, seconds)
+    return evaluate_levels(OfflineModel(weights, deployment), train_lip_reader(), audio, out, progress)
 
 
 def run_comparison(
