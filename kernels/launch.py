@@ -97,7 +97,7 @@ def multiprocessors(device: torch.device) -> int:
 
 PROGRAMMATIC_LAUNCH = False
 """Whether ops over rows are launched while the kernel before them drains, on sm_90 and later (programmatic dependent launch). Set it before
-a graph is captured. Off until a GPU has shown that it gains what docs/tuning.md expects."""
+a graph is captured. Off, as it gained nothing on an H200 (docs/tuning.md)."""
 
 
 def programmatic_launch(device: torch.device) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
 from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
 from everface.models.live_avatar.builders import decoder_dtype, dtype_of, select_attention
@@ -21,7 +22,7 @@ from everface.networks.transformer.schedule import Schedule
 from everface.networks.video.vae import VAE
 from everface.runtime.messages import Params, Tensors
 from everface.runtime.model import BlockFormat, Window
-from everface.weights.quantize import quantize_for_dtype
+from everface.weights.quantize import quantize_audio, quantize_block
 
 MODEL = "bench.stream.random14b:Random14B"
 ON_GPU = torch.cuda.is_available()
@@ -39,12 +40,10 @@ MOTION_LATENTS = 19  # of the motion history
 
 
 @torch.no_grad()
-def random_dit(cfg: DiTConfig, device: torch.device | str, dtype: torch.dtype = torch.bfloat16) -> DiT:
-    """The fused model, its weights drawn where they are used."""
-    with torch.device("meta"):
-        dit = DiT(cfg).to(dtype)
-    dit.to_empty(device=device).eval().requires_grad_(False)
-    for name, p in dit.named_parameters():
+def draw(module: nn.Module, prefix: str, cfg: DiTConfig) -> None:
+    """The weights of a module, drawn where they are. `prefix`: of its names in the model."""
+    for suffix, p in module.named_parameters():
+        name = prefix + suffix
         if p.dim() > 1 and "modulation" not in name:
             p.normal_(std=math.prod(p.shape[1:]) ** -0.5)
         elif name.endswith("bias"):
@@ -53,6 +52,27 @@ def random_dit(cfg: DiTConfig, device: torch.device | str, dtype: torch.dtype = 
             p.fill_(1)
         else:
             p.normal_(std=cfg.dim**-0.5)
+
+
+@torch.no_grad()
+def random_dit(cfg: DiTConfig, device: torch.device | str, dtype: torch.dtype = torch.bfloat16, quantized: str = "") -> DiT:
+    """The fused model, quantized as `quantize_for_dtype` does for this dtype of a deployment, a block at a time as a checkpoint is loaded:
+    beside the 8-bit weights only one block is there in 16 bits."""
+    with torch.device("meta"):
+        dit = DiT(cfg).to(dtype)
+    dit.eval().requires_grad_(False)
+    for module in dit.children():
+        if module is not dit.blocks:
+            module.to_empty(device=device)
+    for name, module in dit.named_children():  # in the order of the model: the embedding of time, which scales come from, before the blocks
+        if module is not dit.blocks:
+            draw(module, f"{name}.", cfg)
+            continue
+        for i, block in enumerate(dit.transformer_blocks()):
+            draw(block.to_empty(device=device), f"blocks.{i}.", cfg)
+            block.self_attn.fuse()
+            quantize_block(block, quantized, dit)
+    quantize_audio(dit.audio_injector, quantized)
     return dit.fuse()
 
 
@@ -77,10 +97,7 @@ class Random14B:
         if key not in _denoisers:
             torch.manual_seed(0)
             select_attention(deployment, CONFIG.dit.head_dim)
-            dit = random_dit(CONFIG.dit, deployment.device, dtype_of(deployment))
-            quantize_for_dtype(dit, deployment.dtype)
-            if ON_GPU:
-                torch.cuda.empty_cache()  # of the weights before they were quantized, which a checkpoint is not loaded as a whole for
+            dit = random_dit(CONFIG.dit, deployment.device, dtype_of(deployment), deployment.dtype)
             _denoisers[key] = Denoiser(dit, CONFIG, deployment)
         return StepRole(_denoisers[key], Schedule.for_sampler(spec["sampler"]), int(name.removeprefix("step")))
 

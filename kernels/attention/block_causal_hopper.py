@@ -18,7 +18,7 @@ Order of keys (REORDER, in e4m3)
     of P. So TMA brings key 4q + 2i + e of every 16 into row 8i + 2q + e, and P needs no exchange between threads. Groups of 16 keys are
     read whole, so all of the last must be slots: where it is not, keys are read in order, and threads exchange.
 Cost
-    That of block_causal; registers, shared memory and expected times are in docs/tuning.md.
+    That of block_causal; registers, shared memory and times on an H200 are in docs/tuning.md.
 """
 
 # Gluon compiles the source of a kernel: its constexpr values are plain numbers only there.

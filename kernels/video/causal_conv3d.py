@@ -178,7 +178,7 @@ def causal_conv3d_kernel(
         store_output(acc2, bias_ptr, residual_frame, y_ptr + y_frame, pixel, valid, first + BN, BN2, CO)
 
 
-# --- tiles: (bytes an element, columns, chunk). From arithmetic and the compile report; no GPU has measured them.
+# --- tiles: (bytes an element, columns, chunk). From arithmetic and the compile report, no other tried on a GPU.
 # Every width of the 14B model's VAE is a multiple of 96: columns of 128 + 64 and of 64 + 32 waste nothing. A program reads BM + columns
 # numbers through L2 for BM * columns products, so on Hopper its sums fill three quarters of the registers: 192 of 254 a thread,
 # nothing spills, and 3 or 4 stages of both operands fit. The interpreter takes those of 80.

@@ -79,7 +79,7 @@ def norm_silu_kernel(
     tl.store(y_ptr + row + cols_b, b.to(y_ptr.dtype.element_ty), mask=mask_b)
 
 
-# --- tiles: by channels, 24 values a thread at 96, 192 and 384. From arithmetic; no GPU has measured them.
+# --- tiles: by channels, 24 values a thread at 96, 192 and 384. From arithmetic, no other tried on a GPU.
 
 TILES: Tiles = {80: {96: tile(4, 1, BP=32), 192: tile(4, 1, BP=16), 384: tile(4, 1, BP=8), "wide": tile(4, 1, BP=1)}}
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench.stream.random14b import random_dit
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -39,7 +40,7 @@ class Peak(TorchDispatchMode):
         self.alive = {k: kept for k, kept in self.alive.items() if not kept[0].expired()}
         for tensor in (t for t in tree_leaves(out) if isinstance(t, torch.Tensor)):
             storage = tensor.untyped_storage()
-            if storage._cdata not in self.known | given:
+            if storage._cdata not in self.known | given and tensor.device.type != "meta":
                 self.alive[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
         self.bytes = max(self.bytes, sum(size for _, size in self.alive.values()))
         return out
@@ -116,6 +117,25 @@ def test_loading_holds_one_block_in_16_bits_beside_the_model(dtype: str) -> None
     sizes = [sum(t.numel() * t.element_size() for t in dit.state_dict().values()) for dit in (small, large)]
     block = sum(t.numel() for t in DiT(config(1)).blocks.state_dict().values())
     assert many - few < sizes[1] - sizes[0] + block, "the peak grows by more than the model does"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "fp8", "fp8-attention"])
+def test_random_weights_hold_one_block_in_16_bits_beside_the_model(dtype: str) -> None:
+    """And are those of a model that is drawn whole and quantized afterwards."""
+    peaks, sizes = [], []
+    for layers in (2, 8):
+        torch.manual_seed(1)
+        with Peak([]) as peak:
+            dit = random_dit(config(layers), "cpu", quantized=dtype)
+        peaks.append(peak.bytes)
+        sizes.append(sum(t.numel() * t.element_size() for t in dit.state_dict().values()))
+        torch.manual_seed(1)
+        whole = random_dit(config(layers), "cpu")
+        quantize_for_dtype(whole, dtype)
+        for (name, a), (other, b) in zip(dit.state_dict().items(), whole.state_dict().items(), strict=True):
+            assert name == other and a.dtype == b.dtype and torch.equal(a.float(), b.float()), name
+    block = sum(t.numel() for t in DiT(config(1)).blocks.state_dict().values())
+    assert peaks[1] - peaks[0] < sizes[1] - sizes[0] + block, "the peak grows by more than the model does"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "fp8"])

@@ -103,12 +103,12 @@ def _add_parity(add: Add) -> None:
 
 def _add_simulate(add: Add) -> None:
     example = "simulate --devices 5 --step-ms 122 --decode-ms 69"
-    does = "forecast frame rate and first-frame latency, from measured times or for every configuration from counted work"
+    does = "forecast frame rate and first-frame latency, from given times or for every configuration from rates measured on an H200"
     p = add("simulate", commands.simulate, does, example)
     p.add_argument("--paper", action="store_true", help="only compare forecasts of the paper's configurations with its figures")
     p.add_argument("--devices", type=count, metavar="N", help="devices, at most one per role, and in a table the most (default: 5)")
     p.add_argument("--steps", type=count, default=4, metavar="N", help="forwards per block (%(default)s)")
-    step = "measured time of a forward (default: a table of forecasts from the sums in docs/tuning.md)"
+    step = "measured time of a forward (default: a table of forecasts from rates measured on an H200)"
     p.add_argument("--step-ms", type=float, metavar="MS", help=step)
     p.add_argument("--decode-ms", type=float, metavar="MS", help="of decoding a block, with --step-ms (default: 150, from the paper)")
     p.add_argument("--transfer-ms", type=float, default=0.5, metavar="MS", help="transfer between devices (%(default)s)")
@@ -136,7 +136,7 @@ def _add_doctor(add: Add) -> None:
     p.add_argument("--plan", action="store_true", help="forecast the official model on every number of devices; mark the best")
     p.add_argument("--devices", type=count, metavar="N", help="devices to plan for (default: this machine's)")
     p.add_argument("--memory", type=float, dest="memory_gib", metavar="GIB", help="memory of each device (default: as detected)")
-    p.add_argument("--step-ms", type=float, metavar="MS", help="measured time of a forward (265.5, from the paper)")
+    p.add_argument("--step-ms", type=float, metavar="MS", help="measured time of a forward (265.5, from the paper; see docs/tuning.md for an H200)")
     p.add_argument("--decode-ms", type=float, metavar="MS", help="measured time of decoding a block (150, from the paper)")
     p.add_argument("--sampler", choices=SAMPLERS, help=f"four forwards per block, or three ({StreamConfig.sampler})")
     p.add_argument("--dtype", choices=("bf16", "fp8", "fp8-attention"), help="dtype of the weights (bf16)")

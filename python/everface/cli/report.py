@@ -53,16 +53,25 @@ def print_report(report: RenderReport) -> None:
 
 
 def print_forecasts(rows: Sequence[tuple[str, StepCost, Sequence[Forecast]]], steps: int, sessions: int) -> None:
-    """Print frames a second and first frame of every configuration on 1, 2, .. devices, and what each row assumes."""
+    """Print frames a second and first frame of every configuration on 1, 2, .. devices, and which terms are measured."""
+    from everface.models.live_avatar.step_costs import GPU, MEASURED_SESSIONS, Rates
+
     print(
-        f"Forecast, not measured: {steps} steps and the decoder of the 14B model at 704x384, {sessions} session(s). A step is the sum of "
-        "counted work over assumed rates (docs/tuning.md).\nEach cell: frames per second, first frame in seconds; audio features left out.\n"
+        f"{steps} steps and the decoder of the 14B model at 704x384, {sessions} session(s), on {GPU}s (docs/tuning.md).\n"
+        "Each cell is forecast: frames per second, first frame in seconds; audio features left out.\n"
     )
     devices = "".join(f"{f'{n + 1} device' + 's' * (n > 0):>14}" for n in range(len(rows[0][2])))
-    print(f"{'configuration':<28} {'':<8} {'step ms':>8} {'decode ms':>9}{devices}")
+    print(f"{'configuration':<22} {'step ms':>8} {'measured':>9} {'decode ms':>9}{devices}")
     for name, cost, forecasts in rows:
         cells = "".join(f"{f'{f.fps:.1f}':>8} {f.first_frame_ms / 1e3:5.2f}" for f in forecasts)
-        print(f"{name:<28} forecast {cost['step_ms']:8.1f} {cost['decode_ms']:9.1f}{cells}")
+        measured = "-" if cost["measured_ms"] is None else f"{cost['measured_ms']:.1f}"
+        print(f"{name:<22} {cost['step_ms']:8.1f} {measured:>9} {cost['decode_ms']:9.1f}{cells}")
     print()
     for name, cost, _ in rows:
-        print(f"{name:<28} assumes {cost['assumes']}")
+        print(f"{name:<22} rates {cost['assumes']}")
+    print(f"\nmeasured: all rates, decode ms, the {100 * (Rates.repeated - 1):.1f} % that a step takes beyond the sum of its launches, column `measured`")
+    for one in MEASURED_SESSIONS:
+        if one.steps == steps:
+            rate = f"{one.fps:g} frames per second, first frame {one.first_frame_ms / 1e3:.2f} s"
+            print(f"measured: a session on 1 device with {one.configuration}: {rate}")
+    print("forecast: step ms (counted work over those rates), every cell, transfers between devices\nnot measured: other GPUs, an H100 among them")

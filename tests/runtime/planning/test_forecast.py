@@ -8,7 +8,7 @@ from everface.cli import main
 from everface.core.errors import BadInput
 from everface.models.live_avatar.forecast import block_times, paper_table
 from everface.models.live_avatar.names import role_specs
-from everface.models.live_avatar.step_costs import STEP_COSTS
+from everface.models.live_avatar.step_costs import MEASURED_SESSIONS, STEP_COSTS
 from everface.runtime.planning.forecast import Times, simulate
 from everface.runtime.planning.placement import Placement, place
 
@@ -72,15 +72,19 @@ def test_bad_numbers_and_the_command(capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("steps", [3, 4])
-def test_without_measured_times_it_forecasts_every_configuration(steps: int, capsys: pytest.CaptureFixture) -> None:
-    """From the sums of a step: each rate is that of the slowest device, each first frame the sum of all, and each row says what it is."""
+def test_without_given_times_it_forecasts_every_configuration(steps: int, capsys: pytest.CaptureFixture) -> None:
+    """From the sums of a step: each rate is that of the slowest device, each first frame the sum of all; what is measured is named."""
     assert main(["simulate", "--steps", str(steps)]) == 0
-    text = capsys.readouterr().out
-    rows = {line[:28].strip(): line[28:].split() for line in text.splitlines() if " forecast " in line}
-    assert list(rows) == list(STEP_COSTS) and text.startswith("Forecast, not measured") and text.count(" assumes ") == len(rows)
-    for name, (word, step_ms, decode_ms, *cells) in rows.items():
+    lines = capsys.readouterr().out.splitlines()
+    at = 1 + next(i for i, line in enumerate(lines) if line.startswith("configuration"))
+    rows = {line[:22].strip(): line[22:].split() for line in lines[at : at + len(STEP_COSTS)]}
+    assert list(rows) == list(STEP_COSTS) and sum(" rates " in line for line in lines) == len(rows)
+    said = [line for line in lines if line.startswith(("measured: ", "forecast: ", "not measured: "))]
+    assert [line.partition(":")[0] for line in said] == ["measured", "measured", "forecast", "not measured"] and "H100" in said[-1]
+    assert f"{next(one.fps for one in MEASURED_SESSIONS if one.steps == steps)} frames per second" in said[1]
+    for name, (step_ms, measured_ms, decode_ms, *cells) in rows.items():
         cost = STEP_COSTS[name]
-        assert (word, float(step_ms), float(decode_ms)) == ("forecast", cost["step_ms"], cost["decode_ms"])
+        assert (float(step_ms), measured_ms, float(decode_ms)) == (cost["step_ms"], str(cost["measured_ms"] or "-"), cost["decode_ms"])
         assert len(cells) == 2 * (steps + 1)  # as many devices as roles
         for count, (fps, first_s) in enumerate(zip(cells[::2], cells[1::2], strict=True), 1):
             placed = place(role_specs(steps), count)

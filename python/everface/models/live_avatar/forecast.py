@@ -77,8 +77,8 @@ def paper_table() -> list[tuple[str, float, float, float, float | None]]:
 def step_cost_table(
     steps: int, devices: int, transfer_ms: float = 0.5, jitter: float = 0.0, sessions: int = 1, live: bool = False
 ) -> list[tuple[str, StepCost, tuple[Forecast, ...]]]:
-    """Rows (configuration, its step cost, forecasts on 1 to `devices` devices) from the sums of step_costs.py, of which nothing is measured.
-    Raises BadInput for more devices than roles."""
+    """Rows (configuration, its step cost, forecasts on 1 to `devices` devices) from the sums of step_costs.py. Raises BadInput for more
+    devices than roles."""
     placements = [place(role_specs(steps), n) for n in range(1, devices + 1)]
     rows = []
     for name, cost in STEP_COSTS.items():
