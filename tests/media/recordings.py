@@ -21,9 +21,9 @@ CODECS = {
 LOSSLESS = ("wav", "flac")
 
 
-def encode(path: Path, pcm_CS: np.ndarray, rate: int, codec: str | None = None) -> Path:
+def encode(path: Path, pcm_CS: np.ndarray, rate: int, codec: str | None = None, layout: str | None = None) -> Path:
     """Write float32 [C, S] with PyAV in the container that the name asks for."""
-    layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(pcm_CS)]
+    layout = layout or {1: "mono", 2: "stereo", 6: "5.1"}[len(pcm_CS)]
     with av.open(str(path), "w", format={"m4a": "ipod", "aac": "adts"}.get(path.suffix[1:])) as container:
         stream = container.add_stream(codec or CODECS[path.suffix[1:]], rate=rate, layout=layout)
         assert isinstance(stream, av.AudioStream)

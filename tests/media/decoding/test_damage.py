@@ -100,6 +100,17 @@ def test_mostly_garbage_is_refused(tmp_path: Path, suffix: str) -> None:
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
+def test_a_wav_that_was_cut_off_gives_what_it_has(tmp_path: Path) -> None:
+    """A recorder that died: its header promises more."""
+    x_CS = bursts(3, SAMPLE_RATE)
+    path = encode(tmp_path / "a.wav", x_CS, SAMPLE_RATE)
+    true_S = whole(path)
+    path.write_bytes(path.read_bytes()[:-SAMPLE_RATE])
+    got_S = whole(path)
+    assert len(true_S) - SAMPLE_RATE <= len(got_S) <= len(true_S)
+    assert np.array_equal(got_S[: 2 * SAMPLE_RATE], true_S[: 2 * SAMPLE_RATE])
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_samples_that_are_not_finite_are_silent(tmp_path: Path, bad: float, caplog: pytest.LogCaptureFixture) -> None:
     x_CS = bursts(2, SAMPLE_RATE)

@@ -57,6 +57,19 @@ def test_a_film_with_the_voice_in_its_center(tmp_path: Path) -> None:
     assert np.array_equal(track_SC[:, 0], track_SC[:, 1]) and db(track_SC[:, 0]) > db(x_CS[2]) - 11
 
 
+@pytest.mark.parametrize(
+    ("layout", "place", "below_db"),
+    [("stereo", 0, 6.0), ("stereo", 1, 6.0), ("quad", 1, 6.0), ("quad", 2, 9.0), ("7.1", 2, 3.0), ("7.1", 0, 6.0), ("7.1", 6, 9.0)],
+)
+def test_a_voice_in_one_channel_alone(tmp_path: Path, layout: str, place: int, below_db: float) -> None:
+    """As a clip-on microphone records it. BS.775: 6 dB below a side, 3 below the center, 9 below a surround channel."""
+    x_CS = np.zeros((len(av.AudioLayout(layout).channels), 2 * SAMPLE_RATE), np.float32)
+    x_CS[place] = tone(2, SAMPLE_RATE)[0]
+    path = encode(tmp_path / "a.wav", x_CS, SAMPLE_RATE, layout=layout)
+    assert db(whole(path)) == pytest.approx(db(x_CS[place]) - below_db, abs=0.1)
+    assert np.concatenate(list(read_track(path))).shape == (2 * SAMPLE_RATE, 2)
+
+
 def test_six_channels_of_an_old_wav(tmp_path: Path) -> None:
     """Without a channel mask, as Python's own wave module writes it."""
     x_SC = np.zeros((SAMPLE_RATE, 6), "<i2")
