@@ -13,7 +13,9 @@ from tests.media.decoding.damage import bursts, drop_packets, shift_ms
 from tests.media.recordings import encode, whole
 
 from everface.core.config import SAMPLE_RATE
+from everface.core.errors import BadInput
 from everface.media.audio import probe_audio, read_track
+from everface.media.decoding.losses import AudioChunk, Losses
 
 SECONDS = 10
 RATE = 48_000
@@ -101,6 +103,13 @@ def test_a_wrong_time_is_not_filled(tmp_path: Path) -> None:
     data[at + 22 : at + 26] = ogg_crc(data[at : at + length]).to_bytes(4, "little")
     path.write_bytes(data)
     assert abs(len(whole(path)) / SAMPLE_RATE - SECONDS) < 1.2
+
+
+def test_silence_has_a_bound(tmp_path: Path) -> None:
+    losses, chunk = Losses(tmp_path / "a.webm"), AudioChunk(np.zeros((8, 1), np.float32), 1_000, ("FC",))
+    assert sum(len(part.samples_SC) for part in losses.fill(2.5, chunk)) == 2_500
+    with pytest.raises(BadInput, match="lacks more than 24 hours"):
+        next(losses.fill(86_399, chunk))
 
 
 def ogg_crc(page: bytes | bytearray) -> int:

@@ -12,6 +12,7 @@ from everface.core.errors import BadInput
 from everface.core.log import log
 
 HOPELESS_S = 10.0  # damage that may come before more of a file is decoded than is damaged
+MAX_SILENCE_S = 24 * 3600.0  # in a file, in place of what it lacks: times that ask for more are wrong
 
 
 class AudioChunk(NamedTuple):
@@ -55,7 +56,9 @@ class Losses:
         self.add_damage(samples / rate_hz, at_s)
 
     def fill(self, seconds: float, like: AudioChunk) -> Iterator[AudioChunk]:
-        """Silence in the format of another chunk, in chunks of at most a second."""
+        """Silence in the format of another chunk, in chunks of at most a second. Raises BadInput when a file lacks too much."""
+        if self._silence_s + seconds > MAX_SILENCE_S:
+            raise BadInput(f"{self.path} lacks more than {MAX_SILENCE_S / 3600:.0f} hours of audio by the times in it: export it again")
         if self._first_s is None:
             self._first_s = self.end_s
         self._gaps += 1
