@@ -44,7 +44,7 @@ def follow(audio_S: torch.Tensor, piece: int = 8000, turns: Sequence[int] = ()) 
 def voice_S() -> torch.Tensor:
     """Fifteen seconds at the level of training."""
     pcm_S = read_wav(DEFAULT_WEIGHTS / "speech.wav")
-    return pcm_S * gain(WANTED_DB - np.quantile(voiced(pcm_S), 0.9))
+    return pcm_S * gain(WANTED_DB - float(np.quantile(voiced(pcm_S), 0.9)))
 
 
 def gain(db: float) -> float:
@@ -80,7 +80,7 @@ def test_the_mouth_moves_alike_at_every_level(voice_S: torch.Tensor, level_db: f
 
 def test_a_voice_at_the_trained_level_is_left_alone_to_the_bit(voice_S: torch.Tensor) -> None:
     loud_S, level_F = voice_S[: 3 * SAMPLE_RATE], voiced(voice_S[: 3 * SAMPLE_RATE])
-    loud_S = loud_S * gain(WANTED_DB - np.quantile(level_F, 0.9))
+    loud_S = loud_S * gain(WANTED_DB - float(np.quantile(level_F, 0.9)))
     assert torch.equal(follow(loud_S), loud_S)
 
 

@@ -50,6 +50,7 @@ def _packet_length(buffer: bytes, at: int, kind: bytes) -> int:
 def _run_length(buffer: bytes, at: int) -> int:
     """The same of a packet of any kind, but two more of its kind must follow, or the end of the file."""
     kind, end, first = _kind(buffer, at) if len(buffer) - at >= HEADER else b"", at, 0
+    length = 0
     for _ in range(3):
         length = _packet_length(buffer, end, kind)
         first, end = first or length, end + length

@@ -33,7 +33,7 @@ def decode_audio(container: InputContainer, path: Path, report: bool = False) ->
     """
     counted = container.format.name in COUNTED
     losses, clock = Losses(path), _Clock(None if counted else stated_s(container))
-    good_bytes = lost_bytes = strange = 0
+    good_bytes = lost_bytes = strange = skipped = 0
     last: AudioChunk | None = None
     for packet, skipped in _packets(container, path):
         try:
