@@ -1,0 +1,66 @@
+"""The avatar as a participant of its own: joins a room, listens to the agent's audio stream, publishes the face and its voice."""
+
+from __future__ import annotations
+
+import asyncio
+
+from livekit import rtc
+from livekit.agents.voice.avatar import AvatarRunner, DataStreamAudioReceiver
+
+from everface.core.log import log
+from everface.integrations.livekit.video_generator import AvatarVideoGenerator
+from everface.live.session import LiveSession
+
+SYNC_MS = 100  # LiveKit's queue between our frames and its tracks: larger ones drift, says its field guide
+
+
+class AvatarWorker:
+    """One live session in one room. `run` it once; the session, which it owns, is closed at its end."""
+
+    def __init__(self, session: LiveSession, *, audio_hz: int = 24_000, room: rtc.Room | None = None) -> None:
+        self._session, self._generator = session, AvatarVideoGenerator(session, audio_hz=audio_hz)
+        self._room = room or rtc.Room()
+        self._gone = asyncio.Event()
+        self.joined = asyncio.Event()
+
+    async def run(self, url: str, token: str) -> None:
+        """Join, and stay until the room ends, the agent removes the avatar, or `run` is cancelled.
+
+        token: a LiveKit access token of kind agent with the grant room_join, and the agent's identity in lk.publish_on_behalf. Raises what
+        LiveKit raises for a room that cannot be joined, and what ended the live session.
+        """
+        runner = None
+        try:
+            options = await self._generator.wait_ready()
+            self._room.on("disconnected", self._leave)
+            await self._room.connect(url, token)
+            self.joined.set()
+            receiver = DataStreamAudioReceiver(self._room)
+            runner = AvatarRunner(
+                self._room, audio_recv=receiver, video_gen=self._generator, options=options, _queue_size_ms=SYNC_MS
+            )
+            await self._until_gone(runner)
+        finally:
+            if runner is not None:
+                await runner.aclose()
+            await self._room.disconnect()
+            await asyncio.to_thread(self._session.close)
+
+    async def _until_gone(self, runner: AvatarRunner) -> None:
+        async def work() -> None:
+            await runner.start()  # waits for the agent
+            await runner.wait_for_complete()
+
+        tasks = [asyncio.create_task(work()), asyncio.create_task(self._gone.wait())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _leave(self, *_: object) -> None:
+        log.info("the avatar left its room")
+        self._gone.set()
