@@ -27,6 +27,20 @@ class Sink(FrameProcessor):
         await self.push_frame(frame, direction)
 
 
+class Above(FrameProcessor):
+    """Gives every frame that goes up to a function."""
+
+    def __init__(self, take: Callable[[Frame], None]) -> None:
+        super().__init__()
+        self.take = take
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        if direction == FrameDirection.UPSTREAM:
+            self.take(frame)
+        await self.push_frame(frame, direction)
+
+
 async def started(*processors: FrameProcessor | Callable[[Any], None]) -> tuple[PipelineWorker, asyncio.Task[None]]:
     """The worker of a running pipeline, and the task of its runner. Functions become sinks."""
     line = [p if isinstance(p, FrameProcessor) else Sink(p) for p in processors]

@@ -20,7 +20,7 @@ class AvatarWorker:
     def __init__(self, session: LiveSession, *, audio_hz: int = 24_000, room: rtc.Room | None = None) -> None:
         self._session, self._generator = session, AvatarVideoGenerator(session, audio_hz=audio_hz)
         self._room = room or rtc.Room()
-        self._gone = asyncio.Event()
+        self._gone, self._tasks = asyncio.Event(), set[asyncio.Task[None]]()
         self.joined = asyncio.Event()
 
     async def run(self, url: str, token: str) -> None:
@@ -39,6 +39,7 @@ class AvatarWorker:
             runner = AvatarRunner(
                 self._room, audio_recv=receiver, video_gen=self._generator, options=options, _queue_size_ms=SYNC_MS
             )
+            receiver.on("clear_buffer", lambda: self._drop_queued(runner))
             await self._until_gone(runner)
         finally:
             if runner is not None:
@@ -60,6 +61,12 @@ class AvatarWorker:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _drop_queued(self, runner: AvatarRunner) -> None:
+        """An interruption: LiveKit's runner would play out what its tracks have queued."""
+        task = asyncio.create_task(runner.av_sync.clear_queue())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _leave(self, *_: object) -> None:
         log.info("the avatar left its room")

@@ -32,6 +32,7 @@ from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, VideoFra
 from everface.live.session import LiveSession
 
 DRAIN_S = 5.0  # beyond the speech that is left, at the end of the pipeline
+SAME_S = 1e-4  # sums of seconds that differ by less are the same
 
 
 class EverfaceVideoService(AIService):
@@ -59,7 +60,7 @@ class EverfaceVideoService(AIService):
         if not self._failed and not self._session.closed:
             self._session.end_segment()
             end_s = time.monotonic() + self._pushed_s - self._shown_s + DRAIN_S
-            while (self._held or self._shown_s < self._pushed_s) and time.monotonic() < end_s and not self._failed:
+            while (self._held or self._shown_s + SAME_S < self._pushed_s) and time.monotonic() < end_s and not self._failed:
                 await asyncio.sleep(POLL_S)
         await self._close()
         await self._release()
@@ -131,7 +132,7 @@ class EverfaceVideoService(AIService):
         try:
             while not self._session.closed:
                 async with self._order:
-                    while self._held and self._held[0][0] <= self._shown_s + 1e-6:
+                    while self._held and self._held[0][0] <= self._shown_s + SAME_S:
                         await self.push_frame(self._held.popleft()[1])
                     event = self._session.read(0.0)
                     if isinstance(event, VideoFrame):
