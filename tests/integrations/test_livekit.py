@@ -121,9 +121,9 @@ def test_an_interruption_is_quick_and_what_follows_is_whole(monkeypatch: pytest.
         stopped = len(stage.played())
         await handle.wait_for_playout()
         await asyncio.sleep(0.3)
-        assert len(stage.played()) == stopped <= 1.3 * HZ and stage.cleared == 1
+        assert len(stage.played()) == stopped <= 2.5 * HZ and stage.cleared == 1
         (first,) = stage.finished
-        assert first.interrupted and 0.9 < first.playback_position < 1.3
+        assert first.interrupted and 0.9 < first.playback_position < 2.5
         await stage.agent.say("and then", audio=voice(speech(0.6)), add_to_chat_ctx=False).wait_for_playout()
         played = stage.played()[stopped:]
         assert np.array_equal(played[played != 0], speech(0.6))

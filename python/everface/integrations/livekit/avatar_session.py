@@ -71,7 +71,7 @@ class AvatarSession(LiveKitAvatarSession[str]):
             DataStreamAudioOutput(
                 room, destination_identity=self._identity, sample_rate=self._hz, wait_remote_track=rtc.TrackKind.KIND_VIDEO,
                 clear_buffer_timeout=CLEAR_S, wait_playback_start=True,
-            )  # fmt: skip
+            )
         )
 
     async def _run(self, worker: AvatarWorker, url: str, token: str) -> None:

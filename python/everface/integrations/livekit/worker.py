@@ -11,8 +11,6 @@ from everface.core.log import log
 from everface.integrations.livekit.video_generator import AvatarVideoGenerator
 from everface.live.session import LiveSession
 
-SYNC_MS = 100  # LiveKit's queue between our frames and its tracks: larger ones drift, says its field guide
-
 
 class AvatarWorker:
     """One live session in one room. `run` it once; the session, which it owns, is closed at its end."""
@@ -36,9 +34,7 @@ class AvatarWorker:
             await self._room.connect(url, token)
             self.joined.set()
             receiver = DataStreamAudioReceiver(self._room)
-            runner = AvatarRunner(
-                self._room, audio_recv=receiver, video_gen=self._generator, options=options, _queue_size_ms=SYNC_MS
-            )
+            runner = AvatarRunner(self._room, audio_recv=receiver, video_gen=self._generator, options=options)
             receiver.on("clear_buffer", lambda: self._drop_queued(runner))
             await self._until_gone(runner)
         finally:

@@ -4,6 +4,6 @@ from everface.integrations.extras import require
 
 require("pipecat", "pipecat")
 
-from everface.integrations.pipecat.video_service import EverfaceVideoService  # noqa: E402  the extra is checked first
+from everface.integrations.pipecat.video_service import EverfaceVideoService, video_params  # noqa: E402  the extra is checked first
 
-__all__ = ["EverfaceVideoService"]
+__all__ = ["EverfaceVideoService", "video_params"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from typing import Any
 
 from pipecat.frames.frames import (
     CancelFrame,
@@ -26,6 +27,7 @@ from pipecat.processors.frame_processor import FrameDirection
 from pipecat.services.ai_service import AIService
 from pipecat.services.settings import ServiceSettings
 
+from everface.core.config import FPS
 from everface.core.errors import EverfaceError
 from everface.integrations.event_loop import POLL_S, push_all
 from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, VideoFrame
@@ -35,11 +37,17 @@ DRAIN_S = 5.0  # beyond the speech that is left, at the end of the pipeline
 SAME_S = 1e-4  # sums of seconds that differ by less are the same
 
 
+def video_params(width: int, height: int) -> dict[str, Any]:
+    """What TransportParams needs to show frames of this size, in pixels, as they come."""
+    size = {"video_out_width": width, "video_out_height": height}
+    return {"video_out_enabled": True, "video_out_is_live": True, "video_out_framerate": FPS, **size}
+
+
 class EverfaceVideoService(AIService):
     """Animates one open live session, which it owns: the session is closed with the pipeline.
 
-    The transport needs video_out_enabled, video_out_is_live, the size of the session's frames and video_out_framerate=25. When the
-    session fails, an ErrorFrame goes upstream and speech passes through unseen, so the bot keeps its voice.
+    The transport needs `**video_params(width, height)`. When the session fails, an ErrorFrame goes upstream and speech passes through
+    unseen, so the bot keeps its voice.
     """
 
     def __init__(self, session: LiveSession) -> None:
