@@ -13,7 +13,7 @@ from tests.live.faces import live
 
 pytest.importorskip("livekit.agents")
 
-from livekit import rtc
+from livekit import api, rtc
 from livekit.agents import Agent, AgentSession
 from livekit.agents.voice.avatar import AudioSegmentEnd
 from tests.integrations.room import Room
@@ -161,6 +161,25 @@ def test_an_avatar_that_cannot_start_raises() -> None:
         session.close()
         with pytest.raises(Unavailable, match="no frame"):
             asyncio.run(start(True))
+
+
+def test_a_worker_elsewhere_is_launched_with_a_token_for_this_room_alone() -> None:
+    launched: list[tuple[str, str]] = []
+
+    async def launch(url: str, token: str) -> None:
+        launched.append((url, token))
+
+    async def run() -> None:
+        room = Room("agent", {})
+        await room.connect("", "")
+        await AvatarSession(launch=launch, identity="ada").start(AgentSession(), room, **KEY)  # pyright: ignore[reportArgumentType]  the room is a fake
+
+    asyncio.run(run())
+    ((url, token),) = launched
+    claims = api.TokenVerifier(KEY["api_key"], KEY["api_secret"]).verify(token)
+    assert url == KEY["livekit_url"] and claims.identity == "ada" and claims.kind == "agent"
+    assert claims.video and claims.video.room_join and claims.video.room == "room"
+    assert claims.attributes == {"lk.publish_on_behalf": "agent"}
 
 
 def test_ends_without_audio_come_at_once_and_another_rate_is_refused() -> None:

@@ -63,10 +63,14 @@ class AvatarSession(LiveKitAvatarSession[str]):
         grants = api.VideoGrants(room_join=True, room=room.name)
         token = api.AccessToken(api_key, api_secret).with_kind("agent").with_identity(self._identity).with_name(self._identity)
         token = token.with_grants(grants).with_attributes({"lk.publish_on_behalf": room.local_participant.identity})
-        if self._session is not None:
-            await self._run(AvatarWorker(self._session, audio_hz=self._hz), livekit_url, token.to_jwt())
-        elif self._launch is not None:
-            await self._launch(livekit_url, token.to_jwt())
+        try:
+            if self._session is not None:
+                await self._run(AvatarWorker(self._session, audio_hz=self._hz), livekit_url, token.to_jwt())
+            elif self._launch is not None:
+                await self._launch(livekit_url, token.to_jwt())
+        except BaseException:
+            await self.aclose()
+            raise
         agent_session.output.replace_audio_tail(
             DataStreamAudioOutput(
                 room, destination_identity=self._identity, sample_rate=self._hz, wait_remote_track=rtc.TrackKind.KIND_VIDEO,
