@@ -123,7 +123,7 @@ def part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     marker = tmp_path / "quick"
     (tmp_path / "test_slow.py").write_text(SLOW.format(marker=str(marker)))
     words = (str(tmp_path / "test_slow.py"), "-p", "no:xdist")
-    monkeypatch.setattr(gpu, "PARTS", {"slow": parts.Part(8.0, words), "after": parts.Part(8.0, words, needs="slow")})
+    monkeypatch.setattr(gpu, "PARTS", {"slow": parts.Part(16.0, words), "after": parts.Part(16.0, words, needs="slow")})
     monkeypatch.setattr(gpu, "chosen_parts", lambda *_: ["slow", "after"])
     for name in [name for name in os.environ if name.startswith("PYTEST_")]:
         monkeypatch.delenv(name)

@@ -30,6 +30,7 @@ FLOORS = {
     "avatar": 5,
     "serve": 6,
     "genbench": 6,
+    "integrations": 6,
     "train": 6,
     "parity": 6,
     "doctor": 6,

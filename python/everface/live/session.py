@@ -177,6 +177,10 @@ class LiveSession:
                 yield event
 
     @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
     def position(self) -> int:
         """Samples of the model's rate that the session has accepted, idle silence included: where audio pushed now would stand."""
         return self._session.accepted + self._waiting_S.numel()

@@ -1,0 +1,1 @@
+"""everface in other people's frameworks: thin adapters over `LiveSession`, each behind an extra that everface itself never imports."""
