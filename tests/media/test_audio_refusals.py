@@ -73,26 +73,6 @@ def test_a_header_without_samples(tmp_path: Path):
     refused(tmp_path / "a.wav", "no audio")
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_not_finite(tmp_path: Path, bad: float):
-    x_CS = tone(2, SAMPLE_RATE)
-    x_CS[0, 24_000] = bad
-    refused(encode(tmp_path / "a.wav", x_CS, SAMPLE_RATE, "pcm_f32le"), "not finite at 1.500 s")
-
-
-@pytest.mark.parametrize("suffix", ["flac", "mp3", "m4a", "ogg", "aac", "webm"])
-def test_damage_in_the_middle_is_named(tmp_path: Path, suffix: str):
-    noise = np.random.default_rng(0).normal(0, 0.2, (1, 20 * 44_100 if suffix != "ogg" else 20 * 48_000)).astype(np.float32)
-    path = encode(tmp_path / f"a.{suffix}", noise, 48_000 if suffix in ("ogg", "webm") else 44_100)
-    data = bytearray(path.read_bytes())
-    middle = len(data) // 2
-    data[middle : middle + 8000] = bytes(8000)
-    path.write_bytes(data)
-    message = refused(path, r"damaged at \d+\.\d\d s")
-    at_s = float(message.split("damaged at ")[1].split(" s")[0])
-    assert 6 < at_s < 13
-
-
 @pytest.mark.parametrize("suffix", ["wav", "flac", "mp3", "ogg", "aac"])
 def test_a_file_cut_short_ends_where_it_ends(tmp_path: Path, suffix: str):
     path = encode(tmp_path / f"a.{suffix}", np.random.default_rng(0).normal(0, 0.2, (1, 480_000)).astype(np.float32), 48_000)

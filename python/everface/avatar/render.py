@@ -78,11 +78,10 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
     with Avatar(job.weights, job.lora, job.deployment) as avatar:
         image_3HW = avatar.fit(job.image, job.stream)
         height, width = image_3HW.shape[-2:]
-        channels = 1 if info.channels > 2 else info.channels
-        writing = VideoWriter(job.out, height, width, info.rate_hz, channels)
+        writing = VideoWriter(job.out, height, width, info.rate_hz, info.track_channels)
         with writing as writer, avatar.open(image_3HW, job.stream) as session:
             loaded = time.perf_counter()
-            for blocks in _feed(session, job.audio, info.rate_hz, channels, writer):
+            for blocks in _feed(session, job.audio, info.rate_hz, writer):
                 for block in blocks:
                     cut = DROPPED_FRAMES if block.index == 0 and job.stream.compat == "official" else 0
                     writer.write(block.frames_THW3[cut:].cpu().numpy())
@@ -107,19 +106,19 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
     )
 
 
-def _feed(session: Session, audio: Path, rate_hz: int, channels: int, writer: VideoWriter) -> Iterator[list[VideoBlock]]:
+def _feed(session: Session, audio: Path, rate_hz: int, writer: VideoWriter) -> Iterator[list[VideoBlock]]:
     """Push the file's sound into the session and its own track into the video, half a second at a time; yield what is finished."""
     track = read_track(audio, rate_hz // 2)
     for audio_S in read_audio(audio, SAMPLE_RATE // 2):
         part_SC = next(track, None)
         if part_SC is not None:
-            writer.write_audio(part_SC if part_SC.shape[1] == channels else part_SC.mean(1, keepdims=True))
+            writer.write_audio(part_SC)
         while not session.push_audio(audio_S):  # the buffer is full: let the pipeline catch up
             session.wait(WAIT_S)
             yield session.poll()
         yield session.poll()
     for part_SC in track:
-        writer.write_audio(part_SC if part_SC.shape[1] == channels else part_SC.mean(1, keepdims=True))
+        writer.write_audio(part_SC)
     session.end_segment()
     for block in session.frames():
         yield [block]

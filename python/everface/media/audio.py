@@ -1,6 +1,7 @@
 """Reads audio files (wav, flac, mp3, m4a, ogg ...) as a stream of float32 chunks. Memory does not grow with the file's length.
 
-`read_audio` gives 16 kHz mono for the model, `read_track` the original audio for the finished video.
+`read_audio` gives 16 kHz mono for the model, `read_track` the original audio, in at most two channels, for the finished video. What of a
+file is damaged or missing is silence in both, of the right length; `read_audio` logs it, once.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import soxr
 from av.stream import Disposition
 
 from everface.core.config import FPS, SAMPLE_RATE
 from everface.core.errors import BadInput
-from everface.media.audio_decoder import decode_audio
 from everface.media.container import open_media
+from everface.media.decoding.decoder import decode_audio, stated_s
+from everface.media.decoding.downmix import MonoMixer, mix_stereo
+from everface.media.decoding.losses import AudioChunk
 
 MIN_S = 1 / FPS  # one video frame
 
@@ -31,6 +33,11 @@ class AudioInfo:
     channels: int
     codec: str
 
+    @property
+    def track_channels(self) -> int:
+        """Channels that `read_track` gives: 1 or 2."""
+        return min(self.channels, 2)
+
 
 def probe_audio(path: str | Path) -> AudioInfo:
     """Decode the start of an audio file. Raises BadInput unless at least one video frame (40 ms) of it can be decoded."""
@@ -39,17 +46,11 @@ def probe_audio(path: str | Path) -> AudioInfo:
             raise BadInput(f"{path} is a video: pass an audio file, for example its extracted audio track")
         if not container.streams.audio:
             raise BadInput(f"{path} contains no audio: pass an audio file")
-        stream = container.streams.audio[0]
-        duration_s = None
-        if stream.duration is not None and stream.time_base is not None:
-            duration_s = float(stream.duration * stream.time_base)
-        elif container.duration is not None:
-            duration_s = container.duration / av.time_base
-        codec, seen, rate, channels = stream.codec_context.name, 0, 0, 0
-        for x_SC, rate in decode_audio(container, Path(path)):
-            seen, channels = seen + len(x_SC), x_SC.shape[1]
+        codec, seen, rate, channels = container.streams.audio[0].codec_context.name, 0, 0, 0
+        for chunk in decode_audio(container, Path(path)):
+            seen, rate, channels = seen + len(chunk.samples_SC), chunk.rate_hz, len(chunk.channels)
             if seen >= MIN_S * rate:
-                return AudioInfo(duration_s, rate, channels, codec)
+                return AudioInfo(stated_s(container), rate, channels, codec)
     if seen == 0:
         raise BadInput(f"{path} contains no audio that can be decoded: convert or export it again")
     raise BadInput(f"{path} lasts {seen / rate * 1e3:.0f} ms, less than one video frame: pass at least {MIN_S * 1e3:.0f} ms")
@@ -58,47 +59,59 @@ def probe_audio(path: str | Path) -> AudioInfo:
 def read_audio(path: str | Path, chunk_samples: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
     """Read an audio file as mono float32 at 16 kHz, full scale 1, in arrays [chunk_samples]; the last one may be shorter.
 
-    Channels are averaged; samples of 16 kHz files are not changed. Raises BadInput: for a file that cannot be used, at the call;
-    for damage further in, when the iteration reaches it.
+    Channels are mixed by their places, stereo is averaged (`decoding.downmix`); samples of mono files at 16 kHz are not changed. Raises
+    BadInput: for a file that cannot be used, at the call; for one that is mostly damaged, when the iteration finds that.
     """
-    info = probe_audio(path)
-    mono = (x_SC.mean(axis=1, dtype=np.float32) if x_SC.shape[1] > 1 else x_SC[:, 0] for x_SC in _track(path, info))
-    return _regroup(resample(mono, info.rate_hz, SAMPLE_RATE), chunk_samples)
+    probe_audio(path)
+    return _regroup(_resample(_mono(_decode(path, report=True)), SAMPLE_RATE, 1), chunk_samples)
 
 
 def read_track(path: str | Path, chunk_samples: int = SAMPLE_RATE) -> Iterator[np.ndarray]:
-    """Read an audio file at its own rate, `AudioInfo.rate_hz`: float32 [chunk_samples, channels]; the last chunk may be shorter.
+    """Read an audio file at its own rate, `AudioInfo.rate_hz`: float32 [chunk_samples, track_channels]; the last chunk may be shorter.
 
-    Raises BadInput as `read_audio` does.
+    More than two channels are mixed to stereo. Raises BadInput as `read_audio` does.
     """
     info = probe_audio(path)
-    return _regroup(_track(path, info), chunk_samples)
+    channels = info.track_channels
+    parts = ((_with_channels(chunk, channels), chunk.rate_hz) for chunk in _decode(path))
+    return _regroup(_resample(parts, info.rate_hz, channels), chunk_samples)
 
 
-def resample(chunks: Iterable[np.ndarray], from_hz: int, to_hz: int) -> Iterator[np.ndarray]:
-    """Resample mono float32 chunks without delay: S samples in, round(S * to_hz / from_hz) out. Equal rates change nothing."""
-    if from_hz == to_hz:
-        yield from chunks
-        return
-    stream = soxr.ResampleStream(from_hz, to_hz, 1, dtype="float32")
-    for x_S in chunks:
-        yield stream.resample_chunk(x_S)
-    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
-
-
-def _track(path: str | Path, info: AudioInfo) -> Iterator[np.ndarray]:
-    """Decoded chunks [S, C], clipped to -1..1 as players do. Raises BadInput if the rate or the number of channels changes."""
-    done = 0
+def _decode(path: str | Path, report: bool = False) -> Iterator[AudioChunk]:
+    """Decoded chunks, clipped to -1..1 as players do."""
     with open_media(path, "audio") as container:
-        for x_SC, rate in decode_audio(container, Path(path)):
-            if (rate, x_SC.shape[1]) != (info.rate_hz, info.channels):
-                raise BadInput(f"{path} changes its rate or channels at {done / info.rate_hz:.2f} s: convert it to wav first")
-            finite_S = np.isfinite(x_SC).all(axis=1)
-            if not finite_S.all():
-                at_s = (done + int(np.argmin(finite_S))) / rate
-                raise BadInput(f"{path} has a sample that is not finite at {at_s:.3f} s: export it again")
-            done += len(x_SC)
-            yield np.clip(x_SC, -1.0, 1.0)
+        for chunk in decode_audio(container, Path(path), report):
+            yield chunk._replace(samples_SC=np.clip(chunk.samples_SC, -1.0, 1.0))
+
+
+def _mono(chunks: Iterable[AudioChunk]) -> Iterator[tuple[np.ndarray, int]]:
+    """(float32 [S], rate)."""
+    mixer: MonoMixer | None = None
+    for samples_SC, rate_hz, channels in chunks:
+        if mixer is None or (mixer.channels, mixer.rate_hz) != (channels, rate_hz):
+            mixer = MonoMixer(channels, rate_hz)
+        yield mixer.mix(samples_SC), rate_hz
+
+
+def _with_channels(chunk: AudioChunk, channels: int) -> np.ndarray:
+    """[S, channels], one or two of them."""
+    if len(chunk.channels) == channels:
+        return chunk.samples_SC
+    stereo_S2 = mix_stereo(chunk.samples_SC, chunk.channels)
+    return stereo_S2 if channels == 2 else stereo_S2.mean(axis=1, keepdims=True)
+
+
+def _resample(parts: Iterable[tuple[np.ndarray, int]], to_hz: int, channels: int) -> Iterator[np.ndarray]:
+    """Resample chunks [S] or [S, channels] without delay: S samples of R Hz become round(S * to_hz / R). Equal rates change nothing."""
+    stream, rate_hz, x = None, 0, np.zeros((0, channels), np.float32)
+    for x, hz in parts:
+        if hz != rate_hz:
+            if stream is not None:
+                yield stream.resample_chunk(x[:0], last=True)
+            stream, rate_hz = None if hz == to_hz else soxr.ResampleStream(hz, to_hz, channels, dtype="float32"), hz
+        yield x if stream is None else stream.resample_chunk(np.ascontiguousarray(x))
+    if stream is not None:
+        yield stream.resample_chunk(x[:0], last=True)
 
 
 def _regroup(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

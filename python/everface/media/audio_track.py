@@ -13,7 +13,7 @@ from av.container import OutputContainer
 
 from everface.core.config import FPS
 from everface.core.errors import BadInput
-from everface.media.audio_decoder import RATES
+from everface.media.decoding.decoder import RATES
 
 BIT_RATE = 192_000  # bits per second
 ENCODED_RATES = (44_100, 48_000)  # Hz, kept; others become the last: an AAC frame of 1024 samples must be shorter than 40 ms

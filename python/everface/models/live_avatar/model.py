@@ -16,6 +16,7 @@ from everface.media.image import check_image, fit_image, read_image
 from everface.models.live_avatar import roles
 from everface.models.live_avatar.builders import build_conditioner
 from everface.models.live_avatar.conditions import Conditioner, Noise
+from everface.models.live_avatar.loudness import LoudnessFollower
 from everface.models.live_avatar.names import SINK, role_specs
 from everface.models.live_avatar.roles import DecodeRole, StepRole
 from everface.models.live_avatar.sink import SinkSession
@@ -95,12 +96,14 @@ class LiveAvatarSession(SinkSession):
         self._noise = Noise(stream.seed, self._latent, dit.block_frames, dit.window_blocks, correlation)
         super().__init__(dit.window_blocks if stream.refresh_sink else None)
         self.format = block_format(conditioner)
+        self._loudness = loudness_follower(conditioner, stream.compat)
 
     def initial_state(self) -> tuple[Tensors, Params]:
         return self._tensors, {"seed": self._stream.seed, "rope_fp16": self._stream.compat == "official"}
 
     def prepare(self, index: int, window: Window) -> Tensors:
-        return self._model.conditioner.block(window.audio_S, self._stream.compat)
+        audio_S = self._loudness.apply(window) if self._loudness else window.audio_S
+        return self._model.conditioner.block(audio_S, self._stream.compat)
 
     def initial_x(self, index: int, retry: int) -> torch.Tensor:
         if retry:  # other noise
@@ -133,3 +136,10 @@ def block_format(conditioner: Conditioner) -> BlockFormat:
         lookahead_samples=conditioner.lookahead_samples,
         history=conditioner.config.dit.window_blocks - 1,  # with the next block they fill a KV ring
     )
+
+
+def loudness_follower(conditioner: Conditioner, compat: str) -> LoudnessFollower | None:
+    """A new one for a session. None where the level does not matter, as wav2vec2's windows are normalized, and for upstream's behavior."""
+    if conditioner.config.audio.kind != "logmel" or compat == "official":
+        return None
+    return LoudnessFollower(conditioner.lookback_samples, conditioner.lookahead_samples)

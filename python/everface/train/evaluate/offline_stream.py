@@ -24,7 +24,7 @@ from everface.core.memory import keep_freed_memory
 from everface.kernels.fused.flow_step import flow_step
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_conditioner, build_decoder, build_dit
 from everface.models.live_avatar.conditions import Noise
-from everface.models.live_avatar.model import block_format
+from everface.models.live_avatar.model import block_format, loudness_follower
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, SessionState, StepRole
 from everface.networks.transformer.dit import BlockPosition
 from everface.networks.transformer.rope import SINK_TIME
@@ -143,7 +143,7 @@ class OfflineStream:
         """Denoised blocks: `x` the latents [16, n, h, w], `frames` the number of video frames that have audio. The audio is mono at
         16 kHz, in pieces of any length; it may be endless."""
         conditioner = self.model.conditioner
-        buffer = AudioBuffer(block_format(conditioner))
+        buffer, loudness = AudioBuffer(block_format(conditioner)), loudness_follower(conditioner, "everface")
         index, clean = 0, dict[str, Tensor]()
         for pcm_S in chain(audio, [None]):
             if pcm_S is None:
@@ -151,7 +151,8 @@ class OfflineStream:
             else:
                 buffer.add(pcm_S)
             while (window := buffer.take_window(index, 0)) is not None:
-                condition = conditioner.block(window.audio_S, "everface") | (clean if index == self.refresh_at else {})
+                audio_S = loudness.apply(window) if loudness else window.audio_S
+                condition = conditioner.block(audio_S, "everface") | (clean if index == self.refresh_at else {})
                 x, header = self.noise(index), (self.opening.session, 0, index, window.pts, window.frames)
                 block = Block(*header, x, condition, window.last)
                 for role in self.roles:

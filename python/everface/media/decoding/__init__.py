@@ -1,0 +1,1 @@
+"""From the packets of an audio file to samples whose time is right."""
