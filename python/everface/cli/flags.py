@@ -20,6 +20,19 @@ def size(text: str) -> tuple[int, int]:
     return int(match[2]), int(match[1])
 
 
+def path_or_standard(text: str) -> Path | None:
+    """Parse a path; None for "-", which is stdin or stdout."""
+    return None if text == "-" else Path(text)
+
+
+def pcm(text: str) -> tuple[int, int]:
+    """Parse RATE or RATE:CHANNELS."""
+    match = re.fullmatch(r"([1-9]\d{0,6})(?::([1-9]\d?))?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not RATE or RATE:CHANNELS: give for example 24000, or 48000:2")
+    return int(match[1]), int(match[2] or 1)
+
+
 def count(text: str) -> int:
     """Parse a whole number above zero."""
     if not text.isdecimal() or int(text) < 1:
