@@ -21,6 +21,7 @@ class Manifest:
     def __init__(self, folder: Path) -> None:
         self.path = folder / NAME
         self._last: dict[str, dict[str, Any]] = {}  # by the name of the video
+        self._begun: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+b")  # noqa: SIM115 open as long as the batch
@@ -38,7 +39,7 @@ class Manifest:
 
     def is_ours(self, out: str) -> bool:
         """Whether a video of that name was begun by a batch in this folder, which may so replace it."""
-        return out in self._last
+        return out in self._begun
 
     def add(self, out: str, status: str, **more: Any) -> None:
         """Raises Unavailable if the disk does not take the line."""
@@ -49,7 +50,12 @@ class Manifest:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise Unavailable(f"{self.path} cannot be written ({error.strerror}): free some space") from None
-        self._last[out] = entry
+        self._note(entry)
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        self._last[entry["out"]] = entry
+        if entry["status"] == STARTED:
+            self._begun.add(entry["out"])
 
     def close(self) -> None:
         self._file.close()
@@ -59,8 +65,7 @@ class Manifest:
         torn = False
         for number, line in enumerate(self._file, 1):
             try:
-                entry = json.loads(line)
-                self._last[entry["out"]] = entry
+                self._note(json.loads(line))
             except (ValueError, KeyError, TypeError, RecursionError):
                 log.warning("line %d of %s is damaged and does not count", number, self.path)
             torn = not line.endswith(b"\n")

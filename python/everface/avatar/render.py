@@ -97,6 +97,7 @@ def render_on(
     """`render` on a model that is loaded; `source` and `out` stand for the audio and out of `job`."""
     image_3HW = avatar.fit(job.image, job.stream)
     height, width = image_3HW.shape[-2:]
+    source.check()  # before the weights are loaded
     with avatar.open(image_3HW, job.stream) as session:
         info = source.info()  # of a pipe it may be long in coming, so the model is loaded meanwhile
         total = None if info.duration_s is None else math.ceil(info.duration_s * FPS)

@@ -25,6 +25,9 @@ class AudioFile:
     def info(self) -> AudioInfo:
         return self._info
 
+    def check(self) -> None:
+        """Nothing to do: the file was probed."""
+
     def take(self, timeout_s: float) -> AudioPart | None:
         track_SC, mono_S = next(self._track, None), next(self._mono, None)
         if track_SC is None and mono_S is None:

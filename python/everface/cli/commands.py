@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 
 from everface import __version__
-from everface.cli.flags import deployment
+from everface.cli.flags import MISSING, deployment
 from everface.cli.report import batch_bar, print_forecasts, print_report, progress_bar
 from everface.core import env
 from everface.core.config import StreamConfig
@@ -28,7 +28,7 @@ def render(args: argparse.Namespace) -> None:
     if args.batch is not None:
         _render_batch(args, stream)
         return
-    if not hasattr(args, "image") or not hasattr(args, "audio"):
+    if args.image is None or args.audio is MISSING:
         raise BadInput("an image and audio are needed: everface render IMAGE AUDIO -o OUT, or --batch JOBS (see everface render --help)")
     from everface.avatar.render import RenderJob, render
     from everface.media.wav_stream import PCM
@@ -41,7 +41,7 @@ def render(args: argparse.Namespace) -> None:
 
 
 def _render_batch(args: argparse.Namespace, stream: StreamConfig) -> None:
-    if hasattr(args, "image") or args.pcm or args.out is None:
+    if args.image is not None or args.pcm or args.out is None:
         raise BadInput("with --batch, images and audio are named in its table, and -o is a folder: everface render --batch JOBS -o DIR")
     from everface.avatar.batch import Batch, run_batch
     from everface.avatar.jobs import read_jobs

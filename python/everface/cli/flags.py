@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from everface.core import env
 from everface.core.config import ATTENTIONS, DTYPES, SAMPLERS, Deployment, StreamConfig
 
+MISSING: Any = object()  # a path that was not given, since None is a standard stream
 PLACEMENTS = ("inline", "1", "2", "3", "4", "5")
 
 

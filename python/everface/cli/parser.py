@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from everface import __version__
 from everface.cli import commands
-from everface.cli.flags import add_deployment_flags, add_model_flags, count, deployment, path_or_standard, pcm, size
+from everface.cli.flags import MISSING, add_deployment_flags, add_model_flags, count, deployment, path_or_standard, pcm, size
 from everface.core.config import COMPATS, SAMPLERS, StreamConfig
 from everface.train.command_line import add_train
 
@@ -78,9 +78,9 @@ def _add_render(add: Add) -> None:
     more = f"{STREAMS} {UNFINISHED} {EXIT_CODES}"
     p = add("render", commands.render, does, example, more)
     image = "a portrait: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, or HEIC with everface[heic]"
-    p.add_argument("image", type=Path, nargs="?", default=argparse.SUPPRESS, metavar="IMAGE", help=image)
+    p.add_argument("image", type=Path, nargs="?", metavar="IMAGE", help=image)
     audio = "speech: wav, w64, aiff, caf, au, flac, mp3, aac, m4a, ogg, opus, webm, mka or amr"
-    p.add_argument("audio", type=path_or_standard, nargs="?", default=argparse.SUPPRESS, metavar="AUDIO", help=audio)
+    p.add_argument("audio", type=path_or_standard, nargs="?", default=MISSING, metavar="AUDIO", help=audio)
     out = "the video to write, .mp4; - for stdout; with --batch the folder to write to"
     p.add_argument("-o", "--out", type=path_or_standard, required=True, metavar="OUT", help=out)
     p.add_argument("--pcm", type=pcm, metavar="RATE[:CHANNELS]", help="AUDIO is -, and stdin is raw samples: 16-bit signed little-endian")

@@ -70,6 +70,12 @@ class AudioStream:
                 if self._over:
                     raise self._error or self._too_short()
 
+    def check(self) -> None:
+        """Raise what `info` would, if that is known by now."""
+        with self._lock:
+            if self._over and self._decoded_s < MIN_S:
+                raise self._error or self._too_short()
+
     def take(self, timeout_s: float) -> AudioPart | None:
         """The next part; None if none came in time."""
         with self._lock:
