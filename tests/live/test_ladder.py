@@ -156,10 +156,10 @@ def test_step_one_is_the_cheaper_sampler_and_it_comes_back(monkeypatch: pytest.M
     pairs_agree([*events, *after, *back])
 
 
-def test_step_two_shows_frames_longer_with_the_callers_audio_at_its_speed() -> None:
+def test_step_two_shows_frames_longer_with_the_callers_audio_at_its_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ladder_module, "UP_S", 1000.0)
     speech = tone(24_000, 12.0)
     with slow(0.35, cheaper=()) as session:  # 0.7 s a block: as fast as needed only with every frame shown twice
-        session._ladder._up_s = 1000.0
         events = read_sync(session, lambda events: len(changes(events)) == 1, 30.0)
         at = 0
         while at < len(speech):  # as fast as it is taken
