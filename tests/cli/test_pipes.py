@@ -33,7 +33,7 @@ def render(words: str, face: Path, model: Path, **streams: int) -> Iterator[subp
     environment = os.environ | {"PYTHONPATH": str(ROOT / "python"), "OMP_NUM_THREADS": "1"}
     argv = [sys.executable, "-m", "everface", "render", str(face), *shlex.split(words), "--weights", str(model)]
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
-    with subprocess.Popen(argv, env=environment, **streams) as process:  # type: ignore[call-overload]
+    with subprocess.Popen(argv, env=environment, **streams) as process:  # type: ignore[call-overload]  # streams are descriptors
         try:
             yield process
         finally:

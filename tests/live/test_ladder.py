@@ -108,7 +108,7 @@ class SlowModel:
 
 
 class SlowSession(toy.ToySession):
-    def change(self, *, forwards: int) -> Tensors:  # type: ignore[override]
+    def change(self, *, forwards: int) -> Tensors:  # type: ignore[override]  # each session has keywords of its own
         return {FORWARDS: torch.zeros(forwards)}
 
 
@@ -135,7 +135,7 @@ def pairs_agree(events: list[LiveEvent]) -> None:
     """Every frame but those of an underrun has its audio, of the same place; places follow each other without a hole."""
     media = [e for e in events if not isinstance(e, QualityChange | LiveSegmentEnd)]
     shown = [(a, b) for a, b in zip(media, media[1:]) if isinstance(a, VideoFrame) and not isinstance(b, VideoFrame) and hasattr(b, "samples_SC")]
-    assert all(a.pts == b.pts for a, b in shown)  # type: ignore[union-attr]
+    assert all(a.pts == b.pts for a, b in shown)  # type: ignore[union-attr]  # they are frames
     places = [e.pts for e in audio_of(events)]
     assert places == [places[0] + 640 * i for i in range(len(places))]
 
@@ -209,7 +209,7 @@ class Recorder:
 @pytest.mark.parametrize("piece", [100, 640, 5000])
 def test_a_factor_begins_with_a_block_and_ends_with_one(factor: int, piece: int) -> None:
     session = Recorder()
-    feed = ModelFeed(session)  # type: ignore[arg-type]
+    feed = ModelFeed(session)  # type: ignore[arg-type]  # it has what a feed uses
     audio_S = torch.randn(7680 * 10, generator=torch.Generator().manual_seed(0))
     pieces = audio_S.split(piece)
     for number, part_S in enumerate(pieces):
