@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,7 @@ def test_it_does_not_swing() -> None:
     machine.run(1800, 0.8)
     trials = [at_s for at_s, level in machine.moves if level == 0]
     assert len(trials) <= 3 + 1800 / MOST_UP_S and {level for _, level in machine.moves} == {0, 1}
-    assert all(b - a >= 0.9 * MOST_UP_S for a, b in zip(trials[6:], trials[7:]))
+    assert all(b - a >= 0.9 * MOST_UP_S for a, b in itertools.pairwise(trials[6:]))
 
 
 def test_a_short_stall_changes_nothing() -> None:
@@ -134,7 +135,7 @@ def changes(events: list[LiveEvent]) -> list[QualityChange]:
 def pairs_agree(events: list[LiveEvent]) -> None:
     """Every frame but those of an underrun has its audio, of the same place; places follow each other without a hole."""
     media = [e for e in events if not isinstance(e, QualityChange | LiveSegmentEnd)]
-    shown = [(a, b) for a, b in zip(media, media[1:]) if isinstance(a, VideoFrame) and not isinstance(b, VideoFrame) and hasattr(b, "samples_SC")]
+    shown = [(a, b) for a, b in itertools.pairwise(media) if isinstance(a, VideoFrame) and not isinstance(b, VideoFrame) and hasattr(b, "samples_SC")]
     assert all(a.pts == b.pts for a, b in shown)  # type: ignore[union-attr]  # they are frames
     places = [e.pts for e in audio_of(events)]
     assert places == [places[0] + 640 * i for i in range(len(places))]
