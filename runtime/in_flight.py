@@ -74,7 +74,8 @@ class InFlight:
             prepared.update = self.update
         condition, carries = dict(prepared.condition), prepared.update is not self._stages_have
         if carries:
-            condition.update(prepared.update)
+            known = self._stages_have or {}
+            condition.update({name: x for name, x in prepared.update.items() if known.get(name) is not x})
             self._stages_have = prepared.update
         window = prepared.window
         block = Block(session, self._revision, prepared.index, window.pts, window.frames, prepared.x, condition, window.last)

@@ -18,7 +18,7 @@ MODEL, DEPLOYMENT = "weights lora size sampler dtype attention", "placement thre
 # Adding a flag is a decision: it has an owner and a place here.
 FLAGS = {
     "demo": f"out {DEPLOYMENT}",
-    "render": f"out {MODEL} {DEPLOYMENT} prompt seed compat force",
+    "render": f"out pcm batch {MODEL} {DEPLOYMENT} prompt seed compat force",
     "bench": f"{MODEL} {DEPLOYMENT} segments repeats seconds json",
     "parity": "case dtype json",
     "simulate": "paper devices steps step-ms decode-ms transfer-ms jitter sessions live",

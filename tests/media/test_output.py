@@ -99,7 +99,7 @@ def test_ctrl_c_while_a_finished_video_is_completed(tmp_path: Path, monkeypatch:
         raise InterruptedError(4, "interrupted")
 
     monkeypatch.setattr(output, "rewrite", slow)
-    monkeypatch.setattr("everface.media.video_writer.UNFINISHED_S", 0.0)
+    monkeypatch.setattr("everface.media.output.UNFINISHED_S", 0.0)
     main = threading.main_thread().ident
     assert main is not None
     press = threading.Thread(target=lambda: (rewriting.wait(), signal.pthread_kill(main, signal.SIGINT)))

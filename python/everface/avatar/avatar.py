@@ -58,8 +58,11 @@ class Avatar:
     def open_live(self, image: Path | str | torch.Tensor, stream: StreamConfig | None = None, **options: Any) -> LiveSession:
         """A live session: audio of any rate in, paced frames with that audio out, and a face that stays alive in pauses.
 
-        `options`: those of `LiveSession` (idle, paced, playback_hz, outbox_s). Raises as `open`.
+        `options`: those of `LiveSession` (idle, paced, playback_hz, outbox_s, jitter_s, cheaper). Raises as `open`.
         """
+        stream = stream or StreamConfig()
+        if stream.sampler == "official":  # the ladder's first level for a slow machine
+            options = {"cheaper": ({"sampler": "official"}, {"sampler": "skip-null"}), **options}
         return LiveSession(self.open(image, stream), **options)
 
     def fit(self, image: Path, stream: StreamConfig) -> torch.Tensor:

@@ -15,7 +15,7 @@ from everface.avatar.avatar import Avatar
 from everface.avatar.bench import cpu_name
 from everface.avatar.demo import AUDIO, IMAGE
 from everface.core.config import FPS, SAMPLE_RATE, Deployment, StreamConfig
-from everface.live.events import AudioFrame, LiveSegmentEnd, Underrun, VideoFrame
+from everface.live.events import AudioFrame, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
 from everface.live.session import LiveSession
 from everface.media.audio import read_audio
 
@@ -149,7 +149,7 @@ def _watch(
         elif isinstance(event, Underrun):
             seen.underruns += 1
         else:
-            assert event is None or isinstance(event, AudioFrame | LiveSegmentEnd), event
+            assert event is None or isinstance(event, AudioFrame | LiveSegmentEnd | QualityChange), event
     return stale
 
 

@@ -1,4 +1,4 @@
-"""Offline rendering: a session fed from a file, frames to an mp4 as they come. Memory does not grow with the sound."""
+"""Offline rendering: a session fed from a file or a pipe, frames to an mp4 as they come. Memory does not grow with the audio."""
 
 from __future__ import annotations
 
@@ -12,29 +12,35 @@ from typing import Any
 import psutil
 
 from everface.avatar.avatar import Avatar
-from everface.core.config import FPS, SAMPLE_RATE, Deployment, StreamConfig
+from everface.avatar.sources import AudioFile, open_stdin
+from everface.core.config import FPS, Deployment, StreamConfig
 from everface.core.errors import BadInput
-from everface.media.audio import probe_audio, read_audio, read_track
+from everface.media.audio_stream import AudioStream
 from everface.media.output import check_output
+from everface.media.output_pipe import OutputPipe, open_stdout
 from everface.media.video_writer import VideoWriter
+from everface.media.wav_stream import PCM
 from everface.runtime.events import VideoBlock
 from everface.runtime.session import WAIT_S, Session
 
+TAKE_S = 0.01  # for more audio, before finished blocks are looked for
 DROPPED_FRAMES = 3  # upstream's files lack the first three frames of a stream
 
 
 @dataclass(frozen=True)
 class RenderJob:
-    """What to render, with what, to where."""
+    """What to render, with what, to where. `audio` None: stdin, `out` None: stdout. `pcm`: what stdin is, if it is raw samples."""
 
     image: Path
-    audio: Path
-    out: Path
+    audio: Path | None
+    out: Path | None
     weights: Path | None = None
     lora: Path | None = None
     stream: StreamConfig = field(default_factory=StreamConfig)
     deployment: Deployment = field(default_factory=Deployment)
     overwrite: bool = False
+    pcm: PCM | None = None
+    keep_unfinished: bool = True  # what is rendered when it is interrupted
 
 
 @dataclass(frozen=True)
@@ -64,24 +70,41 @@ Progress = Callable[[int, int | None, float], None]  # frames done, frames in al
 
 
 def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
-    """Render `job` and return the figures. Raises EverfaceError with one sentence.
+    """Render `job` and return the figures. Raises EverfaceError with one sentence, OutputLost when the reader of stdout is gone.
 
     After an error in the middle, or Ctrl-C, what was rendered is kept as a playable file that replaces no other; a note of the exception
     says where.
     """
-    info = probe_audio(job.audio)
-    check_output(job.out)
-    if job.out.is_file() and not job.overwrite:
-        raise BadInput(f"{job.out} is there already: name another file, or pass --force to replace it")
-    total = None if info.duration_s is None else math.ceil(info.duration_s * FPS)
-    began = time.perf_counter()
-    with Avatar(job.weights, job.lora, job.deployment) as avatar:
-        image_3HW = avatar.fit(job.image, job.stream)
-        height, width = image_3HW.shape[-2:]
-        writing = VideoWriter(job.out, height, width, info.rate_hz, info.track_channels)
-        with writing as writer, avatar.open(image_3HW, job.stream) as session:
+    if job.pcm and job.audio:
+        raise BadInput(f"--pcm describes raw samples from stdin, and {job.audio} is a file: leave it out, or pass - for AUDIO")
+    if job.out is not None:
+        check_output(job.out)
+        if job.out.is_file() and not job.overwrite:
+            raise BadInput(f"{job.out} is there already: name another file, or pass --force to replace it")
+    began_s = time.perf_counter()
+    source = AudioFile(job.audio) if job.audio is not None else open_stdin(job.pcm)
+    out = job.out if job.out is not None else open_stdout()
+    try:
+        with Avatar(job.weights, job.lora, job.deployment) as avatar:
+            return render_on(avatar, job, source, out, progress, began_s)
+    finally:
+        source.close()
+
+
+def render_on(
+    avatar: Avatar, job: RenderJob, source: AudioFile | AudioStream, out: Path | OutputPipe, progress: Progress | None, began_s: float
+) -> RenderReport:
+    """`render` on a model that is loaded; `source` and `out` stand for the audio and out of `job`."""
+    image_3HW = avatar.fit(job.image, job.stream)
+    height, width = image_3HW.shape[-2:]
+    source.check()  # before the weights are loaded
+    with avatar.open(image_3HW, job.stream) as session:
+        info = source.info()  # of a pipe it may be long in coming, so the model is loaded meanwhile
+        total = None if info.duration_s is None else math.ceil(info.duration_s * FPS)
+        writing = VideoWriter(out, height, width, info.rate_hz, info.track_channels, keep_unfinished=job.keep_unfinished)
+        with writing as writer:
             loaded = time.perf_counter()
-            for blocks in _feed(session, job.audio, info.rate_hz, writer):
+            for blocks in _feed(session, source, writer):
                 for block in blocks:
                     cut = DROPPED_FRAMES if block.index == 0 and job.stream.compat == "official" else 0
                     writer.write(block.frames_THW3[cut:].cpu().numpy())
@@ -97,7 +120,7 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
         render_s=done - loaded,
         fps=frames / (done - loaded),
         first_frame_s=first_s,
-        load_s=loaded - began,
+        load_s=loaded - began_s,
         placement=job.deployment.placement,
         sampler=job.stream.sampler,
         compat=job.stream.compat,
@@ -106,19 +129,17 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
     )
 
 
-def _feed(session: Session, audio: Path, rate_hz: int, writer: VideoWriter) -> Iterator[list[VideoBlock]]:
-    """Push the file's sound into the session and its own track into the video, half a second at a time; yield what is finished."""
-    track = read_track(audio, rate_hz // 2)
-    for audio_S in read_audio(audio, SAMPLE_RATE // 2):
-        part_SC = next(track, None)
-        if part_SC is not None:
-            writer.write_audio(part_SC)
-        while not session.push_audio(audio_S):  # the buffer is full: let the pipeline catch up
-            session.wait(WAIT_S)
-            yield session.poll()
+def _feed(session: Session, source: AudioFile | AudioStream, writer: VideoWriter) -> Iterator[list[VideoBlock]]:
+    """Push the audio into the session and its own track into the video as it comes; yield what is finished."""
+    while not source.ended:
+        part = source.take(TAKE_S)
+        if part is not None:
+            if len(part.track_SC):
+                writer.write_audio(part.track_SC)
+            while not session.push_audio(part.mono_S):  # the buffer is full: let the pipeline catch up
+                session.wait(WAIT_S)
+                yield session.poll()
         yield session.poll()
-    for part_SC in track:
-        writer.write_audio(part_SC)
     session.end_segment()
     for block in session.frames():
         yield [block]

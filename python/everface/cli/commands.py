@@ -7,8 +7,8 @@ import json
 from dataclasses import asdict
 
 from everface import __version__
-from everface.cli.flags import deployment
-from everface.cli.report import print_forecasts, print_report, progress_bar
+from everface.cli.flags import MISSING, deployment
+from everface.cli.report import batch_bar, print_forecasts, print_report, progress_bar
 from everface.core import env
 from everface.core.config import StreamConfig
 from everface.core.errors import BadInput
@@ -25,12 +25,33 @@ def demo(args: argparse.Namespace) -> None:
 
 def render(args: argparse.Namespace) -> None:
     stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler, compat=args.compat, prompt=args.prompt)
+    if args.batch is not None:
+        _render_batch(args, stream)
+        return
+    if args.image is None or args.audio is MISSING:
+        raise BadInput("an image and audio are needed: everface render IMAGE AUDIO -o OUT, or --batch JOBS (see everface render --help)")
     from everface.avatar.render import RenderJob, render
+    from everface.media.wav_stream import PCM
 
-    job = RenderJob(args.image, args.audio, args.out, args.weights, args.lora, stream, deployment(args), args.force)
+    pcm = PCM(*args.pcm) if args.pcm else None
+    job = RenderJob(args.image, args.audio, args.out, args.weights, args.lora, stream, deployment(args), args.force, pcm)
     with progress_bar() as progress:
         report = render(job, progress)
     print_report(report)
+
+
+def _render_batch(args: argparse.Namespace, stream: StreamConfig) -> None:
+    if args.image is not None or args.pcm or args.out is None:
+        raise BadInput("with --batch, images and audio are named in its table, and -o is a folder: everface render --batch JOBS -o DIR")
+    from everface.avatar.batch import Batch, run_batch
+    from everface.avatar.jobs import read_jobs
+
+    jobs = read_jobs(args.batch, stream)
+    batch = Batch(jobs, args.out, args.weights, args.lora, stream, deployment(args), args.force)
+    with batch_bar(len(jobs)) as watcher:
+        done = run_batch(batch, watcher)
+    print_output(done.summary)
+    done.check()
 
 
 def bench(args: argparse.Namespace) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import Any
 
 from everface.core import env
 from everface.core.config import ATTENTIONS, DTYPES, SAMPLERS, Deployment, StreamConfig
 
+MISSING: Any = object()  # a path that was not given, since None is a standard stream
 PLACEMENTS = ("inline", "1", "2", "3", "4", "5")
 
 
@@ -18,6 +20,19 @@ def size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: give WIDTHxHEIGHT, for example 704x384")
     return int(match[2]), int(match[1])
+
+
+def path_or_standard(text: str) -> Path | None:
+    """Parse a path; None for "-", which is stdin or stdout."""
+    return None if text == "-" else Path(text)
+
+
+def pcm(text: str) -> tuple[int, int]:
+    """Parse RATE or RATE:CHANNELS."""
+    match = re.fullmatch(r"([1-9]\d{0,6})(?::([1-9]\d?))?", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is not RATE or RATE:CHANNELS: give for example 24000, or 48000:2")
+    return int(match[1]), int(match[2] or 1)
 
 
 def count(text: str) -> int:

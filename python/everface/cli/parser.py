@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from everface import __version__
 from everface.cli import commands
-from everface.cli.flags import add_deployment_flags, add_model_flags, count, deployment, size
+from everface.cli.flags import MISSING, add_deployment_flags, add_model_flags, count, deployment, path_or_standard, pcm, size
 from everface.core.config import COMPATS, SAMPLERS, StreamConfig
 from everface.train.command_line import add_train
 
@@ -20,6 +20,10 @@ EXIT_CODES = (
 UNFINISHED = (
     "Interrupted, it completes the part that is rendered, which can be played; if there is an older video of that name, it stays, and "
     "the part is put beside it, as in talk.unfinished.mp4."
+)
+STREAMS = (
+    "With - for AUDIO it reads stdin, and with - for OUT it writes a fragmented MP4 to stdout, each frame as soon as the next is made: "
+    "... | everface render face.png - -o - | ffplay -"
 )
 
 Add = Callable[..., argparse.ArgumentParser]  # (name, function, what it does, example, more about it) -> the parser of a command
@@ -70,11 +74,18 @@ def _add_demo(add: Add) -> None:
 
 def _add_render(add: Add) -> None:
     example = "render face.png speech.wav -o talk.mp4"
-    more = f"{UNFINISHED} {EXIT_CODES}"
-    p = add("render", commands.render, "render a video of the person in an image speaking an audio file", example, more)
-    p.add_argument("image", type=Path, metavar="IMAGE", help="a portrait: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, or HEIC with everface[heic]")
-    p.add_argument("audio", type=Path, metavar="AUDIO", help="speech: wav, w64, aiff, caf, au, flac, mp3, aac, m4a, ogg, opus, webm, mka or amr")
-    p.add_argument("-o", "--out", type=Path, required=True, metavar="OUT", help="the video to write, .mp4")
+    does = "render a video of the person in an image speaking an audio file"
+    more = f"{STREAMS} {UNFINISHED} {EXIT_CODES}"
+    p = add("render", commands.render, does, example, more)
+    image = "a portrait: JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF, or HEIC with everface[heic]"
+    p.add_argument("image", type=Path, nargs="?", metavar="IMAGE", help=image)
+    audio = "speech: wav, w64, aiff, caf, au, flac, mp3, aac, m4a, ogg, opus, webm, mka or amr"
+    p.add_argument("audio", type=path_or_standard, nargs="?", default=MISSING, metavar="AUDIO", help=audio)
+    out = "the video to write, .mp4; - for stdout; with --batch the folder to write to"
+    p.add_argument("-o", "--out", type=path_or_standard, required=True, metavar="OUT", help=out)
+    p.add_argument("--pcm", type=pcm, metavar="RATE[:CHANNELS]", help="AUDIO is -, and stdin is raw samples: 16-bit signed little-endian")
+    batch = "render every line of a table, .csv or .jsonl: image, audio, and if wanted out, prompt, seed and size; run again, it goes on"
+    p.add_argument("--batch", type=Path, metavar="JOBS", help=batch)
     add_model_flags(p)
     p.add_argument("--prompt", default="", help="a sentence that describes the scene, for models trained with text")
     p.add_argument("--seed", type=int, default=StreamConfig.seed, help="the same seed gives the same video (%(default)s)")

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 from everface.core.standard_streams import escape, print_line, print_output
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from everface.avatar.jobs import Job
     from everface.avatar.render import RenderReport
     from everface.models.live_avatar.step_costs import StepCost
     from everface.runtime.planning.forecast import Forecast
@@ -32,6 +35,54 @@ def progress_bar() -> Iterator[Callable[[int, int | None, float], None] | None]:
         bar.start()
     try:
         yield lambda frames, total, fps: bar.update(task, completed=frames, total=total, fps=fps)
+    finally:
+        with contextlib.suppress(OSError):
+            bar.stop()
+
+
+class _BatchBar:
+    """A bar of jobs and one of the frames of the present job, on a terminal; and in any case one line a job."""
+
+    def __init__(self, jobs: int, bar: Progress | None) -> None:
+        self._jobs, self._bar, self._count = jobs, bar, 0
+        self._tasks = [bar.add_task(name, total=total, visible=True) for name, total in (("videos", jobs), ("frames", None))] if bar else []
+
+    @property
+    def progress(self) -> Callable[[int, int | None, float], None] | None:
+        return self._update if self._bar else None
+
+    def finished(self, job: Job, report: RenderReport | None, error: str | None) -> None:
+        self._count += 1
+        where = f"[{self._count}/{self._jobs}]"
+        if error:
+            print_line(f"everface: {where} line {job.line}, {job.out}: {error}")
+        else:
+            figures = "was there" if report is None else f"{report.frames} frames, {report.fps:.1f} fps"
+            print_output(f"{where} {escape(job.out)}: {figures}")
+        if self._bar:
+            self._bar.update(self._tasks[0], completed=self._count)
+            self._bar.update(self._tasks[1], completed=0, total=None)
+
+    def _update(self, frames: int, total: int | None, fps: float) -> None:
+        if self._bar:
+            self._bar.update(self._tasks[1], completed=frames, total=total)
+
+
+@contextmanager
+def batch_bar(jobs: int) -> Iterator[_BatchBar]:
+    """Prints a line for every job, and moves bars if stderr is a terminal."""
+    if not sys.stderr.isatty():
+        yield _BatchBar(jobs, None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    with contextlib.suppress(OSError):
+        bar.start()
+    try:
+        yield _BatchBar(jobs, bar)
     finally:
         with contextlib.suppress(OSError):
             bar.stop()

@@ -81,6 +81,14 @@ def standard_streams() -> Iterator[Output]:
             _discard(sys.stderr)
 
 
+def free_stdout() -> int:
+    """A descriptor of what stdout is. Whatever prints to stdout, in this process and in its children, prints to stderr from now on."""
+    sys.stdout.flush()
+    descriptor = os.dup(1)
+    os.dup2(2, 1)
+    return descriptor
+
+
 def print_output(text: str) -> OutputLost | None:
     """Print lines to stdout at once. Returns why they could not be printed; the caller takes care of it."""
     try:

@@ -17,7 +17,7 @@ class VideoFrame:
     pts: int
     time_s: float
     idle: bool  # no audio of the caller's belongs to it
-    held: bool = False  # the last frame again: the next one was not ready in time
+    held: bool = False  # the last frame again: the next one was not ready in time, or fewer are made (QualityChange)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,4 +48,13 @@ class Underrun:
     time_s: float
 
 
-LiveEvent = VideoFrame | AudioFrame | LiveSegmentEnd | Underrun | Recovering | Recovered
+@dataclass(frozen=True)
+class QualityChange:
+    """The machine is slower than real time, or fast enough again. `level` 0 is full quality; `what` says how frames are made at this one."""
+
+    level: int
+    what: str
+    time_s: float
+
+
+LiveEvent = VideoFrame | AudioFrame | LiveSegmentEnd | Underrun | QualityChange | Recovering | Recovered

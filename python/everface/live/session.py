@@ -3,6 +3,9 @@
 With `idle`, the face goes on when there is no audio: the session pushes silence whenever the video would run out, so frames come at
 an exact cadence from the first second, and speech follows idle motion without a jump, since both are one stream of the model.
 Deadlines are wall time; positions are counts of samples, never times.
+
+A paced session on a machine that is slower than real time goes down a ladder: first what `cheaper` asks of the model, level by level, then
+each frame is shown for two, then for three. The caller's audio goes on at its own speed.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -19,8 +22,11 @@ import numpy as np
 import torch
 
 from everface.core.errors import BadInput, EverfaceError, Unavailable
+from everface.core.log import log
 from everface.live.audio_input import Samples, StreamResampler, as_array
-from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, Underrun, VideoFrame
+from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
+from everface.live.ladder import Ladder
+from everface.live.model_feed import ModelFeed
 from everface.live.playback import Playback, Segment
 from everface.runtime.events import SegmentEnd
 from everface.runtime.exit_hook import close_at_exit
@@ -30,6 +36,7 @@ STALL_S = 0.5  # without a push an open segment counts as paused: idle motion go
 MARGIN_S = 0.10  # of video that should be ready beyond what the pipeline takes for a block
 FIRST_BLOCK_S = 0.5  # what the pipeline is thought to take before it was measured
 TICK_S = 0.005
+FACTORS = (2, 3)  # of the ladder's last levels: output frames that one frame of the model's is shown for
 STOP_S = 5.0  # for the thread to end: it never waits for long
 
 
@@ -45,6 +52,9 @@ class LiveStats:
     queued_s: float  # of accepted audio that was not shown yet
     block_ms: float | None  # median time of a block in the pipeline
     first_frame_s: float | None
+    level: int  # of the ladder now, 0: full quality
+    level_changes: int
+    repeated_frames: int  # frames that stood for more than one, by the ladder
 
 
 class LiveSession:
@@ -52,11 +62,13 @@ class LiveSession:
 
     idle: the face goes on without audio. paced: frames are given out at the model's rate, else as fast as they are read. playback_hz: rate
     of the silence that comes with idle frames. outbox_s: most seconds of video that wait for a reader; beyond it the oldest are dropped.
+    jitter_s: of finished video that may wait for its time. cheaper: what to pass to `Session.change` for full quality and for each level
+    below it; empty where the model has none.
     """
 
     def __init__(
         self, session: Session, *, idle: bool = True, paced: bool = True, playback_hz: int = 24_000, outbox_s: float = 2.0,
-        now: Callable[[], float] = time.monotonic,
+        jitter_s: float = 1.0, cheaper: Sequence[dict[str, Any]] = (), now: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self._session, self._idle, self._paced, self._playback_hz, self._now = session, idle, paced, playback_hz, now
         self._format = session.format
@@ -66,17 +78,19 @@ class LiveSession:
         self._playback = Playback(self._format.sample_rate)
         self._segment: Segment | None = None
         self._resampler: StreamResampler | None = None
-        self._waiting_S = torch.zeros(0)  # resampled, without room in the session so far
+        self._feed = ModelFeed(session)
+        self._jitter_s, self._cheaper = jitter_s, tuple(cheaper) or ({},)
+        self._ladder = Ladder(len(self._cheaper) + len(FACTORS))
+        self._level_from = 0  # position from which frames are made at the present level
         self._pad = False  # complete the last block with silence when all of it is pushed
         self._pushed_s = 0.0  # when audio came last
-        self._turn_begin = 0
-        self._ready: deque[tuple[int, np.ndarray]] = deque()  # (pts, image) of frames that wait for their time
+        self._ready: deque[tuple[int, np.ndarray, bool]] = deque()  # (pts, image, whether it is a repetition) that wait for their time
         self._out: deque[LiveEvent] = deque()
         self._last: np.ndarray | None = None
         self._next_pts = 0
         self._due_s: float | None = None  # of the next frame
         self._short = 0  # frames held in the present underrun
-        self._count = {"frames": 0, "idle": 0, "held": 0, "underruns": 0, "dropped": 0}
+        self._count = {"frames": 0, "idle": 0, "held": 0, "underruns": 0, "dropped": 0, "levels": 0, "repeated": 0}
         self._failed: EverfaceError | None = None
         self._closed = False
         self._lock = threading.RLock()  # taken itself, not through the condition: see runtime/session.py
@@ -120,10 +134,11 @@ class LiveSession:
                 shown = max(0, min(segment.dropped, segment.pushed))
                 self._out.append(LiveSegmentEnd(segment.number, segment.pushed / segment.rate_hz, shown / segment.rate_hz, True))
             self._segment = self._resampler = None
-            self._waiting_S, self._pad = torch.zeros(0), False
+            self._feed.restart()
+            self._pad = False
             self._out = deque(e for e in self._out if not isinstance(e, VideoFrame | AudioFrame))
             self._ready.clear()
-            self._turn_begin = self._next_pts = self._session.accepted
+            self._next_pts = self._feed.accepted
             self._changed.notify_all()
         return turn
 
@@ -183,15 +198,16 @@ class LiveSession:
     @property
     def position(self) -> int:
         """Samples of the model's rate that the session has accepted, idle silence included: where audio pushed now would stand."""
-        return self._session.accepted + self._waiting_S.numel()
+        return self._feed.end
 
     def stats(self) -> LiveStats:
         with self._lock:
             times = sorted(b.seconds for b in list(self._session.timeline.blocks)[-32:] if b.seconds is not None)
             return LiveStats(
                 self._count["frames"], self._count["idle"], self._count["held"], self._count["underruns"], self._count["dropped"],
-                (self._session.accepted - self._next_pts) / self._format.sample_rate,
+                (self._feed.end - self._next_pts) / self._format.sample_rate,
                 1e3 * times[len(times) // 2] if times else None, self._session.timeline.first_frame_s,
+                self._ladder.level, self._count["levels"], self._count["repeated"],
             )  # fmt: skip
 
     # inside
@@ -208,13 +224,12 @@ class LiveSession:
             return 0
         if self._segment is None:
             self._resampler = StreamResampler(rate_hz, self._format.sample_rate)
-            self._segment = self._playback.open(rate_hz, self._session.accepted + self._waiting_S.numel())
+            self._segment = self._playback.open(rate_hz, self._feed.end)
         segment, resampler = self._segment, self._resampler
         assert resampler is not None
         if rate_hz != segment.rate_hz:
             raise BadInput(f"audio at {rate_hz} Hz came within a segment at {segment.rate_hz} Hz: end the segment first")
-        room = self._session.room() - self._waiting_S.numel()
-        part = array_SC[: max(0, room * rate_hz // self._format.sample_rate - 64)]
+        part = array_SC[: max(0, self._feed.room() * rate_hz // self._format.sample_rate - 64)]
         if len(part):
             self._push(segment, resampler.push(part))
             segment.add(part.copy())
@@ -222,15 +237,19 @@ class LiveSession:
         return len(part)
 
     def _push(self, segment: Segment, audio_S: torch.Tensor) -> None:
-        """A resampler gives more at times than the samples that came: what the session has no room for waits here."""
+        """A resampler gives more at times than the samples that came: what the session has no room for waits."""
         segment.model_samples += audio_S.numel()
-        self._waiting_S = torch.cat([self._waiting_S, audio_S])
+        self._feed.add(audio_S)
         self._flush()
 
     def _flush(self) -> None:
-        part_S = self._waiting_S[: self._session.room()]
-        if part_S.numel() and self._session.push_audio(part_S):
-            self._waiting_S = self._waiting_S[part_S.numel() :]
+        """Push what waits, but at a pace no more than is soon shown: what waits can still be made at another level, or be interrupted."""
+        ahead_s = self._lead_s() + max(self._jitter_s, 2 * self._format.block_s)
+        self._feed.push(self._next_pts + int(ahead_s * self._format.sample_rate) if self._paced else None)
+
+    def _lead_s(self) -> float:
+        """How long before its time the audio of a block must be there."""
+        return (self.stats().block_ms or 1e3 * FIRST_BLOCK_S) / 1e3 + MARGIN_S
 
     def _end_segment(self) -> None:
         segment, resampler = self._segment, self._resampler
@@ -243,10 +262,10 @@ class LiveSession:
 
     def _pad_block(self) -> None:
         """Complete the last block with silence; for `idle`, where it is complete, push a whole one."""
-        block = self._format.samples(1)
-        need = -(self._session.accepted - self._turn_begin) % block or (block if self._idle else 0)
-        if not self._waiting_S.numel() and self._session.push_audio(torch.zeros(need)):
+        if self._feed.is_short:
+            self._feed.pad(whole=self._idle)
             self._pad = False
+            self._flush()
 
     def _run(self) -> None:
         """The session's own thread: idle audio in, finished frames out at their time."""
@@ -275,11 +294,8 @@ class LiveSession:
         paused = self._segment is not None and self._now() - self._pushed_s > STALL_S
         if self._segment is not None and not paused:
             return
-        block, accepted = self._format.samples(1), self._session.accepted
-        whole = accepted - (accepted - self._turn_begin) % block  # a block that is not complete is not made
-        ahead_s = (whole - self._next_pts) / self._format.sample_rate
-        wanted_s = (self.stats().block_ms or 1e3 * FIRST_BLOCK_S) / 1e3 + MARGIN_S
-        if ahead_s < wanted_s:
+        ahead_s = (self._feed.complete - self._next_pts) / self._format.sample_rate  # a block that is not complete is not made
+        if ahead_s < self._lead_s():
             if paused:
                 self._end_segment()
             self._pad_block()
@@ -289,8 +305,9 @@ class LiveSession:
         if not self._paced and self._media() >= self._most:
             return
         for block in self._session.poll():
-            frames = block.frames_THW3.cpu().numpy()
-            self._ready.extend((block.pts + i * self._frame, frame) for i, frame in enumerate(frames))
+            for i, frame in enumerate(block.frames_THW3.cpu().numpy()):
+                pts, factor = self._feed.place(block.pts + i * self._frame)
+                self._ready.extend((pts + n * self._frame, frame, n > 0) for n in range(factor))
         for event in self._session.events():
             if not isinstance(event, SegmentEnd):
                 self._out.append(event)
@@ -306,8 +323,10 @@ class LiveSession:
             if self._paced and now_s < self._due_s:
                 return
             if self._ready:
+                self._observe(now_s, now_s - self._due_s > self.frame_s)
                 self._give_frame(*self._ready.popleft())
             elif self._paced and self._idle and self._last is not None:
+                self._observe(now_s, self._feed.complete > self._next_pts)
                 self._hold()
             else:
                 return
@@ -315,7 +334,23 @@ class LiveSession:
             if self._paced and now_s - self._due_s > 1.0:  # the process was stopped: begin a new cadence
                 self._due_s = now_s
 
-    def _give_frame(self, pts: int, image_HW3: np.ndarray) -> None:
+    def _observe(self, now_s: float, late: bool) -> None:
+        """Move on the ladder, from the next block on."""
+        if not self._paced or not self._ladder.observe(now_s, late, self._next_pts >= self._level_from):
+            return
+        level = self._ladder.level
+        change, below = self._cheaper[min(level, len(self._cheaper) - 1)], level - len(self._cheaper)
+        if change and level < len(self._cheaper):
+            self._session.change(**change)
+        self._feed.factor = 1 if below < 0 else FACTORS[below]
+        self._level_from = self._feed.accepted
+        self._count["levels"] += 1
+        what = ", ".join(f"{name} {value}" for name, value in change.items()) or "full quality"
+        what += f", each frame shown for {self._feed.factor}" if below >= 0 else ""
+        self._out.append(QualityChange(level, what, self._next_pts / self._format.sample_rate))
+        log.warning("session %d: quality level %d from %.1f s on: %s", self._session.id, level, self._level_from / self._format.sample_rate, what)
+
+    def _give_frame(self, pts: int, image_HW3: np.ndarray, repeated: bool) -> None:
         if self._short:
             self._count["underruns"] += 1
             self._out.append(Underrun(self._short, pts / self._format.sample_rate))
@@ -325,7 +360,8 @@ class LiveSession:
         self._last, self._next_pts = image_HW3, pts + self._frame
         if self._idle or not idle:  # else it shows the silence that filled up a segment's last block
             samples, hz = self._playback.slice(pts, pts + self._frame, self._playback_hz, 1)
-            self._out.append(VideoFrame(image_HW3, pts, pts / rate, idle))
+            self._out.append(VideoFrame(image_HW3, pts, pts / rate, idle, repeated))
+            self._count["repeated"] += repeated
             self._out.append(AudioFrame(samples, hz, pts, pts / rate))
             self._count["frames"] += 1
             self._count["idle"] += idle

@@ -1,4 +1,4 @@
-"""Where a video goes: into a file that grows under a hidden name and gets its own when it is closed, or into a named pipe.
+"""Where a video goes: into a file that grows under a hidden name and gets its own when it is closed, or into a pipe (`output_pipe`).
 
 While it grows, the video is a fragmented MP4, which plays even if the process is killed.
 """
@@ -15,10 +15,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from everface.core.errors import BadInput, EverfaceError
+from av.error import FFmpegError
+
+from everface.core.errors import BadInput, EverfaceError, Unavailable
 from everface.core.log import log
 from everface.media.faststart import rewrite
 from everface.media.fragments import file_boxes
+from everface.media.output_pipe import OutputPipe, open_pipe
 from everface.media.video import probe_video
 
 MOST_STEM_BYTES = 200  # of a name that gets an addition: file systems allow 255 bytes in all
@@ -45,7 +48,7 @@ def check_output(path: Path) -> None:
 
 
 class OutputFile:
-    """The file for `path`; the video is to be written to `url`. Raises BadInput if it cannot be created. Not thread-safe."""
+    """The file for `path`; libav writes the video to `target`. Raises BadInput if it cannot be created. Not thread-safe."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,7 +57,7 @@ class OutputFile:
         self.give_up_s = float("inf")  # when to stop trying, by time.monotonic()
         self._replaces = path.exists()  # there is an older file, which a finished one may replace
         self._hidden = self._hidden_name()
-        self.url = f"file:{self._hidden}"
+        self.target = f"file:{self._hidden}"
         try:
             self._hidden.touch(exist_ok=False)
         except OSError as error:
@@ -67,9 +70,17 @@ class OutputFile:
         the video gets a name beside it that is free: talk.unfinished.mp4, or talk-2.mp4 if it is finished.
         """
         if not finished:
-            self.give_up_s = min(self.give_up_s, time.monotonic() + UNFINISHED_S)
+            self.hurry()
         self._rewrite()
         self._name(finished)
+
+    def hurry(self) -> None:
+        """Somebody waits for the end."""
+        self.give_up_s = min(self.give_up_s, time.monotonic() + UNFINISHED_S)
+
+    def failure(self, error: OSError | FFmpegError, size: int) -> Unavailable:
+        """What to raise after `error`. The whole fragments of the first `size` bytes are kept."""
+        return Unavailable(f"cannot write {self.path} ({error.strerror}), free some space: {self.keep_fragments(size)}")
 
     def keep_fragments(self, size: int) -> str:
         """After a write failed: keep the whole fragments of the first `size` bytes. Returns a sentence about what is kept."""
@@ -129,38 +140,10 @@ class OutputFile:
         return self.path.absolute().parent / f".everface-{secrets.token_hex(6)}.part"
 
 
-class OutputPipe:
-    """A named pipe, which is written until its reader is gone. Opening it waits for a reader."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.saved: Path | None = None
-        self.fragmented: str | None = None
-        self.give_up_s = float("inf")
-        self._descriptor = os.open(path, os.O_WRONLY)  # here and not in libav, so that Ctrl-C ends the wait
-        self.url = f"pipe:{self._descriptor}"
-
-    def close(self, finished: bool) -> None:
-        self.remove()
-        self.saved = self.path
-
-    def keep_fragments(self, size: int) -> str:
-        self.remove()
-        return "its reader has what was written so far"
-
-    def size(self) -> int:
-        return 0
-
-    def remove(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-        self._descriptor = -1
-
-
 def open_output(path: Path) -> OutputFile | OutputPipe:
     """Raises BadInput if no video can be written to `path`."""
     check_output(path)
-    return OutputPipe(path) if path.is_fifo() else OutputFile(path)
+    return open_pipe(path) if path.is_fifo() else OutputFile(path)
 
 
 def _sync(path: Path) -> None:

@@ -8,7 +8,6 @@ last one second.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -25,12 +24,18 @@ from av.video.reformatter import Colorspace, VideoReformatter
 from everface.core.config import FPS, SAMPLE_RATE
 from everface.core.errors import BadInput, Unavailable
 from everface.core.log import log
+from everface.core.standard_streams import OutputLost
 from everface.media.audio_track import MAX_SKEW_S, AudioTrack, check_format
-from everface.media.output import UNFINISHED_S, open_output
+from everface.media.output import open_output
+from everface.media.output_pipe import OutputPipe
 
 FILE_OPTIONS = {"movflags": "frag_keyframe+empty_moov+delay_moov+default_base_moof", "flush_packets": "1"}
 # No B-frames: decode order is display order and time starts at 0. No keyframes at scene cuts: a fragment is one second.
 VIDEO_OPTIONS = {"crf": "18", "preset": "veryfast", "bf": "0", "sc_threshold": "0"}
+# Of a pipe: somebody watches, so that every frame leaves as soon as the next is there, and the encoder holds none back.
+# A fragment of 40 ms, because libav's frag_every_frame writes wrong times.
+PIPE_OPTIONS = {**FILE_OPTIONS, "frag_duration": "40000"}
+LIVE = {"tune": "zerolatency"}
 BT709 = 1
 
 
@@ -39,26 +44,28 @@ class VideoWriter:
 
     Audio waits until the video has come as far, so that both end at the same time: missing audio becomes silence, surplus audio is
     dropped. The file grows under a hidden name and gets its own by `close`, which makes it an ordinary MP4. After an exception or
-    Ctrl-C, what was written is kept; it never replaces an older video. Without frames there is no file. A named pipe gets the fragmented
-    MP4. Not thread-safe.
+    Ctrl-C, what was written is kept, if `keep_unfinished`; it never replaces an older video. Without frames there is no file. A pipe,
+    named or opened already, gets a fragmented MP4 frame by frame. Not thread-safe.
 
     Raises BadInput for a path, size or data that cannot be written, Unavailable without an encoder, when the disk is full, or when the
-    reader of a pipe is gone.
+    reader of a named pipe is gone, OutputLost when that of stdout is.
     """
 
     def __init__(
-        self, path: str | Path, height: int, width: int, audio_rate_hz: int | None = SAMPLE_RATE, audio_channels: int = 1
-    ) -> None:
-        self.path, self.height, self.width = Path(path), height, width
+        self, path: str | Path | OutputPipe, height: int, width: int, audio_rate_hz: int | None = SAMPLE_RATE, audio_channels: int = 1, *,
+        keep_unfinished: bool = True,
+    ) -> None:  # fmt: skip
+        self.path, self.height, self.width = path.path if isinstance(path, OutputPipe) else Path(path), height, width
         self.frames = 0  # written so far
+        self._keep_unfinished = keep_unfinished
         if height < 2 or width < 2 or height % 2 or width % 2:
             even_h, even_w = max(height // 2, 1) * 2, max(width // 2, 1) * 2
             raise BadInput(f"{width}x{height} cannot be written, because H.264 needs even sides: use {even_w}x{even_h}")
         if audio_rate_hz is not None:
             check_format(audio_rate_hz, audio_channels)
         self._closed = False
-        self._failure: Unavailable | None = None
-        self._output = open_output(self.path)
+        self._failure: Unavailable | OutputLost | None = None
+        self._output = path if isinstance(path, OutputPipe) else open_output(self.path)
         # A thread of its own does all work on the file: Ctrl-C is raised in the caller's thread and must tear nothing.
         self._worker = ThreadPoolExecutor(1, "everface mp4")
         try:
@@ -73,9 +80,10 @@ class VideoWriter:
         return self._output.saved
 
     def _open(self, audio_rate_hz: int | None, channels: int) -> None:
-        self._container = av.open(self._output.url, "w", format="mp4", options=FILE_OPTIONS)
+        live = isinstance(self._output, OutputPipe)
+        self._container = av.open(self._output.target, "w", format="mp4", options=PIPE_OPTIONS if live else FILE_OPTIONS)
         try:
-            self._video: Any = self._container.add_stream("libx264", rate=FPS, options=VIDEO_OPTIONS)
+            self._video: Any = self._container.add_stream("libx264", rate=FPS, options=VIDEO_OPTIONS | (LIVE if live else {}))
             self._audio = AudioTrack(self._container, audio_rate_hz, channels) if audio_rate_hz is not None else None
         except UnknownCodecError as error:
             raise Unavailable(f"this PyAV has no {error} encoder: install the av package from its wheel") from None
@@ -127,11 +135,13 @@ class VideoWriter:
         if self._closed:
             return
         self._closed = True
+        if not finished:
+            self._output.hurry()
         done = self._worker.submit(self._guarded, lambda: self._complete(finished))
         try:
             done.result()
         except KeyboardInterrupt as interrupt:
-            self._output.give_up_s = time.monotonic() + UNFINISHED_S
+            self._output.hurry()
             if done.exception() is None and finished and self.saved:
                 interrupt.add_note(f"the video is complete in {self.saved}")
             raise
@@ -167,13 +177,13 @@ class VideoWriter:
         elif self._audio:
             self._audio.clear()
         self._container.close()
-        if self.frames:
+        if self.frames and (finished or self._keep_unfinished):
             self._output.close(finished)
         else:
             self._output.remove()
 
     def _fail(self, error: OSError | FFmpegError) -> NoReturn:
-        """The disk refused a write, or the reader of a pipe is gone: keep what was written before; raise Unavailable."""
+        """The disk refused a write, or the reader of a pipe is gone: keep what was written before; raise why."""
         self._closed = True
         self._worker.shutdown(wait=False)
         size = self._output.size()
@@ -181,9 +191,7 @@ class VideoWriter:
             self._audio.clear()
         with contextlib.suppress(OSError, FFmpegError):  # closing fails for the same reason
             self._container.close()
-        kept = self._output.keep_fragments(size)
-        advice = "start its reader again" if isinstance(error, BrokenPipeError) else "free some space"
-        self._failure = Unavailable(f"cannot write {self.path} ({error.strerror}), {advice}: {kept}")
+        self._failure = self._output.failure(error, size)
         raise self._failure from None
 
     def __enter__(self) -> Self:
@@ -192,7 +200,7 @@ class VideoWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:
             self.close(finished=error is None)
-        except Unavailable:
+        except (Unavailable, OutputLost):
             if error is None:
                 raise
         if error is None and self.frames == 0:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from everface.models.live_avatar import roles
 from everface.models.live_avatar.builders import build_conditioner
 from everface.models.live_avatar.conditions import Conditioner, Noise
 from everface.models.live_avatar.loudness import LoudnessFollower
-from everface.models.live_avatar.names import SINK, role_specs
+from everface.models.live_avatar.names import FORWARDS, SINK, role_specs
 from everface.models.live_avatar.roles import DecodeRole, StepRole
 from everface.models.live_avatar.sink import SinkSession
 from everface.runtime.messages import Params, Tensors
@@ -111,8 +111,9 @@ class LiveAvatarSession(SinkSession):
             return torch.randn(shape, generator=torch.Generator().manual_seed(index))
         return self._noise(index)
 
-    def change(self, *, image: Path | torch.Tensor | None = None, prompt: str | None = None) -> Tensors:
-        """Show another image, of the session's size, or follow another prompt."""
+    def change(self, *, image: Path | torch.Tensor | None = None, prompt: str | None = None, sampler: str | None = None) -> Tensors:
+        """Show another image, of the session's size, follow another prompt, or use another sampler, with as many forwards as the pipeline has
+        steps or fewer."""
         update: Tensors = {}
         if image is not None:
             rgb_3HW = self._model.image_tensor(image, self._stream)
@@ -124,8 +125,13 @@ class LiveAvatarSession(SinkSession):
             self._sink.skip()
         if prompt is not None:
             update["text"] = self._model.conditioner.prompter.features(prompt)
+        if sampler is not None:
+            forwards = replace(self._stream, sampler=sampler).steps
+            if forwards > self._stream.steps:
+                raise BadInput(f"the sampler {sampler} has more forwards than this session's {self._stream.sampler}: open another session")
+            update[FORWARDS] = torch.zeros(forwards, dtype=torch.uint8)
         if not update:
-            raise BadInput("nothing is to be changed: pass an image or a prompt")
+            raise BadInput("nothing is to be changed: pass an image, a prompt or a sampler")
         return update
 
 

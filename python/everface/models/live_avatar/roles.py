@@ -15,7 +15,7 @@ from everface.core.memory import keep_freed_memory
 from everface.kernels.video.to_rgb import to_rgb
 from everface.models.live_avatar.builders import build_decoder, build_dit, decoder_dtype, dtype_of
 from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
-from everface.models.live_avatar.names import CLEAN, DECODE, FINITE, SINK
+from everface.models.live_avatar.names import CLEAN, DECODE, FINITE, FORWARDS, SINK
 from everface.networks.transformer.dit import BlockPosition, DiT, cache_shape
 from everface.networks.transformer.layers import KV, AudioKV, TextKV
 from everface.networks.transformer.rope import Rope
@@ -52,6 +52,7 @@ class SessionState:
     runs: dict[int, int] = field(default_factory=dict)  # step -> blocks that it has run for this session
     primed: int | None = None  # the block whose condition the sink came with, None: the opening
     audio_of: int | None = None  # the block whose audio is in the slot state
+    forwards: int | None = None  # of a block, where a sampler other than the pipeline's was chosen
 
 
 class Denoiser:
@@ -138,6 +139,8 @@ class Denoiser:
         if brought and state.primed != block.index:
             self.prime(state, brought)
             state.primed = block.index
+        if FORWARDS in block.condition:
+            state.forwards = len(block.condition[FORWARDS])
         if state.audio_of != block.index:
             local, total = block.condition["audio_local"], block.condition["audio_global"]
             state.slot_state.encode_audio.run(local_FKD=self.onto(local), global_FD=self.onto(total))
@@ -155,14 +158,17 @@ class StepRole:
 
     The slot of the ring goes by how many blocks this step has run for the session, so a session whose first block is not block 0, or
     which lost some to an interruption, attends to nothing that was not written. Rotations go by the block's own number.
+
+    A session may ask for fewer forwards than there are steps: the last of them goes straight to noise level 0, and the steps behind it pass
+    blocks on. Their rings begin again afterwards, because what they hold is then farther away than the model has ever seen.
     """
 
     def __init__(self, denoiser: Denoiser, schedule: Schedule, step: int) -> None:
         self.denoiser, self.step = denoiser, step
-        self.sigmas = schedule.sigmas[step], schedule.sigmas[step + 1]
+        self.sigmas, self.steps = schedule.sigmas[step : step + 2], len(schedule.timesteps)
         with torch.inference_mode():
             self.mod = denoiser.dit.modulations(denoiser.dit.time(schedule.timesteps[step]))
-        self.last = step == len(schedule.timesteps) - 1
+        self.last = step == self.steps - 1
 
     def open(self, opening: OpenSession) -> None:
         with torch.inference_mode():
@@ -176,9 +182,15 @@ class StepRole:
         d = self.denoiser
         state = d.sessions[block.session]
         d.follow(state, block)
-        run, state.runs[self.step] = state.runs[self.step], state.runs[self.step] + 1
-        first, sink, start, used = self.position(state, block, run)
-        x, finite = self.captured(state, block.x).run(used, x=d.onto(block.x), first=first, sink=sink, start=start)
+        forwards = state.forwards or self.steps
+        if self.step < forwards:
+            run, state.runs[self.step] = state.runs[self.step], state.runs[self.step] + 1
+            first, sink, start, used = self.position(state, block, run)
+            graph = self.captured(state, block.x, self.step == forwards - 1)
+            x, finite = graph.run(used, x=d.onto(block.x), first=first, sink=sink, start=start)
+        else:
+            x, state.runs[self.step] = block.x, 0
+            finite = torch.ones(1, dtype=torch.uint8, device=d.device)
         kept = dict(block.condition)
         if self.last:  # the decoder needs no audio; the session waits for the first clean latent to make it the new sink
             kept = {CLEAN: x[:, :1].float().cpu()} if block.index == 0 else {}
@@ -189,12 +201,13 @@ class StepRole:
         dit = self.denoiser.dit
         return dit.block_position(dit.grid(block.x), block.index, sink_distance(state.seed, block.index, self.step), run)
 
-    def captured(self, state: SessionState, x: torch.Tensor) -> CapturedGraph:
-        """This step over the state's caches."""
-        key, steps = (*self.sigmas, float(self.step)), state.slot_state.steps
+    def captured(self, state: SessionState, x: torch.Tensor, final: bool) -> CapturedGraph:
+        """This step over the state's caches. `final`: it goes to noise level 0."""
+        sigmas = (self.sigmas[0], 0.0 if final else self.sigmas[1])
+        key, steps = (*sigmas, float(self.step)), state.slot_state.steps
         if key not in steps:
             d, rope, text, audio = self.denoiser, state.slot_state.rope, state.slot_state.text, state.slot_state.audio
-            dit, cache, mod, sigmas = d.dit, state.caches.cache(self.step), self.mod, self.sigmas
+            dit, cache, mod = d.dit, state.caches.cache(self.step), self.mod
 
             def step(used: int, x: torch.Tensor, **position: Any) -> tuple[torch.Tensor, ...]:
                 x = dit.step(x, *sigmas, mod, text, audio, cache, rope, BlockPosition(**position, used=used))

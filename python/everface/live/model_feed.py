@@ -1,0 +1,128 @@
+"""The audio on its way from a live session to the model, and the place in the output of the frames that come of it.
+
+A factor above 1 makes fewer frames: of every `factor` frames of audio one reaches the model, and its video frame stands for all of them. The
+output goes on at its rate with the caller's own audio, so audio and video stay together whatever the factor.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import NamedTuple
+
+import torch
+
+from everface.runtime.session import Session
+
+FADE = 80  # samples, 5 ms: between two pieces of audio that were not neighbors
+
+
+class _Span(NamedTuple):
+    """From `model` on, a position of the model's, the output is at `output` and `factor` times as fast."""
+
+    model: int
+    output: int
+    factor: int
+
+
+class ModelFeed:
+    """Positions are samples of the output, unless they say otherwise. Not thread-safe."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._frame, self._block = session.format.samples_per_frame, session.format.samples(1)
+        self.factor = 1  # of what is pushed from the next block on
+        self._begin = session.accepted  # of the turn, a position of the model's
+        self._spans = deque([_Span(session.accepted, session.accepted, 1)])
+        self._waiting_S = torch.zeros(0)
+        self._tail_S = torch.zeros(0)  # what followed the last piece
+
+    @property
+    def accepted(self) -> int:
+        """Behind all that the model's session has."""
+        return self._place_of(self._session.accepted, self._spans[-1])
+
+    @property
+    def end(self) -> int:
+        """Where audio added now would stand."""
+        return self.accepted + self._waiting_S.numel()
+
+    @property
+    def complete(self) -> int:
+        """Behind the last block that the session has all audio of."""
+        incomplete = (self._session.accepted - self._begin) % self._block
+        return self.accepted - incomplete * self._spans[-1].factor
+
+    @property
+    def is_short(self) -> bool:
+        """All is pushed, but for less than a frame."""
+        factor = self._spans[-1].factor if self._missing() else self.factor
+        return self._waiting_S.numel() < (factor * self._frame if factor > 1 else 1)
+
+    def room(self) -> int:
+        """Samples that may be added."""
+        return self._session.room() - self._waiting_S.numel()
+
+    def add(self, audio_S: torch.Tensor) -> None:
+        self._waiting_S = torch.cat([self._waiting_S, audio_S])
+
+    def pad(self, whole: bool) -> None:
+        """Silence behind audio that is short, up to the end of the block. `whole`: where a block is complete, a block of silence."""
+        left, missing = self._waiting_S.numel(), self._missing()
+        if missing:
+            self.add(torch.zeros(max(0, missing * self._spans[-1].factor - left)))
+        elif whole or left:
+            self.add(torch.zeros(self._block * self.factor - left))
+
+    def push(self, until: int | None) -> None:
+        """Give the session what it has room for, up to a position."""
+        while until is None or self.accepted < until:
+            missing = self._missing()
+            if not missing and self._spans[-1].factor != self.factor:
+                self._spans.append(_Span(self._session.accepted, self.accepted, self.factor))
+                self._tail_S = torch.zeros(0)
+            factor, most = self._spans[-1].factor, self._session.room()
+            if factor != self.factor:
+                most = min(most, missing)  # the other factor begins with a block
+            size = min(self._waiting_S.numel() // factor, most)
+            size -= size % self._frame if factor > 1 else 0
+            if size <= 0:
+                return
+            part_S = self._waiting_S[: size * factor]
+            audio_S, tail_S = (part_S, self._tail_S) if factor == 1 else _thin_out(part_S, self._tail_S, factor, self._frame)
+            if not self._session.push_audio(audio_S):
+                return
+            self._waiting_S, self._tail_S = self._waiting_S[size * factor :], tail_S
+
+    def place(self, pts: int) -> tuple[int, int]:
+        """Where the frame at `pts`, a position of the model's, stands, and for how many frames of the output. Called with rising `pts`."""
+        while len(self._spans) > 1 and self._spans[1].model <= pts:
+            self._spans.popleft()
+        return self._place_of(pts, self._spans[0]), self._spans[0].factor
+
+    def restart(self) -> None:
+        """The session was interrupted: nothing that waits is wanted."""
+        accepted = self.accepted
+        self._begin = self._session.accepted
+        self._spans = deque([_Span(self._begin, accepted, self.factor)])
+        self._waiting_S = self._tail_S = torch.zeros(0)
+
+    def _missing(self) -> int:
+        """Samples of the model's that the present block lacks; 0 between two blocks."""
+        return -(self._session.accepted - self._begin) % self._block
+
+    def _place_of(self, position: int, span: _Span) -> int:
+        return span.output + (position - span.model) * span.factor
+
+
+def _thin_out(audio_S: torch.Tensor, tail_S: torch.Tensor, factor: int, frame: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The middle frame of every `factor` frames, each faded in from what followed the one before it. Returns that, and the tail for the
+    next call. The pitch stays; speech becomes `factor` times as fast."""
+    out, first = list[torch.Tensor](), (factor - 1) * frame // 2
+    fade_S = torch.linspace(0.0, 1.0, FADE)
+    for group_S in audio_S.split(factor * frame):
+        piece_S = group_S[first : first + frame].clone()
+        if tail_S.numel():
+            piece_S[:FADE] = tail_S * (1 - fade_S) + piece_S[:FADE] * fade_S
+        tail_S = group_S[first + frame : first + frame + FADE]
+        out.append(piece_S)
+    return torch.cat(out), tail_S.clone()
