@@ -9,8 +9,8 @@ from typing import NoReturn
 
 from everface import __version__
 from everface.cli import commands
-from everface.cli.serve import add_serve
 from everface.cli.flags import add_deployment_flags, add_model_flags, count, deployment, size
+from everface.cli.serve import add_serve
 from everface.core.config import COMPATS, SAMPLERS, StreamConfig
 from everface.train.command_line import add_train
 

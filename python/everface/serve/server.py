@@ -59,13 +59,13 @@ class Server(uvicorn.Server):
         if self.service.draining:
             self.should_exit = True
             return
-        self.service.draining = True
+        self.service.drain()
         self._drain = asyncio.get_running_loop().create_task(self._end_in_order())
 
     async def _end_in_order(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.settings.limits.drain_s):
-                while self.service.sessions and not self.should_exit:
+                while self.service.busy and not self.should_exit:
                     await asyncio.sleep(POLL_S)
         self.should_exit = True
 

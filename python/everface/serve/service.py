@@ -15,6 +15,7 @@ from everface.core.errors import Unavailable
 from everface.live.session import LiveSession
 from everface.serve.metrics import Metrics
 from everface.serve.settings import ServeSettings
+from everface.serve.videos.jobs import Jobs
 
 T = TypeVar("T")
 
@@ -38,6 +39,8 @@ class Service:
         self.settings, self.backend, self.metrics = settings, backend, Metrics()
         self.draining = False
         self.sessions = 0
+        self.jobs: Jobs | None = None
+        self.warnings: set[Callable[[], None]] = set()  # what tells each live session's client that the server ends
         self._threads = ThreadPoolExecutor(2 * settings.limits.sessions + 4, "everface serve")
         self.metrics.watch("everface_sessions", "Live sessions now", lambda: self.sessions)
         self.metrics.watch("everface_blocks_in_flight", "Blocks in the pipeline now", lambda: backend.in_flight)
@@ -46,6 +49,11 @@ class Service:
     @property
     def ready(self) -> bool:
         return self.backend.state == "ready" and not self.draining
+
+    @property
+    def busy(self) -> bool:
+        """Sessions or renders are not over."""
+        return bool(self.sessions or (self.jobs and self.jobs.busy))
 
     @contextlib.contextmanager
     def admit(self) -> Iterator[None]:
@@ -61,6 +69,12 @@ class Service:
             yield
         finally:
             self.sessions -= 1
+
+    def drain(self) -> None:
+        """Admit nobody from now on."""
+        self.draining = True
+        for warn in list(self.warnings):
+            warn()
 
     def stream(self, prompt: str, seed: int | None) -> StreamConfig:
         stream = self.settings.stream

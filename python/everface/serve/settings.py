@@ -22,7 +22,6 @@ class Limits:
     upload_bytes: int = 32 << 20  # of one request's image and audio together
     image_pixels: int = 16_000_000
     audio_s: float = 600.0  # of decoded audio in one render
-    text: int = 1000  # characters to speak
     idle_s: float = 300.0  # a live session without a message of its client
     lifetime_s: float = 3600.0  # of a live session
     start_s: float = 10.0  # from the connection to its start message

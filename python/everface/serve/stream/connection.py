@@ -14,15 +14,15 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from everface.core.errors import BadInput, EverfaceError
 from everface.live.session import LiveSession
 from everface.serve.backend import IMAGES
-from everface.serve.encoders import Encoder, JpegEncoder, Mp4Encoder
-from everface.serve.messages import Change, Close, EndSegment, Interrupt, Start, read_control
-from everface.serve.outbox import Outbox
-from everface.serve.pushing import Pusher
-from everface.serve.reader import Reader
-from everface.serve.refusal import Refused
 from everface.serve.service import Service
+from everface.serve.stream.encoders import Encoder, JpegEncoder, Mp4Encoder
+from everface.serve.stream.messages import Change, Close, EndSegment, Interrupt, Start, read_control
+from everface.serve.stream.outbox import Outbox
+from everface.serve.stream.pusher import Pusher
+from everface.serve.stream.reader import Reader
+from everface.serve.stream.refusal import Refused
+from everface.serve.stream.watch import Watch
 from everface.serve.uploads import check_upload, sentence
-from everface.serve.watching import Watch
 
 DTYPES = {"s16le": "<i2", "f32le": "<f4"}
 SEND_S = 2.0  # for the last messages of a connection
@@ -78,11 +78,13 @@ class Connection:
         self._watch = Watch(live, outbox, self._service.metrics, self._limits)
         self._pusher = Pusher(live, start.rate_hz, start.channels, DTYPES[start.encoding], self._limits.ahead_s, self._complain)
         self._reader = Reader(live, encoder, outbox, ended, self._watch.shown)
+        self._service.warnings.add(self._warn)
         tasks = [asyncio.create_task(work) for work in (self._receive(), self._send_out(), self._pusher.run(), self._watch.run(self._end))]
         try:
             done, _ = await asyncio.wait([*tasks, self._ended], return_when=asyncio.FIRST_COMPLETED)
             await self._finish(done, tasks[1])
         finally:
+            self._service.warnings.discard(self._warn)
             for task in tasks:
                 task.cancel()
             await self._close_session()
@@ -225,6 +227,9 @@ class Connection:
         self._reader.closed()
 
     # out
+
+    def _warn(self) -> None:
+        self._outbox.post({"type": "closing", "seconds": self._limits.drain_s})
 
     def _complain(self, reason: str) -> None:
         self._outbox.post({"type": "error", "code": "bad_input", "message": reason, "fatal": False})

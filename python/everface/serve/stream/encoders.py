@@ -14,7 +14,7 @@ from PIL import Image
 from everface.core.config import FPS
 from everface.live.events import AudioFrame, VideoFrame
 from everface.media.audio_track import AudioTrack
-from everface.serve.messages import HEADER, HELD, IDLE, JPEG, PCM
+from everface.serve.stream.messages import HEADER, HELD, IDLE, JPEG, PCM
 
 BT709 = 1
 QUALITY = 88  # of a JPEG

@@ -12,9 +12,9 @@ from everface.core.log import log
 from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, Underrun, VideoFrame
 from everface.live.session import LiveSession
 from everface.runtime.events import Recovering
-from everface.serve.encoders import Encoder, JpegEncoder
-from everface.serve.messages import HEADER
-from everface.serve.outbox import Message, Outbox, SlowReader
+from everface.serve.stream.encoders import Encoder, JpegEncoder
+from everface.serve.stream.messages import HEADER
+from everface.serve.stream.outbox import Message, Outbox, SlowReader
 
 READ_S = 0.2
 

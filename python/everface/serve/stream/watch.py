@@ -10,9 +10,9 @@ from typing import Any
 
 from everface.live.session import LiveSession
 from everface.serve.metrics import Metrics
-from everface.serve.outbox import Outbox
-from everface.serve.refusal import Refused
 from everface.serve.settings import Limits
+from everface.serve.stream.outbox import Outbox
+from everface.serve.stream.refusal import Refused
 
 PERIOD_S = 1.0
 KEPT = 256  # frames whose time of showing is remembered until their block is reported
