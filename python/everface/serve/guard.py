@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 
 from everface.serve.metrics import Metrics
 from everface.serve.settings import LOCAL_NAMES, ServeSettings
@@ -30,10 +31,6 @@ HEADERS = {
     "cache-control": "no-store",
 }
 TYPES = {("POST", "/v1/videos"): "multipart/form-data", ("POST", "/v1/speech"): "application/json"}
-
-
-class TooLarge(Exception):
-    """More of a body came than its route takes."""
 
 
 class Guard:
@@ -81,35 +78,34 @@ class Guard:
         wanted, most = TYPES.get(route), self._most.get(route, MOST_BODY)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > most:
-            return 413, "too_large", f"the body is larger than {most} bytes, which is the limit here: send less"
+            return _too_large(most)
         if wanted and headers.get("content-type", "").partition(";")[0].strip().lower() != wanted:
             return 415, "wrong_type", f"the body must be {wanted}: set the Content-Type"
         return None
 
     async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
-        most = self._most.get((scope["method"], scope["path"]), MOST_BODY)
-        read, started = 0, False
-
-        async def counted() -> Any:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > most:
-                raise TooLarge
-            return message
-
+        """Count the body as it comes. Beyond the limit the response is 413, and for the route the client is gone."""
+        most, read, refused = self._most.get((scope["method"], scope["path"]), MOST_BODY), 0, False
         wrapped = self._wrapped(send)
 
-        async def noticed(message: Any) -> None:
-            nonlocal started
-            started = True
-            await wrapped(message)
+        async def counted() -> Any:
+            nonlocal read, refused
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > most and not refused:
+                refused = True
+                await _answer(wrapped, *_too_large(most))
+            return {"type": "http.disconnect"} if refused else message
+
+        async def unless_refused(message: Any) -> None:
+            if not refused:
+                await wrapped(message)
 
         try:
-            await self._app(scope, counted, noticed)
-        except TooLarge:
-            if not started:
-                await _answer(wrapped, 413, "too_large", f"the body is larger than {most} bytes, which is the limit here: send less")
+            await self._app(scope, counted, unless_refused)
+        except ClientDisconnect:
+            if not refused:
+                raise
 
     def _wrapped(self, send: Any) -> Any:
         async def with_headers(message: Any) -> None:
@@ -127,6 +123,10 @@ class Guard:
         cookie = f"{COOKIE}={self._token}; HttpOnly; SameSite=Strict; Path=/"
         await send({"type": "http.response.start", "status": 303, "headers": [(b"location", b"/"), (b"set-cookie", cookie.encode())]})
         await send({"type": "http.response.body", "body": b""})
+
+
+def _too_large(most: int) -> tuple[int, str, str]:
+    return 413, "too_large", f"the body is larger than {most} bytes, which is the limit here: send less"
 
 
 def _tokens(scope: Any, headers: Headers) -> list[str]:

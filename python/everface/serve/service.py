@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,6 +19,7 @@ from everface.serve.settings import ServeSettings
 from everface.serve.videos.jobs import Jobs
 
 T = TypeVar("T")
+LOAD_S = 120.0  # that a client waits for the model
 
 
 class LiveSource(Protocol):
@@ -79,6 +81,13 @@ class Service:
     def stream(self, prompt: str, seed: int | None) -> StreamConfig:
         stream = self.settings.stream
         return dataclasses.replace(stream, prompt=prompt, seed=stream.seed if seed is None else seed)
+
+    async def loaded(self) -> bool:
+        """Wait until the model is loaded, or LOAD_S is over."""
+        end_s = time.monotonic() + LOAD_S
+        while self.backend.state == "loading" and time.monotonic() < end_s:
+            await asyncio.sleep(0.1)
+        return self.backend.state == "ready"
 
     async def blocking(self, work: Callable[..., T], *args: Any, **options: Any) -> T:
         """Run it on a thread."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from everface.core.errors import BadInput, EverfaceError
+from everface.core.errors import BadInput, EverfaceError, Unavailable
 from everface.live.session import LiveSession
 from everface.serve.backend import IMAGES
 from everface.serve.service import Service
@@ -140,6 +140,8 @@ class Connection:
 
     async def _open(self, start: Start) -> LiveSession:
         stream = self._service.stream(start.prompt, start.seed)
+        if not await self._service.loaded():
+            raise Unavailable("the model is not loaded: try again later")
         options = {"idle": start.idle, "paced": start.paced, "playback_hz": start.rate_hz}
         try:
             async with self._image(start.image) as path:
