@@ -35,3 +35,12 @@ def small_host(small_model: Path) -> Iterator[Any]:
     with hosted(backend) as host:
         host.wait(lambda: host.service.ready, 60)
         yield host
+
+
+@pytest.fixture(scope="module")
+def token_host() -> Iterator[Any]:
+    """A server that wants a token."""
+    from tests.serve.hosting import TOKEN, hosted
+
+    with hosted(token=TOKEN) as host:
+        yield host

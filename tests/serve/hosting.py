@@ -50,13 +50,14 @@ class Host:
 
     def __init__(self, server: Server, port: int) -> None:
         self.server, self.port, self.service = server, port, server.service
+        self.loop: asyncio.AbstractEventLoop | None = None
         token = server.settings.token
         self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=self.headers, timeout=30)
 
     def socket(self, **options: Any) -> ClientConnection:
         options = {"additional_headers": self.headers, "max_size": None, "compression": None} | options
-        return connect(f"ws://127.0.0.1:{self.port}/v1/avatar/stream", **options)
+        return connect(f"ws://127.0.0.1:{self.port}/v1/avatar/stream", **options).__enter__()  # closed by the test, or with the server
 
     def started(self, **start: Any) -> ClientConnection:
         """A session in JPEG and PCM, without idle motion."""
@@ -77,9 +78,14 @@ def hosted(backend: Any = None, token: str | None = None, limits: Limits | None 
     settings = ServeSettings(port=0, token=token, limits=limits or Limits())
     listening = listen(settings.host, 0)
     server = Server(settings, cast(Any, backend or ToyBackend()))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])))
-    thread.start()
     host = Host(server, listening.getsockname()[1])
+
+    async def main() -> None:
+        host.loop = asyncio.get_running_loop()
+        await server.serve(sockets=[listening])
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
     try:
         host.wait(lambda: server.started)
         yield host

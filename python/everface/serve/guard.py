@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hmac
 import json
 from http.cookies import CookieError, SimpleCookie
@@ -17,6 +19,7 @@ from everface.serve.settings import LOCAL_NAMES, ServeSettings
 COOKIE = "everface_token"
 PROTOCOL = "everface."  # a subprotocol of everface.TOKEN carries the token, where a client cannot set headers
 MOST_BODY = 64 << 10  # bytes of a body that is no upload
+LINGER_S, LINGER_BYTES = 1.0, 8 << 20  # of a refused body
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -59,7 +62,7 @@ class Guard:
             await self._remember(self._wrapped(send))
             return
         if problem:
-            await _answer(self._wrapped(send), *problem)
+            await _answer(self._wrapped(send), *problem, receive)
         else:
             await self._serve(scope, receive, send)
 
@@ -94,7 +97,7 @@ class Guard:
             read += len(message.get("body", b""))
             if read > most and not refused:
                 refused = True
-                await _answer(wrapped, *_too_large(most))
+                await _answer(wrapped, *_too_large(most), receive)
             return {"type": "http.disconnect"} if refused else message
 
         async def unless_refused(message: Any) -> None:
@@ -163,7 +166,8 @@ def _name(host: str) -> str:
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
 
 
-async def _answer(send: Any, status: int, code: str, message: str) -> None:
+async def _answer(send: Any, status: int, code: str, message: str, receive: Any) -> None:
+    """An error. What comes of the body after it is thrown away, for a moment: a connection that is closed before may lose the response."""
     body = json.dumps({"error": {"code": code, "message": message}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
@@ -171,7 +175,13 @@ async def _answer(send: Any, status: int, code: str, message: str) -> None:
     if status == 413:
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_S):
+            read = 0
+            while read < LINGER_BYTES and (came := await receive()).get("more_body"):
+                read += len(came["body"])
+    await send({"type": "http.response.body", "body": b""})
 
 
 async def _deny(send: Any, scope: Any, status: int, code: str, message: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from everface.core.errors import BadInput, EverfaceError, Unavailable
+from everface.core.log import log
 from everface.live.session import LiveSession
 from everface.serve.backend import IMAGES
 from everface.serve.service import Service
@@ -50,6 +51,9 @@ class Connection:
             end = Refused(1013, "unavailable", str(error))
         except (WebSocketDisconnect, RuntimeError):  # starlette raises RuntimeError where a socket was closed before
             return
+        except Exception:
+            log.exception("a live session ended by a bug")
+            end = Refused(1011, "bug", "this session ended by a bug of everface: open another")
         with contextlib.suppress(Exception):
             async with asyncio.timeout(SEND_S):
                 if end.reason:
@@ -205,6 +209,8 @@ class Connection:
             self._reader.interrupted(position)
             self._outbox.post({"type": "interrupted", "turn": turn, "position": position, "media_s": self._encoder.media_s})
         elif isinstance(control, Change):
+            if control.image is None and control.prompt is None:
+                raise BadInput("nothing is to be changed: name an image or a prompt")
             if control.image == "upload":
                 self._image_for = control
             elif control.image is not None and control.image not in IMAGES:
