@@ -3,6 +3,7 @@
 const WINDOW_S = 8;
 const LANES = ["audio", "made", "ready", "shown"];
 const BLOCK_S = 0.48;
+const ROWS = 3; // of the pipeline's lane: blocks overlap there
 
 export class Chart {
   constructor(canvas) {
@@ -33,7 +34,7 @@ export class Chart {
     this.offset = this.offset === null ? offset : Math.min(offset, this.offset);
     for (const block of stats.blocks) {
       const [sent, made, shown] = [block.sent_s, block.made_s, block.shown_s].map((at) => at + this.offset);
-      this.bars.push({ lane: "made", from: sent, to: made }, { lane: "ready", from: made, to: shown }, { lane: "shown", from: shown, to: shown + BLOCK_S });
+      this.bars.push({ lane: "made", from: sent, to: made, row: block.index % ROWS }, { lane: "ready", from: made, to: shown }, { lane: "shown", from: shown, to: shown + BLOCK_S });
     }
     const oldest = performance.now() / 1000 - 2 * WINDOW_S;
     this.bars = this.bars.filter((bar) => bar.to > oldest);
@@ -53,7 +54,9 @@ export class Chart {
       pen.fillStyle = style.getPropertyValue(`--${bar.lane}`);
       const left = x(bar.from);
       pen.beginPath();
-      pen.roundRect(left, LANES.indexOf(bar.lane) * lane + lane * 0.22, Math.max(3, x(Math.min(bar.to, now)) - left - 2), lane * 0.56, 5);
+      const height = bar.row === undefined ? 0.56 : 0.56 / ROWS;
+      const top = LANES.indexOf(bar.lane) + 0.22 + height * (bar.row ?? 0);
+      pen.roundRect(left, lane * top, Math.max(3, x(Math.min(bar.to, now)) - left - 2), lane * height - (bar.row === undefined ? 0 : 3), 5);
       pen.fill();
     }
   }
