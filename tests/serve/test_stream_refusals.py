@@ -185,6 +185,7 @@ def test_the_token_may_come_as_header_subprotocol_or_cookie(token_host: Host) ->
         socket = token_host.socket(**options)
         socket.send(json.dumps(START))
         assert next_event(socket)["type"] == "started"
+        assert socket.subprotocol == ("everface.v1" if "subprotocols" in options else None)
         socket.close()
         token_host.wait(lambda: token_host.service.sessions == 0)
 

@@ -68,7 +68,7 @@ def test_a_video_shows_all_of_its_audio(small_host: Host, tmp_path: Path, rate_h
         sound = np.concatenate([f.to_ndarray()[0] for f in file.decode(audio=0)])
     assert frames == math.ceil(1.3 * 25) and len(sound) >= 1.3 * 44_100
     assert np.sqrt(np.mean(sound[4000:40_000] ** 2)) == pytest.approx(8000 / 32768 / math.sqrt(2), rel=0.1)
-    assert [v["id"] for v in small_host.http.get("/v1/videos").json()["data"]][0] == name
+    assert next(v["id"] for v in small_host.http.get("/v1/videos").json()["data"]) == name
     assert small_host.http.delete(f"/v1/videos/{name}").json()["deleted"]
     assert small_host.http.get(f"/v1/videos/{name}").status_code == 404
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import tempfile
+from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from everface.serve.stream.watch import Watch
 from everface.serve.uploads import check_upload, sentence
 
 DTYPES = {"s16le": "<i2", "f32le": "<f4"}
+PROTOCOL = "everface.v1"
 SEND_S = 2.0  # for the last messages of a connection
 CLOSE_S = 8.0  # for a session's threads to end
 
@@ -40,7 +42,7 @@ class Connection:
         self._closing: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        await self._socket.accept()
+        await self._socket.accept(PROTOCOL if PROTOCOL in self._socket.scope.get("subprotocols", []) else None)
         end = Refused(1000, "closed", "")
         try:
             with self._service.admit():
@@ -94,7 +96,7 @@ class Connection:
             await self._close_session()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _finish(self, done: set[asyncio.Future[Any]], sending: asyncio.Task[None]) -> None:
+    async def _finish(self, done: Collection[asyncio.Future[Any]], sending: asyncio.Task[None]) -> None:
         """Something has ended: raise why, having sent what is left."""
         if self._ended in done:
             end = self._ended.result()
@@ -154,7 +156,7 @@ class Connection:
             raise Refused(1008, "bad_input", str(error)) from None
 
     @contextlib.asynccontextmanager
-    async def _image(self, name: str) -> Any:
+    async def _image(self, name: str) -> AsyncIterator[Path]:
         """The file of a bundled image, or of the one that the next message is."""
         if name != "upload":
             if name not in IMAGES:
@@ -254,7 +256,7 @@ class Connection:
 
 
 @contextlib.contextmanager
-def _saved(data: bytes) -> Any:
+def _saved(data: bytes) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="everface-") as folder:
         path = Path(folder) / "image"
         path.write_bytes(data)

@@ -22,6 +22,10 @@ QUEUED, RUNNING, DONE, FAILED = "queued", "in_progress", "completed", "failed"
 TICK_S = 0.5
 
 
+class QueueFull(Unavailable):
+    """As many jobs wait as may."""
+
+
 class Aborted(Exception):
     """The job was deleted while it ran."""
 
@@ -69,17 +73,17 @@ class Jobs:
         self._thread.start()
 
     def new_folder(self) -> tuple[str, Path]:
-        """An id, and a folder for its uploads. Raises Unavailable when too many wait."""
+        """An id, and a folder for its uploads. Raises QueueFull when too many wait."""
         with self._lock:
             if self._count(QUEUED) >= self._limits.jobs:
-                raise Unavailable(f"{self._limits.jobs} videos wait already: try again later")
+                raise QueueFull(f"{self._limits.jobs} videos wait already: try again later")
         name = f"video_{secrets.token_hex(12)}"
         folder = self._root / name
         folder.mkdir()
         return name, folder
 
     def submit(self, job: VideoJob) -> None:
-        """Raises Unavailable when too many wait; its folder is gone then."""
+        """Raises QueueFull when too many wait; its folder is gone then."""
         with self._lock:
             full = self._stopped or self._count(QUEUED) >= self._limits.jobs
             if not full:
@@ -87,7 +91,7 @@ class Jobs:
                 self._waiting.put(job)
         if full:
             shutil.rmtree(job.folder, ignore_errors=True)
-            raise Unavailable(f"{self._limits.jobs} videos wait already: try again later")
+            raise QueueFull(f"{self._limits.jobs} videos wait already: try again later")
 
     def get(self, name: str) -> VideoJob | None:
         return self._jobs.get(name)

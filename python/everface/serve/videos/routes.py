@@ -10,13 +10,14 @@ from fastapi import APIRouter, Depends, File, Form, Request, UploadFile
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, Field
 
-from everface.core.errors import BadInput, EverfaceError, Unavailable
+from everface.core.errors import EverfaceError
 from everface.media.image import read_image
 from everface.serve.backend import IMAGES
 from everface.serve.errors import ErrorReport, HttpError
 from everface.serve.service import Service
+from everface.serve.settings import Limits
 from everface.serve.uploads import check_audio, check_upload, sentence
-from everface.serve.videos.jobs import DONE, FAILED, Jobs, VideoJob
+from everface.serve.videos.jobs import DONE, FAILED, Jobs, QueueFull, VideoJob
 
 NAME = Annotated[str, Field(pattern="^video_[0-9a-f]{24}$", description="as POST /v1/videos gives it")]
 PIECE = 1 << 20
@@ -79,23 +80,10 @@ def video_routes(service: Service, jobs: Jobs) -> APIRouter:
         try:
             name, folder = jobs.new_folder()
             job = VideoJob(name, folder, IMAGES["ada"] if image is None else folder / "image", prompt, seed)
-            try:
-                _save(audio, job.audio)
-                check_audio(job.audio, limits)
-                if image is not None:
-                    _save(image, job.image)
-                    check_upload(job.image, limits)
-                    read_image(job.image)
-            except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise
+            _take(job, audio, image, limits)
             jobs.submit(job)
-        except BadInput as error:
-            raise HttpError(400, "bad_input", sentence(error, job.image, job.audio)) from None
-        except Unavailable as error:
+        except QueueFull as error:
             raise HttpError(429, "queue_full", str(error), {"Retry-After": "10"}) from None
-        except EverfaceError as error:
-            raise HttpError(400, "bad_input", sentence(error, job.image, job.audio)) from None
         return _video(job)
 
     @router.get("", responses=_refusals())
@@ -124,6 +112,22 @@ def video_routes(service: Service, jobs: Jobs) -> APIRouter:
         return VideoDeleted(id=job.id)
 
     return router
+
+
+def _take(job: VideoJob, audio: UploadFile, image: UploadFile | None, limits: Limits) -> None:
+    """Save and check what was uploaded. Raises HttpError; the job's folder is gone then."""
+    try:
+        _save(audio, job.audio)
+        check_audio(job.audio, limits)
+        if image is not None:
+            _save(image, job.image)
+            check_upload(job.image, limits)
+            read_image(job.image)
+    except BaseException as error:
+        shutil.rmtree(job.folder, ignore_errors=True)
+        if isinstance(error, EverfaceError):
+            raise HttpError(400, "bad_input", sentence(error, job.image, job.audio)) from None
+        raise
 
 
 def _save(upload: UploadFile, path: Path) -> None:
