@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+from everface import __version__
 from everface.cli.flags import add_model_flags, count, deployment
 from everface.core import env
 from everface.core.config import StreamConfig
@@ -49,4 +50,4 @@ def serve(args: argparse.Namespace) -> None:
     stream = StreamConfig(size=args.size, sampler=args.sampler)
     device = dataclasses.replace(deployment(args), sessions=args.max_sessions + 1)  # and one for the render
     token = args.token or env.token()
-    serve(ServeSettings(args.host, args.port, token, args.weights, args.lora, stream, device, limits), args.open)
+    serve(ServeSettings(args.host, args.port, token, args.weights, args.lora, stream, device, limits, __version__), args.open)

@@ -11,7 +11,6 @@ from fastapi import FastAPI, Response, WebSocket
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
-from everface import __version__
 from everface.core.config import FPS
 from everface.serve.backend import IMAGES
 from everface.serve.errors import ErrorReport, add_handlers
@@ -56,7 +55,7 @@ def build_app(settings: ServeSettings, backend: LiveSource) -> FastAPI:
             await service.blocking(backend.close)
             service.close()
 
-    app = FastAPI(title="everface", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(title="everface", version=settings.version, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
     add_handlers(app)
     app.include_router(video_routes(service, jobs))

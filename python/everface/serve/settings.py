@@ -45,6 +45,7 @@ class ServeSettings:
     stream: StreamConfig = field(default_factory=StreamConfig)
     deployment: Deployment = field(default_factory=Deployment)
     limits: Limits = field(default_factory=Limits)
+    version: str = "unknown"  # of everface, for the description of the routes
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -17,7 +17,7 @@ from everface.core.log import log
 from everface.live.session import LiveSession
 from everface.serve.backend import IMAGES
 from everface.serve.service import Service
-from everface.serve.stream.encoders import Encoder, JpegEncoder, Mp4Encoder
+from everface.serve.stream.encoders import JpegEncoder, MediaEncoder, Mp4Encoder
 from everface.serve.stream.messages import Change, Close, EndSegment, Interrupt, Start, read_control
 from everface.serve.stream.outbox import Outbox
 from everface.serve.stream.pusher import Pusher
@@ -70,7 +70,7 @@ class Connection:
         self._live = live
         outbox = self._outbox = Outbox(self._limits.outbox_bytes, self._limits.stall_s)
         if start.format == "fmp4":
-            encoder: Encoder = Mp4Encoder(start.rate_hz, start.channels)
+            encoder: MediaEncoder = Mp4Encoder(start.rate_hz, start.channels)
         else:
             encoder = JpegEncoder(start.channels, DTYPES[start.encoding])
         self._encoder = encoder

@@ -24,7 +24,7 @@ MP4_OPTIONS = {"movflags": "empty_moov+delay_moov+default_base_moof", "frag_dura
 H264_OPTIONS = {"preset": "superfast", "tune": "zerolatency", "crf": "20", "bf": "0"}
 
 
-class Encoder(Protocol):
+class MediaEncoder(Protocol):
     """`media_s`: length of what was encoded so far. `open` comes first and returns the MIME type."""
 
     @property

@@ -12,7 +12,7 @@ from everface.core.log import log
 from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, Underrun, VideoFrame
 from everface.live.session import LiveSession
 from everface.runtime.events import Recovering
-from everface.serve.stream.encoders import Encoder, JpegEncoder
+from everface.serve.stream.encoders import JpegEncoder, MediaEncoder
 from everface.serve.stream.messages import HEADER
 from everface.serve.stream.outbox import Message, Outbox, SlowReader
 
@@ -24,7 +24,7 @@ Ended = Callable[[int, str], None]  # WebSocket close code, reason
 class Reader:
     """`ended` is called once, from the thread, when the session is over. `shown`: called with the pts of each frame that is sent."""
 
-    def __init__(self, live: LiveSession, encoder: Encoder, outbox: Outbox, ended: Ended, shown: Callable[[int], None]) -> None:
+    def __init__(self, live: LiveSession, encoder: MediaEncoder, outbox: Outbox, ended: Ended, shown: Callable[[int], None]) -> None:
         self._live, self._encoder, self._outbox, self._ended, self._shown = live, encoder, outbox, ended, shown
         self._since = 0  # frames before this position were interrupted
         self._described = self._speaking = False

@@ -24,7 +24,7 @@ PIECE = 1 << 20
 GONE = "there is no video of this id: it was deleted, or is too old"
 
 
-class Video(BaseModel):
+class VideoStatus(BaseModel):
     """A render. Times are seconds since 1970."""
 
     id: str
@@ -40,7 +40,7 @@ class Video(BaseModel):
 
 class VideoList(BaseModel):
     object: Literal["list"] = "list"
-    data: list[Video]
+    data: list[VideoStatus]
 
 
 class VideoDeleted(BaseModel):
@@ -49,8 +49,8 @@ class VideoDeleted(BaseModel):
     deleted: Literal[True] = True
 
 
-def _refusals(*codes: int) -> dict[int | str, dict[str, Any]]:
-    return {code: {"model": ErrorReport} for code in (400, 401, 403, 422, *codes)}
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {code: {"model": ErrorReport} for code in (400, 401, 403, 422, *statuses)}
 
 
 def find(video_id: NAME, request: Request) -> VideoJob:
@@ -73,7 +73,7 @@ def video_routes(service: Service, jobs: Jobs) -> APIRouter:
         image: Annotated[UploadFile | None, File(description="a portrait: JPEG, PNG, WebP and others; without one, the bundled ada")] = None,
         prompt: Annotated[str, Form(max_length=2000)] = "",
         seed: Annotated[int | None, Form(ge=0, lt=2**63)] = None,
-    ) -> Video:
+    ) -> VideoStatus:
         """Render a video of the image speaking the audio."""
         if not service.ready:
             raise HttpError(503, "not_ready", "the server is loading or ending: try again later")
@@ -92,7 +92,7 @@ def video_routes(service: Service, jobs: Jobs) -> APIRouter:
         return VideoList(data=[_video(job) for job in jobs.all()])
 
     @router.get("/{video_id}", responses=_refusals(404))
-    def get(job: Found) -> Video:
+    def get(job: Found) -> VideoStatus:
         """How far it is."""
         return _video(job)
 
@@ -135,9 +135,9 @@ def _save(upload: UploadFile, path: Path) -> None:
         shutil.copyfileobj(upload.file, file, PIECE)
 
 
-def _video(job: VideoJob) -> Video:
+def _video(job: VideoJob) -> VideoStatus:
     ended = None if job.ended_s is None else int(job.ended_s)
-    return Video(
+    return VideoStatus(
         id=job.id, status=job.status, progress=job.progress, created_at=int(job.created_s), completed_at=ended, seed=job.seed,  # pyright: ignore[reportArgumentType]  jobs.py has these four only
         prompt=job.prompt, error=job.error,
     )  # fmt: skip
