@@ -88,7 +88,8 @@ def serve(settings: ServeSettings, show: bool = False) -> None:
     address = page_address(settings, listening)
     print_output(f"everface listens at {address}{'?token=TOKEN' if settings.token else ''} (Ctrl-C ends it)")
     if show:
-        webbrowser.open(f"{address}?token={settings.token}" if settings.token else address)
+        page = f"{address}?token={settings.token}" if settings.token else address
+        threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()  # a browser in a terminal would not return
     run(server, listening)
     if backend.failure:
         raise backend.failure
