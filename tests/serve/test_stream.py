@@ -35,20 +35,23 @@ def test_the_mp4_has_no_hole_and_no_frame_without_a_length(rate_hz: int, channel
         if n % 10 != 9:  # a held frame has no audio
             samples = np.zeros((rate_hz // 25, channels), np.int16)
             pieces.append(encoder.encode(AudioFrame(samples, rate_hz, 640 * n, 0.0)))
-    early = sum(len(p) for p in pieces[:40])
+            received = encoder._audio._received
+            assert encoder.encode(AudioFrame(samples, rate_hz, 640 * n, 0.0)) == []  # its video frame was dropped
+            assert encoder._audio._received == received
+    early = sum(len(piece) for part in pieces[:40] for piece in part)
     assert early > 1000 and encoder.media_s == pytest.approx(2.4)  # it comes as it is made
     encoder.close()
     data = b"".join(piece for part in pieces for piece in part)
     ends: dict[int, int] = defaultdict(int)
-    for name, moof in boxes(data):
-        for traf in (content for kind, content in boxes(moof) if name == b"moof" and kind == b"traf"):
+    for moof in (content for name, content in boxes(data) if name == b"moof"):
+        for traf in (content for name, content in boxes(moof) if name == b"traf"):
             parts = dict(boxes(traf))
             number, duration = struct.unpack_from(">I", parts[b"tfhd"], 4)[0], struct.unpack_from(">I", parts[b"tfhd"], 8)[0]
             start = struct.unpack_from(">Q", parts[b"tfdt"], 4)[0]
             assert duration > 0 and start == ends[number]
             ends[number] = start + duration * struct.unpack_from(">I", parts[b"trun"], 4)[0]
     assert ends[1] >= 55 * 512 and len(ends) == 2
-    with av.open(io.BytesIO(data)) as file:
+    with av.open(io.BytesIO(data), "r") as file:
         assert sum(1 for _ in file.decode(video=0)) >= 55
 
 
@@ -58,7 +61,7 @@ def test_the_example_of_the_documentation_runs(host: Host, tmp_path: Path) -> No
     (tmp_path / "speech.wav").write_bytes(wav(1.0))
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100, env=os.environ)
     assert done.returncode == 0, done.stderr
-    assert "'segment_end', 'segment': 1, 'pushed_s': 1.0, 'shown_s': 1.0, 'interrupted': False" in done.stdout
+    assert '"segment_end", "segment": 1, "pushed_s": 1.0, "shown_s": 1.0, "interrupted": false' in done.stdout
     with av.open(str(tmp_path / "talk.mp4")) as file:
         assert sum(1 for _ in file.decode(video=0)) >= 25
 

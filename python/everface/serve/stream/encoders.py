@@ -89,7 +89,8 @@ class Mp4Encoder:
 
     def encode(self, frame: VideoFrame | AudioFrame) -> list[bytes]:
         if isinstance(frame, AudioFrame):
-            self._add_audio(_channels(_as(frame.samples_SC, np.dtype(np.float32)), self._channels))
+            if not self._has_audio:  # else its video frame was dropped: a slow reader
+                self._add_audio(_channels(_as(frame.samples_SC, np.dtype(np.float32)), self._channels))
         else:
             if not self._has_audio:
                 self._add_audio(self._silence)
