@@ -61,3 +61,9 @@ def test_a_home_that_nobody_has_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("EVERFACE_CACHE", "~nobody-has-this-name/cache")
     with pytest.raises(Unavailable, match="set EVERFACE_CACHE to a folder"):
         env.cache_dir()
+
+
+def test_the_token_is_none_where_it_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value, token in (("", None), ("  ", None), (" abc ", "abc")):
+        monkeypatch.setenv("EVERFACE_TOKEN", value)
+        assert env.token() == token

@@ -10,6 +10,7 @@ from typing import NoReturn
 from everface import __version__
 from everface.cli import commands
 from everface.cli.flags import MISSING, add_deployment_flags, add_model_flags, count, deployment, path_or_standard, pcm, size
+from everface.cli.serve import add_serve
 from everface.core.config import COMPATS, SAMPLERS, StreamConfig
 from everface.train.command_line import add_train
 
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="everface", description=description, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"everface {__version__}")
     add = _adder(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
-    for add_arguments in (_add_demo, _add_render, _add_bench, _add_parity, _add_simulate, _add_pull, _add_convert, _add_doctor):
+    for add_arguments in (_add_demo, _add_render, add_serve, _add_bench, _add_parity, _add_simulate, _add_pull, _add_convert, _add_doctor):
         add_arguments(add)
     train = add("train", None, "train the bundled model, or evaluate a model", "train evaluate")
     what = _adder(train.add_subparsers(title="what", metavar="WHAT", required=True), "train ")

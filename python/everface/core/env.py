@@ -52,3 +52,8 @@ def avoid_amx() -> None:
     Takes effect before the process's first convolution or GEMM only. A value of the user's own for ONEDNN_MAX_CPU_ISA stays.
     """
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
+
+
+def token() -> str | None:
+    """What clients of `everface serve` must send. EVERFACE_TOKEN; None if it is empty."""
+    return os.environ.get("EVERFACE_TOKEN", "").strip() or None

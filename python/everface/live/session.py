@@ -31,6 +31,7 @@ from everface.live.playback import Playback, Segment
 from everface.runtime.events import SegmentEnd
 from everface.runtime.exit_hook import close_at_exit
 from everface.runtime.session import CLOSED, Session
+from everface.runtime.timeline import Timeline
 
 STALL_S = 0.5  # without a push an open segment counts as paused: idle motion goes on
 MARGIN_S = 0.10  # of video that should be ready beyond what the pipeline takes for a block
@@ -199,6 +200,11 @@ class LiveSession:
     def position(self) -> int:
         """Samples of the model's rate that the session has accepted, idle silence included: where audio pushed now would stand."""
         return self._feed.end
+
+    @property
+    def timeline(self) -> Timeline:
+        """Wall times of the last blocks. Read it only, and copy `blocks` before iterating."""
+        return self._session.timeline
 
     def stats(self) -> LiveStats:
         with self._lock:

@@ -1,0 +1,1 @@
+"""`WS /v1/avatar/stream`: one connection, one live session."""

@@ -1,0 +1,92 @@
+"""A client's audio on its way into its live session: it may come faster than it is spoken, in bounds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from everface.core.errors import BadInput
+from everface.live.session import LiveSession
+
+PIECE_S = 0.25  # pushed at once: the event loop serves other sessions in between
+WAIT_S = 0.02  # for room in the session
+
+
+class Pusher:
+    """Used from the event loop only. `complain` gets a sentence about audio that cannot be used."""
+
+    def __init__(
+        self, live: LiveSession, rate_hz: int, channels: int, dtype: str, ahead_s: float, complain: Callable[[str], None]
+    ) -> None:
+        self._live, self._rate_hz, self._channels, self._dtype, self._complain = live, rate_hz, channels, np.dtype(dtype), complain
+        self._most, self._ahead_s = int(ahead_s * rate_hz), ahead_s
+        self._waiting: deque[np.ndarray | None] = deque()  # None: the end of a segment
+        self._samples = 0
+        self._turn = 0
+        self._filled = asyncio.Event()
+
+    def add(self, data: bytes) -> None:
+        """Interleaved samples. Raises BadInput, and takes nothing, for part of a sample and for more than may wait."""
+        width = self._channels * self._dtype.itemsize
+        if len(data) % width:
+            raise BadInput(f"{len(data)} bytes are no whole number of samples of {width} bytes: send whole samples")
+        samples_SC = np.frombuffer(data, self._dtype).reshape(-1, self._channels)
+        if self._samples + len(samples_SC) > self._most:
+            raise BadInput(f"more than {self._ahead_s:g} s of audio would wait, so this message was dropped: send it later")
+        self._samples += len(samples_SC)
+        piece = max(1, int(PIECE_S * self._rate_hz))
+        self._put(*(samples_SC[at : at + piece] for at in range(0, len(samples_SC), piece)))
+
+    def end_segment(self) -> None:
+        if len(self._waiting) > 4 * self._ahead_s / PIECE_S:
+            raise BadInput("too many segments wait to be spoken: send fewer at a time")
+        self._put(None)
+
+    def clear(self) -> None:
+        """An interruption: what waits goes."""
+        self._turn += 1
+        self._waiting.clear()
+        self._samples = 0
+
+    @property
+    def waiting_s(self) -> float:
+        return self._samples / self._rate_hz
+
+    async def drained(self) -> None:
+        """Until all of it is pushed."""
+        while self._waiting or self._samples:
+            await asyncio.sleep(WAIT_S)
+
+    async def run(self) -> None:
+        """Push what comes, until cancelled. Raises what ended the session."""
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            while self._waiting:
+                samples_SC = self._waiting.popleft()
+                if samples_SC is None:
+                    self._live.end_segment()
+                else:
+                    await self._push(samples_SC)
+                await asyncio.sleep(0)
+
+    async def _push(self, samples_SC: np.ndarray) -> None:
+        turn = self._turn
+        while len(samples_SC) and turn == self._turn:
+            try:
+                taken = self._live.push_audio(samples_SC, self._rate_hz)
+            except BadInput as error:
+                self._samples -= len(samples_SC)
+                self._complain(str(error))
+                return
+            self._samples -= taken
+            samples_SC = samples_SC[taken:]
+            if len(samples_SC):
+                await asyncio.sleep(WAIT_S)
+
+    def _put(self, *pieces: np.ndarray | None) -> None:
+        self._waiting.extend(pieces)
+        self._filled.set()

@@ -1,0 +1,1 @@
+"""`/v1/videos`: videos that are rendered one after the other."""

@@ -1,0 +1,131 @@
+"""The WebSocket as a face of the session contract: a client with the methods of a LiveSession."""
+
+from __future__ import annotations
+
+import io
+import json
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tests.serve.hosting import Host, hosted
+from websockets.exceptions import ConnectionClosed
+
+from everface.core.errors import Unavailable
+from everface.live.audio_input import as_array
+from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, Underrun, VideoFrame
+from everface.serve.stream.messages import HEADER, HELD, IDLE, JPEG
+
+MODEL_HZ = 16_000
+
+
+class WebSocketSession:
+    """Starts with the first audio, in its format, or with the first read."""
+
+    def __init__(self, host: Host, idle: bool = True, paced: bool = True, **_: Any) -> None:
+        self._socket = host.socket()
+        self._options = {"type": "start", "format": "jpeg", "idle": idle, "paced": paced}
+        self._started = self._closed = False
+        self._form = ("s16le", 1, MODEL_HZ)
+        self._events: queue.Queue[LiveEvent | None] = queue.Queue()
+        self._stats: queue.Queue[dict[str, Any]] = queue.Queue(1)
+        self._interrupted: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._session = SimpleNamespace(accepted=0)
+
+    def push_audio(self, samples: Any, rate_hz: int = MODEL_HZ, *, channels: int = 1, timeout_s: float = 0.0) -> int:
+        if self._closed:
+            raise Unavailable("the session is closed")
+        samples_SC = as_array(samples, channels)
+        self._start("f32le" if samples_SC.dtype == np.float32 else "s16le", samples_SC.shape[1], rate_hz)
+        self._socket.send(np.ascontiguousarray(samples_SC).tobytes())
+        return len(samples_SC)
+
+    def end_segment(self) -> None:
+        self._socket.send(json.dumps({"type": "end_segment"}))
+
+    def interrupt(self) -> int:
+        self._socket.send(json.dumps({"type": "interrupt"}))
+        event = self._interrupted.get(timeout=20)
+        self._session.accepted = event["position"]
+        kept = [e for e in iter(lambda: self._events.get() if self._events.qsize() else None, None) if isinstance(e, LiveSegmentEnd)]
+        for event in kept:
+            self._events.put(event)
+        return 0
+
+    def read(self, timeout_s: float) -> LiveEvent | None:
+        self._start()
+        try:
+            return self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+
+    def stats(self) -> Any:
+        while self._stats.qsize():
+            self._stats.get()
+        return SimpleNamespace(**self._stats.get(timeout=10))
+
+    def close(self) -> None:
+        self._closed = True
+        self._socket.close()
+        self._events.put(None)
+
+    async def __aiter__(self) -> Any:
+        while not self._closed:
+            if (event := self.read(0.05)) is not None:
+                yield event
+
+    def _start(self, encoding: str = "s16le", channels: int = 1, rate_hz: int = MODEL_HZ) -> None:
+        if not self._started:
+            self._started, self._form = True, (encoding, channels, rate_hz)
+            form = {"encoding": encoding, "channels": channels, "rate_hz": rate_hz}
+            self._socket.send(json.dumps(self._options | form))
+            threading.Thread(target=self._receive, daemon=True).start()
+
+    def _receive(self) -> None:
+        try:
+            for message in self._socket:
+                if isinstance(message, bytes):
+                    self._events.put(self._media(message))
+                else:
+                    self._event(json.loads(message))
+        except ConnectionClosed:
+            pass
+
+    def _media(self, message: bytes) -> LiveEvent:
+        kind, flags, channels, rate_hz, pts = HEADER.unpack_from(message)
+        body = message[HEADER.size :]
+        if kind == JPEG:
+            image_HW3 = np.asarray(Image.open(io.BytesIO(body)))
+            return VideoFrame(image_HW3, pts, pts / MODEL_HZ, bool(flags & IDLE), bool(flags & HELD))
+        dtype = "<i2" if self._form[0] == "s16le" else "<f4"
+        return AudioFrame(np.frombuffer(body, dtype).reshape(-1, channels), rate_hz, pts, pts / MODEL_HZ)
+
+    def _event(self, event: dict[str, Any]) -> None:
+        kind = event.pop("type")
+        if kind == "segment_end":
+            self._events.put(LiveSegmentEnd(**event))
+        elif kind == "underrun":
+            self._events.put(Underrun(**event))
+        elif kind == "interrupted":
+            self._interrupted.put(event)
+        elif kind == "stats":
+            if self._stats.full():
+                self._stats.get()
+            self._stats.put(event)
+
+
+@contextmanager
+def websocket_live(**options: Any) -> Iterator[WebSocketSession]:
+    with hosted() as host:
+        session = WebSocketSession(host, **options)
+        try:
+            yield session
+        finally:
+            session.close()
+            time.sleep(0)

@@ -1,0 +1,31 @@
+"""The session contract over the WebSocket. Cases that are about Python's types or the caller's own queue are not the network's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.live import test_contract as contract
+from tests.live.faces import read_async, read_sync
+from tests.live.test_contract import (  # noqa: F401 pytest collects them here too
+    test_an_underrun_is_held_counted_and_told,
+    test_bytes_are_int16,
+    test_close_wakes_a_reader_and_ends_the_session,
+    test_each_video_frame_is_followed_by_its_audio_and_none_is_missing,
+    test_frames_come_at_the_pace_of_the_clock,
+    test_nothing_old_comes_after_an_interruption,
+    test_the_callers_own_audio_comes_back_with_the_video,
+    test_the_face_is_alive_before_the_first_audio_and_between_segments,
+    test_without_a_pace_nothing_is_lost,
+)
+from tests.serve.faces import websocket_live
+
+
+@pytest.fixture(params=[read_sync, read_async])
+def read(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def over_the_websocket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contract, "live", websocket_live)
