@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from everface import __version__
 from everface.cli.flags import deployment
@@ -103,3 +103,12 @@ def doctor(args: argparse.Namespace) -> int:
 
     names = ("devices", "memory_gib", "step_ms", "decode_ms", "sampler", "dtype", "sessions", "size")
     return plan(Question(**{name: getattr(args, name) for name in names if getattr(args, name) is not None}))
+
+
+def engine(args: argparse.Namespace) -> None:
+    from everface.engine.run import EngineJob, run_engine
+
+    if args.size:
+        raise BadInput("an engine has no size of its own: each session asks for its size")
+    where = replace(deployment(args), sessions=args.sessions)
+    run_engine(EngineJob(args.socket, args.fd, args.weights, args.lora, args.sampler, where, args.drain))

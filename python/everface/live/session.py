@@ -24,6 +24,7 @@ from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, Underrun
 from everface.live.playback import Playback, Segment
 from everface.runtime.events import SegmentEnd
 from everface.runtime.exit_hook import close_at_exit
+from everface.runtime.model import BlockFormat
 from everface.runtime.session import CLOSED, Session
 
 STALL_S = 0.5  # without a push an open segment counts as paused: idle motion goes on
@@ -175,6 +176,16 @@ class LiveSession:
             event = await asyncio.to_thread(self.read, 0.2)
             if event is not None:
                 yield event
+
+    @property
+    def format(self) -> BlockFormat:
+        """Sample rate and frames of the model's blocks."""
+        return self._format
+
+    @property
+    def finished(self) -> bool:
+        """Closed, and nothing is left to read."""
+        return self._closed and not self._out
 
     @property
     def position(self) -> int:
