@@ -22,6 +22,9 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#ifdef __GNUC__
+#pragma GCC visibility push(default)
+#endif
 
 typedef struct ef_engine ef_engine;
 typedef struct ef_session ef_session;
@@ -186,6 +189,9 @@ ef_status ef_session_close(ef_session* session, uint32_t drain_ms);
 /* Close it, if it is not closed, and free it. NULL is allowed. */
 void ef_session_free(ef_session* session);
 
+#ifdef __GNUC__
+#pragma GCC visibility pop
+#endif
 #ifdef __cplusplus
 }
 #endif
