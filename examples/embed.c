@@ -1,7 +1,6 @@
 /* A clip with a face: embed IMAGE SPEECH.wav OUT.y4m OUT.wav [SOCKET]. The audio is mono WAV of 16 bits. Without SOCKET it starts an engine. */
 #include <everface.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 static int failed(const char* what) {
@@ -11,11 +10,10 @@ static int failed(const char* what) {
 
 int main(int argc, char** argv) {
   FILE* in = argc >= 5 ? fopen(argv[2], "rb") : NULL;
-  unsigned char header[44];
+  char header[44];
   if (!in || fread(header, 1, 44, in) != 44) return fprintf(stderr, "usage: embed IMAGE SPEECH.wav OUT.y4m OUT.wav [SOCKET]\n"), 2;
   uint32_t rate, done = 0;
   memcpy(&rate, header + 24, 4);
-
   ef_engine_config engine_config;
   ef_engine_config_defaults(&engine_config);
   if (argc > 5) engine_config.socket_path = argv[5];
@@ -29,7 +27,6 @@ int main(int argc, char** argv) {
   config.format = EF_I420;
   ef_session* session;
   if (ef_session_open(engine, &config, &session)) return failed("the session");
-
   FILE *video = fopen(argv[3], "wb"), *audio = fopen(argv[4], "wb");
   if (!video || !audio) return fprintf(stderr, "the output cannot be written\n"), 2;
   fwrite(header, 1, 44, audio);
@@ -38,11 +35,10 @@ int main(int argc, char** argv) {
   for (int open = 1, over = 0, first = 1; !over;) {
     if (open && taken == count) {
       count = fread(samples, 2, 4096, in), taken = 0;
-      if (!count) open = 0, ef_session_end_segment(session);
+      if (!(open = count > 0)) ef_session_end_segment(session);
     }
     size_t more = 0;
-    if (open) ef_session_push_audio(session, samples + taken, count - taken, EF_INT16, rate, 1, 0, &more);
-    taken += more;
+    if (open) ef_session_push_audio(session, samples + taken, count - taken, EF_INT16, rate, 1, 0, &more), taken += more;
     const ef_event* e;
     for (uint32_t wait_ms = open && more ? 0 : 1000; !over && ef_session_poll(session, wait_ms, &e) == EF_OK; wait_ms = 0) {
       if (e->type == EF_EVENT_VIDEO) {

@@ -19,12 +19,12 @@ using Clock = std::chrono::steady_clock;
 class Engine {
  public:
   explicit Engine(const ef_engine_config& config);
-  ~Engine();
+  virtual ~Engine();
 
   // Starts what has to be started.
   Error start();
   // A new connection, without waiting for the engine to answer. Starts an engine of our own again if it ended. -1 and an error, or its socket.
-  int connect(Error& error);
+  virtual int connect(Error& error);
   uint32_t timeout_ms() const { return timeout_ms_; }
 
   void add_waiting(const std::shared_ptr<Session>& session);

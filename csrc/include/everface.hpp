@@ -95,7 +95,8 @@ class Session {
 class Engine {
  public:
   explicit Engine(const ef_engine_config& config = EngineConfig()) {
-    if (ef_abi_version() >> 16 != EF_ABI_MAJOR || (ef_abi_version() & 0xffff) < EF_ABI_MINOR)
+    const uint32_t abi = ef_abi_version();
+    if (abi >> 16 != EF_ABI_MAJOR || abi < (EF_ABI_MAJOR << 16 | EF_ABI_MINOR))
       throw std::runtime_error("libeverface is older than everface.hpp, or of another major version: link the one that came with it");
     ef_engine* handle = nullptr;
     check(ef_engine_open(&config, &handle));
