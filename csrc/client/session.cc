@@ -26,6 +26,9 @@ constexpr float kPeak = 8.0f;
 constexpr auto kRetry = std::chrono::milliseconds(100);
 constexpr auto kAfterDrain = std::chrono::milliseconds(1000);
 
+// A count that an engine sent. More than any session reaches would overflow sums.
+bool sane(int64_t count) { return count >= 0 && count < int64_t{1} << 53; }
+
 Clock::time_point after(uint32_t ms) { return Clock::now() + std::chrono::milliseconds(ms); }
 
 void set_event(int descriptor) {
@@ -219,7 +222,7 @@ void Session::handle_frame(Reader& r) {
   const int64_t turn = r.integer(), slot = r.integer(), pts = r.integer();
   const double time_s = r.real();
   const bool idle = r.boolean(), held = r.boolean();
-  if (!r.ok() || state_ != State::open || slot < 0 || slot >= frames_->slots || borrowed_[static_cast<size_t>(slot)])
+  if (!r.ok() || !sane(pts) || !sane(turn) || state_ != State::open || slot < 0 || slot >= frames_->slots || borrowed_[static_cast<size_t>(slot)])
     return fail({EF_VERSION, "the engine sent a frame that makes no sense: use a library and an engine of one version"});
   borrowed_[static_cast<size_t>(slot)] = true;
   if (static_cast<uint64_t>(turn) + turn_base_ != turn_) return release_slot(static_cast<uint32_t>(slot), frames_.get());
@@ -245,7 +248,7 @@ void Session::handle_audio(Reader& r) {
   const int64_t rate = r.integer(), channels = r.integer(), format = r.integer();
   const std::string_view data = r.bytes();
   const size_t sample_bytes = format == EF_INT16 ? 2 : 4;
-  if (!r.ok() || rate <= 0 || rate > 192000 || channels < 1 || channels > 2 || (format != EF_INT16 && format != EF_FLOAT32) ||
+  if (!r.ok() || !sane(pts) || !sane(turn) || rate <= 0 || rate > 192000 || channels < 1 || channels > 2 || (format != EF_INT16 && format != EF_FLOAT32) ||
       data.size() % (sample_bytes * static_cast<size_t>(channels)))
     return fail({EF_VERSION, "the engine sent audio that makes no sense: use a library and an engine of one version"});
   if (static_cast<uint64_t>(turn) + turn_base_ != turn_) return;
@@ -295,7 +298,8 @@ void Session::handle_stats(Reader& r) {
   stats_.queued_s = r.real();
   stats_.block_ms = r.real();
   stats_.first_frame_s = r.real();
-  stats_.position = r.integer() + pts_base_;
+  const int64_t position = r.integer();
+  stats_.position = sane(position) ? position + pts_base_ : -1;
   changed_.notify_all();
 }
 
