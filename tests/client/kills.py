@@ -80,14 +80,17 @@ def kill_once(prefix: Path, seed: int) -> None:
             while session.push_audio(TONE, timeout_s=1.0) == 0:
                 pass
             session.end_segment()
-            while not isinstance(events[at][-1], LiveSegmentEnd) or events[at][-1].interrupted:
+            while True:
                 events[at] += read_for(session, LONGEST_S, LiveSegmentEnd)
+                last = events[at][-1]
+                assert isinstance(last, LiveSegmentEnd)
+                if not last.interrupted:
+                    break
             check_order(events[at])
-            last = events[at][-1]
-            assert isinstance(last, LiveSegmentEnd) and last.pushed_s == last.shown_s == 1.0
-        for session in sessions:
-            session.close()
-        del session, sessions
+            assert last.pushed_s == last.shown_s == 1.0
+        while sessions:
+            sessions.pop().close()
+        session = None  # the last one's handle is freed
     assert descriptors() == before
 
 

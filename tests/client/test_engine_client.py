@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -73,7 +75,7 @@ def test_an_engine_of_ones_own_ends_with_its_last_session(prefix: Path) -> None:
 
 @pytest.mark.parametrize("command", ["/no/such/engine", "false"])
 def test_an_engine_that_does_not_start_is_said(prefix: Path, command: str) -> None:
-    with pytest.raises(Unavailable, match="cannot be started|while"), EngineClient(command=command, prefix=prefix) as engine:
+    with pytest.raises(Unavailable, match=r"cannot be started|while"), EngineClient(command=command, prefix=prefix) as engine:
         engine.open_live("toy")
 
 
@@ -179,9 +181,6 @@ def test_a_client_that_dies_takes_its_own_engine_along(prefix: Path) -> None:
         "e = EngineClient(command=sys.argv[2], prefix=Path(sys.argv[1])); s = e.open_live('toy')\n"
         "print(__import__('psutil').Process().children()[0].pid, flush=True); time.sleep(60)\n"
     )
-    import subprocess
-    import sys
-
     process = subprocess.Popen([sys.executable, "-c", code, str(prefix), COMMAND], stdout=subprocess.PIPE, env=os.environ)
     assert process.stdout
     child = psutil.Process(int(process.stdout.readline()))

@@ -113,17 +113,17 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
 def expected(small_model: Path, face: Path, speech: tuple[Path, np.ndarray]) -> tuple[bytes, bytes]:
     """The clip's video and audio, from a session in this process."""
     video, audio = b"", b""
-    with Avatar(small_model, deployment=Deployment(threads=1)) as avatar:
-        with avatar.open_live(face, StreamConfig(seed=7), idle=False, paced=False) as session:
-            assert session.push_audio(speech[1], 24_000) == len(speech[1])
-            session.end_segment()
-            for event in session:
-                if isinstance(event, VideoFrame):
-                    video += b"FRAME\n" + i420(event.image_HW3)
-                elif isinstance(event, AudioFrame):
-                    audio += event.samples_SC.tobytes()
-                elif isinstance(event, LiveSegmentEnd):
-                    break
+    options = {"idle": False, "paced": False}
+    with Avatar(small_model, deployment=Deployment(threads=1)) as avatar, avatar.open_live(face, StreamConfig(seed=7), **options) as session:
+        assert session.push_audio(speech[1], 24_000) == len(speech[1])
+        session.end_segment()
+        for event in session:
+            if isinstance(event, VideoFrame):
+                video += b"FRAME\n" + i420(event.image_HW3)
+            elif isinstance(event, AudioFrame):
+                audio += event.samples_SC.tobytes()
+            elif isinstance(event, LiveSegmentEnd):
+                break
     return video, audio
 
 

@@ -142,7 +142,7 @@ def test_bad_audio_is_refused_in_a_sentence_and_nothing_is_lost(live: Any, read:
         session.push_audio(tone(16_000, 0.5))
         for bad, rate in (
             (np.full(100, 3e4, np.float32), 16_000), (np.array([np.nan], np.float32), 16_000), (np.zeros((10, 3), np.int16), 16_000),
-            (np.zeros(10, np.float64), 16_000), (b"odd", 16_000), ([1, 2], 16_000), (None, 16_000), (tone(8_000), 8_000),
+            (np.zeros(10, np.float64), 16_000), (b"odd", 16_000), ([1, 2], 16_000), (None, 16_000), (tone(8_000), 8_000), (np.zeros((9, 2), np.int16), 16_000), (np.zeros(9, np.float32), 16_000),
         ):  # fmt: skip
             with pytest.raises(BadInput):
                 session.push_audio(bad, rate)  # type: ignore[arg-type]  what a caller may try

@@ -111,4 +111,17 @@ def engine(args: argparse.Namespace) -> None:
     if args.size:
         raise BadInput("an engine has no size of its own: each session asks for its size")
     where = replace(deployment(args), sessions=args.sessions)
-    run_engine(EngineJob(args.socket, args.fd, args.weights, args.lora, args.sampler, where, args.drain))
+    run_engine(EngineJob(args.socket, args.fd, args.weights, args.lora, args.sampler, where, args.drain, __version__))
+
+
+def config(args: argparse.Namespace) -> None:
+    from everface.client.library import library_path, sdk
+
+    library = library_path().parent
+    flags = {
+        "cflags": f"-I{sdk() / 'include'}",
+        "libs": f"-L{library} -leverface -Wl,-rpath,{library}",
+        "cmake_dir": str(library / "cmake" / "everface"),
+    }
+    asked = [name for name in flags if getattr(args, name)]
+    print_output(" ".join(flags[name] for name in asked) if asked else "\n".join(f"{name:<10} {value}" for name, value in flags.items()))

@@ -38,7 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="everface", description=description, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"everface {__version__}")
     add = _adder(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
-    for add_arguments in (_add_demo, _add_render, _add_bench, _add_parity, _add_simulate, _add_pull, _add_convert, _add_doctor, _add_engine):
+    for add_arguments in (_add_demo, _add_render, _add_bench, _add_parity, _add_simulate, _add_pull, _add_convert, _add_doctor, _add_engine, _add_config):
         add_arguments(add)
     train = add("train", None, "train the bundled model, or evaluate a model", "train evaluate")
     what = _adder(train.add_subparsers(title="what", metavar="WHAT", required=True), "train ")
@@ -153,3 +153,11 @@ def _add_engine(add: Add) -> None:
     p.add_argument("--sessions", type=count, default=Deployment.sessions, metavar="N", help="most sessions at once (%(default)s)")
     p.add_argument("--drain", type=count, default=20, metavar="S", help="longest time for open sessions after SIGTERM (%(default)s)")
     add_model_flags(p)
+
+
+def _add_config(add: Add) -> None:
+    does = "print what a compiler needs to build with libeverface"
+    p = add("config", commands.config, does, "config --cflags --libs", "Without an option, it prints them all.")
+    p.add_argument("--cflags", action="store_true", help="flags for the compiler")
+    p.add_argument("--libs", action="store_true", help="flags for the linker")
+    p.add_argument("--cmake-dir", action="store_true", help="what to set everface_DIR to")

@@ -8,7 +8,6 @@ import socket
 import struct
 from collections.abc import Callable
 
-from everface import __version__
 from everface.core.errors import BadInput, EverfaceError, Unavailable
 from everface.core.log import log
 from everface.engine import protocol
@@ -38,8 +37,8 @@ def check_peer(connected: socket.socket) -> None:
 class Connection:
     """`run` serves the client until it goes, or until `cut`."""
 
-    def __init__(self, connected: socket.socket, opener: Opener) -> None:
-        self._socket, self._opener = connected, opener
+    def __init__(self, connected: socket.socket, opener: Opener, version: str = "") -> None:
+        self._socket, self._opener, self._version = connected, opener, version
         self._stream = SocketStream(connected, SEND_S)
         self.session: HostedSession | None = None
         self.refusal: Unavailable | None = None  # of new sessions
@@ -71,9 +70,9 @@ class Connection:
         hello = self._receive()
         if not isinstance(hello, protocol.ClientHello) or hello.magic != protocol.MAGIC:
             raise BadInput("the first message is no greeting of everface's: connect with libeverface")
-        self._stream.send(protocol.encode(protocol.EngineHello(protocol.MAJOR, protocol.MINOR, __version__, os.getpid())))
+        self._stream.send(protocol.encode(protocol.EngineHello(protocol.MAJOR, protocol.MINOR, self._version, os.getpid())))
         if hello.major != protocol.MAJOR:
-            sentence = f"the library speaks protocol {hello.major} and this engine {protocol.MAJOR}: use the library of everface {__version__}"
+            sentence = f"the library speaks protocol {hello.major} and this engine {protocol.MAJOR}: use the library of everface {self._version}"
             self._refuse(protocol.VERSION, sentence)
             return
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, NO_WAIT)

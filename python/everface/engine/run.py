@@ -29,6 +29,7 @@ class EngineJob:
     sampler: str = StreamConfig.sampler
     deployment: Deployment = field(default_factory=Deployment)
     drain_s: float = 20.0
+    version: str = ""  # of everface
 
 
 def run_engine(job: EngineJob) -> None:
@@ -40,7 +41,7 @@ def run_engine(job: EngineJob) -> None:
     try:
         with Avatar(job.weights, job.lora, job.deployment) as avatar:
             avatar.start(StreamConfig(sampler=job.sampler))
-            engine = Engine(_opener(avatar, job.sampler))
+            engine = Engine(_opener(avatar, job.sampler), job.version)
             try:
                 if listener:
                     print(f"everface engine: listening at {job.socket}", flush=True)

@@ -60,8 +60,8 @@ def _remove_stale(path: Path) -> None:
 class Engine:
     """Serves clients in threads. `opener` opens a live session for a request; it may be called from several threads at once."""
 
-    def __init__(self, opener: Opener) -> None:
-        self._opener = opener
+    def __init__(self, opener: Opener, version: str = "") -> None:
+        self._opener, self._version = opener, version
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
         self._draining = False
@@ -119,7 +119,7 @@ class Engine:
             if self._draining or len(self._connections) >= MOST_CONNECTIONS:
                 connected.close()
                 return
-            connection = Connection(connected, self._opener)
+            connection = Connection(connected, self._opener, self._version)
             self._connections.add(connection)
         threading.Thread(target=self._run, args=(connection,), name="everface engine client", daemon=True).start()
 

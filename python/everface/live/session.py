@@ -67,6 +67,7 @@ class LiveSession:
         self._playback = Playback(self._format.sample_rate)
         self._segment: Segment | None = None
         self._resampler: StreamResampler | None = None
+        self._form: tuple[np.dtype, int] = (np.dtype(np.int16), 1)  # of the present segment: dtype and channels
         self._waiting_S = torch.zeros(0)  # resampled, without room in the session so far
         self._pad = False  # complete the last block with silence when all of it is pushed
         self._pushed_s = 0.0  # when audio came last
@@ -92,7 +93,7 @@ class LiveSession:
         """Accept audio of the present segment; the first push after `end_segment` or `interrupt` opens one.
 
         samples: int16 or float32 in -1..1, [S] or [S, C], numpy or torch, or bytes of interleaved int16 in `channels`. rate_hz: 8,000 to
-        192,000, the same within a segment. Waits up to timeout_s seconds for room. Returns how many samples (per channel) it took, 0 when
+        192,000, the same within a segment, as are dtype and channels. Waits up to timeout_s seconds for room. Returns how many samples (per channel) it took, 0 when
         the buffer is full. Raises BadInput, Unavailable.
         """
         array = as_array(samples, channels)
@@ -216,10 +217,14 @@ class LiveSession:
         if self._segment is None:
             self._resampler = StreamResampler(rate_hz, self._format.sample_rate)
             self._segment = self._playback.open(rate_hz, self._session.accepted + self._waiting_S.numel())
+            self._form = (array_SC.dtype, array_SC.shape[1])
         segment, resampler = self._segment, self._resampler
         assert resampler is not None
         if rate_hz != segment.rate_hz:
             raise BadInput(f"audio at {rate_hz} Hz came within a segment at {segment.rate_hz} Hz: end the segment first")
+        if (array_SC.dtype, array_SC.shape[1]) != self._form:
+            form = f"{self._form[0]} in {self._form[1]} channel(s)"
+            raise BadInput(f"audio came as {array_SC.dtype} in {array_SC.shape[1]} channel(s) within a segment of {form}: end the segment first")
         room = self._session.room() - self._waiting_S.numel()
         part = array_SC[: max(0, room * rate_hz // self._format.sample_rate - 64)]
         if len(part):
