@@ -3,7 +3,7 @@
  *
  * The library speaks to an engine, a process of its own, over a Unix socket and shared memory. See docs/embed.md.
  *
- * Rules that hold for every function:
+ * Rules that hold for every function, except where it says otherwise:
  *   - Handles are opaque. Every handle that you get you free with its own function. Any order of freeing is safe.
  *   - A function that returns ef_status explains a failure in ef_last_error(), one sentence, kept for each thread.
  *   - No function calls back, throws or ends the process. No function waits longer than the timeout that you pass; 0 never waits.
@@ -155,7 +155,10 @@ void ef_image_defaults(ef_image* image);
 ef_status ef_engine_open(const ef_engine_config* config, ef_engine** engine);
 /* Ends calls of ef_session_open that wait, in any thread; they return EF_CANCELLED. */
 void ef_engine_cancel(ef_engine* engine);
-/* Sessions that are open stay open; an engine that was started ends when the last of them is freed. NULL is allowed. */
+/*
+ * Sessions that are open stay open. An engine that was started ends when the handle and the last session are freed, and that call waits for it,
+ * 3 seconds at most. NULL is allowed.
+ */
 void ef_engine_free(ef_engine* engine);
 
 ef_status ef_session_open(ef_engine* engine, const ef_session_config* config, ef_session** session);
