@@ -7,7 +7,8 @@
 #   make gpu       tests and benches on the CUDA device of this machine: what bench/results/ lacks, within nine minutes
 #   make gpu-tree  build/gpu-tree.tar.gz, all that `make gpu` needs on another machine
 #   make bench     time the stream on this machine
-#   make native    build everface._native into python/everface/
+#   make native    build everface._native and libeverface into python/everface/
+#   make install   build libeverface and install it, its headers and its CMake and pkg-config files below PREFIX
 #   make clean     remove .venv and everything that was built
 #
 #   PYTHON=python3.12        the interpreter that .venv is made with
@@ -17,9 +18,11 @@
 #   ROUND=1                  one of the three rounds of `make gpu`, each within nine minutes
 #   GPU='--soak 300'         options of `make gpu`: python -m bench.gpu --help
 #   WORKERS=2                test processes
+#   PREFIX=/usr/local        where `make install` installs to
 
 PYTHON ?= python3
 WORKERS ?= 2
+PREFIX ?= /usr/local
 VENV := .venv
 SHELL := bash
 
@@ -36,7 +39,7 @@ endif
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 NUMPY := numpy>=2.0,<2.4# the interpreter of triton 3.6 breaks on 2.4
 
-.PHONY: setup demo test check gpu gpu-tree bench native clean
+.PHONY: setup demo test check gpu gpu-tree bench native install clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -62,11 +65,18 @@ bench: $(READY)
 
 # Needs cmake and a C++17 compiler; CUDA and NCCL are found when the program runs.
 native: $(READY)
-	cmake -S . -B build/native -DPython_EXECUTABLE=$(INTERPRETER)
+	cmake -S . -B build/native -DPython_EXECUTABLE=$(INTERPRETER) -DCMAKE_INSTALL_LIBDIR=lib
 	cmake --build build/native
+	cmake --install build/native --prefix python/everface/sdk --component client
+
+# Needs no Python.
+install:
+	cmake -S . -B build/client -DEVERFACE_PYTHON=OFF
+	cmake --build build/client --target everface
+	cmake --install build/client --prefix $(PREFIX) --component client
 
 clean:
-	rm -rf $(VENV) build dist out python/everface/_native*.so .pytest_cache .ruff_cache .benchmarks python/everface.egg-info
+	rm -rf $(VENV) build dist out python/everface/_native*.so python/everface/sdk .pytest_cache .ruff_cache .benchmarks python/everface.egg-info
 	find kernels runtime python tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.python:

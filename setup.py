@@ -1,4 +1,4 @@
-"""Builds everface._native into wheels; everything else stands in pyproject.toml.
+"""Builds everface._native and libeverface into wheels; everything else stands in pyproject.toml.
 
 Needs cmake, a C++17 compiler, Python's headers and pybind11. Where one of them is missing, or the build fails, the wheel is made without
 the module and works without it, except for the nccl transport. An editable install never builds it: `make native` does.
@@ -56,10 +56,11 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         folder = Path(self.build_temp).resolve() / "cmake"
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
-        options = [f"-DPython_EXECUTABLE={sys.executable}", f"-DEVERFACE_MODULE_DIR={target}"]
+        options = [f"-DPython_EXECUTABLE={sys.executable}", f"-DEVERFACE_MODULE_DIR={target}", "-DCMAKE_INSTALL_LIBDIR=lib"]
         try:
             subprocess.run(["cmake", "-S", ROOT, "-B", folder, *options], check=True)
             subprocess.run(["cmake", "--build", folder, "--parallel", str(os.cpu_count() or 1)], check=True)
+            subprocess.run(["cmake", "--install", folder, "--prefix", target / "sdk", "--component", "client"], check=True)
         except subprocess.CalledProcessError as error:
             print(f"everface: built without everface._native, as cmake failed with status {error.returncode}", file=sys.stderr)
 

@@ -25,6 +25,8 @@ FLAGS = {
     "simulate": "paper devices steps step-ms decode-ms transfer-ms jitter sessions live",
     "pull": "dir",
     "convert": "lora",
+    "config": "cflags libs cmake-dir",
+    "engine": f"socket fd sessions drain {MODEL} {DEPLOYMENT}",
     "doctor": "plan devices memory step-ms decode-ms sampler dtype sessions size",
 }
 COMMANDS = (*FLAGS, "train")

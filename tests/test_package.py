@@ -121,6 +121,7 @@ def test_wheel_works_outside_of_the_checkout(unpacked: Path, tmp_path: Path) -> 
     assert sum(name.endswith("dist-info/licenses/LICENSE") for name in names) == 1
     assert {name.split("/")[0].split("-")[0] for name in names} == {"everface"}
     assert any(name.startswith("everface/_native.") for name in names) == (kind == "native")
+    assert ("everface/sdk/include/everface.h" in names) == ("everface/sdk/lib/libeverface.so" in names) == (kind == "native")
 
     target = tmp_path / "target"
     run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--no-compile", "--target", target, wheel, cwd=tmp_path)

@@ -49,6 +49,11 @@ class SocketStream:
         with self._ending, contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
+    def end_sending(self) -> None:
+        """The other end receives what was sent, and then the end of the stream."""
+        with self._ending, contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         self.cut()  # before taking the lock that a send may hold until then
         with self._sending, self._ending:

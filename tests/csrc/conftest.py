@@ -44,3 +44,26 @@ def build() -> Build:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def prefix() -> Path:
+    """libeverface, installed."""
+    return install_client()
+
+
+def install_client(sanitize: str = "") -> Path:
+    """Builds libeverface alone, once per sanitizer, and returns where it is installed."""
+    if not shutil.which("cmake"):
+        pytest.skip("needs cmake and a C++ compiler")
+    folder = ROOT / "build" / "csrc" / f"client{sanitize and '-'}{sanitize}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run(
+            "cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DCMAKE_CXX_FLAGS=-Werror", "-DEVERFACE_PYTHON=OFF",
+            "-DCMAKE_INSTALL_LIBDIR=lib", f"-DEVERFACE_SANITIZE={sanitize}",
+        )  # fmt: skip
+        run("cmake", "--build", folder, "--target", "everface")
+        run("cmake", "--install", folder, "--prefix", folder / "prefix", "--component", "client")
+    return folder / "prefix"

@@ -72,7 +72,7 @@ def test_imports_without_cuda_and_says_what_is_missing(folder: Path) -> None:
 
 
 def test_every_name_of_the_binding_is_documented(at: Libraries) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "embed.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "ring.md").read_text()
     names = [name for name in dir(at.ring) if name[0] != "_"]
     for of in ("Ring", "Nccl", "Cuda"):
         names += [name for name in dir(getattr(at.ring, of)) if name[0] != "_"]

@@ -1,4 +1,4 @@
-"""The faces of the session contract: each reads events from a live session its own way. Every contract test runs against each."""
+"""The faces of the session contract: sessions in this process and in an engine, read in each way. Every contract test runs against each."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from tests.runtime import toy
 
+from everface.client.engine_client import EngineClient, EngineSession
 from everface.core.config import Deployment
 from everface.live.events import LiveEvent
 from everface.live.session import LiveSession
@@ -21,7 +22,7 @@ Until = Callable[[list[LiveEvent]], bool]
 
 
 @contextmanager
-def live(**options: Any) -> Iterator[LiveSession]:
+def live_in_process(**options: Any) -> Iterator[LiveSession]:
     """A live session over a toy model in this process."""
     pipeline = start_pipeline(place(toy.roles_of(2), "inline"), toy.MODEL, toy.SPEC, Deployment())
     scheduler = Scheduler(pipeline)
@@ -32,7 +33,7 @@ def live(**options: Any) -> Iterator[LiveSession]:
         scheduler.close()
 
 
-def read_sync(session: LiveSession, until: Until, timeout_s: float = 20.0) -> list[LiveEvent]:
+def read_sync(session: LiveSession | EngineSession, until: Until, timeout_s: float = 20.0) -> list[LiveEvent]:
     events: list[LiveEvent] = []
     end_s = time.monotonic() + timeout_s
     while not until(events):
@@ -43,7 +44,7 @@ def read_sync(session: LiveSession, until: Until, timeout_s: float = 20.0) -> li
     return events
 
 
-def read_async(session: LiveSession, until: Until, timeout_s: float = 20.0) -> list[LiveEvent]:
+def read_async(session: LiveSession | EngineSession, until: Until, timeout_s: float = 20.0) -> list[LiveEvent]:
     async def collect() -> list[LiveEvent]:
         events: list[LiveEvent] = []
         async with asyncio.timeout(timeout_s):
@@ -54,6 +55,13 @@ def read_async(session: LiveSession, until: Until, timeout_s: float = 20.0) -> l
         return events
 
     return asyncio.run(collect())
+
+
+@contextmanager
+def live_in_engine(engine: EngineClient, **options: Any) -> Iterator[EngineSession]:
+    """The same through libeverface."""
+    with engine.open_live("toy", **options) as session:
+        yield session
 
 
 FACES = {"sync": read_sync, "async": read_async}

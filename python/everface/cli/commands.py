@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from everface import __version__
 from everface.cli.flags import MISSING, deployment
@@ -124,3 +124,25 @@ def doctor(args: argparse.Namespace) -> int:
 
     names = ("devices", "memory_gib", "step_ms", "decode_ms", "sampler", "dtype", "sessions", "size")
     return plan(Question(**{name: getattr(args, name) for name in names if getattr(args, name) is not None}))
+
+
+def engine(args: argparse.Namespace) -> None:
+    from everface.engine.run import EngineJob, run_engine
+
+    if args.size:
+        raise BadInput("an engine has no size of its own: each session asks for its size")
+    where = replace(deployment(args), sessions=args.sessions)
+    run_engine(EngineJob(args.socket, args.fd, args.weights, args.lora, args.sampler, where, args.drain, __version__))
+
+
+def config(args: argparse.Namespace) -> None:
+    from everface.client.library import library_path, sdk
+
+    library = library_path().parent
+    flags = {
+        "cflags": f"-I{sdk() / 'include'}",
+        "libs": f"-L{library} -leverface -Wl,-rpath,{library}",
+        "cmake_dir": str(library / "cmake" / "everface"),
+    }
+    asked = [name for name in flags if getattr(args, name)]
+    print_output(" ".join(flags[name] for name in asked) if asked else "\n".join(f"{name:<10} {value}" for name, value in flags.items()))

@@ -11,7 +11,7 @@ from everface import __version__
 from everface.cli import commands
 from everface.cli.flags import MISSING, add_deployment_flags, add_model_flags, count, deployment, path_or_standard, pcm, size
 from everface.cli.serve import add_serve
-from everface.core.config import COMPATS, SAMPLERS, StreamConfig
+from everface.core.config import COMPATS, SAMPLERS, Deployment, StreamConfig
 from everface.train.command_line import add_train
 
 EXIT_CODES = (
@@ -43,7 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="everface", description=description, epilog=EXIT_CODES, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"everface {__version__}")
     add = _adder(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
-    for add_arguments in (_add_demo, _add_render, add_serve, _add_bench, _add_parity, _add_simulate, _add_pull, _add_convert, _add_doctor):
+    for add_arguments in (
+        _add_demo, _add_render, add_serve, _add_engine, _add_bench, _add_parity, _add_simulate, _add_pull, _add_convert, _add_doctor, _add_config,
+    ):  # fmt: skip
         add_arguments(add)
     train = add("train", None, "train the bundled model, or evaluate a model", "train evaluate")
     what = _adder(train.add_subparsers(title="what", metavar="WHAT", required=True), "train ")
@@ -154,3 +156,22 @@ def _add_doctor(add: Add) -> None:
     p.add_argument("--dtype", choices=("bf16", "fp8", "fp8-attention"), help="dtype of the weights (bf16)")
     p.add_argument("--sessions", type=count, metavar="N", help="concurrent sessions (1)")
     p.add_argument("--size", type=size, metavar="WxH", help="size of the video (704x384)")
+
+
+def _add_engine(add: Add) -> None:
+    does = "serve live sessions to programs in C, C++ and other languages, through libeverface"
+    more = f"SIGTERM: no new sessions, what was pushed is shown, then it ends. {EXIT_CODES}"
+    p = add("engine", commands.engine, does, "engine --socket /run/user/1000/everface.sock", more)
+    p.add_argument("--socket", type=Path, metavar="PATH", help="the Unix socket to listen at; only this user can connect")
+    p.add_argument("--fd", type=int, metavar="N", help="serve the program at the other end of socket N alone, as libeverface does")
+    p.add_argument("--sessions", type=count, default=Deployment.sessions, metavar="N", help="most sessions at once (%(default)s)")
+    p.add_argument("--drain", type=count, default=20, metavar="S", help="longest time for open sessions after SIGTERM (%(default)s)")
+    add_model_flags(p)
+
+
+def _add_config(add: Add) -> None:
+    does = "print what a compiler needs to build with libeverface"
+    p = add("config", commands.config, does, "config --cflags --libs", "Without an option, it prints them all.")
+    p.add_argument("--cflags", action="store_true", help="flags for the compiler")
+    p.add_argument("--libs", action="store_true", help="flags for the linker")
+    p.add_argument("--cmake-dir", action="store_true", help="what to set everface_DIR to")

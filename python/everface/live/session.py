@@ -30,6 +30,7 @@ from everface.live.model_feed import ModelFeed
 from everface.live.playback import Playback, Segment
 from everface.runtime.events import SegmentEnd
 from everface.runtime.exit_hook import close_at_exit
+from everface.runtime.model import BlockFormat
 from everface.runtime.session import CLOSED, Session
 from everface.runtime.timeline import Timeline
 
@@ -83,6 +84,7 @@ class LiveSession:
         self._jitter_s, self._cheaper = jitter_s, tuple(cheaper) or ({},)
         self._ladder = Ladder(len(self._cheaper) + len(FACTORS))
         self._level_from = 0  # position from which frames are made at the present level
+        self._form: tuple[np.dtype, int] = (np.dtype(np.int16), 1)  # of the present segment: dtype and channels
         self._pad = False  # complete the last block with silence when all of it is pushed
         self._pushed_s = 0.0  # when audio came last
         self._ready: deque[tuple[int, np.ndarray, bool]] = deque()  # (pts, image, whether it is a repetition) that wait for their time
@@ -106,7 +108,7 @@ class LiveSession:
         """Accept audio of the present segment; the first push after `end_segment` or `interrupt` opens one.
 
         samples: int16 or float32 in -1..1, [S] or [S, C], numpy or torch, or bytes of interleaved int16 in `channels`. rate_hz: 8,000 to
-        192,000, the same within a segment. Waits up to timeout_s seconds for room. Returns how many samples (per channel) it took, 0 when
+        192,000, the same within a segment, as are dtype and channels. Waits up to timeout_s seconds for room. Returns how many samples (per channel) it took, 0 when
         the buffer is full. Raises BadInput, Unavailable.
         """
         array = as_array(samples, channels)
@@ -197,6 +199,16 @@ class LiveSession:
         return self._closed
 
     @property
+    def format(self) -> BlockFormat:
+        """Sample rate and frames of the model's blocks."""
+        return self._format
+
+    @property
+    def finished(self) -> bool:
+        """Closed, and nothing is left to read."""
+        return self._closed and not self._out
+
+    @property
     def position(self) -> int:
         """Samples of the model's rate that the session has accepted, idle silence included: where audio pushed now would stand."""
         return self._feed.end
@@ -231,10 +243,14 @@ class LiveSession:
         if self._segment is None:
             self._resampler = StreamResampler(rate_hz, self._format.sample_rate)
             self._segment = self._playback.open(rate_hz, self._feed.end)
+            self._form = (array_SC.dtype, array_SC.shape[1])
         segment, resampler = self._segment, self._resampler
         assert resampler is not None
         if rate_hz != segment.rate_hz:
             raise BadInput(f"audio at {rate_hz} Hz came within a segment at {segment.rate_hz} Hz: end the segment first")
+        if (array_SC.dtype, array_SC.shape[1]) != self._form:
+            form = f"{self._form[0]} in {self._form[1]} channel(s)"
+            raise BadInput(f"audio came as {array_SC.dtype} in {array_SC.shape[1]} channel(s) within a segment of {form}: end the segment first")
         part = array_SC[: max(0, self._feed.room() * rate_hz // self._format.sample_rate - 64)]
         if len(part):
             self._push(segment, resampler.push(part))

@@ -1,0 +1,300 @@
+// Seeded runs of libeverface without an engine process, for sanitizers and for fuzzing.
+//
+//   test_client threads SEED COUNT    sessions of the fake engine, used from several threads at once
+//   test_client client SEED COUNT     what an engine sends is changed at random: the client must end in order
+//   test_client engine SEED COUNT     what a client sends is changed at random: the fake engine must end in order
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <thread>
+#include <unistd.h>
+#include <vector>
+
+#include "engine.h"
+#include "everface.h"
+#include "fake_engine.h"
+#include "msgpack.h"
+#include "protocol.h"
+#include "session.h"
+
+using namespace everface::client;
+using Random = std::mt19937_64;
+
+namespace {
+
+[[noreturn]] void die(const char* what, uint64_t seed) {
+  std::fprintf(stderr, "seed %llu: %s (%s)\n", static_cast<unsigned long long>(seed), what, ef_last_error());
+  std::abort();
+}
+
+uint64_t below(Random& random, uint64_t bound) { return random() % bound; }
+
+// threads
+
+void play(uint64_t seed) {
+  Random random(seed);
+  ef_engine_config engine_config;
+  ef_engine_config_defaults(&engine_config);
+  engine_config.fake = 1;
+  ef_engine* engine = nullptr;
+  if (ef_engine_open(&engine_config, &engine)) die("no engine", seed);
+  ef_session_config config;
+  ef_session_config_defaults(&config);
+  config.image = "face.png";
+  config.idle = static_cast<int>(below(random, 2));
+  config.paced = static_cast<int>(below(random, 2));
+  config.format = static_cast<int>(below(random, 4));
+  config.width = 2 + static_cast<uint32_t>(below(random, 30));
+  config.height = 1 + static_cast<uint32_t>(below(random, 30));
+  config.slots = 2 + static_cast<uint32_t>(below(random, 6));
+  ef_session* session = nullptr;
+  if (ef_session_open(engine, &config, &session)) die("no session", seed);
+  if (below(random, 2)) {
+    ef_engine_free(engine);
+    engine = nullptr;
+  }
+  std::atomic<bool> over{false};
+  std::atomic<int> open_ends{0}, closed{0};
+  const auto work = [&](uint64_t thread_seed, const std::function<void(Random&)>& what) {
+    return std::thread([&over, thread_seed, what] {
+      Random own(thread_seed);
+      while (!over) what(own);
+    });
+  };
+  std::vector<std::thread> threads;
+  threads.push_back(work(random(), [&](Random& r) {
+    std::vector<int16_t> samples(1 + below(r, 20000), 7);
+    size_t taken = 0;
+    const ef_status status = ef_session_push_audio(session, samples.data(), samples.size(), EF_INT16, 24000, 1, static_cast<uint32_t>(below(r, 20)), &taken);
+    if (taken > samples.size() || (status == EF_OK && taken != samples.size())) die("a wrong count", seed);
+    if (below(r, 4) == 0) ef_session_end_segment(session);
+  }));
+  threads.push_back(work(random(), [&](Random& r) {
+    static thread_local std::vector<const ef_event*> kept;
+    const ef_event* event = nullptr;
+    const ef_status status = ef_session_poll(session, static_cast<uint32_t>(below(r, 20)), &event);
+    if ((status == EF_OK) != (event != nullptr)) die("an event without a status", seed);
+    if (event && closed) die("an event after the last", seed);
+    if (event && event->type == EF_EVENT_CLOSED) ++closed;
+    if (event && event->type == EF_EVENT_ERROR) die(event->text, seed);
+    if (event && event->type == EF_EVENT_VIDEO) {
+      volatile uint8_t last = event->plane[0][event->stride[0] * event->height - 1];
+      (void)last;
+    }
+    if (event) kept.push_back(event);
+    if (kept.size() > below(r, 3) || over) {
+      for (const ef_event* each : kept) ef_event_release(each);
+      kept.clear();
+    }
+  }));
+  threads.push_back(work(random(), [&](Random& r) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(below(r, 10)));
+    uint64_t turn = 0;
+    ef_stats stats;
+    ef_stats_defaults(&stats);
+    switch (below(r, 4)) {
+      case 0: ef_session_interrupt(session, &turn); break;
+      case 1: ef_session_cancel(session); break;
+      case 2: ef_session_stats(session, 50, &stats); break;
+      default: ef_session_fd(session);
+    }
+  }));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20 + below(random, 60)));
+  if (below(random, 2)) ef_session_close(session, static_cast<uint32_t>(below(random, 2)) * 500);
+  if (below(random, 2)) std::this_thread::sleep_for(std::chrono::milliseconds(below(random, 30)));
+  over = true;
+  for (std::thread& thread : threads) thread.join();
+  const ef_event* event = nullptr;
+  for (int i = 0; i < 10000 && ef_session_poll(session, 0, &event) == EF_OK; ++i) ef_event_release(event);
+  if (below(random, 2)) {
+    ef_session_free(session);
+    ef_engine_free(engine);
+  } else {
+    ef_engine_free(engine);
+    ef_session_free(session);
+  }
+}
+
+// fuzzing
+
+void change(std::string& bytes, Random& random) {
+  for (uint64_t n = below(random, 5); n > 0 && !bytes.empty(); --n) {
+    const size_t at = below(random, bytes.size());
+    switch (below(random, 6)) {
+      case 0: bytes[at] = static_cast<char>(random()); break;
+      case 1: bytes[at] = static_cast<char>(bytes[at] ^ (1 << below(random, 8))); break;
+      case 2: bytes.erase(at, 1 + below(random, 8)); break;
+      case 3: bytes.insert(at, 1 + below(random, 8), static_cast<char>(random())); break;
+      case 4: bytes.insert(at, bytes.substr(below(random, bytes.size()), below(random, 64))); break;
+      default: bytes.resize(at + 1);
+    }
+  }
+}
+
+int64_t number(Random& random) {
+  static const int64_t edges[] = {0, 1, 2, -1, 7, 64, 65, 127, 128, 255, 65535, 16000, 24000, 192000, INT32_MAX, INT64_MAX, INT64_MIN};
+  return below(random, 3) ? edges[below(random, sizeof edges / sizeof *edges)] : static_cast<int64_t>(random());
+}
+
+std::string engine_messages(Random& random) {
+  std::string out;
+  for (uint64_t n = below(random, 12); n > 0; --n) {
+    switch (below(random, 10)) {
+      case 0: case 1: case 2: {
+        Writer w(kFrameNotice, 6);
+        out += w.integer(below(random, 4) ? 0 : number(random)).integer(below(random, 4) ? static_cast<int64_t>(below(random, 4)) : number(random))
+                   .integer(number(random)).real(0.5).boolean(false).boolean(false).message();
+        break;
+      }
+      case 3: case 4: {
+        Writer w(kAudioNotice, 7);
+        out += w.integer(0).integer(number(random)).real(1).integer(16000).integer(1 + static_cast<int64_t>(below(random, 2))).integer(0)
+                   .bytes("abcdefgh", 2 * below(random, 5)).message();
+        break;
+      }
+      case 5: { Writer w(kSegmentNotice, 4); out += w.integer(number(random)).real(1).real(1).boolean(true).message(); break; }
+      case 6: { Writer w(kAudioAck, 2); out += w.integer(0).integer(number(random)).message(); break; }
+      case 7: { Writer w(kErrorNotice, 2); out += w.integer(number(random)).text("a sentence").message(); break; }
+      case 8: { Writer w(kRecoveredNotice, 2); out += w.real(1).integer(number(random)).message(); break; }
+      default: { Writer w(static_cast<int>(below(random, 128)), 2); out += w.integer(number(random)).text("x").message(); }
+    }
+  }
+  return out;
+}
+
+// Gives one connection: a socket that already holds what a changed engine would send.
+class ChangedEngine : public Engine {
+ public:
+  ChangedEngine(const ef_engine_config& config, Random& random) : Engine(config), random_(random) {}
+  ~ChangedEngine() override {
+    if (ours_ >= 0) ::close(ours_);
+  }
+  int connect(Error& error) override {
+    int ends[2];
+    if (ours_ >= 0 || ::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends)) {
+      error = {EF_LOST, "gone"};
+      return -1;
+    }
+    ours_ = ends[0];
+    Writer hello(kEngineHello, 4);
+    std::string bytes = hello.integer(kMajor).integer(0).text("x").integer(1).message();
+    if (!below(random_, 4)) change(bytes, random_);
+    Writer reply(kOpenReply, 7);
+    const bool sane = below(random_, 3) > 0;
+    const auto value = [&](int64_t usual) { return sane || below(random_, 2) ? usual : number(random_); };
+    reply.integer(value(8)).integer(value(8)).integer(value(4)).integer(value(4096)).integer(value(16000)).integer(value(25)).integer(value(1000));
+    std::string opening = reply.message();
+    if (!below(random_, 6)) change(opening, random_);
+    std::string more = engine_messages(random_);
+    if (below(random_, 2)) change(more, random_);
+    bytes += opening + more;
+    const int memory = ::memfd_create("fuzz", MFD_CLOEXEC);
+    if (below(random_, 8)) [[maybe_unused]] const int done = ::ftruncate(memory, 4 * 4096);
+    iovec part{bytes.data(), bytes.size()};
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+    msghdr header{};
+    header.msg_iov = &part;
+    header.msg_iovlen = 1;
+    header.msg_control = control;
+    header.msg_controllen = sizeof control;
+    cmsghdr* passing = CMSG_FIRSTHDR(&header);
+    passing->cmsg_level = SOL_SOCKET;
+    passing->cmsg_type = SCM_RIGHTS;
+    passing->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(passing), &memory, sizeof(int));
+    if (!below(random_, 10)) header.msg_control = nullptr, header.msg_controllen = 0;
+    [[maybe_unused]] const ssize_t sent = ::sendmsg(ours_, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
+    ::close(memory);
+    if (below(random_, 2)) {
+      ::close(ours_);
+      ours_ = -2;
+    }
+    return ends[1];
+  }
+
+ private:
+  Random& random_;
+  int ours_ = -1;
+};
+
+void fuzz_client(uint64_t seed) {
+  Random random(seed);
+  ef_engine_config engine_config;
+  ef_engine_config_defaults(&engine_config);
+  engine_config.socket_path = "none";
+  engine_config.timeout_ms = 0;
+  ef_session_config config;
+  ef_session_config_defaults(&config);
+  config.image = "i";
+  config.timeout_ms = 0;
+  config.format = static_cast<int>(below(random, 4));
+  const auto session = std::make_shared<Session>(std::make_shared<ChangedEngine>(engine_config, random), config);
+  if (session->open()) return;
+  static const int16_t samples[64] = {};
+  uint64_t turn = 0;
+  size_t taken = 0;
+  for (int i = 0; i < 12; ++i) {
+    const ef_event* event = nullptr;
+    switch (below(random, 6)) {
+      case 0: session->push(samples, 64, EF_INT16, 16000, 1, 0, taken); break;
+      case 1: session->interrupt(turn); break;
+      case 2: session->end_segment(); break;
+      default:
+        if (!session->poll(0, event)) {
+          volatile uint8_t touched = event->type == EF_EVENT_VIDEO ? event->plane[0][event->stride[0] * event->height - 1] : uint8_t{0};
+          (void)touched;
+          if (event->type == EF_EVENT_AUDIO && event->sample_count) touched = *static_cast<const uint8_t*>(event->samples);
+          ef_event_release(event);
+        }
+    }
+  }
+  session->close(static_cast<uint32_t>(below(random, 2)));
+}
+
+void fuzz_engine(uint64_t seed) {
+  Random random(seed);
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends)) die("no socket", seed);
+  FakeEngine engine;
+  engine.serve(ends[1]);
+  Writer hello(kClientHello, 3);
+  std::string bytes = hello.text(kMagic).integer(kMajor).integer(0).message();
+  Writer open(kOpenRequest, 10);
+  bytes += open.text("i").integer(7).boolean(below(random, 2)).boolean(false).integer(24000).integer(2000).integer(static_cast<int64_t>(below(random, 5)))
+               .integer(below(random, 3) ? 8 : number(random)).integer(8).text("").message();
+  for (uint64_t n = below(random, 12); n > 0; --n) {
+    switch (below(random, 6)) {
+      case 0: case 1: {
+        Writer w(kAudioChunk, 5);
+        bytes += w.integer(0).integer(below(random, 4) ? 16000 : number(random)).integer(1).integer(0).bytes(std::string(below(random, 3000), 'a').data(), 0).message();
+        break;
+      }
+      case 2: { Writer w(kSlotRelease, 1); bytes += w.integer(number(random)).message(); break; }
+      case 3: { Writer w(kInterruptRequest, 1); bytes += w.integer(number(random)).message(); break; }
+      case 4: { Writer w(kCloseRequest, 1); bytes += w.integer(number(random)).message(); break; }
+      default: { Writer w(static_cast<int>(below(random, 30)), 1); bytes += w.integer(number(random)).message(); }
+    }
+  }
+  change(bytes, random);
+  [[maybe_unused]] const ssize_t sent = ::send(ends[0], bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
+  if (below(random, 4) == 0) ::usleep(500);
+  ::close(ends[0]);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 4) return std::fprintf(stderr, "usage: test_client threads|client|engine SEED COUNT\n"), 2;
+  const std::string mode = argv[1];
+  const uint64_t first = std::strtoull(argv[2], nullptr, 10), count = std::strtoull(argv[3], nullptr, 10);
+  const auto run = mode == "threads" ? play : mode == "client" ? fuzz_client : fuzz_engine;
+  for (uint64_t seed = first; seed < first + count; ++seed) run(seed);
+  std::printf("%s: %llu runs\n", mode.c_str(), static_cast<unsigned long long>(count));
+}

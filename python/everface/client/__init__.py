@@ -1,0 +1,1 @@
+"""libeverface from Python: the client that C and C++ programs use, with the interface of a live session."""

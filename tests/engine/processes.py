@@ -1,0 +1,87 @@
+"""Engines as processes, and a client of the bare protocol."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from everface.engine import protocol
+
+ROOT = Path(__file__).parents[2]
+
+
+def wait_for_socket(path: Path, process: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while True:
+        assert process.poll() is None, "the engine ended"
+        assert time.monotonic() < end_s, "the engine does not listen"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(path))
+                return
+            except OSError:
+                time.sleep(0.02)
+
+
+@contextmanager
+def engine_process(path: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """An engine that listens at `path`; by default over the toy model."""
+    command = command or (sys.executable, "-m", "tests.engine.toy_engine", "--socket", str(path))
+    process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT / "python")})
+    try:
+        wait_for_socket(path, process)
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(10)
+
+
+class BareClient:
+    """Speaks the protocol message by message. Descriptors that came are in `descriptors`."""
+
+    def __init__(self, path: Path, timeout_s: float = 20.0) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.socket.settimeout(timeout_s)
+        self.socket.connect(str(path))
+        self.descriptors: list[int] = []
+
+    def send(self, message: protocol.Request) -> None:
+        self.socket.sendall(protocol.encode(message))
+
+    def receive(self) -> protocol.Notice | None:
+        """The next message; None at the end of the stream."""
+        header = self._exactly(protocol.LENGTH.size)
+        return None if header is None else protocol.decode_notice(self._exactly(*protocol.LENGTH.unpack(header)) or b"")
+
+    def _exactly(self, size: int) -> bytes | None:
+        data = b""
+        while len(data) < size:
+            part, descriptors, _, _ = socket.recv_fds(self.socket, size - len(data), 2)
+            self.descriptors += descriptors
+            if not part:
+                return None
+            data += part
+        return data
+
+    def hello(self) -> protocol.Notice | None:
+        self.send(protocol.ClientHello(protocol.MAGIC, protocol.MAJOR, protocol.MINOR))
+        return self.receive()
+
+    def open(self, *, idle: bool = False, paced: bool = False, outbox_ms: int = 2000, slots: int = 0) -> protocol.OpenReply:
+        self.hello()
+        self.send(protocol.OpenRequest("toy", 7, idle, paced, outbox_ms=outbox_ms, slots=slots))
+        reply = self.receive()
+        assert isinstance(reply, protocol.OpenReply), reply
+        return reply
+
+    def close(self) -> None:
+        self.socket.close()
+        for descriptor in self.descriptors:
+            os.close(descriptor)
