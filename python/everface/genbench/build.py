@@ -70,7 +70,7 @@ def build_set(name: str, folder: Path, limit: int | None = None, progress: Progr
 def _draw(id: str, index: int, seconds: float, id_P: torch.Tensor, folder: Path) -> Sample:
     """One sample: its image and its voice are written, if they are not there already."""
     image, voice = f"images/{id}.png", f"voices/{id}.wav"
-    speaker = voices.VOICES[(index * 7) % len(voices.VOICES)]  # 7 and 26 have no common divisor: neighbors differ in language
+    speaker = voices.VOICES[(index * 11) % len(voices.VOICES)]  # 11 and 26 have no common divisor: neighbors differ in language
     text, pcm_S = _speak(speaker, seconds, random.Random(f"{SEED} {id}"))
     voices.write_wav(folder / voice, torch.from_numpy(pcm_S))
     with torch.no_grad():
