@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from everface.genbench.metrics.measurement import NotAvailable
 from everface.genbench.metrics.mfcc import mfcc
@@ -77,6 +77,9 @@ def test_without_weights_there_is_a_reason_and_no_number(tmp_path: Path, draw: D
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     with pytest.raises(NotAvailable, match="other weights"):
         load_syncnet(tmp_path / "other.safetensors")
+    old = {name: value for name, value in load_file(weights).items() if not name.endswith("num_batches_tracked")}
+    save_file(old, tmp_path / "old.safetensors")  # the published weights are older than these counters
+    assert torch.equal(load_syncnet(tmp_path / "old.safetensors").netfcaud[0].weight, old["netfcaud.0.weight"])
     with pytest.raises(NotAvailable, match='"face"'):
         SyncNetSync.load(weights).measure(replace(draw(0), face=None))
 

@@ -31,7 +31,7 @@ from everface.train.synthetic.sentences import TEXTS
 
 IMAGE_SIZE = 512  # pixels, square; a model takes it down to its own size
 PROMPT = "A drawn character faces the viewer and talks."
-LICENSE = "CC0-1.0"
+LICENSE = "Apache-2.0"  # that of everything that this project makes
 SEED = 2_028_000  # of held-out characters; also of the texts
 IMAGES, VOICES = (".png", ".jpg", ".jpeg", ".webp"), (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus")
 
