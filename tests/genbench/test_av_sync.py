@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tests.genbench.conftest import Draw, late_audio
 
 from everface.genbench.metrics.av_sync import AVSync
 from everface.genbench.metrics.lips import LipTruth
 from everface.genbench.metrics.measurement import NotAvailable
-from tests.genbench.conftest import Draw, late_audio
 
 
 @pytest.mark.parametrize("late", [-5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5])

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.genbench.conftest import Draw
 
 from everface.genbench.metrics.dino import DinoIdentity
 from everface.genbench.metrics.measurement import NotAvailable
-from tests.genbench.conftest import Draw
 
 transformers = pytest.importorskip("transformers")
 

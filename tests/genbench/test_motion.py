@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.genbench.conftest import Draw
 
 from everface.genbench.metrics.color_likeness import ColorLikeness
 from everface.genbench.metrics.flicker import Flicker
 from everface.genbench.metrics.motion import Motion
-from tests.genbench.conftest import Draw
 
 
 def test_a_frozen_face_has_no_motion(draw: Draw) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tests.genbench.conftest import Draw
 
 from everface.genbench.metrics.measurement import NotAvailable
 from everface.genbench.metrics.q_align import LEVELS, QAlign, level_score
-from tests.genbench.conftest import Draw
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.genbench.conftest import Draw
+from tests.genbench.test_windows import write_video
 
 from everface import cli
 from everface.core.errors import BadInput
@@ -15,8 +17,6 @@ from everface.genbench.comparison import compare_reports
 from everface.genbench.manifest import BenchmarkSet
 from everface.genbench.measures import MEASURES, gain
 from everface.genbench.report import read_report
-from tests.genbench.conftest import Draw
-from tests.genbench.test_windows import write_video
 
 
 @pytest.fixture

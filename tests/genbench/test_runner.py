@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from tests.genbench.conftest import Draw
+from tests.genbench.test_windows import write_video
 
 from everface.core.config import Deployment
 from everface.core.errors import BadInput
@@ -16,8 +18,6 @@ from everface.genbench.manifest import BenchmarkSet
 from everface.genbench.runner import read_record, run_system
 from everface.genbench.systems import CommandSystem, EverfaceSystem, FolderSystem, parse_system
 from everface.media.video import probe_video
-from tests.genbench.conftest import Draw
-from tests.genbench.test_windows import write_video
 
 FAILS_ONCE = """import shutil, sys
 with open({log!r}, "a") as log:

@@ -11,13 +11,13 @@ import av
 import numpy as np
 import pytest
 import torch
+from tests.genbench.conftest import FRAMES, Draw
 
 from everface.genbench.manifest import BenchmarkSet
 from everface.genbench.metrics.av_sync import AVSync
 from everface.genbench.speed import growth
 from everface.genbench.windows import cut_box, mouth_of, read_windows
 from everface.media.video_writer import VideoWriter
-from tests.genbench.conftest import FRAMES, Draw
 
 
 def write_video(path: Path, draw: Draw, late: int = 0, sound: bool = True) -> Path:

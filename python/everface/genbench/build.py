@@ -39,7 +39,7 @@ IMAGES, VOICES = (".png", ".jpg", ".jpeg", ".webp"), (".wav", ".flac", ".mp3", "
 class Composition(NamedTuple):
     """How many samples a set has, and how long they speak at least."""
 
-    count: int
+    samples: int
     seconds: float
 
 
@@ -138,7 +138,7 @@ def open_set(name: str, cache: Path, limit: int | None = None, progress: Progres
     if name not in SETS:
         found = read_manifest(Path(name))
     else:
-        folder, wanted = cache / name, min(limit or SETS[name].count, SETS[name].count)
+        folder, wanted = cache / name, min(limit or SETS[name].samples, SETS[name].samples)
         found = read_manifest(folder) if (folder / "manifest.jsonl").is_file() else None
         if found is None or len(found.samples) < wanted:
             found = build_set(name, folder, wanted, progress)

@@ -69,8 +69,8 @@ def write_record(folder: Path, record: ClipRecord) -> None:
 
 
 def _clip(benchmark: BenchmarkSet, sample: Sample, folder: Path, seconds: float | None) -> Clip:
-    paths = [str(path.absolute()) for path in (benchmark.image(sample), benchmark.voice(sample), folder / f"{sample.id}.mp4")]
-    return Clip(sample.id, *paths, sample.prompt, seconds or sample.duration_s)
+    image, voice, out = (str(path.absolute()) for path in (benchmark.image(sample), benchmark.voice(sample), folder / f"{sample.id}.mp4"))
+    return Clip(sample.id, image, voice, out, sample.prompt, seconds or sample.duration_s)
 
 
 def _make(system: System, clips: list[Clip], report: Report) -> Iterator[ClipRecord]:

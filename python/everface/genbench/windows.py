@@ -74,7 +74,7 @@ def read_windows(video: Path, sample: Sample, benchmark: BenchmarkSet, begins_s:
     for begin_s, frames_THW3 in frames_at:
         lead_S, pcm_S = audio[begin_s]
         T = min(len(frames_THW3), max(1, len(pcm_S) // SAMPLES_PER_FRAME))
-        reference = _reference(benchmark.image(sample), tuple(frames_THW3.shape[1:3]))
+        reference = _reference(benchmark.image(sample), (frames_THW3.shape[1], frames_THW3.shape[2]))
         yield ClipWindow(frames_THW3[:T], pcm_S[: T * SAMPLES_PER_FRAME], lead_S, reference, begin_s, sample.face, sample.truth)
 
 

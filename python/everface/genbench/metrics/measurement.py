@@ -16,7 +16,10 @@ class NotAvailable(Exception):
 class Metric(Protocol):
     """A metric with its weights loaded."""
 
-    names: tuple[str, ...]  # of its measures
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its measures."""
+        ...
 
     def measure(self, window: ClipWindow) -> Measures:
         """The measures of a window. Raises NotAvailable."""
