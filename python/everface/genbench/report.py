@@ -67,7 +67,7 @@ def _ordered(found: dict[str, Statistic]) -> dict[str, Statistic]:
 def environment() -> dict[str, str]:
     """Versions and machine, for the record."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return {"everface": __version__, "commit": _commit(), "torch": torch.__version__, "cpu": cpu_name(), "gpu": device}
+    return {"everface": __version__, "commit": _commit(), "torch": str(torch.__version__), "cpu": cpu_name(), "gpu": device}
 
 
 def _commit() -> str:
