@@ -15,6 +15,7 @@ from everface.core.errors import BadInput, BadWeights
 from everface.doctor import machine
 
 MODEL, DEPLOYMENT = "weights lora size sampler dtype attention", "placement threads"
+METRICS = "syncnet dino qalign trust-qalign"
 # Adding a flag is a decision: it has an owner and a place here.
 FLAGS = {
     "demo": f"out {DEPLOYMENT}",
@@ -28,8 +29,12 @@ FLAGS = {
     "config": "cflags libs cmake-dir",
     "engine": f"socket fd sessions drain {MODEL} {DEPLOYMENT}",
     "doctor": "plan devices memory step-ms decode-ms sampler dtype sessions size",
+    "genbench build": "from out limit",
+    "genbench run": f"set system out limit seconds seed {MODEL} {DEPLOYMENT} {METRICS}",
+    "genbench report": METRICS,
+    "genbench diff": "",
 }
-COMMANDS = (*FLAGS, "train")
+COMMANDS = (*(c for c in FLAGS if " " not in c), "train", "genbench")
 
 
 def _help(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -45,7 +50,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [*COMMANDS, *(f"train {w}" for w in ("vae", "data", "teacher", "stage1", "stage2", "evaluate", "ablate"))]
+    "command", [*sorted({*COMMANDS, *FLAGS}), *(f"train {w}" for w in ("vae", "data", "teacher", "stage1", "stage2", "evaluate", "ablate"))]
 )
 def test_every_command_explains_itself_with_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(_help(capsys, *command.split()).split())
@@ -56,7 +61,7 @@ def test_every_command_explains_itself_with_an_example_that_parses(command: str,
 
 @pytest.mark.parametrize("command", FLAGS)
 def test_the_flags_are_frozen(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    words = _help(capsys, command).replace(",", " ").replace("[", " ").replace("]", " ").split()
+    words = _help(capsys, *command.split()).replace(",", " ").replace("[", " ").replace("]", " ").split()
     assert {w for w in words if w.startswith("--")} == {f"--{name}" for name in ["help", *FLAGS[command].split()]}
 
 

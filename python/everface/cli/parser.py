@@ -12,6 +12,7 @@ from everface.cli import commands
 from everface.cli.flags import MISSING, add_deployment_flags, add_model_flags, count, deployment, path_or_standard, pcm, size
 from everface.cli.serve import add_serve
 from everface.core.config import COMPATS, SAMPLERS, Deployment, StreamConfig
+from everface.genbench.command_line import add_genbench
 from everface.train.command_line import add_train
 
 EXIT_CODES = (
@@ -50,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     train = add("train", None, "train the bundled model, or evaluate a model", "train evaluate")
     what = _adder(train.add_subparsers(title="what", metavar="WHAT", required=True), "train ")
     add_train(what, count, add_deployment_flags, deployment)
+    genbench = add("genbench", None, "benchmark a talking-face system: make clips, measure, report", "genbench run --set short --limit 8 -o out/genbench")
+    verbs = _adder(genbench.add_subparsers(title="what", metavar="WHAT", required=True), "genbench ")
+    add_genbench(verbs, count, add_model_flags, deployment)
     return parser
 
 

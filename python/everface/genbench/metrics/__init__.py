@@ -1,0 +1,1 @@
+"""Metrics of a clip, one file each."""

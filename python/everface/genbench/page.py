@@ -1,0 +1,95 @@
+"""What people look at: a contact sheet over time (PNG), measures by window (PNG), and an HTML page that plays the clips."""
+
+from __future__ import annotations
+
+import html
+import os
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+
+from everface.genbench.manifest import BenchmarkSet
+from everface.genbench.measures import MEASURES
+from everface.genbench.report import GenBenchReport, figure
+from everface.genbench.runner import ClipRecord
+from everface.genbench.scoring import ClipScore
+from everface.media.image import read_image
+from everface.media.video import probe_video, read_frames
+from everface.train.engine.chart import draw_panels
+
+SHEET_CLIPS, SHEET_FRAMES, TILE = 16, 8, 128  # rows, columns, pixels
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1200px;padding:0 1em;color:#222}
+table{border-collapse:collapse}td,th{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:left}
+.clips{display:grid;grid-template-columns:repeat(auto-fill,minmax(260px,1fr));gap:1.2em}
+.clips video{width:100%;background:#000}.clips p{margin:.2em 0;font-size:13px}.failed{color:#a00}img{max-width:100%}"""
+
+
+def write_page(report: GenBenchReport, records: list[ClipRecord], scores: list[ClipScore], benchmark: BenchmarkSet, out: Path) -> list[Path]:
+    """Write sheet.png, report.html and, for more than one window, windows.png. Returns their paths."""
+    made = [record for record in records if not record.error]
+    paths = list[Path]()
+    if made:
+        paths.append(draw_sheet(made[:SHEET_CLIPS], benchmark, out / "sheet.png"))
+    if len(report.windows) > 1:
+        paths.append(_draw_windows(report, out / "windows.png"))
+    page = out / "report.html"
+    page.write_text(_to_html(report, records, {score.id: score for score in scores}, benchmark, out, [path.name for path in paths]))
+    return [*paths, page]
+
+
+def draw_sheet(records: list[ClipRecord], benchmark: BenchmarkSet, path: Path) -> Path:
+    """A row a clip: its image, then frames evenly over its whole length."""
+    samples = {sample.id: sample for sample in benchmark.samples}
+    sheet = Image.new("RGB", (TILE * (SHEET_FRAMES + 1), TILE * len(records)), "white")
+    for row, record in enumerate(records):
+        reference = read_image(benchmark.image(samples[record.id]))
+        for column, frame in enumerate([reference, *_spread(Path(record.video), SHEET_FRAMES)]):
+            tile = Image.fromarray(frame)
+            tile.thumbnail((TILE, TILE), Image.Resampling.BILINEAR)
+            sheet.paste(tile, (TILE * column + (TILE - tile.width) // 2, TILE * row + (TILE - tile.height) // 2))
+    sheet.save(path)
+    return path
+
+
+def _spread(video: Path, count: int) -> list[np.ndarray]:
+    """Frames evenly over a video, the last one among them."""
+    wanted = {round(i) for i in np.linspace(0, max(0, probe_video(video).frames - 1), count)}
+    return [frame for i, frame in enumerate(read_frames(video)) if i in wanted]
+
+
+def _draw_windows(report: GenBenchReport, path: Path) -> Path:
+    panels = {
+        MEASURES[name].title: [(float(begin), window[name].mean) for begin, window in report.windows.items() if name in window]
+        for name in MEASURES
+        if any(name in window for window in report.windows.values())
+    }
+    return draw_panels(path, panels, "seconds of the stream")
+
+
+def _to_html(
+    report: GenBenchReport, records: list[ClipRecord], scores: dict[str, ClipScore], benchmark: BenchmarkSet, out: Path, images: list[str]
+) -> str:
+    title = html.escape(f"GenBench: {report.system} on {report.set_name}")
+    rows = [f"<tr><td>{MEASURES[n].title}<td>{figure(n, s.mean)}<td>{figure(n, s.least)}<td>{figure(n, s.most)}<td>{s.clips}" for n, s in report.measures.items()]
+    rows += [f"<tr><td>{MEASURES[n].title}<td colspan=4>not available: {html.escape(reason)}" for n, reason in report.missing.items()]
+    samples = {sample.id: sample for sample in benchmark.samples}
+    clips = []
+    for record in records:
+        tags = samples[record.id].tags
+        about = html.escape(" · ".join(part for part in (record.id, tags.style, tags.language) if part))
+        if record.error:
+            clips.append(f'<div><b>{about}</b><p class="failed">{html.escape(record.error)}</div>')
+            continue
+        score = scores.get(record.id)
+        measures = score.windows[0].measures if score and score.windows else {}
+        figures = ", ".join(f"{MEASURES[n].title} {figure(n, measures[n])}" for n in MEASURES if n in measures)
+        source = quote(os.path.relpath(record.video, out))
+        clips.append(f'<div><video controls preload="metadata" src="{source}"></video><b>{about}</b><p>{html.escape(figures)}</div>')
+    pictures = "".join(f'<h2>{name.removesuffix(".png").title()}</h2><img src="{name}" alt="{name}">' for name in images)
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>'
+        f"<table><tr><th>measure<th>mean<th>least<th>most<th>clips{''.join(rows)}</table>"
+        f'<h2>Clips</h2><div class="clips">{"".join(clips)}</div>{pictures}</html>\n'
+    )

@@ -1,0 +1,90 @@
+"""A whole run: make the clips, score them, write the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from everface.core.errors import BadInput
+from everface.genbench.build import SETS, open_set
+from everface.genbench.manifest import BenchmarkSet, digest
+from everface.genbench.page import write_page
+from everface.genbench.report import GenBenchReport, summarize, to_markdown
+from everface.genbench.runner import ClipRecord, read_record, run_system
+from everface.genbench.scoring import MetricWeights, score_clips
+from everface.genbench.systems import System
+
+
+class RunFile(msgspec.Struct):
+    """DIR/run.json: what DIR is a run of, so that it is resumed and not mixed with another."""
+
+    system: str
+    settings: dict[str, object]
+    set_name: str
+    manifest: str  # path
+    sha256: str  # of the manifest's samples
+    ids: list[str]
+    seconds: float | None = None
+
+
+Steps = Callable[[str, int, str, int], None]  # phase, things in it, thing in work ("": one more is done), frames of it
+
+
+def run(
+    system: System, set_name: str, out: Path, cache: Path, limit: int | None, seconds: float | None, weights: MetricWeights, steps: Steps
+) -> GenBenchReport:
+    """Run a system over a set and write the report to `out`. Goes on where an interrupted run was. Raises BadInput."""
+    benchmark = open_set(set_name, cache, limit, lambda done, many: steps("set", many, "", 0))
+    name = set_name if set_name in SETS else benchmark.folder.name
+    plan = RunFile(system.spec, system.settings(), name, str(benchmark.folder.absolute()), _digest(benchmark), [s.id for s in benchmark.samples], seconds)
+    out.mkdir(parents=True, exist_ok=True)
+    _check_same(out, plan)
+    (out / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(plan)))
+    many = len(benchmark.samples)
+    records = run_system(system, benchmark, out, seconds, lambda clip, frames: steps("clips", many, clip, frames))
+    return write_report(plan, benchmark, records, out, weights, steps)
+
+
+def rescore(out: Path, weights: MetricWeights, steps: Steps) -> GenBenchReport:
+    """Score the clips of a run again, with the weights given now, and write the report. Raises BadInput."""
+    path = out / "run.json"
+    if not path.is_file():
+        raise BadInput(f"{out} is no run of genbench: name the folder of an `everface genbench run -o DIR`")
+    plan = msgspec.json.decode(path.read_bytes(), type=RunFile)
+    benchmark = open_set(plan.manifest, out)
+    benchmark.samples = [sample for sample in benchmark.samples if sample.id in set(plan.ids)]
+    records = [read_record(out / "clips", id) or ClipRecord(id, error="it was not made: run again") for id in plan.ids]
+    return write_report(plan, benchmark, records, out, weights, steps)
+
+
+def write_report(
+    plan: RunFile, benchmark: BenchmarkSet, records: list[ClipRecord], out: Path, weights: MetricWeights, steps: Steps
+) -> GenBenchReport:
+    """Score and write report.json, report.md, report.html and the images."""
+    scores = score_clips(benchmark, records, out, weights, lambda _: steps("scores", len(records), "", 0))
+    settings = plan.settings | ({"seconds": plan.seconds} if plan.seconds else {})
+    report = summarize(plan.system, plan.set_name, settings, records, scores)
+    (out / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
+    (out / "report.md").write_text(to_markdown(report))
+    write_page(report, records, scores, benchmark, out)
+    return report
+
+
+def _check_same(out: Path, plan: RunFile) -> None:
+    """A folder holds one run; more samples of the same set are the same run."""
+    try:
+        old = msgspec.json.decode((out / "run.json").read_bytes(), type=RunFile)
+    except (OSError, msgspec.DecodeError):
+        return
+    for name in ("system", "settings", "set_name", "seconds"):
+        before, now = (msgspec.to_builtins(getattr(each, name)) for each in (old, plan))
+        if before != now:
+            raise BadInput(f"{out} holds a run with another {name} ({before!r}, now {now!r}): name another folder with -o")
+    if len(old.ids) == len(plan.ids) and old.sha256 != plan.sha256:
+        raise BadInput(f"{out} holds a run over other samples of {plan.set_name}: name another folder with -o")
+
+
+def _digest(benchmark: BenchmarkSet) -> str:
+    return digest(benchmark.folder / "manifest.jsonl") if (benchmark.folder / "manifest.jsonl").is_file() else ""

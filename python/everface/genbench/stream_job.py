@@ -1,0 +1,92 @@
+"""The process in which everface makes clips: an EverfaceJob as JSON on stdin, one JSON object a line on stdout.
+
+    {"id": "short-000", "frames": 120}               progress
+    {"id": "short-000", "speed": {"fps": 51.2, ..}}  done
+    {"id": "short-000", "error": "..."}              failed; the next clip follows
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import psutil
+
+from everface.avatar.avatar import Avatar
+from everface.core.config import SAMPLE_RATE, Deployment, StreamConfig
+from everface.core.errors import EverfaceError
+from everface.genbench.speed import SpeedMeter
+from everface.genbench.systems import Clip, EverfaceJob
+from everface.media.audio import read_audio
+from everface.media.video_writer import VideoWriter
+from everface.runtime.session import WAIT_S
+
+CHUNK = SAMPLE_RATE // 2
+
+
+def looped_audio(path: Path, seconds: float) -> Iterator[np.ndarray]:
+    """The voice in chunks of half a second, again from its beginning until it has lasted `seconds`; memory does not grow."""
+    left = round(seconds * SAMPLE_RATE)
+    for chunk_S in itertools.chain.from_iterable(read_audio(path, CHUNK) for _ in itertools.count()):
+        if left <= 0:
+            return
+        yield chunk_S[:left]
+        left -= len(chunk_S)
+
+
+def make_clip(avatar: Avatar, clip: Clip, stream: StreamConfig, meter: SpeedMeter) -> None:
+    """Stream one clip into its file. Raises EverfaceError."""
+    image_3HW = avatar.fit(Path(clip.image), stream)
+    partial = Path(clip.out).with_suffix(".making.mp4")
+    partial.unlink(missing_ok=True)
+    with VideoWriter(partial, *image_3HW.shape[-2:]) as writer, avatar.open(image_3HW, stream) as session:
+        meter.opened()
+
+        def keep(blocks: list[Any]) -> None:
+            for block in blocks:
+                meter.add_block(len(block.frames_THW3))
+                writer.write(block.frames_THW3.cpu().numpy())
+                print(json.dumps({"id": clip.id, "frames": writer.frames}), flush=True)
+
+        for audio_S in looped_audio(Path(clip.audio), clip.seconds):
+            writer.write_audio(audio_S)
+            while not session.push_audio(audio_S):
+                session.wait(WAIT_S)
+                keep(session.poll())
+            keep(session.poll())
+        session.end_segment()
+        for block in session.frames():
+            keep([block])
+        meter.finished()
+    partial.rename(clip.out)
+
+
+def main() -> int:
+    """Make all clips of the job on stdin."""
+    job = msgspec.json.decode(sys.stdin.buffer.read(), type=EverfaceJob)
+    began: float | None = time.perf_counter()
+    if isinstance(size := job.stream.get("size"), list):  # JSON has no tuples
+        job.stream["size"] = tuple(size)
+    with Avatar(*(Path(p) if p else None for p in (job.weights, job.lora)), Deployment(**job.deployment)) as avatar:  # type: ignore[arg-type]  checked where it was made
+        for clip in job.clips:
+            meter = SpeedMeter(psutil.Process(os.getpid()), began)
+            try:
+                make_clip(avatar, clip, StreamConfig(**{**job.stream, "prompt": clip.prompt}), meter)  # type: ignore[arg-type]  as above
+            except EverfaceError as error:
+                print(json.dumps({"id": clip.id, "error": str(error)}), flush=True)
+            else:
+                print(json.dumps({"id": clip.id, "speed": meter.measures()}), flush=True)
+            began = None
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

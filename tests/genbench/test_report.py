@@ -1,0 +1,107 @@
+"""Runs from the command line to the report, and two reports beside each other."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.genbench.conftest import Draw
+from tests.genbench.test_windows import write_video
+
+from everface import cli
+from everface.core.errors import BadInput
+from everface.genbench.comparison import compare_reports
+from everface.genbench.manifest import BenchmarkSet
+from everface.genbench.measures import MEASURES, gain
+from everface.genbench.report import read_report
+
+
+@pytest.fixture
+def videos(tmp_path: Path, draw: Draw) -> tuple[Path, Path]:
+    """Two systems' videos of the first character: in sync, and with audio that is 5 frames late."""
+    folders = tmp_path / "good", tmp_path / "late"
+    for folder, late in zip(folders, (0, 5)):
+        folder.mkdir()
+        write_video(folder / "s-0.mp4", draw, late=late)
+    return folders
+
+
+def run(system: str, benchmark: BenchmarkSet, out: Path, *more: str) -> int:
+    return cli.main(["genbench", "run", "--set", str(benchmark.folder), "--system", system, "-o", str(out), *more])
+
+
+def test_a_run_of_videos_is_reported_and_ranked(
+    videos: tuple[Path, Path], small_set: BenchmarkSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, late = tmp_path / "a", tmp_path / "b"
+    assert run(f"dir:{videos[0]}", small_set, good) == run(f"dir:{videos[1]}", small_set, late) == 0
+    text = capsys.readouterr().out
+    assert "1 of 2 clips" in text and "`s-1`: there is no s-1.mp4" in text and "| Live Avatar | 3.44 | 4.51 | 7.03 |" in text
+    assert "| Sync-C | not available: needs SyncNet's weights" in text and "| **this run** | n/a | n/a |" in text
+    first, second = read_report(good), read_report(late)
+    assert (first.measures["lip_lag"].mean, second.measures["lip_lag"].mean) == (0, -5)
+    assert (first.measures["av_offset"].mean, second.measures["av_offset"].mean) == (0, -5)
+    assert first.measures["lip_corr"].mean > 0.95
+    assert not {"sync_c", "dino_s", "iqa", "fps"} & first.measures.keys() and {"sync_c", "dino_s", "iqa"} <= first.missing.keys()
+    assert cli.main(["genbench", "diff", str(good), str(late)]) == 0
+    table = capsys.readouterr().out
+    assert "| A/V offset, frames | 0 | -5 | -5 | worse |" in table and "| failures | 1 of 2 | 1 of 2 |" in table
+    assert "better" in compare_reports(second, first)
+
+
+def test_the_page_plays_the_clips(videos: tuple[Path, Path], small_set: BenchmarkSet, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    run(f"dir:{videos[0]}", small_set, out)
+    page = (out / "report.html").read_text()
+    assert 'src="../good/s-0.mp4"' in page and "not available" in page and "there is no s-1.mp4" in page
+    assert Image.open(out / "sheet.png").size == (128 * 9, 128)
+    assert json.loads((out / "report.json").read_text())["environment"]["torch"]
+
+
+def test_scores_are_reused_and_made_again_for_a_new_file(videos: tuple[Path, Path], small_set: BenchmarkSet, tmp_path: Path) -> None:
+    out = tmp_path / "a"
+    run(f"dir:{videos[0]}", small_set, out)
+    path = out / "scores" / "s-0.json"
+    edited = json.loads(path.read_text())
+    edited["windows"][0]["measures"]["motion"] = 99.0
+    path.write_text(json.dumps(edited))
+    assert cli.main(["genbench", "report", str(out)]) == 0
+    assert read_report(out).measures["motion"].mean == 99
+    shutil.copyfile(videos[1] / "s-0.mp4", videos[0] / "s-0.mp4")
+    assert cli.main(["genbench", "report", str(out)]) == 0
+    assert read_report(out).measures["motion"].mean < 99 and read_report(out).measures["av_offset"].mean == -5
+
+
+def test_a_folder_holds_one_run(
+    videos: tuple[Path, Path], small_set: BenchmarkSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(f"dir:{videos[0]}", small_set, tmp_path / "a", "--limit", "1")
+    assert run(f"dir:{videos[0]}", small_set, tmp_path / "a") == 0  # more samples of the same
+    assert run(f"dir:{videos[1]}", small_set, tmp_path / "a") == 2
+    assert "holds a run with another system" in capsys.readouterr().err
+
+
+def test_a_run_without_any_clip_fails(small_set: BenchmarkSet, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert run(f"dir:{tmp_path / 'empty'}", small_set, tmp_path / "a") == 1
+
+
+def test_wrong_reports_and_runs_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(BadInput, match="there is no report"):
+        read_report(tmp_path)
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(BadInput, match="is no report of genbench"):
+        read_report(tmp_path)
+    assert cli.main(["genbench", "report", str(tmp_path)]) == 2
+    assert cli.main(["genbench", "build"]) == 2
+    assert cli.main(["genbench", "run", "--set", str(tmp_path / "none"), "-o", str(tmp_path / "x")]) == 2
+    assert all(line.startswith("everface: ") for line in capsys.readouterr().err.splitlines())
+
+
+def test_what_is_better() -> None:
+    assert gain("sync_d", 9, 8) > 0 > gain("sync_c", 9, 8)
+    assert gain("lip_lag", -2, 0) > 0 and gain("lip_amplitude", 0.9, 1.2) < 0 and gain("motion", 1, 2) == 0
+    assert {"ASE", "IQA", "Sync-C", "Sync-D", "Dino-S", "FPS"} <= {measure.paper for measure in MEASURES.values()}
