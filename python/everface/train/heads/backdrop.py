@@ -13,7 +13,7 @@ def make_backdrop(seed: int) -> np.ndarray:
 
     rng = np.random.Generator(np.random.PCG64([seed, 8]))
     kind = rng.choice(["paper", "wall", "room", "outside"], p=(0.2, 0.25, 0.35, 0.2))
-    tone = rng.uniform(0.15, 0.8) * (1 + rng.normal(0, 0.12, 3))
+    tone = rng.uniform(0.15, 0.75) * (1 + rng.normal(0, 0.07, 3))
     y, x = (np.mgrid[0:SIDE, 0:SIDE] + 0.5) / SIDE
     if kind == "paper":
         middle = rng.uniform(0.3, 0.7, 2)
@@ -26,7 +26,8 @@ def make_backdrop(seed: int) -> np.ndarray:
     draw = ImageDraw.Draw(canvas)
 
     def fill(base: np.ndarray, spread: float) -> tuple[int, ...]:
-        return tuple(int(255 * v) for v in np.clip(base * rng.uniform(1 - spread, 1 + spread) + rng.normal(0, 0.05, 3), 0, 1))
+        base = base.mean() + 0.5 * (base - base.mean())  # surroundings are duller than paint
+        return tuple(int(255 * v) for v in np.clip(base * rng.uniform(1 - spread, 1 + spread) + rng.normal(0, 0.025, 3), 0, 1))
 
     if kind == "room":
         for _ in range(rng.integers(4, 12)):

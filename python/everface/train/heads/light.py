@@ -55,7 +55,7 @@ def sample_scene(seed: int) -> Scene:
     if rng.random() < 0.5:  # light from behind, which draws the outline
         total += lobe(np.array([rng.choice([-1, 1]), 0.4, -0.7]), rng.uniform(0.3, 0.8) * warm(rng.normal(0, 0.4)))
     exposure = rng.uniform(0.85, 1.15)
-    height_units = rng.uniform(27.5, 31.5)
+    height_units = rng.uniform(29.0, 33.0)
     return Scene(
         harmonics=(total * exposure).astype(np.float32), key=key.astype(np.float32), key_color=(key_power * exposure * warm(key_warmth)).astype(np.float32),
         softness=float(softness * rng.uniform(0.7, 1.3)), distance=float(rng.uniform(48, 110)), height=float(height_units),

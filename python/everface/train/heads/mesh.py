@@ -49,6 +49,7 @@ class HeadMesh:
         a, b = np.zeros(len(p), np.float32), np.zeros(len(p), np.float32)
         for sign, center in zip((1, -1), EYE_CENTERS):
             eye = (number == EYE) & (np.sign(p[:, 0]) == sign)
+            a[(number == LASHES) & (p[:, 1] > 3.3)] = 1.0
             a[eye], b[eye] = ((p[eye] - np.array(center))[:, :2] / 1.55).T
         return np.concatenate([uv, neck_weight(p)[:, None], number[:, None], a[:, None], b[:, None]], 1).astype(np.float32)
 

@@ -12,8 +12,9 @@ from everface.core.errors import Unavailable
 from everface.train.heads import shaders
 from everface.train.heads.backdrop import make_backdrop
 from everface.train.heads.light import Scene, camera_matrix, expose, lamp_matrix, sample_scene
-from everface.train.heads.mesh import read_mesh
+from everface.train.heads.mesh import neck_weight, read_mesh
 from everface.train.heads.person.clothing import make_clothes
+from everface.train.heads.person.figure import make_figure
 from everface.train.heads.person.glasses import make_glasses
 from everface.train.heads.person.hair import Cards, grow_hair
 from everface.train.heads.person.identity import Person, sample_person
@@ -73,7 +74,7 @@ class Renderer:
             thing.release()
         self.kept = []
         self.person, self.scene = person or sample_person(seed), scene or sample_scene(seed)
-        self.shape = self.mesh.shape(self.person.components)
+        self.shape = make_figure(self.person, self.mesh)
         self.noise = np.random.Generator(np.random.PCG64([seed, 9]))
         self.skin = self._texture(paint_skin(self.person, self.detail))
         self.backdrop = self._background(make_backdrop(seed))
@@ -95,6 +96,7 @@ class Renderer:
 
     def draw(self, pose: Pose) -> np.ndarray:
         """One frame, [size, size, 3] uint8."""
+        self.pose = pose
         self.vertices = self.mesh.pose(self.shape, pose.weights)
         rows = np.concatenate([self.vertices, self.mesh.normals(self.vertices)], 1)[self.mesh.corner]
         self.moving.write(np.ascontiguousarray(rows, np.float32).tobytes())
@@ -113,11 +115,11 @@ class Renderer:
         self.screen.clear(depth=1.0)
         self.shadow_map.use(1)
         self.skin.use(0)
+        ctx.enable_direct(ALPHA_TO_COVERAGE)  # lashes and hair: no order to keep
         self.head.render()
         if self.strands is not None:
-            ctx.enable_direct(ALPHA_TO_COVERAGE)
             self.strands.render()
-            ctx.disable_direct(ALPHA_TO_COVERAGE)
+        ctx.disable_direct(ALPHA_TO_COVERAGE)
         ctx.enable(gl.BLEND)
         ctx.blend_func = gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA, gl.ONE, gl.ONE_MINUS_SRC_ALPHA
         for solid in self.solids:
@@ -128,6 +130,16 @@ class Renderer:
         alpha = raw[..., 3:] / 255
         return expose(raw[..., :3] + self.backdrop * (1 - alpha), self.scene, self.noise)
 
+    def measure_mouth(self) -> tuple[float, float, np.ndarray]:
+        """Of the last frame: gap between the inner lips and distance of the corners in mesh units, and their places [4, 2] in the image."""
+        upper, lower, right, left = points = self.vertices[self.mesh.lips].astype(np.float64)
+        neck = neck_weight(self.mesh.base[self.mesh.lips])[:, None]
+        turn, pivot, pose = rotation(*self.pose.turn), np.array(PIVOT), self.pose
+        moved = (points - pivot) @ turn.T + pivot + neck * np.array(pose.shift) + (1 - neck) * np.array(pose.body)
+        clip = np.concatenate([moved, np.ones((4, 1))], 1) @ camera_matrix(self.scene).T
+        at = (clip[:, :2] / clip[:, 3:] * [0.5, -0.5] + 0.5).astype(np.float32)
+        return float(np.linalg.norm(upper - lower)), float(np.linalg.norm(right - left)), at
+
     def _set_person(self, cards: Cards | None) -> None:
         p, s = self.person, self.scene
         eye = (s.center[0], s.center[1], s.distance + 5)
@@ -135,7 +147,7 @@ class Renderer:
             _set(program, camera=camera_matrix(s).T.ravel(), lamp=lamp_matrix(s).T.ravel(), harmonics=s.harmonics, key=s.key, key_color=s.key_color, eye=eye, shadows=1, softness=s.softness)
         _set(self.shadow, lamp=lamp_matrix(s).T.ravel())
         style = cards.style if cards else None
-        _set(self.body, skin=0, tone=p.tone, hair=p.hair_color, iris=p.iris, pupil=p.pupil, teeth=p.teeth, scalp=cards.paint if cards else 0.0, oil=0.5, white=1.0)
+        _set(self.body, skin=0, tone=p.tone, hair=p.hair_color, iris=p.iris, pupil=p.pupil, teeth=p.teeth, scalp=cards.paint if cards else 0.0, oil=0.3 + 0.4 * float(1 - p.tone.mean()), white=1.0, lashes=0.4 + (0.15 if p.sex == "woman" else 0) + 0.35 * p.make_up)
         _set(self.hairs, hair=p.hair_color, fineness=9.0, thinning=0.55 if style and style.curl < 0.3 else 0.9)
         _set(self.plain, paint=np.stack([p.cloth_color, p.inner_color, p.glasses_color, np.zeros(3)]), weave=60.0)
 

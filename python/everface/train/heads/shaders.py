@@ -47,35 +47,35 @@ float lit(vec4 l, float bias) {
 }
 float ggx(vec3 n, vec3 h, float rough) { float a = rough * rough, c = max(dot(n, h), 0.0), d = c * c * (a * a - 1.0) + 1.0; return a * a / (3.1416 * d * d); }
 vec3 film(vec3 c) { c = max(c, 0.0); return clamp((c * (2.51 * c + 0.03)) / (c * (2.43 * c + 0.59) + 0.14), 0.0, 1.0); }
-vec4 finish(vec3 c, float a) { return vec4(pow(film(c * 0.80), vec3(1.0 / 2.2)), a); }
+vec4 finish(vec3 c, float a) { return vec4(pow(film(c * 0.62), vec3(1.0 / 2.2)), a); }
 """
 
 FRAGMENT = """
 #version 330
 in vec3 P; in vec3 N; in vec2 UV; in vec2 X; in vec3 O; in vec4 L; flat in int M; out vec4 color;
 uniform sampler2D skin; uniform vec3 tone; uniform vec3 hair; uniform vec3 iris; uniform vec3 teeth; uniform float pupil; uniform float scalp;
-uniform float mouth_z; uniform float mouth_open; uniform float oil; uniform float white; uniform float mouth_y;
+uniform float mouth_z; uniform float mouth_open; uniform float oil; uniform float white; uniform float mouth_y; uniform float lashes;
 """ + LIGHT + """
 float hash(vec2 p) { return fract(sin(dot(p, vec2(127.1, 311.7))) * 43758.5453); }
 float grain(vec2 p) { vec2 i = floor(p), f = fract(p); f = f * f * (3.0 - 2.0 * f);
     return mix(mix(hash(i), hash(i + vec2(1, 0)), f.x), mix(hash(i + vec2(0, 1)), hash(i + vec2(1, 1)), f.x), f.y); }
 void main() {
-    vec3 n = normalize(N), v = normalize(eye - P); float nl, gloss = 0.0, rough = 0.5, spec = 0.0, cave = 1.0; vec3 base; vec3 wrap = vec3(0.0);
+    vec3 n = normalize(N), v = normalize(eye - P); float nl, cover = 1.0, gloss = 0.0, rough = 0.5, spec = 0.0, cave = 1.0; vec3 base; vec3 wrap = vec3(0.0);
     if (!gl_FrontFacing) n = -n;
     if (M <= 1) {
         vec4 t = M == 0 ? texture(skin, vec2(UV.x, 1.0 - UV.y)) : vec4(tone * (0.985 + 0.03 * grain(O.xy * 3.0)), 0.5);
         base = pow(t.rgb, vec3(2.2));
         if (M == 0) {
             vec3 dx = dFdx(P), dy = dFdy(P); float h = t.a, hx = dFdx(h), hy = dFdy(h);
-            vec3 g = cross(dy, n) * hx + cross(n, dx) * hy; n = normalize(n - 0.35 * clamp(g / max(dot(cross(dx, dy), n), 1e-4), -1.2, 1.2));
+            vec3 g = cross(dy, n) * hx + cross(n, dx) * hy; n = normalize(n - 0.12 * clamp(g / max(dot(cross(dx, dy), n), 1e-4), -1.2, 1.2));
         }
         float s = X.x * scalp; base = mix(base, pow(hair, vec3(2.2)) * (0.7 + 0.6 * grain(O.xz * vec2(9.0, 4.0) + O.y)), s);
-        wrap = vec3(0.42, 0.16, 0.09) * (1.0 - s); gloss = 0.028 + X.y * 0.05; rough = mix(0.52, 0.34, max(oil, X.y)); spec = 1.0 - 0.8 * s;
+        wrap = vec3(0.42, 0.16, 0.09) * (1.0 - s); gloss = 0.022 + X.y * 0.03; rough = mix(0.58, 0.40, max(oil, X.y)); spec = 1.0 - 0.8 * s;
         // Skin that faces inwards between the lips is the mouth's lining.
         float inner = smoothstep(0.45, 1.5, mouth_z - O.z) * smoothstep(3.2, 2.4, abs(O.x)) * smoothstep(5.0, 3.2, abs(O.y - mouth_y)) * smoothstep(0.2, -0.15, dot(normalize(N), vec3(0, 0, 1)));
         base = mix(base, vec3(0.20, 0.045, 0.04), inner * 0.8); cave = 1.0 - 0.75 * inner;
     } else if (M == 2 || M == 3) {
-        float deep = mouth_z - O.z; cave = mix(1.0, 0.035, smoothstep(-0.3, 3.8, deep)) * (0.34 + 0.5 * smoothstep(0.0, 0.5, mouth_open)) * smoothstep(3.6, 1.2, abs(O.x));
+        float deep = mouth_z - O.z; cave = mix(1.0, 0.04, smoothstep(0.5, 4.8, deep)) * (0.7 + 0.3 * smoothstep(0.0, 0.5, mouth_open)) * smoothstep(4.2, 1.4, abs(O.x));
         base = M == 3 ? pow(teeth, vec3(2.2)) * vec3(0.92, 0.90, 0.86) : mix(vec3(0.36, 0.10, 0.10), vec3(0.32, 0.07, 0.06), grain(O.xz * 4.0));
         wrap = vec3(0.2); gloss = 0.045; rough = 0.30; spec = 0.8;
     } else if (M == 4) {
@@ -88,7 +88,7 @@ void main() {
         base = mix(col, sclera, smoothstep(ring * 0.95, ring * 1.07, r));
         cave = mix(1.0, 0.42, smoothstep(0.12, 0.52, X.y)) * mix(1.0, 0.5, smoothstep(0.55, 0.95, abs(X.x)));
         wrap = vec3(0.3); gloss = 0.035; rough = 0.13; spec = 1.0;
-    } else { base = vec3(0.012, 0.009, 0.008); gloss = 0.0; }
+    } else { base = vec3(0.014, 0.010, 0.009); cover = lashes * mix(0.25, 1.0, X.x); if (cover < 0.02) discard; }
     float shade = lit(L, 0.004); nl = dot(n, key);
     vec3 d = clamp((nl + wrap) / ((1.0 + wrap) * (1.0 + wrap)), 0.0, 1.0) * mix(vec3(1.0), vec3(shade), 1.0 - 0.25 * wrap);
     vec3 h = normalize(key + v); float f = gloss + (1.0 - gloss) * pow(1.0 - max(dot(h, v), 0.0), 5.0);
@@ -99,7 +99,7 @@ void main() {
     if (M == 4) { // two windows, mirrored in the cornea
         vec3 q = reflect(-v, normalize(n + 0.0)); c += (key_color * 2.2 + harmonics[0] * 2.0) * smoothstep(0.965, 0.985, dot(q, normalize(key + vec3(0, 0.15, 0.9)))) * smoothstep(0.7, 0.4, length(X));
     }
-    color = finish(c, 1.0);
+    color = finish(c, cover);
 }
 """
 

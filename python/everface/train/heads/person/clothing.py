@@ -50,7 +50,7 @@ def make_clothes(person: Person, mesh: HeadMesh, shape: np.ndarray) -> Solid:
 
     def band(material: int, low: float, high: float, dip: float, gap: float, flare: float, gape: float = 0.0, thick: float = 0.0, around: int = 48) -> Solid:
         angle = np.linspace(-np.pi + gape, np.pi - gape, around) + np.pi  # begins and ends at the front
-        front = (0.5 + 0.5 * np.cos(angle)) ** 1.5
+        front = (0.5 + 0.5 * np.cos(angle)) ** 2.5
         rows = []
         profile = np.linspace(0, 1, 6)
         for s in profile:
@@ -80,7 +80,7 @@ def make_clothes(person: Person, mesh: HeadMesh, shape: np.ndarray) -> Solid:
         return join([shell(CLOTH, 0.5, -11.8, -8.0), band(CLOTH, -9.4, -5.8 if high else -7.9, 2.4, 0.45, 0.2, thick=0.35)])
     if kind == "hoodie":
         return join([shell(CLOTH, 0.55, -12.2, -8.0), band(CLOTH, -10.5, -6.6, 3.2, 0.7, 0.8, 0.25, thick=0.9)])
-    collar = band(INNER, -9.6, -6.5, 3.3, 0.40, 0.9, 0.20 if kind == "shirt" and rng.random() < 0.7 else 0.09)
+    collar = band(INNER, -9.6, -6.5, 3.9, 0.40, 1.0, 0.42 if kind == "shirt" and rng.random() < 0.7 else 0.12)
     if kind == "shirt":
         body = shell(CLOTH, 0.35, -12.0, -8.0)
         collar[0][:, 9] = CLOTH

@@ -30,20 +30,21 @@ class Style:
     recede: float = 0.0
     tie: float | None = None  # height where hair is bound behind the head
     segments: int = 9
+    hold: float = 0.75  # how closely hair follows the head
     paint: float = 0.9  # how dark the scalp below is
 
 
 STYLES = {
     "buzz": Style(cards=900, top=0.8, side=0.5, back=0.5, lift=0.8, volume=0.1, fall=0.05, width=0.7, segments=3, paint=0.75),
-    "crop": Style(cards=1100, top=3.4, side=1.3, back=1.4, lift=0.55, volume=0.5, fall=0.10, forward=0.45, segments=5, width=0.7, paint=0.85),
+    "crop": Style(hold=0.5, cards=1100, top=3.4, side=1.3, back=1.4, lift=0.55, volume=0.5, fall=0.10, forward=0.45, segments=5, width=0.7, paint=0.85),
     "side part": Style(cards=1100, top=7.5, side=2.2, back=2.4, lift=0.5, volume=0.9, fall=0.14, part=2.6, segments=7, width=0.8),
     "swept back": Style(cards=1100, top=8.5, side=3.2, back=4.0, lift=0.65, volume=1.0, fall=0.08, forward=-1.0, segments=8, width=0.8),
     "fringe": Style(cards=1100, top=7.2, side=5.5, back=6.0, lift=0.3, volume=0.75, fall=0.25, forward=1.0, segments=8),
-    "long straight": Style(cards=1000, top=27, side=23, back=24, lift=0.22, volume=0.7, fall=0.32, part=0.4, segments=14, width=1.15),
-    "long wavy": Style(cards=1000, top=25, side=21, back=22, lift=0.35, volume=1.2, fall=0.28, part=1.6, curl=0.55, turns=3.2, segments=16, width=1.1),
+    "long straight": Style(hold=0.6, cards=1000, top=27, side=23, back=24, lift=0.22, volume=0.7, fall=0.32, part=0.4, segments=14, width=1.15),
+    "long wavy": Style(hold=0.55, cards=1000, top=25, side=21, back=22, lift=0.35, volume=1.2, fall=0.28, part=1.6, curl=0.55, turns=3.2, segments=16, width=1.1),
     "bob": Style(cards=1000, top=16, side=11.5, back=11, lift=0.28, volume=0.9, fall=0.30, part=1.9, segments=11, width=1.1),
-    "curly": Style(cards=1000, top=7.0, side=5.5, back=6.5, lift=0.8, volume=1.6, fall=0.12, curl=0.75, turns=3.0, segments=12, width=0.75),
-    "afro": Style(cards=1500, top=4.2, side=3.6, back=3.8, lift=1.6, volume=2.6, fall=0.0, curl=0.7, turns=2.2, segments=9, width=0.8),
+    "curly": Style(hold=0.45, cards=1000, top=7.0, side=5.5, back=6.5, lift=0.8, volume=1.6, fall=0.12, curl=0.75, turns=3.0, segments=12, width=0.75),
+    "afro": Style(hold=0.0, cards=1500, top=4.2, side=3.6, back=3.8, lift=1.6, volume=2.6, fall=0.0, curl=0.7, turns=2.2, segments=9, width=0.8),
     "ponytail": Style(cards=1000, top=16, side=13, back=11, lift=0.2, volume=0.35, fall=0.0, forward=-1.0, tie=6.0, segments=10, width=1.0),
     "bun": Style(cards=1000, top=15, side=12, back=9, lift=0.2, volume=0.35, fall=0.0, forward=-1.0, tie=9.5, segments=10, width=1.0),
     "receding": Style(cards=700, top=3.0, side=1.8, back=2.0, lift=0.35, volume=0.4, fall=0.15, forward=-0.5, recede=0.9, segments=5, width=0.75, paint=0.7),
@@ -71,7 +72,10 @@ def grow_hair(person: Person, mesh: HeadMesh, shape: np.ndarray) -> Cards | None
         part=None if style.part is None else style.part * rng.choice([-1, 1]), curl=style.curl + (0.10 if rng.random() < 0.4 else 0.0),
     )  # fmt: skip
     root, normal, base = _roots(style, mesh, shape, rng)
-    path = _grow(style, root, normal, base, Skull(shape[mesh.skin_vertices]), rng)
+    skin = mesh.skin_vertices
+    x, y, z = np.abs(mesh.base[skin]).T[0], *mesh.base[skin].T[1:]
+    ear = (x > 7.1) & (y > -3) & (y < 5) & (z > -3.2) & (z < 3)  # short hair does not go around ears
+    path = _grow(style, root, normal, base, Skull(shape[skin if style.side > 7 else skin[~ear]]), rng)
     return strips(path, normal, style, rng)
 
 
@@ -119,7 +123,7 @@ def _grow(style: Style, root: np.ndarray, normal: np.ndarray, base: np.ndarray, 
         direction /= np.linalg.norm(direction, axis=1, keepdims=True) + 1e-6
         stop = step(0, 4, np.linalg.norm(p - np.array([0, style.tie, -10.5]), axis=1))[:, None] if style.tie is not None else 1.0
         p = p + direction * h[:, None] * stop
-        grown = skull.push_out(p, gap * min(1.0, 0.35 + s / 3))
+        grown = skull.push_out(p, gap * min(1.0, 0.35 + s / 3), style.hold)
         direction = (1 - style.fall) * direction + style.fall * np.array([0, -1.0, 0]) * (1 + 0.5 * s / S)
         step_taken = grown - path[:, s - 1]
         direction = 0.5 * direction + 0.5 * step_taken / (np.linalg.norm(step_taken, axis=1, keepdims=True) + 1e-6)

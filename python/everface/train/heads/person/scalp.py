@@ -17,8 +17,8 @@ def scalp_mask(p: np.ndarray, recede: float = 0.0, line: float = 0.0) -> np.ndar
     """
     x, y, z = np.abs(p[..., 0]), p[..., 1], p[..., 2]
     top = step(-0.5, 0.6, y - (9.9 + line + 0.10 * np.clip(x - 2.0, 0, 3) ** 2 * (1 + recede) + 2.2 * recede * step(1.0, 3.5, x) * step(8, 4, x)))
-    side = step(0.5, -0.4, z - (3.2 + 0.22 * (y - 5) - 1.2 * recede)) * step(-0.2, 1.2, y) * step(4.5, 5.5, x)
-    back = step(-0.8, -2.0, z + 0.12 * (y - 2)) * step(-7.0, -5.2, y)
+    side = step(0.5, -0.4, z - (3.2 + 0.22 * (y - 5) - 1.2 * recede)) * step(0.9, 2.2, y) * step(4.5, 5.5, x)
+    back = step(-0.8, -2.0, z + 0.12 * (y - 2)) * step(-5.6, -4.0, y)
     mask = np.maximum(np.maximum(top, side), back)
     mask = mask * (1 - step(7.0, 7.4, x) * step(4.6, 4.0, y) * step(-3.0, -2.0, z))
     if recede > 0.5:
@@ -65,13 +65,15 @@ class Skull:
         top = table[rows[0], columns[0]] * (1 - v) + table[rows[0], columns[1]] * v
         return top * (1 - u) + (table[rows[1], columns[0]] * (1 - v) + table[rows[1], columns[1]] * v) * u
 
-    def push_out(self, p: np.ndarray, gap: np.ndarray | float) -> np.ndarray:
-        """Points [..., 3] moved outwards to `gap` from the head."""
+    def push_out(self, p: np.ndarray, gap: np.ndarray | float, hold: float = 0.0) -> np.ndarray:
+        """Points [..., 3] moved outwards to `gap` from the head; those beyond it are drawn back by the share `hold`."""
         a, b, r = self._spherical(p)
-        grow = np.maximum(1, (self._read(self.ball, a, b) + gap) / r)
+        grow = (self._read(self.ball, a, b) + gap) / r
+        grow = np.maximum(grow, 1 + hold * (grow - 1))
         above = step(-2.0, 1.5, p[..., 1])[..., None]
         ball = self.CENTER + (p - self.CENTER) * grow[..., None]
         a, b, r = self._cylindrical(p)
-        grow = np.maximum(1, (np.minimum(self._read(self.post, a, b), 11.0) + gap) / (r + 1e-6))[..., None]
+        grow = (np.minimum(self._read(self.post, a, b), 11.0) + gap) / (r + 1e-6)
+        grow = np.maximum(grow, 1 + 0.5 * hold * (grow - 1))[..., None]
         post = np.concatenate([self.CENTER[:1] + (p - self.CENTER)[..., :1] * grow, p[..., 1:2], self.CENTER[2:] + (p - self.CENTER)[..., 2:] * grow], -1)
         return above * ball + (1 - above) * post
