@@ -64,7 +64,8 @@ class HeadMesh:
 
     def shape(self, components: np.ndarray) -> np.ndarray:
         """Neutral vertices [N, 3] of a person with these identity components."""
-        return self.base + (components.astype(np.float32) @ self.identities[: len(components)]).reshape(-1, 3)
+        known = min(len(components), len(self.identities))
+        return self.base + (components[:known].astype(np.float32) @ self.identities[:known]).reshape(-1, 3)
 
     def pose(self, shape: np.ndarray, weights: dict[str, float]) -> np.ndarray:
         """Vertices [N, 3] with actions applied."""

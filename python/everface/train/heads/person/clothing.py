@@ -8,7 +8,7 @@ from everface.train.heads.mesh import HeadMesh, neck_weight
 from everface.train.heads.person.identity import Person
 from everface.train.heads.person.scalp import Skull, step
 
-CLOTH, INNER = 0, 1
+CLOTH, INNER, TIE = 0, 1, 2  # a tie has the paint of glasses
 Solid = tuple[np.ndarray, np.ndarray]  # vertices [V, 12], triangles [F, 3]
 
 
@@ -80,9 +80,23 @@ def make_clothes(person: Person, mesh: HeadMesh, shape: np.ndarray) -> Solid:
         return join([shell(CLOTH, 0.5, -11.8, -8.0), band(CLOTH, -9.4, -5.8 if high else -7.9, 2.4, 0.45, 0.2, thick=0.35)])
     if kind == "hoodie":
         return join([shell(CLOTH, 0.55, -12.2, -8.0), band(CLOTH, -10.5, -6.6, 3.2, 0.7, 0.8, 0.25, thick=0.9)])
-    collar = band(INNER, -9.6, -6.5, 3.9, 0.40, 1.0, 0.42 if kind == "shirt" and rng.random() < 0.7 else 0.12)
+    tie = kind == "suit" and person.sex == "man" and rng.random() < 0.6
+    collar = band(INNER, -9.9, -7.4, 3.7, 0.45, 1.15, 0.10 if tie else 0.55)
     if kind == "shirt":
-        body = shell(CLOTH, 0.35, -12.0, -8.0)
+        body = shell(CLOTH, 0.35, -13.4, -8.0)
         collar[0][:, 9] = CLOTH
         return join([body, collar])
-    return join([shell(INNER, 0.3, -11.6, -8.0), collar, shell(CLOTH, 0.75, -9.4, -8.3, opening=rng.uniform(0.24, 0.4))])
+    jacket = shell(CLOTH, 0.75, -9.4, -8.3, opening=rng.uniform(0.26, 0.42))
+    shirt = shell(INNER, 0.3, -11.6 if tie else -13.6, -8.0)
+    return join([shirt, collar, jacket, *([_tie(skull)] if tie else [])])
+
+
+def _tie(skull: Skull) -> Solid:
+    y = np.linspace(-10.6, -19, 14)
+    half = np.interp(y, [-19, -12.0, -11.6, -10.6], [1.3, 0.62, 0.45, 0.75])
+    middle = skull.push_out(np.stack([np.zeros(14), y, np.full(14, 1.0)], 1), 0.75)
+    position = np.concatenate([middle + np.array([s, 0, 0]) * half[:, None] - np.array([0, 0, 0.12]) * abs(s) for s in (-1, 0, 1)])
+    normal = np.concatenate([np.tile([0.5 * s, 0.0, 1.0], (14, 1)) / np.hypot(1, 0.5 * s) for s in (-1, 0, 1)])
+    i = np.concatenate([np.arange(13), np.arange(14, 27)])
+    triangles = np.concatenate([np.stack([i, i + 1, i + 14], 1), np.stack([i + 14, i + 1, i + 15], 1)]).astype(np.int32)
+    return solid_rows(position, normal, np.stack([position[:, 0], np.tile(y, 3)], 1), TIE), triangles

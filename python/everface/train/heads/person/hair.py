@@ -47,7 +47,7 @@ STYLES = {
     "afro": Style(hold=0.0, cards=1500, top=4.2, side=3.6, back=3.8, lift=1.6, volume=2.6, fall=0.0, curl=0.7, turns=2.2, segments=9, width=0.8),
     "ponytail": Style(cards=1000, top=16, side=13, back=11, lift=0.2, volume=0.35, fall=0.0, forward=-1.0, tie=6.0, segments=10, width=1.0),
     "bun": Style(cards=1000, top=15, side=12, back=9, lift=0.2, volume=0.35, fall=0.0, forward=-1.0, tie=9.5, segments=10, width=1.0),
-    "receding": Style(cards=700, top=3.0, side=1.8, back=2.0, lift=0.35, volume=0.4, fall=0.15, forward=-0.5, recede=0.9, segments=5, width=0.75, paint=0.7),
+    "receding": Style(cards=700, top=3.0, side=1.8, back=2.0, lift=0.35, volume=0.4, fall=0.15, forward=-0.5, recede=0.9, segments=5, width=0.75, paint=0.55),
 }  # fmt: skip
 
 

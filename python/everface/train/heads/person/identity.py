@@ -65,6 +65,7 @@ def sample_person(seed: int) -> Person:
     color = np.array(HAIR_COLORS[int(rng.integers(0, 3 if dark else len(HAIR_COLORS)))] if not (2 < depth <= 3.2) else HAIR_COLORS[int(rng.integers(0, 4))])
     gray = float(np.clip((age - 42 + rng.normal(0, 8)) / 30, 0, 1)) * (1 if rng.random() < (0.85 if sex == "man" else 0.45) else 0.1)
     hair_color = color * rng.uniform(0.85, 1.2) * (1 - gray) + np.array(GRAY) * gray * rng.uniform(0.8, 1.15)
+    brow = color * (1 - 0.6 * gray) + 0.6 * gray * np.array(GRAY)
     iris = np.array(IRIS_COLORS[int(rng.integers(0, 2 if dark else len(IRIS_COLORS)))]) * rng.uniform(0.8, 1.2)
     hair = str(rng.choice(HAIR_KINDS, p=np.array(HAIR_ODDS[sex]) / sum(HAIR_ODDS[sex])))
     if dark and rng.random() < 0.5:
@@ -73,14 +74,14 @@ def sample_person(seed: int) -> Person:
     make_up = float(rng.uniform(0.3, 1)) if sex == "woman" and rng.random() < 0.55 else 0.0
     lip_tint = np.array([0.74, 0.36, 0.34]) if make_up < 0.5 else np.array([rng.uniform(0.5, 0.8), 0.16, rng.uniform(0.2, 0.34)])
     strength = 0.30 + 0.35 * make_up + (0.12 if sex == "woman" else 0)
-    cloth = rng.choice([0.05, 0.12, 0.25, 0.5, 0.8]) * (0.6 + 0.4 * rng.random(3)) + rng.normal(0, 0.03, 3)
+    cloth = rng.choice([0.14, 0.22, 0.32, 0.5, 0.75]) * (0.6 + 0.4 * rng.random(3)) + rng.normal(0, 0.03, 3)
     return Person(
         seed=seed, components=components, sex=sex, age=age, tone=tone.clip(0.08, 0.95), skin_contrast=float(rng.uniform(0.75, 1.05)),
         freckles=float(rng.uniform(0.3, 1)) if depth < 2.2 and rng.random() < 0.22 else 0.0,
         wrinkles=float(np.clip((age - 30) / 40, 0, 1)), make_up=make_up,
         stubble=float(rng.uniform(0.15, 0.8)) if sex == "man" and rng.random() < 0.65 else 0.0,
         beard=beard, lips=(tone * np.array([0.92, 0.62, 0.62]) * (1 - strength) + lip_tint * strength * (0.35 + 0.65 * tone[0])).clip(0.05, 0.9),
-        hair=hair, hair_color=hair_color.clip(0.015, 0.85), brow_color=(color * (1 - 0.6 * gray) + 0.6 * gray * np.array(GRAY)).clip(0.02, 0.5),
+        hair=hair, hair_color=hair_color.clip(0.015, 0.85), brow_color=(brow * min(1.0, 0.42 / brow.max())).clip(0.02, 0.5),
         brow_arch=float(rng.uniform(0, 1)), brow_weight=float(rng.uniform(0.45, 0.8) if sex == "woman" else rng.uniform(0.7, 1.25)),
         iris=iris.clip(0.03, 0.6), pupil=float(rng.uniform(0.36, 0.5)), teeth=np.array([0.86, 0.83, 0.76]) * rng.uniform(0.88, 1.05) - np.array([0, 0, 0.06 * rng.random()]),
         glasses=str(rng.choice(["round", "square", "thin"])) if rng.random() < 0.22 else "", glasses_color=rng.choice([0.02, 0.05, 0.3]) * (0.5 + rng.random(3)),

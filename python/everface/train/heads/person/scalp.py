@@ -21,8 +21,8 @@ def scalp_mask(p: np.ndarray, recede: float = 0.0, line: float = 0.0) -> np.ndar
     back = step(-0.8, -2.0, z + 0.12 * (y - 2)) * step(-5.6, -4.0, y)
     mask = np.maximum(np.maximum(top, side), back)
     mask = mask * (1 - step(7.0, 7.4, x) * step(4.6, 4.0, y) * step(-3.0, -2.0, z))
-    if recede > 0.5:
-        mask = mask * (1 - (recede - 0.5) * 2 * step(11.0, 12.5, y) * step(-7.0, -4.0, z))
+    if recede > 0.5:  # a bald top
+        mask = mask * (1 - step(7.5, 10.0, y + 0.35 * np.maximum(z, -6.0)))
     return mask
 
 
