@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from everface.train.heads.assets import import_heads
 
 ACTIONS = (

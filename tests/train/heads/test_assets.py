@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.train.heads.conftest import ACTIONS, write_checkout
+
 from everface.core.errors import BadInput
 from everface.train.heads.assets import import_heads
 from everface.train.heads.mesh import HeadMesh
-from tests.train.heads.conftest import ACTIONS, write_checkout
 
 
 def test_a_checkout_becomes_one_file(assets: Path) -> None:

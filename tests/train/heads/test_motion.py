@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+
 from everface.core.config import FPS, SAMPLE_RATE
 from everface.train.heads.motion.body import body_actions, sample_body
 from everface.train.heads.motion.speech import speak

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from everface.core.errors import Unavailable
 from everface.networks.audio.features import LogMel
 from everface.train.data.clips import STILL_FRAMES

@@ -29,13 +29,13 @@ def import_heads(source: Path, out: Path, skin: Path | None = None) -> dict[str,
     arrays["albedo"] = _read_skin(skin) if skin else np.zeros((0, 0, 3), np.uint8)
     arrays["surface"] = rasterize_surface(arrays)
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out, **arrays)  # type: ignore[arg-type]  # numpy types the keywords as its own options
+    np.savez_compressed(out, **arrays)  # type: ignore[arg-type] numpy types the keywords as its own options
     return arrays
 
 
 def _read_packed(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as file:
-        return {OLD_NAMES.get(name, name): file[name] for name in file.files if name in OLD_NAMES}
+        return {name: file[short] for short, name in OLD_NAMES.items()}
 
 
 def _read_checkout(source: Path) -> dict[str, np.ndarray]:

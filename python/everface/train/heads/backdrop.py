@@ -25,9 +25,9 @@ def make_backdrop(seed: int) -> np.ndarray:
     canvas = Image.fromarray((np.clip(image, 0, 1) * 255).astype(np.uint8))
     draw = ImageDraw.Draw(canvas)
 
-    def fill(base: np.ndarray, spread: float) -> tuple[int, ...]:
+    def fill(base: np.ndarray, variety: float) -> tuple[int, ...]:
         base = base.mean() + 0.5 * (base - base.mean())  # surroundings are duller than paint
-        return tuple(int(255 * v) for v in np.clip(base * rng.uniform(1 - spread, 1 + spread) + rng.normal(0, 0.025, 3), 0, 1))
+        return tuple(int(255 * v) for v in np.clip(base * rng.uniform(1 - variety, 1 + variety) + rng.normal(0, 0.025, 3), 0, 1))
 
     if kind == "room":
         for _ in range(rng.integers(4, 12)):

@@ -61,7 +61,7 @@ class HeadClips:
             return rgb, features, None
         listening = rng.random() < LISTENING_SHARE
         before = front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
-        voice_S, start_s, phonemes = self._draw_audio(before, frames, listening, rng)
+        voice_S, phonemes = self._draw_audio(before, frames, listening, rng)
         mixed_S = add_background(voice_S, torch.Generator().manual_seed(seed)) if rng.random() < BACKGROUND_SHARE else voice_S
         moves = articulate(phonemes, voice_S[before:].numpy(), frames, 0.0, rng.uniform(0.8, 1.2)) if phonemes else np.tile([0, 0, 0, 0.6, 0, 0], (frames, 1))
         body = sample_body(moves[:, 0], listening, rng)
@@ -88,14 +88,14 @@ class HeadClips:
         )  # fmt: skip
         return np.stack(frames), truth
 
-    def _draw_audio(self, before: int, frames: int, listening: bool, rng: np.random.Generator) -> tuple[torch.Tensor, float, Phonemes]:
-        """(voice of the clip and of `before` samples ahead of it, its start in the file, phonemes with times from the clip's first frame)."""
+    def _draw_audio(self, before: int, frames: int, listening: bool, rng: np.random.Generator) -> tuple[torch.Tensor, Phonemes]:
+        """(voice of the clip and of `before` samples ahead of it, phonemes with times from the clip's first frame)."""
         samples = before + frames * SAMPLES_PER_FRAME
         if listening:
-            return torch.zeros(samples), 0.0, []
+            return torch.zeros(samples), []
         pcm, phonemes = self.speech[int(rng.integers(len(self.speech)))]
         if len(pcm) < samples:
             pcm = torch.nn.functional.pad(pcm, (0, samples - len(pcm)))
         start = int(rng.integers(len(pcm) - samples + 1))
         first_s = (start + before) / (FPS * SAMPLES_PER_FRAME)
-        return pcm[start : start + samples] * 10 ** (rng.uniform(-4, 4) / 20), first_s, [(t - first_s, name) for t, name in phonemes]
+        return pcm[start : start + samples] * 10 ** (rng.uniform(-4, 4) / 20), [(t - first_s, name) for t, name in phonemes]

@@ -13,6 +13,7 @@ import argparse
 import multiprocessing
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def make_head_clips(run: Path, assets: Path, vae_run: Path, count: int, seed: in
             latents.append(encode_clip(vae, rgb_3THW))
             features.append(features_LCF)
             truths |= {f"{n}/{name}": value for name, value in asdict(truth).items()} if truth else {}
-        np.savez_compressed(path.with_suffix(".npz"), **truths)  # type: ignore[arg-type]  # numpy types the keywords as its own options
+        np.savez_compressed(path.with_suffix(".npz"), **truths)  # type: ignore[arg-type] numpy types the keywords as its own options
         write_shard(path, latents, features)
         log.info("%s: %.1f frames per second of a core rendered, %.1f with encoding", path.name, _rate(len(latents), cpu), _rate(len(latents), time.monotonic() - begin))
 
@@ -106,7 +107,8 @@ def _rate(clips: int, seconds: float) -> float:
 def _work(verb: str, arguments: tuple, worker: int, workers: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     torch.set_num_threads(1)
-    (make_head_clips if verb == "clips" else make_head_videos)(*arguments, worker, workers)
+    make: Callable[..., None] = make_head_clips if verb == "clips" else make_head_videos
+    make(*arguments, worker, workers)
 
 
 def divide(verb: str, arguments: tuple, count: int, processes: int | None = None) -> None:

@@ -10,7 +10,7 @@ EYES_AT = 0.425  # of the image's height from above: the same place as in drawn 
 
 
 @dataclass(frozen=True)
-class Scene:
+class Shot:
     """Light, camera and sensor of a clip. Directions point from the head; distances are in the mesh's units (about cm)."""
 
     harmonics: np.ndarray  # [9, 3] in the order of the shader
@@ -35,7 +35,7 @@ def lobe(direction: np.ndarray, color: np.ndarray) -> np.ndarray:
     return np.array(basis)[:, None] * np.asarray(color)[None]
 
 
-def sample_scene(seed: int) -> Scene:
+def sample_shot(seed: int) -> Shot:
     """Light and lens of this seed: window, lamp, overcast or studio, told apart by the key's strength and color."""
     rng = np.random.Generator(np.random.PCG64([seed, 4]))
 
@@ -56,7 +56,7 @@ def sample_scene(seed: int) -> Scene:
         total += lobe(np.array([rng.choice([-1, 1]), 0.4, -0.7]), rng.uniform(0.3, 0.8) * warm(rng.normal(0, 0.4)))
     exposure = rng.uniform(0.85, 1.15)
     height_units = rng.uniform(29.0, 33.0)
-    return Scene(
+    return Shot(
         harmonics=(total * exposure).astype(np.float32), key=key.astype(np.float32), key_color=(key_power * exposure * warm(key_warmth)).astype(np.float32),
         softness=float(softness * rng.uniform(0.7, 1.3)), distance=float(rng.uniform(48, 110)), height=float(height_units),
         center=np.array([rng.normal(0, 0.45), 3.5 - (0.5 - EYES_AT) * height_units + rng.normal(0, 0.3)]), blur=float(rng.uniform(0.25, 0.6)),
@@ -65,7 +65,7 @@ def sample_scene(seed: int) -> Scene:
     )  # fmt: skip
 
 
-def camera_matrix(scene: Scene) -> np.ndarray:
+def camera_matrix(scene: Shot) -> np.ndarray:
     """[4, 4] from the mesh's space to clip space, for a square image. The head is around z = 5."""
     near, far = scene.distance - 25, scene.distance + 60
     scale = 2 * scene.distance / scene.height
@@ -77,7 +77,7 @@ def camera_matrix(scene: Scene) -> np.ndarray:
     return (project @ view).astype(np.float32)
 
 
-def lamp_matrix(scene: Scene) -> np.ndarray:
+def lamp_matrix(scene: Shot) -> np.ndarray:
     """[4, 4] parallel projection from the key light over head and shoulders."""
     forward = -scene.key
     side = np.cross(forward, [0, 1, 0.0])
@@ -90,7 +90,7 @@ def lamp_matrix(scene: Scene) -> np.ndarray:
     return out.astype(np.float32)
 
 
-def expose(image_HW3: np.ndarray, scene: Scene, rng: np.random.Generator) -> np.ndarray:
+def expose(image_HW3: np.ndarray, scene: Shot, rng: np.random.Generator) -> np.ndarray:
     """What lens and sensor add to a drawn image, float32 in 0..255: falloff, white balance, softness, grain, jpeg. Returns uint8."""
     side = image_HW3.shape[0]
     image = image_HW3.astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from everface.core.errors import Unavailable
 from everface.train.heads import shaders
 from everface.train.heads.backdrop import make_backdrop
-from everface.train.heads.light import Scene, camera_matrix, expose, lamp_matrix, sample_scene
+from everface.train.heads.light import Shot, camera_matrix, expose, lamp_matrix, sample_shot
 from everface.train.heads.mesh import neck_weight, read_mesh
 from everface.train.heads.person.clothing import make_clothes
 from everface.train.heads.person.figure import make_figure
@@ -43,11 +44,11 @@ class Renderer:
 
     def __init__(self, assets: Path, size: int = 256) -> None:
         try:
-            import moderngl
+            moderngl: Any = import_module("moderngl")
         except ImportError:
             raise Unavailable("Rendering heads needs moderngl; install the extra: pip install 'everface[heads]'.") from None
         try:
-            self.ctx: Any = moderngl.create_context(standalone=True, backend="egl")  # type: ignore[call-arg]
+            self.ctx: Any = moderngl.create_context(standalone=True, backend="egl")
         except Exception as error:  # every driver has its own
             raise Unavailable(f"No OpenGL context by EGL ({error}); install libegl1, libegl-mesa0 and libgl1-mesa-dri.") from None
         self.gl, self.size = moderngl, size
@@ -70,12 +71,12 @@ class Renderer:
         self.casting = ctx.buffer(self.mesh.triangles[casts].tobytes())
         self.kept: list[Any] = []
 
-    def show(self, seed: int, person: Person | None = None, scene: Scene | None = None) -> None:
+    def show(self, seed: int, person: Person | None = None, scene: Shot | None = None) -> None:
         """Make a person and a scene ready; all later frames are of them."""
         for thing in self.kept:
             thing.release()
         self.kept = []
-        self.person, self.scene = person or sample_person(seed), scene or sample_scene(seed)
+        self.person, self.scene = person or sample_person(seed), scene or sample_shot(seed)
         self.shape = make_figure(self.person, self.mesh)
         self.noise = np.random.Generator(np.random.PCG64([seed, 9]))
         self.skin = self._texture(paint_skin(self.person, self.detail))

@@ -54,7 +54,7 @@ def speak(text: str, voice: str, speed: int, pitch: int) -> tuple[np.ndarray, Ph
     library, rate = _library()
     audio, phonemes = list[bytes](), Phonemes()
 
-    def receive(samples, count: int, events) -> int:  # noqa: ANN001  # ctypes' pointers
+    def receive(samples, count: int, events) -> int:  # ctypes' pointers
         if count > 0:
             audio.append(ctypes.string_at(samples, 2 * count))
         k = 0

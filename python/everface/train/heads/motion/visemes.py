@@ -65,7 +65,7 @@ def articulate(phonemes: Phonemes, pcm_S: np.ndarray, frames: int, start_s: floa
     out = (dominance @ values) / (dominance.sum(1, keepdims=True) + 1e-9)
     touch = (values[:, 3] >= 0.99) * np.clip(1 - np.maximum(before - 0.02, after - 0.005) / 0.035, 0, 1)
     closed = touch.max(1, initial=0)
-    out[:, 3] = np.maximum(out[:, 3] * (out[:, 3] < 0.62), closed) if len(values) else out[:, 3]
+    out[:, 3] = np.maximum(np.minimum(out[:, 3], REST[3]), closed)
     loud = _loudness(pcm_S, frames, start_s)
     out[:, 0] *= np.clip(style * (0.45 + 0.75 * loud), 0, 1.25) * (1 - closed)
     return np.clip(out, 0, 1)
@@ -80,7 +80,7 @@ def _loudness(pcm_S: np.ndarray, frames: int, start_s: float) -> np.ndarray:
 
 def mouth_actions(articulators: np.ndarray) -> dict[str, float]:
     """The mesh's action weights for one frame's articulators [6]."""
-    jaw, spread, rounding, closed, teeth, tongue = (float(v) for v in articulators)
+    jaw, spread, rounding, closed, teeth = (float(v) for v in articulators[:5])  # the mesh has no action of the tongue
     out = {
         "jawOpen": 0.62 * jaw, "mouthFunnel": 0.55 * rounding * (0.4 + 0.6 * jaw), "mouthPucker": 0.75 * rounding * (1 - 0.55 * jaw),
         "mouthClose": 0.05 * closed, "mouthRollLower": 0.35 * teeth + 0.10 * closed, "mouthRollUpper": 0.08 * closed, "mouthShrugLower": 0.10 * closed,

@@ -140,7 +140,7 @@ def paint_skin(person: Person, detail: SkinDetail) -> np.ndarray:
     return np.concatenate([rgb, np.clip(128 + 20 * height, 0, 255)[..., None]], -1).round().astype(np.uint8)
 
 
-def _wrinkle(person: Person, detail: SkinDetail, color: np.ndarray, height: np.ndarray, noise) -> tuple[np.ndarray, np.ndarray]:  # noqa: ANN001
+def _wrinkle(person: Person, detail: SkinDetail, color: np.ndarray, height: np.ndarray, noise) -> tuple[np.ndarray, np.ndarray]:
     """Lines of the forehead, beside the eyes, and from the nose to the mouth; bags under the eyes."""
     if person.wrinkles <= 0.02:
         return color * (1 - (0.06 * detail.under_eye)[..., None]), height
