@@ -26,7 +26,7 @@ def make_backdrop(seed: int) -> np.ndarray:
     draw = ImageDraw.Draw(canvas)
 
     def fill(base: np.ndarray, variety: float) -> tuple[int, ...]:
-        base = base.mean() + 0.5 * (base - base.mean())  # surroundings are duller than paint
+        base = base.mean() + 0.35 * (base - base.mean())  # surroundings are duller than paint
         return tuple(int(255 * v) for v in np.clip(base * rng.uniform(1 - variety, 1 + variety) + rng.normal(0, 0.025, 3), 0, 1))
 
     if kind == "room":

@@ -29,13 +29,13 @@ EXPRESSIONS = (
 
 
 def draw_sheet(assets: Path, people: int, seed: int, size: int = 256, across: int = 2, expressions: int = len(EXPRESSIONS)) -> tuple[np.ndarray, float]:
-    """(image, seconds a frame): `across` people a row, each in so many expressions."""
+    """(image, seconds of processor time a frame): `across` people a row, each in so many expressions."""
     renderer, rows, taken, frames = Renderer(assets, size), [], 0.0, 0
     for n in range(people):
         renderer.show(seed + n)
-        start = time.monotonic()
+        start = time.process_time()
         rows.append(np.concatenate([renderer.draw(pose) for pose in EXPRESSIONS[:expressions]], 1))
-        taken, frames = taken + time.monotonic() - start, frames + expressions
+        taken, frames = taken + time.process_time() - start, frames + expressions
     rows += [np.zeros_like(rows[0])] * (-len(rows) % across)
     return np.concatenate([np.concatenate(rows[k : k + across], 1) for k in range(0, len(rows), across)]), taken / frames
 
@@ -58,7 +58,7 @@ def main() -> None:
     if args.scale != 1:
         picture = picture.resize((round(image.shape[1] * args.scale), round(image.shape[0] * args.scale)), Image.Resampling.LANCZOS)
     picture.save(args.out, quality=88)
-    print(f"{args.out}: {args.people} people, {1 / seconds:.1f} frames per second on one core, the preparation of a person not counted")
+    print(f"{args.out}: {args.people} people, {1 / seconds:.1f} frames per second of a core, the preparation of a person not counted")
 
 
 if __name__ == "__main__":
