@@ -22,10 +22,8 @@ from everface.train.heads.person.identity import Person, sample_person
 from everface.train.heads.person.scalp import scalp_mask, step
 from everface.train.heads.person.skin import paint_skin, read_detail
 
-SAMPLES = 4
-FINER = 2  # drawn at twice the size: hair has more edges than four samples smooth
+FINER = 2  # drawn at twice the size: in software, four samples a pixel cost three times more
 SHADOW_SIDE = 512
-ALPHA_TO_COVERAGE = 0x809E
 PIVOT = (0.0, -5.0, -1.0)  # where the head turns
 
 
@@ -59,7 +57,7 @@ class Renderer:
         self.hairs = ctx.program(vertex_shader=shaders.HAIR_VERTEX, fragment_shader=shaders.HAIR_FRAGMENT)
         self.shadow = ctx.program(vertex_shader=shaders.SHADOW_VERTEX, fragment_shader=shaders.SHADOW_FRAGMENT)
         large = (size * FINER, size * FINER)
-        self.screen = ctx.framebuffer(ctx.renderbuffer(large, 4, samples=SAMPLES), ctx.depth_renderbuffer(large, samples=SAMPLES))
+        self.screen = ctx.framebuffer(ctx.renderbuffer(large, 4), ctx.depth_renderbuffer(large))
         self.flat = ctx.framebuffer(ctx.renderbuffer(large, 4))
         self.shadow_map = ctx.depth_texture((SHADOW_SIDE, SHADOW_SIDE))
         self.shadow_map.compare_func = "<="
@@ -118,11 +116,11 @@ class Renderer:
         self.screen.clear(depth=1.0)
         self.shadow_map.use(1)
         self.skin.use(0)
-        ctx.enable_direct(ALPHA_TO_COVERAGE)  # lashes and hair: no order to keep
+        ctx.enable(gl.CULL_FACE)
         self.head.render()
+        ctx.disable(gl.CULL_FACE)
         if self.strands is not None:
             self.strands.render()
-        ctx.disable_direct(ALPHA_TO_COVERAGE)
         ctx.enable(gl.BLEND)
         ctx.blend_func = gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA, gl.ONE, gl.ONE_MINUS_SRC_ALPHA
         for solid in self.solids:

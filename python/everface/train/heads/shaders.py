@@ -42,9 +42,10 @@ vec3 around(vec3 n) {
 }
 float lit(vec4 l, float bias) {
     vec3 q = l.xyz / l.w * 0.5 + 0.5; float s = 0.0;
-    for (int i = -1; i <= 1; i++) for (int j = -1; j <= 1; j++) s += texture(shadows, vec3(q.xy + softness * vec2(i, j), q.z - bias));
-    return s / 9.0;
+    for (int i = -1; i <= 1; i += 2) for (int j = -1; j <= 1; j += 2) s += texture(shadows, vec3(q.xy + 0.7 * softness * vec2(i, j), q.z - bias));
+    return s / 4.0;
 }
+float dither() { return fract(52.9829 * fract(dot(gl_FragCoord.xy, vec2(0.06711056, 0.00583715)))); }
 float ggx(vec3 n, vec3 h, float rough) { float a = rough * rough, c = max(dot(n, h), 0.0), d = c * c * (a * a - 1.0) + 1.0; return a * a / (3.1416 * d * d); }
 vec3 film(vec3 c) { c = max(c, 0.0); return clamp((c * (2.51 * c + 0.03)) / (c * (2.43 * c + 0.59) + 0.14), 0.0, 1.0); }
 vec4 finish(vec3 c, float a) { return vec4(pow(film(c * 0.62), vec3(1.0 / 2.2)), a); }
@@ -88,7 +89,7 @@ void main() {
         base = mix(col, sclera, smoothstep(ring * 0.95, ring * 1.07, r));
         cave = mix(1.0, 0.42, smoothstep(0.12, 0.52, X.y)) * mix(1.0, 0.5, smoothstep(0.55, 0.95, abs(X.x)));
         wrap = vec3(0.3); gloss = 0.035; rough = 0.13; spec = 1.0;
-    } else { base = vec3(0.014, 0.010, 0.009); cover = lashes * mix(0.25, 1.0, X.x); if (cover < 0.02) discard; }
+    } else { base = vec3(0.014, 0.010, 0.009); cover = lashes * mix(0.25, 1.0, X.x); if (cover < dither()) discard; }
     float shade = lit(L, 0.004); nl = dot(n, key);
     vec3 d = clamp((nl + wrap) / ((1.0 + wrap) * (1.0 + wrap)), 0.0, 1.0) * mix(vec3(1.0), vec3(shade), 1.0 - 0.25 * wrap);
     vec3 h = normalize(key + v); float f = gloss + (1.0 - gloss) * pow(1.0 - max(dot(h, v), 0.0), 5.0);
@@ -99,7 +100,7 @@ void main() {
     if (M == 4) { // two windows, mirrored in the cornea
         vec3 q = reflect(-v, normalize(n + 0.0)); c += (key_color * 2.2 + harmonics[0] * 2.0) * smoothstep(0.965, 0.985, dot(q, normalize(key + vec3(0, 0.15, 0.9)))) * smoothstep(0.7, 0.4, length(X));
     }
-    color = finish(c, cover);
+    color = finish(c, 1.0);
 }
 """
 
@@ -127,7 +128,7 @@ void main() {
     float edge = 1.0 - abs(2.0 * S.x - 1.0);
     float a = smoothstep(1.0, 0.70, S.y + thinning * (one - 0.5)) * smoothstep(0.0, 0.22, edge + 0.25 * (two - 0.4));
     a *= mix(1.0, smoothstep(0.0, 0.35, 1.0 - abs(2.0 * fract(x) - 1.0)), smoothstep(0.35, 1.0, S.y));
-    if (a < 0.02) discard;
+    if (a < 0.08 + 0.84 * dither()) discard;
     vec3 n = normalize(N), v = normalize(eye - P), t = normalize(T); if (dot(n, v) < 0.0) n = normalize(n - 1.2 * dot(n, v) * v);
     vec3 base = pow(hair, vec3(2.2)) * (0.62 + 0.75 * one) * (0.45 + 0.55 * S.z);
     float shade = lit(L, 0.010);
@@ -138,7 +139,7 @@ void main() {
     float tv = dot(t, v), sheen = pow(max(0.0, 1.0 - tv * tv), 8.0);
     vec3 c = base * (around(n) * 1.15 + key_color * diffuse * shade * 1.25) * S.z;
     c += (key_color * shade * face * (s1 * 0.030 * vec3(1.0) + s2 * base * 0.55) + around(n) * sheen * (0.012 + 0.12 * base)) * S.z * (0.35 + 1.1 * one);
-    color = finish(c, a);
+    color = finish(c, 1.0);
 }
 """
 
