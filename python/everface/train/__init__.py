@@ -1,16 +1,17 @@
 """Training and evaluation of the default model, and the two-stage distillation at full size.
 
-Seven subpackages. Each imports only from those before it:
+Eight subpackages. Each imports only from those before it:
 
 1. `engine`: the training loop, optimizer, checkpoints, run log, sharding. Of our models it knows only which parts of the transformer to shard.
 2. `synthetic`: drawn characters, espeak-ng voices and background audio: all training data of the default model.
 3. `data`: clips as latents and audio features, drawn or cut from videos; sharded files.
-4. `codec`: training of the video VAE and, on long streams, of its decoder.
-5. `pretrain`: flow matching on windows of clips: the bidirectional teacher, and stage 1 (diffusion forcing).
-6. `distill`: stage 2, self-forcing distribution matching on the student's own rollouts.
-7. `evaluate`: quality on held-out characters, long streams, ablations, student against teacher.
+4. `heads`: rendered people with known truth: the same clips and videos, from a head model that is not part of the project.
+5. `codec`: training of the video VAE and, on long streams, of its decoder.
+6. `pretrain`: flow matching on windows of clips: the bidirectional teacher, and stage 1 (diffusion forcing).
+7. `distill`: stage 2, self-forcing distribution matching on the student's own rollouts.
+8. `evaluate`: quality on held-out characters, long streams, ablations, student against teacher.
 
 `bundle` (a model folder from finished runs) and `command_line` (the verbs of `everface train`) come last.
 """
 
-ORDER = ("engine", "synthetic", "data", "codec", "pretrain", "distill", "evaluate", "bundle", "command_line")
+ORDER = ("engine", "synthetic", "data", "heads", "codec", "pretrain", "distill", "evaluate", "bundle", "command_line")

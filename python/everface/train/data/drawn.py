@@ -11,7 +11,7 @@ from everface.core.config import LATENT_STRIDE, SAMPLES_PER_FRAME
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.audio.features import LogMel
 from everface.networks.video.vae import VAE
-from everface.train.data.clips import MOVING_LATENTS, SHARD_CLIPS, STILL_FRAMES, encode_clip, write_shard
+from everface.train.data.clips import IMAGE_SIZE, MOVING_LATENTS, SHARD_CLIPS, STILL_FRAMES, encode_clip, write_shard
 from everface.train.synthetic.background import add_background
 from everface.train.synthetic.characters import render
 from everface.train.synthetic.identity import sample_identity
@@ -41,7 +41,9 @@ def draw_audio(speech: list[torch.Tensor], samples: int, generator: torch.Genera
     return voice_S * gain, voice_S * gain
 
 
-def make_clip(speech: list[torch.Tensor], front_end: LogMel, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def make_clip(
+    speech: list[torch.Tensor], front_end: LogMel, generator: torch.Generator, size: int = IMAGE_SIZE
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One clip: rgb [3, 5 + 64, H, W] float32 and features [L, C, 5 + 64]. The frames follow the voice, the features the mixed audio."""
     frames = LATENT_STRIDE[0] * MOVING_LATENTS
     before = front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
@@ -50,8 +52,8 @@ def make_clip(speech: list[torch.Tensor], front_end: LogMel, generator: torch.Ge
     open_T, wide_T = mouth_targets(voice_S[front_end.lookback_samples :])
     anim = sample_motion(open_T[PAST_FRAMES:], wide_T[PAST_FRAMES:], generator)
     identity = sample_identity(1, generator)
-    still = render(identity, neutral(1)).expand(STILL_FRAMES, -1, -1, -1)
-    rgb = torch.cat([still, render(identity, anim)]).permute(1, 0, 2, 3)
+    still = render(identity, neutral(1), size).expand(STILL_FRAMES, -1, -1, -1)
+    rgb = torch.cat([still, render(identity, anim, size)]).permute(1, 0, 2, 3)
     return rgb, front_end.features(mixed_S, PAST_FRAMES + frames)
 
 

@@ -55,7 +55,7 @@ def mouth_targets(pcm_S: Tensor) -> tuple[Tensor, Tensor]:
 def sample_motion(open_T: Tensor, wide_T: Tensor, generator: torch.Generator) -> Tensor:
     """Animate a face whose mouth moves by open_T, wide_T at 25 frames per second. Returns anim_TA.
 
-    Blinks are mostly at the end of a phrase (`_blinks`); sway is a sum of 0.05-0.4 Hz sines of random phase (at most 3 px and
+    Blinks are mostly at the end of a phrase (`blink_frames`); sway is a sum of 0.05-0.4 Hz sines of random phase (at most 3 px and
     3 degrees at 128 px); brows follow a slow sine and the low-passed opening.
     """
     T = len(open_T)
@@ -68,7 +68,7 @@ def sample_motion(open_T: Tensor, wide_T: Tensor, generator: torch.Generator) ->
         hertz, phase, weight = 0.05 + 0.35 * rand(3), 2 * math.pi * rand(3), 0.3 + rand(3)
         return amplitude * (torch.sin(2 * math.pi * hertz * time_s[:, None] + phase) * weight / weight.sum()).sum(1)
 
-    blink_T = _blinks(open_T, generator)
+    blink_T = blink_frames(open_T, generator)
     envelope, level = torch.zeros(T), float(open_T[0])
     for i, value in enumerate(open_T.tolist()):
         level += 0.12 * (value - level)
@@ -77,7 +77,7 @@ def sample_motion(open_T: Tensor, wide_T: Tensor, generator: torch.Generator) ->
     return torch.stack([open_T.float(), wide_T.float(), blink_T, brow_T, sway(0.047), sway(0.032), sway(0.052)], 1)
 
 
-def _blinks(open_T: Tensor, generator: torch.Generator) -> Tensor:
+def blink_frames(open_T: Tensor, generator: torch.Generator) -> Tensor:
     """How far the lids are down, 0..1.
 
     People blink as they fall silent (Nakano and Kitazawa 2010, eyeblink entrainment at breakpoints of speech). Here they do nine times

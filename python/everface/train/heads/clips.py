@@ -1,0 +1,101 @@
+"""One clip of a rendered person: frames, audio features and truth, in the shape that drawn clips have (`data.drawn.make_clip`).
+
+    source = HeadClips(Path("heads.npz"), size=256, speech=read_phoneme_speech(folder, held_out=False))
+    rgb_3THW, features_LCF, truth = source.make(front_end, clip_generator(seed, n))
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from everface.core.config import FPS, LATENT_STRIDE, SAMPLES_PER_FRAME
+from everface.networks.audio.causal_encoder import PAST_FRAMES
+from everface.networks.audio.features import LogMel
+from everface.train.data.clips import MOVING_LATENTS, STILL_FRAMES
+from everface.train.data.drawn import BACKGROUND_SHARE, make_clip
+from everface.train.heads.motion.body import Body, body_actions, sample_body
+from everface.train.heads.motion.speech import Phonemes
+from everface.train.heads.motion.visemes import articulate, mouth_actions
+from everface.train.heads.renderer import Pose, Renderer
+from everface.train.synthetic.background import add_background
+from everface.train.synthetic.characters import from_uint8
+
+FRAMES = LATENT_STRIDE[0] * MOVING_LATENTS
+DRAWN_SHARE = 0.15  # of the clips are drawn characters, so that those stay known
+LISTENING_SHARE = 0.12  # of the rendered clips: silence, nods
+OPEN_UNITS, WIDE_UNITS = 2.2, (3.2, 6.0)  # lip gap that counts as 1; mouth widths that count as 0 and 1, in mesh units
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known of each moving frame, [T] float32: `opening` and `width` of the mouth as the mesh has them, 0..1; `blink` 0..1; `turn`
+    [T, 3] of the head in radians; `gaze` [T, 2]; `lips` [T, 4, 2], positions in the image, 0..1, of upper and lower inner lip and of the
+    corners; `listening` 0 or 1; `seed` of the person, -1 for a drawn character."""
+
+    opening: np.ndarray
+    width: np.ndarray
+    blink: np.ndarray
+    turn: np.ndarray
+    gaze: np.ndarray
+    lips: np.ndarray
+    listening: np.ndarray
+    seed: int
+
+
+class HeadClips:
+    """Makes clips of rendered people, and now and then of drawn characters. One a process; needs EGL."""
+
+    def __init__(self, assets: Path, size: int, speech: list[tuple[torch.Tensor, Phonemes]], drawn_share: float = DRAWN_SHARE) -> None:
+        self.renderer, self.size, self.speech, self.drawn_share = Renderer(assets, size), size, speech, drawn_share
+
+    def make(self, front_end: LogMel, generator: torch.Generator, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tensor, Truth | None]:
+        """rgb [3, 5 + T, H, W] in -1..1, features [L, C, 5 + T], and truth (None for drawn characters). T is `frames`."""
+        seed = int(torch.randint(1 << 31, (1,), generator=generator))
+        rng = np.random.Generator(np.random.PCG64([seed, 11]))
+        if frames == FRAMES and rng.random() < self.drawn_share:
+            rgb, features = make_clip([pcm for pcm, _ in self.speech], front_end, generator, self.size)
+            return rgb, features, None
+        listening = rng.random() < LISTENING_SHARE
+        before = front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
+        voice_S, phonemes = self._draw_audio(before, frames, listening, rng)
+        mixed_S = add_background(voice_S, torch.Generator().manual_seed(seed)) if rng.random() < BACKGROUND_SHARE else voice_S
+        moves = articulate(phonemes, voice_S[before:].numpy(), frames, 0.0, rng.uniform(0.8, 1.2)) if phonemes else np.tile([0, 0, 0, 0.6, 0, 0], (frames, 1))
+        body = sample_body(moves[:, 0], listening, rng)
+        images, truth = self.render(seed, moves, body)
+        return from_uint8(torch.from_numpy(images)).permute(3, 0, 1, 2).contiguous(), front_end.features(mixed_S, PAST_FRAMES + frames), truth
+
+    def render(self, seed: int, articulators_TA: np.ndarray, body: Body) -> tuple[np.ndarray, Truth]:
+        """uint8 [5 + T, H, W, 3]: the still reference image for five frames, then the moving ones; and their truth."""
+        renderer = self.renderer
+        renderer.show(seed)
+        rest = Pose(mouth_actions(np.array([0, 0, 0, 0.6, 0, 0])), turn=tuple(0.5 * body.turn.mean(0)))
+        frames, rows = [renderer.draw(rest)] * STILL_FRAMES, []
+        for t, row in enumerate(articulators_TA):
+            weights = body_actions(body, t)
+            for name, value in mouth_actions(row).items():
+                weights[name] = weights.get(name, 0.0) + value
+            frames.append(renderer.draw(Pose(weights, tuple(body.turn[t]), tuple(body.shift[t]), tuple(body.body[t]))))
+            rows.append(renderer.measure_mouth())
+        gap, wide, lips = (np.array(v, np.float32) for v in zip(*rows))
+        low, high = WIDE_UNITS
+        truth = Truth(
+            np.clip(gap / OPEN_UNITS, 0, 1), np.clip((wide - low) / (high - low), 0, 1), body.blink, body.turn.astype(np.float32),
+            body.gaze.astype(np.float32), lips, body.listening.astype(np.float32), seed,
+        )  # fmt: skip
+        return np.stack(frames), truth
+
+    def _draw_audio(self, before: int, frames: int, listening: bool, rng: np.random.Generator) -> tuple[torch.Tensor, Phonemes]:
+        """(voice of the clip and of `before` samples ahead of it, phonemes with times from the clip's first frame)."""
+        samples = before + frames * SAMPLES_PER_FRAME
+        if listening:
+            return torch.zeros(samples), []
+        pcm, phonemes = self.speech[int(rng.integers(len(self.speech)))]
+        if len(pcm) < samples:
+            pcm = torch.nn.functional.pad(pcm, (0, samples - len(pcm)))
+        start = int(rng.integers(len(pcm) - samples + 1))
+        first_s = (start + before) / (FPS * SAMPLES_PER_FRAME)
+        return pcm[start : start + samples] * 10 ** (rng.uniform(-4, 4) / 20), [(t - first_s, name) for t, name in phonemes]

@@ -1,0 +1,1 @@
+"""How a rendered person moves: phonemes and their mouth shapes, blinks, gaze, nods, emotion."""

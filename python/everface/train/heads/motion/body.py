@@ -1,0 +1,103 @@
+"""All that moves besides the mouth: head, gaze, blinks, breathing, brows, emotion; and what a listener does instead of speaking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from everface.core.config import FPS
+from everface.train.synthetic.motion import blink_frames
+
+EMOTIONS = {
+    "neutral": {}, "happy": {"mouthSmile": 0.45, "cheekSquint": 0.35, "eyeSquint": 0.15}, "sad": {"mouthFrown": 0.35, "browInnerUp": 0.5},
+    "surprised": {"browInnerUp": 0.45, "browOuterUp": 0.45, "eyeWide": 0.35}, "angry": {"browDown": 0.55, "noseSneer": 0.2, "eyeSquint": 0.2},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Body:
+    """Frame by frame: blink [T] 0..1, gaze [T, 2] (right, up), turn [T, 3] radians, shift [T, 3] and sway of the body [T, 3], brow [T], the
+    emotion and its strength [T], and whether the person listens [T]."""
+
+    blink: np.ndarray
+    gaze: np.ndarray
+    turn: np.ndarray
+    shift: np.ndarray
+    body: np.ndarray
+    brow: np.ndarray
+    emotion: str
+    strength: np.ndarray
+    listening: np.ndarray
+
+
+def sample_body(jaw_T: np.ndarray, listening: bool, rng: np.random.Generator) -> Body:
+    """Motion for a mouth that opens by jaw_T. A listener nods now and then, looks at the speaker and smiles a little."""
+    T = len(jaw_T)
+    time_s = np.arange(T) / FPS
+
+    def sway(amplitude: float, slow: float = 0.05, fast: float = 0.40) -> np.ndarray:
+        hertz, phase, weight = rng.uniform(slow, fast, 3), rng.uniform(0, 2 * np.pi, 3), 0.3 + rng.random(3)
+        return amplitude * (np.sin(2 * np.pi * hertz * time_s[:, None] + phase) * weight / weight.sum()).sum(1)
+
+    stress = _smooth(jaw_T, 0.12)
+    base = rng.normal(0, (0.03, 0.09, 0.03))
+    turn = np.stack([base[0] + sway(0.055) + 0.05 * (stress - stress.mean()), base[1] + sway(0.10), base[2] + sway(0.045)], 1)
+    if listening:
+        for start in _events(T, 1.6, 4.5, rng):  # nods: two or three dips
+            length = int(rng.integers(18, 34))
+            t = np.arange(length) / length
+            nod = rng.uniform(0.05, 0.12) * np.sin(np.pi * t) * np.sin(2 * np.pi * rng.integers(1, 4) * t + 0.3)
+            turn[start : start + length, 0] += nod[: T - start]
+    gaze = np.zeros((T, 2))
+    aim = rng.normal(0, (0.12, 0.06))
+    for start in _events(T, 0.8, 3.5, rng):
+        aim = rng.normal(0, (0.16, 0.07)) if listening or rng.random() < 0.7 else rng.normal(0, (0.5, 0.25))
+        gaze[start:] = aim
+    gaze[:, 0] -= 0.6 * (turn[:, 1] - base[1])  # eyes stay on the camera while the head turns
+    breath = 0.10 * np.sin(2 * np.pi * rng.uniform(0.2, 0.32) * time_s + rng.uniform(0, 6.28))
+    body = np.stack([sway(0.15, 0.03, 0.2), breath, np.zeros(T)], 1)
+    shift = np.stack([sway(0.22) + body[:, 0], sway(0.12) + 0.5 * breath, sway(0.15)], 1)
+    emotion = str(rng.choice(list(EMOTIONS), p=(0.4, 0.32, 0.08, 0.12, 0.08)))
+    strength = np.clip(rng.uniform(0.2, 0.9) * (0.75 + sway(0.5, 0.03, 0.15)), 0, 1)
+    generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
+    blink = blink_frames(torch.from_numpy(jaw_T.astype(np.float32)), generator).numpy()
+    brow = np.clip(0.1 + sway(0.2) + 0.45 * stress, 0, 1)
+    return Body(blink, gaze, turn, shift, body, brow, emotion, strength, np.full(T, listening))
+
+
+def body_actions(body: Body, t: int) -> dict[str, float]:
+    """Action weights of frame t, without the mouth's."""
+    out: dict[str, float] = {}
+    for name, value in EMOTIONS[body.emotion].items():
+        for side in "LR":
+            out[f"{name}_{side}"] = value * float(body.strength[t])
+    right, up, shut = float(body.gaze[t, 0]), float(body.gaze[t, 1]), float(body.blink[t])
+    for side, sign in (("L", 1), ("R", -1)):  # the person's left eye looks outwards to the image's right
+        out[f"eyeBlink_{side}"] = shut
+        out[f"eyeWide_{side}"] = out.get(f"eyeWide_{side}", 0) * (1 - shut)
+        out[f"eyeSquint_{side}"] = out.get(f"eyeSquint_{side}", 0) * (1 - shut)
+        out[f"eyeLook{'Out' if sign * right > 0 else 'In'}_{side}"] = min(1.0, abs(right))
+        out[f"eyeLook{'Up' if up > 0 else 'Down'}_{side}"] = min(1.0, abs(up))
+        out[f"browOuterUp_{side}"] = out.get(f"browOuterUp_{side}", 0) + 0.25 * float(body.brow[t])
+        out[f"browInnerUp_{side}"] = out.get(f"browInnerUp_{side}", 0) + 0.30 * float(body.brow[t])
+    return out
+
+
+def _events(T: int, least_s: float, most_s: float, rng: np.random.Generator) -> list[int]:
+    at, out = int(FPS * rng.uniform(0, most_s)), []
+    while at < T:
+        out.append(at)
+        at += int(FPS * rng.uniform(least_s, most_s))
+    return out
+
+
+def _smooth(x: np.ndarray, rate: float) -> np.ndarray:
+    out, level = np.zeros(len(x)), float(x[0]) if len(x) else 0.0
+    for i, value in enumerate(x.tolist()):
+        level += rate * (value - level)
+        out[i] = level
+    return out
+
+

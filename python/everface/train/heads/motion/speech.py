@@ -1,0 +1,112 @@
+"""Speech with phonemes: the sentences and voices of the drawn characters, spoken by the library of espeak-ng, which reports every phoneme.
+
+Files are those of `synthetic.voices.make_speech`, and beside each WAV a JSON list of [start in seconds, phoneme] with "_" for silence.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import random
+from ctypes.util import find_library
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from everface.core.config import SAMPLE_RATE
+from everface.core.errors import Unavailable
+from everface.train.synthetic.sentences import TEXTS
+from everface.train.synthetic.voices import LONGEST_PAUSE_S, SPEECH_DB, VOICES, is_held_out, read_wav, write_wav
+
+RATE, PITCH, PHONEME, PHONEME_EVENTS, SYNCHRONOUS, UTF8 = 1, 3, 7, 1, 2, 1  # numbers of espeak-ng's speak_lib.h
+Phonemes = list[tuple[float, str]]
+
+
+class _Id(ctypes.Union):
+    _fields_ = (("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8))
+
+
+class _Event(ctypes.Structure):
+    _fields_ = (
+        ("type", ctypes.c_int), ("uid", ctypes.c_uint), ("text_position", ctypes.c_int), ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int), ("sample", ctypes.c_int), ("user", ctypes.c_void_p), ("id", _Id),
+    )  # fmt: skip
+
+
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+
+
+@lru_cache(maxsize=1)
+def _library() -> tuple[ctypes.CDLL, int]:
+    name = find_library("espeak-ng")
+    if name is None:
+        raise Unavailable("Speech with phonemes needs the library libespeak-ng, which was not found; install the package espeak-ng.")
+    library = ctypes.CDLL(name)
+    return library, library.espeak_Initialize(SYNCHRONOUS, 0, None, PHONEME_EVENTS)
+
+
+def speak(text: str, voice: str, speed: int, pitch: int) -> tuple[np.ndarray, Phonemes]:
+    """One sentence at 16 kHz, mono float32, and the phonemes with the seconds at which they begin. Not thread-safe."""
+    import soxr
+
+    library, rate = _library()
+    audio, phonemes = list[bytes](), Phonemes()
+
+    def receive(samples, count: int, events) -> int:  # ctypes' pointers
+        if count > 0:
+            audio.append(ctypes.string_at(samples, 2 * count))
+        k = 0
+        while events[k].type != 0:
+            if events[k].type == PHONEME:
+                phonemes.append((events[k].sample / rate, events[k].id.string.decode("utf-8", "replace")))
+            k += 1
+        return 0
+
+    callback = _CALLBACK(receive)
+    library.espeak_SetSynthCallback(callback)
+    if library.espeak_SetVoiceByName(voice.encode()):
+        raise Unavailable(f"espeak-ng has no voice {voice}; install the package espeak-ng-data.")
+    library.espeak_SetParameter(RATE, speed, 0)
+    library.espeak_SetParameter(PITCH, pitch, 0)
+    data = text.encode()
+    library.espeak_Synth(data, len(data) + 1, 0, 1, 0, UTF8, None, None)
+    library.espeak_Synchronize()
+    pcm_S = np.frombuffer(b"".join(audio), np.int16).astype(np.float32) / 32768
+    return soxr.resample(pcm_S, rate, SAMPLE_RATE).astype(np.float32), phonemes
+
+
+def make_phoneme_speech(folder: Path, seed: int = 0, clips_per_voice: int = 5, voices: tuple[str, ...] = VOICES) -> list[Path]:
+    """Write clips of six sentences for each voice, WAV and JSON. Returns the WAVs. Raises Unavailable without espeak-ng."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, paths = random.Random(seed), []
+    for voice in voices:
+        texts = TEXTS[voice[:2]].splitlines()
+        for k in range(clips_per_voice):
+            speed, pitch = rng.randint(125, 210), rng.randint(25, 80)
+            parts, labels, at = [_silence(rng.uniform(0.2, LONGEST_PAUSE_S))] if rng.random() < 0.5 else [], [(0.0, "_")], 0.0
+            at += sum(map(len, parts)) / SAMPLE_RATE
+            for text in rng.sample(texts, 6):
+                pcm_S, phonemes = speak(text, voice, speed, pitch)
+                pause = _silence(rng.uniform(0.9, LONGEST_PAUSE_S) if rng.random() < 1 / 6 else rng.uniform(0.1, 0.9))
+                labels += [(at + t, name) for t, name in phonemes] + [(at + len(pcm_S) / SAMPLE_RATE, "_")]
+                parts += [pcm_S, pause]
+                at += (len(pcm_S) + len(pause)) / SAMPLE_RATE
+            pcm_S = np.concatenate(parts)
+            pcm_S *= 10 ** (SPEECH_DB / 20) / np.sqrt(np.mean(np.square(pcm_S[np.abs(pcm_S) > 1e-3])))
+            path = folder / f"{voice.replace('+', '_')}_{k:02d}.wav"
+            write_wav(path, torch.from_numpy(pcm_S.astype(np.float32)))
+            path.with_suffix(".json").write_text(json.dumps([[round(t, 4), name] for t, name in labels]))
+            paths.append(path)
+    return paths
+
+
+def read_phoneme_speech(folder: Path, held_out: bool) -> list[tuple[torch.Tensor, Phonemes]]:
+    """All clips of one side of the split: mono float32 at 16 kHz, and phonemes."""
+    paths = [path for path in sorted(folder.glob("*.wav")) if is_held_out(path) == held_out]
+    return [(read_wav(p), [(float(t), str(n)) for t, n in json.loads(p.with_suffix(".json").read_text())]) for p in paths]
+
+
+def _silence(seconds: float) -> np.ndarray:
+    return np.zeros(int(seconds * SAMPLE_RATE), np.float32)

@@ -1,0 +1,94 @@
+"""Mouth shapes from phonemes: each phoneme has a target, and dominance functions blend neighbors (coarticulation, Cohen and Massaro 1993).
+
+Targets are five articulators in 0..1, from which the mesh's actions follow. Dominance falls off slowly backwards and fast forwards, so that a
+mouth is at most 60 ms ahead of its audio: a causal model cannot know more. Lips that must touch (m, b, p) do.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from everface.core.config import FPS, SAMPLES_PER_FRAME
+from everface.train.heads.motion.speech import Phonemes
+
+ARTICULATORS = ("jaw", "spread", "round", "closed", "teeth", "tongue")  # teeth: lower lip at the upper teeth
+AHEAD_S, BEHIND_S = 0.045, 0.075  # decay of dominance before and after a phoneme
+#            jaw   spread round closed teeth tongue
+REST = (0.00, 0.00, 0.00, 0.60, 0.0, 0.0)
+VOWELS = {
+    "a": (0.80, 0.20, 0.00, 0, 0, 0.1), "A": (0.85, 0.05, 0.05, 0, 0, 0.0), "V": (0.60, 0.15, 0.0, 0, 0, 0.1), "0": (0.62, 0.0, 0.35, 0, 0, 0.0),
+    "O": (0.60, 0.0, 0.55, 0, 0, 0.0), "o": (0.48, 0.0, 0.75, 0, 0, 0.0), "u": (0.24, 0.0, 1.00, 0, 0, 0.0), "U": (0.30, 0.0, 0.70, 0, 0, 0.0),
+    "y": (0.22, 0.0, 0.95, 0, 0, 0.3), "Y": (0.35, 0.0, 0.80, 0, 0, 0.2), "W": (0.45, 0.0, 0.70, 0, 0, 0.2), "i": (0.22, 0.95, 0.0, 0, 0, 0.4),
+    "I": (0.30, 0.65, 0.0, 0, 0, 0.3), "e": (0.42, 0.75, 0.0, 0, 0, 0.3), "E": (0.55, 0.50, 0.0, 0, 0, 0.2), "3": (0.38, 0.10, 0.30, 0, 0, 0.2),
+    "@": (0.36, 0.20, 0.05, 0, 0, 0.2), "&": (0.65, 0.40, 0.0, 0, 0, 0.1), "Q": (0.55, 0.0, 0.4, 0, 0, 0.0),
+}  # fmt: skip
+CONSONANTS = {
+    "m": (0.03, 0.05, 0.05, 1.0, 0, 0.1), "b": (0.05, 0.05, 0.05, 1.0, 0, 0.1), "p": (0.05, 0.05, 0.05, 1.0, 0, 0.1), "B": (0.10, 0.05, 0.1, 0.75, 0, 0.1),
+    "f": (0.08, 0.25, 0.0, 0, 1.0, 0.0), "v": (0.10, 0.20, 0.0, 0, 0.9, 0.0), "w": (0.14, 0.0, 1.0, 0.1, 0, 0.0), "T": (0.18, 0.25, 0, 0, 0, 1.0),
+    "D": (0.20, 0.25, 0, 0, 0, 1.0), "S": (0.14, 0.05, 0.75, 0, 0, 0.4), "Z": (0.14, 0.05, 0.75, 0, 0, 0.4), "s": (0.08, 0.60, 0.05, 0, 0, 0.5),
+    "z": (0.09, 0.55, 0.05, 0, 0, 0.5), "t": (0.15, 0.30, 0.0, 0, 0, 0.8), "d": (0.17, 0.30, 0.0, 0, 0, 0.8), "n": (0.18, 0.25, 0.0, 0, 0, 0.8),
+    "l": (0.26, 0.25, 0.0, 0, 0, 1.0), "r": (0.22, 0.05, 0.45, 0, 0, 0.5), "R": (0.28, 0.10, 0.15, 0, 0, 0.1), "*": (0.22, 0.2, 0.05, 0, 0, 0.7),
+    "k": (0.25, 0.20, 0.0, 0, 0, 0.1), "g": (0.25, 0.20, 0.0, 0, 0, 0.1), "N": (0.25, 0.20, 0.0, 0, 0, 0.1), "h": (0.30, 0.15, 0.0, 0, 0, 0.0),
+    "x": (0.25, 0.15, 0.05, 0, 0, 0.0), "C": (0.16, 0.55, 0.0, 0, 0, 0.4), "j": (0.20, 0.70, 0.0, 0, 0, 0.4), "J": (0.20, 0.5, 0.1, 0, 0, 0.5),
+    "L": (0.25, 0.35, 0.0, 0, 0, 0.9), "c": (0.2, 0.4, 0.0, 0, 0, 0.5),
+}  # fmt: skip
+TARGETS = VOWELS | CONSONANTS
+STRONG = {"m": 3.0, "b": 3.0, "p": 3.0, "f": 2.2, "v": 2.0, "w": 1.8, "u": 1.5, "S": 1.4, "i": 1.3}
+
+
+def target(phoneme: str) -> tuple[tuple[float, ...], float] | None:
+    """(articulators, weight) by the phoneme's first letter that is known; of diphthongs the first half. None: no phoneme (a mark)."""
+    if phoneme.startswith("("):
+        return None
+    if not phoneme or phoneme[0] in "_?;":
+        return REST, 0.8
+    for letter in phoneme:
+        if letter in TARGETS:
+            weight = STRONG.get(letter, 1.0 if letter in VOWELS else 0.75)
+            return TARGETS[letter], weight * (1.25 if ":" in phoneme else 1.0)
+    return None
+
+
+def articulate(phonemes: Phonemes, pcm_S: np.ndarray, frames: int, start_s: float, style: float = 1.0) -> np.ndarray:
+    """Articulators [T, 6] at 25 frames per second from `start_s`. Loud speech opens the jaw more; `style` scales all of it."""
+    rows = [(t, *found) for t, name in phonemes if (found := target(name)) is not None]
+    begin = np.array([r[0] for r in rows] or [0.0])
+    end = np.append(begin[1:], begin[-1] + 60.0)
+    values = np.array([r[1] for r in rows] or [REST])
+    weight = np.array([r[2] for r in rows] or [1.0])
+    time_T1 = (start_s + (np.arange(frames) + 0.5) / FPS)[:, None]
+    near = (end > time_T1[0, 0] - 1) & (begin < time_T1[-1, 0] + 1)
+    begin, end, values, weight = begin[near], end[near], values[near], weight[near]
+    before, after = np.maximum(begin - time_T1, 0), np.maximum(time_T1 - end, 0)
+    long = np.clip((end - begin) / 0.08, 0.35, 1.3)
+    dominance = weight * long * np.exp(-((before / AHEAD_S) ** 1.3)) * np.exp(-((after / BEHIND_S) ** 1.1))
+    out = (dominance @ values) / (dominance.sum(1, keepdims=True) + 1e-9)
+    touch = (values[:, 3] >= 0.99) * np.clip(1 - np.maximum(before - 0.02, after - 0.005) / 0.035, 0, 1)
+    closed = touch.max(1, initial=0)
+    out[:, 3] = np.maximum(np.minimum(out[:, 3], REST[3]), closed)
+    loud = _loudness(pcm_S, frames, start_s)
+    out[:, 0] *= np.clip(style * (0.45 + 0.75 * loud), 0, 1.25) * (1 - closed)
+    return np.clip(out, 0, 1)
+
+
+def _loudness(pcm_S: np.ndarray, frames: int, start_s: float) -> np.ndarray:
+    """0..1 a frame: rms of the last 120 ms in dB, -45 to -14."""
+    first = round(start_s * FPS) * SAMPLES_PER_FRAME
+    power = np.array([np.mean(np.square(pcm_S[max(0, e - 3 * SAMPLES_PER_FRAME) : e])) if e > 0 and e - 3 * SAMPLES_PER_FRAME < len(pcm_S) else 0.0 for e in first + SAMPLES_PER_FRAME * np.arange(1, frames + 1)])
+    return np.clip((10 * np.log10(np.nan_to_num(power) + 1e-10) + 45) / 31, 0, 1)
+
+
+def mouth_actions(articulators: np.ndarray) -> dict[str, float]:
+    """The mesh's action weights for one frame's articulators [6]."""
+    jaw, spread, rounding, closed, teeth = (float(v) for v in articulators[:5])  # the mesh has no action of the tongue
+    out = {
+        "jawOpen": 0.62 * jaw, "mouthFunnel": 0.55 * rounding * (0.4 + 0.6 * jaw), "mouthPucker": 0.75 * rounding * (1 - 0.55 * jaw),
+        "mouthClose": 0.05 * closed, "mouthRollLower": 0.35 * teeth + 0.10 * closed, "mouthRollUpper": 0.08 * closed, "mouthShrugLower": 0.10 * closed,
+    }  # fmt: skip
+    for side in "LR":
+        out[f"mouthStretch_{side}"] = 0.42 * spread
+        out[f"mouthSmile_{side}"] = 0.10 * spread
+        out[f"mouthUpperUp_{side}"] = 0.22 * jaw + 0.16 * teeth + 0.10 * spread * (1 - closed)
+        out[f"mouthLowerDown_{side}"] = 0.30 * jaw + 0.22 * spread * (1 - closed) * (1 - teeth)
+        out[f"mouthPress_{side}"] = 0.30 * max(0.0, closed - 0.6)
+    return out

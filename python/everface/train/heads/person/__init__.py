@@ -1,0 +1,1 @@
+"""Who a rendered person is: identity, skin, hair, brows, clothes, glasses."""

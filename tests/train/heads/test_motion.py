@@ -1,0 +1,57 @@
+"""Mouths follow phonemes; lips touch on m, b and p; listeners nod."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from everface.core.config import FPS, SAMPLE_RATE
+from everface.train.heads.motion.body import body_actions, sample_body
+from everface.train.heads.motion.speech import speak
+from everface.train.heads.motion.visemes import articulate, mouth_actions
+
+LOUD = 0.2 * np.sin(np.arange(2 * SAMPLE_RATE) * 0.2).astype(np.float32)
+
+
+def at(moves: np.ndarray, second: float) -> np.ndarray:
+    return moves[int(second * FPS)]
+
+
+def test_phonemes_shape_the_mouth() -> None:
+    moves = articulate([(0.0, "_"), (0.3, "A:"), (0.7, "m"), (0.85, "u:"), (1.2, "i:"), (1.6, "_")], LOUD, 50, 0.0)
+    jaw, spread, rounding, closed, *_ = moves.T
+    assert at(moves, 0.5)[0] > 0.5 and at(moves, 0.78)[3] > 0.95 and at(moves, 0.78)[0] < 0.1
+    assert at(moves, 1.0)[2] > 0.7 and at(moves, 1.4)[1] > 0.6
+    assert closed[-5:].min() > 0.5 and jaw[:4].max() < 0.1
+    assert np.abs(np.diff(jaw)).max() < 0.6 and spread.max() <= 1 and rounding.max() <= 1
+
+
+def test_the_mouth_is_hardly_ahead_of_its_audio() -> None:
+    moves = articulate([(0.0, "_"), (1.0, "A:"), (1.4, "_")], LOUD, 50, 0.0)
+    assert at(moves, 0.85)[0] < 0.1
+
+
+def test_actions_are_the_meshs() -> None:
+    assert mouth_actions(np.array([1.0, 0, 0, 0, 0, 0]))["jawOpen"] > 0.5
+    assert all(0 <= v <= 1 for v in mouth_actions(np.ones(6)).values())
+
+
+@pytest.mark.parametrize("listening", [False, True])
+def test_a_body_moves_within_limits(listening: bool) -> None:
+    rng = np.random.Generator(np.random.PCG64(3))
+    jaw = np.zeros(200) if listening else np.abs(np.sin(np.arange(200) * 0.5))
+    body = sample_body(jaw, listening, rng)
+    assert (body.listening == listening).all() and np.abs(body.turn).max() < 0.6
+    assert body.blink.max() > 0.9 and all(0 <= v <= 1.2 for t in range(200) for v in body_actions(body, t).values())
+    again = sample_body(jaw, listening, np.random.Generator(np.random.PCG64(3)))
+    assert np.array_equal(body.turn, again.turn) and np.array_equal(body.blink, again.blink)
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
+def test_speech_names_its_phonemes() -> None:
+    pcm, phonemes = speak("Bob bought a big box.", "en-us", 160, 50)
+    times = [t for t, _ in phonemes]
+    assert times == sorted(times) and times[-1] <= len(pcm) / SAMPLE_RATE + 0.1
+    assert [n for _, n in phonemes].count("b") == 5

@@ -1,0 +1,69 @@
+"""People are drawn, the same for the same seed, at any size, with truth that belongs to the frames. Skipped without EGL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from everface.core.errors import Unavailable
+from everface.networks.audio.features import LogMel
+from everface.train.data.clips import STILL_FRAMES
+from everface.train.data.drawn import clip_generator
+from everface.train.heads.clips import HeadClips
+from everface.train.heads.dataset import make_head_video
+from everface.train.heads.person.identity import HAIR_KINDS, sample_person
+from everface.train.heads.renderer import Pose, Renderer
+
+pytest.importorskip("moderngl")
+
+
+@pytest.fixture(scope="module")
+def source(assets: Path) -> HeadClips:
+    try:
+        return HeadClips(assets, 64, [(0.1 * torch.sin(torch.arange(64000) * 0.2), [(0.0, "_"), (1.0, "A:"), (3.0, "_")])], drawn_share=0)
+    except Unavailable as error:
+        pytest.skip(str(error))
+
+
+def test_people_differ_and_repeat(source: HeadClips) -> None:
+    renderer: Renderer = source.renderer
+    images = []
+    for seed in (1, 2, 1):
+        renderer.show(seed)
+        images.append(renderer.draw(Pose({"jawOpen": 0.5})).astype(int))
+    assert images[0].shape == (64, 64, 3)
+    assert np.array_equal(images[0], images[2]) and np.abs(images[0] - images[1]).mean() > 2
+
+
+def test_all_kinds_of_hair_occur() -> None:
+    people = [sample_person(n) for n in range(300)]
+    assert {p.hair for p in people} == set(HAIR_KINDS)
+    assert 0.1 < np.mean([bool(p.glasses) for p in people]) < 0.35 and not any(p.beard for p in people if p.sex == "woman")
+
+
+def test_a_clip_has_frames_features_and_truth(source: HeadClips) -> None:
+    front_end = LogMel()
+    rgb, features, truth = source.make(front_end, clip_generator(1, 5), frames=8)
+    assert rgb.shape == (3, STILL_FRAMES + 8, 64, 64) and rgb.abs().max() <= 1
+    assert features.shape[-1] == 5 + 8 and truth is not None
+    assert truth.opening.shape == (8,) and truth.lips.shape == (8, 4, 2) and (truth.lips > 0).all() and (truth.lips < 1).all()
+    again, _, _ = source.make(front_end, clip_generator(1, 5), frames=8)
+    assert torch.equal(rgb, again)
+
+
+def test_truth_is_of_the_image(source: HeadClips) -> None:
+    source.renderer.show(4)
+    rows = []
+    for jaw in (0.0, 0.3, 0.7):
+        source.renderer.draw(Pose({"jawOpen": jaw}))
+        rows.append(source.renderer.measure_mouth())
+    gaps = [r[0] for r in rows]
+    assert gaps == sorted(gaps) and rows[2][2][1, 1] > rows[0][2][1, 1]  # the lower lip goes down in the image
+
+
+def test_videos_for_the_codec(source: HeadClips) -> None:
+    videos = [make_head_video(source, clip_generator(9, n)) for n in range(2)]
+    assert all(v.shape == (3, 21, 64, 64) and v.dtype == torch.uint8 for v in videos)
