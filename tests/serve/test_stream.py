@@ -18,9 +18,11 @@ import pytest
 from tests.serve.hosting import Host, next_event
 from tests.serve.test_videos import png, wav
 
-from everface.live.events import AudioFrame, VideoFrame
+from everface.live.events import AudioFrame, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
 from everface.media.fragments import boxes
+from everface.runtime.events import Recovered, Recovering
 from everface.serve.stream.encoders import Mp4Encoder
+from everface.serve.stream.reader import describe
 
 ROOT = Path(__file__).parents[2]
 
@@ -92,3 +94,8 @@ def test_speech_and_blocks_are_reported(small_host: Host) -> None:
     assert all(block["sent_s"] <= block["made_s"] <= block["shown_s"] for block in blocks)
     assert small_host.http.get("/metrics").text.partition("everface_block_seconds_count ")[2][0] != "0"
     socket.close()
+
+
+def test_every_event_has_a_message_of_its_own() -> None:
+    events = (LiveSegmentEnd(1, 1.0, 1.0, False), Underrun(1, 0.0), QualityChange(1, "fewer steps", 0.0), Recovering("x"), Recovered(1.0, 2))
+    assert [describe(event)["type"] for event in events] == ["segment_end", "underrun", "quality", "recovering", "recovered"]

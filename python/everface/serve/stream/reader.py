@@ -9,7 +9,7 @@ from typing import Any
 from everface.core.config import FPS
 from everface.core.errors import EverfaceError
 from everface.core.log import log
-from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, Underrun, VideoFrame
+from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
 from everface.live.session import LiveSession
 from everface.runtime.events import Recovering
 from everface.serve.stream.encoders import JpegEncoder, MediaEncoder
@@ -99,6 +99,8 @@ def describe(event: LiveEvent) -> dict[str, Any]:
         }  # fmt: skip
     if isinstance(event, Underrun):
         return {"type": "underrun", "frames": event.frames, "time_s": event.time_s}
+    if isinstance(event, QualityChange):
+        return {"type": "quality", "level": event.level, "what": event.what, "time_s": event.time_s}
     if isinstance(event, Recovering):
         return {"type": "recovering"}  # the reason names processes of the server
     return {"type": "recovered", "seconds": getattr(event, "seconds", 0.0)}
