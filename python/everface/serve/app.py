@@ -19,7 +19,7 @@ from everface.serve.health import health_routes
 from everface.serve.service import LiveSource, Service
 from everface.serve.settings import ServeSettings
 from everface.serve.speech import available, speech_routes
-from everface.serve.stream.connection import Connection
+from everface.serve.stream.connection import StreamConnection
 from everface.serve.videos.jobs import Jobs, VideoJob
 from everface.serve.videos.rendering import render_job
 from everface.serve.videos.routes import video_routes
@@ -65,7 +65,7 @@ def build_app(settings: ServeSettings, backend: LiveSource) -> FastAPI:
 
     @app.websocket("/v1/avatar/stream")
     async def stream(socket: WebSocket) -> None:
-        await Connection(socket, service).run()
+        await StreamConnection(socket, service).run()
 
     @app.get("/v1/avatar", tags=["live"], responses={code: {"model": ErrorReport} for code in (401, 403)})
     def avatar() -> About:

@@ -32,7 +32,7 @@ SEND_S = 2.0  # for the last messages of a connection
 CLOSE_S = 8.0  # for a session's threads to end
 
 
-class Connection:
+class StreamConnection:
     """Used from the event loop only."""
 
     def __init__(self, socket: WebSocket, service: Service) -> None:
