@@ -14,9 +14,9 @@ from tests.genbench.test_windows import write_video
 
 from everface.core.config import Deployment
 from everface.core.errors import BadInput
+from everface.genbench.clips.runner import read_record, run_system
+from everface.genbench.clips.systems import CommandSystem, EverfaceSystem, FolderSystem, parse_system
 from everface.genbench.manifest import BenchmarkSet
-from everface.genbench.runner import read_record, run_system
-from everface.genbench.systems import CommandSystem, EverfaceSystem, FolderSystem, parse_system
 from everface.media.video import probe_video
 
 FAILS_ONCE = """import shutil, sys
@@ -100,7 +100,7 @@ def test_a_folder_of_videos(small_set: BenchmarkSet, tmp_path: Path, draw: Draw)
 def test_commands_are_filled_in_without_a_shell(small_set: BenchmarkSet) -> None:
     system = parse_system("cmd:talk '{image}' --n {{{seconds}}} -o {out}", everface(Path("w")))
     assert isinstance(system, CommandSystem)
-    from everface.genbench.systems import Clip
+    from everface.genbench.clips.systems import Clip
 
     clip = Clip("a", "a b;rm.png", "v.wav", "o.mp4", seconds=2.0)
     assert system.command(clip) == ["talk", "a b;rm.png", "--n", "{2}", "-o", "o.mp4"]

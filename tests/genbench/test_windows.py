@@ -13,9 +13,9 @@ import pytest
 import torch
 from tests.genbench.conftest import FRAMES, Draw
 
+from everface.genbench.clips.speed import growth
 from everface.genbench.manifest import BenchmarkSet
 from everface.genbench.metrics.av_sync import AVSync
-from everface.genbench.speed import growth
 from everface.genbench.windows import cut_box, mouth_of, read_windows
 from everface.media.video_writer import VideoWriter
 

@@ -64,9 +64,9 @@ def add_genbench(
         from dataclasses import asdict
 
         from everface.core.config import StreamConfig
+        from everface.genbench.clips.systems import EverfaceSystem, parse_system
         from everface.genbench.report import to_markdown
         from everface.genbench.session import run
-        from everface.genbench.systems import EverfaceSystem, parse_system
 
         stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler)
         settings = {"seed": stream.seed, "size": stream.size, "sampler": stream.sampler}

@@ -10,10 +10,10 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
+from everface.genbench.clips.runner import ClipRecord
 from everface.genbench.manifest import BenchmarkSet
 from everface.genbench.measures import MEASURES
 from everface.genbench.report import GenBenchReport, figure
-from everface.genbench.runner import ClipRecord
 from everface.genbench.scoring import ClipScore
 from everface.media.image import read_image
 from everface.media.video import probe_video, read_frames

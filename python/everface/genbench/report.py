@@ -12,8 +12,8 @@ import torch
 from everface import __version__
 from everface.avatar.bench import cpu_name
 from everface.core.errors import BadInput
+from everface.genbench.clips.runner import ClipRecord
 from everface.genbench.measures import COLUMNS, MEASURES, TABLE_2, TABLE_5, TABLE_7
-from everface.genbench.runner import ClipRecord
 from everface.genbench.scoring import ClipScore
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from everface.core.errors import BadInput
+from everface.genbench.clips.runner import ClipRecord
 from everface.genbench.manifest import BenchmarkSet, Sample
 from everface.genbench.metrics.av_sync import AVSync
 from everface.genbench.metrics.color_likeness import ColorLikeness
@@ -20,7 +21,6 @@ from everface.genbench.metrics.measurement import Measures, Metric, NotAvailable
 from everface.genbench.metrics.motion import Motion
 from everface.genbench.metrics.q_align import QAlign
 from everface.genbench.metrics.syncnet import SyncNetSync
-from everface.genbench.runner import ClipRecord
 from everface.genbench.windows import BEGINS_S, ClipWindow, read_windows
 
 

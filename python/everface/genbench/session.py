@@ -9,12 +9,12 @@ import msgspec
 
 from everface.core.errors import BadInput
 from everface.genbench.build import SETS, open_set
+from everface.genbench.clips.runner import ClipRecord, read_record, run_system
+from everface.genbench.clips.systems import System
 from everface.genbench.manifest import BenchmarkSet, digest
 from everface.genbench.page import write_page
 from everface.genbench.report import GenBenchReport, summarize, to_markdown
-from everface.genbench.runner import ClipRecord, read_record, run_system
 from everface.genbench.scoring import MetricWeights, score_clips
-from everface.genbench.systems import System
 
 
 class RunFile(msgspec.Struct):

@@ -1,7 +1,7 @@
 """Trains the audio-video sync scorer on drawn characters: `python -m everface.genbench.sync_training OUT.safetensors`.
 
 Speech by espeak-ng moves drawn mouths, so what is in sync is known. Symmetric InfoNCE: among windows of other times and other clips, each
-mouth must find its audio, and each audio its mouth. About four minutes on one core. The characters and the Spanish and Italian voices of
+mouth must find its audio, and each audio its mouth. The characters and the Spanish and Italian voices of
 GenBench's sets are held out, as they are in all training.
 """
 

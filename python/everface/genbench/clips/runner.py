@@ -17,8 +17,8 @@ from typing import IO
 import msgspec
 
 from everface.core.config import FPS
+from everface.genbench.clips.systems import Clip, CommandSystem, EverfaceSystem, FolderSystem, System
 from everface.genbench.manifest import BenchmarkSet, Sample
-from everface.genbench.systems import Clip, CommandSystem, EverfaceSystem, FolderSystem, System
 from everface.media.video import probe_video
 
 TIMEOUT_S = 6 * 3600.0  # for one clip of a command

@@ -48,7 +48,7 @@ class EverfaceSystem:
     spec = "everface"
 
     def command(self) -> list[str]:
-        return [sys.executable, "-m", "everface.genbench.stream_job"]
+        return [sys.executable, "-m", "everface.genbench.clips.stream_job"]
 
     def job(self, clips: list[Clip]) -> EverfaceJob:
         paths = [str(path) if path else None for path in (self.weights, self.lora)]

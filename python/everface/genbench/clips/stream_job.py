@@ -23,8 +23,8 @@ import psutil
 from everface.avatar.avatar import Avatar
 from everface.core.config import SAMPLE_RATE, Deployment, StreamConfig
 from everface.core.errors import EverfaceError
-from everface.genbench.speed import SpeedMeter
-from everface.genbench.systems import Clip, EverfaceJob
+from everface.genbench.clips.speed import SpeedMeter
+from everface.genbench.clips.systems import Clip, EverfaceJob
 from everface.media.audio import read_audio
 from everface.media.video_writer import VideoWriter
 from everface.runtime.session import WAIT_S
