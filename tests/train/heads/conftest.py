@@ -32,7 +32,7 @@ def write_checkout(folder: Path) -> None:
     """The public layout: FaceXModel/*.obj."""
     folder.mkdir(parents=True)
     parts = {
-        "M_Face": grid((0, 0, 2), (8, 14, 9.6), 121, 65), "M_BackHead": grid((0, -14, 0), (11, 6, 6), 9, 17), "M_GumsTongue": grid((0, -4, 7), (2, 1, 2), 5, 9),
+        "M_Face": grid((0, 0, 2), (8, 14, 9.6), 61, 33), "M_BackHead": grid((0, -14, 0), (11, 6, 6), 9, 17), "M_GumsTongue": grid((0, -4, 7), (2, 1, 2), 5, 9),
         "M_Teeth": grid((0, -3, 8), (2, 0.7, 2), 5, 9), "M_ScleraLeft": grid((3.09, 3.614, 10.0), (1.55, 1.55, 1.55), 9, 17),
         "M_ScleraRight": grid((-3.09, 3.614, 10.0), (1.55, 1.55, 1.55), 9, 17), "M_EyeLashes": grid((3.1, 4.4, 11), (1, 0.2, 0.3), 5, 9),
     }  # fmt: skip

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from everface.core.errors import Unavailable
-from everface.core.log import log
+from everface.core.log import log, start_log
 from everface.core.machine import cores
 from everface.networks.audio.features import LogMel
 from everface.train.data.clips import SHARD_CLIPS, STILL_FRAMES, encode_clip, write_shard
@@ -107,6 +107,8 @@ def _rate(clips: int, seconds: float) -> float:
 def _work(verb: str, arguments: tuple, worker: int, workers: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     torch.set_num_threads(1)
+    start_log()
+    log.setLevel("INFO")
     make: Callable[..., None] = make_head_clips if verb == "clips" else make_head_videos
     make(*arguments, worker, workers)
 
@@ -135,7 +137,6 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256, help="pixels, a multiple of 16")
     parser.add_argument("--processes", type=int, help="one per core")
     args = parser.parse_args()
-    log.setLevel("INFO")
     args.run.mkdir(parents=True, exist_ok=True)
     if args.verb == "videos":
         divide("videos", (args.run, args.assets, args.count, args.seed, args.size), args.count, args.processes)

@@ -22,6 +22,7 @@ from everface.train.synthetic.voices import LONGEST_PAUSE_S, SPEECH_DB, VOICES, 
 
 RATE, PITCH, PHONEME, PHONEME_EVENTS, SYNCHRONOUS, UTF8 = 1, 3, 7, 1, 2, 1  # numbers of espeak-ng's speak_lib.h
 Phonemes = list[tuple[float, str]]
+FILE_NAMES = {"en-gb": "en"}  # the library looks voices up by file, the program by language too
 
 
 class _Id(ctypes.Union):
@@ -66,7 +67,9 @@ def speak(text: str, voice: str, speed: int, pitch: int) -> tuple[np.ndarray, Ph
 
     callback = _CALLBACK(receive)
     library.espeak_SetSynthCallback(callback)
-    if library.espeak_SetVoiceByName(voice.encode()):
+    language, plus, variant = voice.partition("+")
+    name = FILE_NAMES.get(language, language) + plus + variant
+    if library.espeak_SetVoiceByName(name.encode()):
         raise Unavailable(f"espeak-ng has no voice {voice}; install the package espeak-ng-data.")
     library.espeak_SetParameter(RATE, speed, 0)
     library.espeak_SetParameter(PITCH, pitch, 0)
