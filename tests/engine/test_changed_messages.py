@@ -47,8 +47,8 @@ def messages(chance: random.Random) -> bytes:
     out += protocol.encode(protocol.OpenRequest("i", number(chance), chance.random() < 0.5, chance.random() < 0.5, 24_000, outbox_ms, slots))
     for _ in range(chance.randint(0, 8)):
         request: protocol.Request = chance.choice([
-            protocol.AudioChunk(0, 16_000, 1, 0, bytes(2 * chance.randint(0, 20_000))),
-            protocol.AudioChunk(number(chance), number(chance), number(chance), number(chance), b"abcd"),
+            protocol.AudioPush(0, 16_000, 1, 0, bytes(2 * chance.randint(0, 20_000))),
+            protocol.AudioPush(number(chance), number(chance), number(chance), number(chance), b"abcd"),
             protocol.EndSegmentRequest(), protocol.InterruptRequest(number(chance)), protocol.SlotRelease(chance.randint(0, 3)),
             protocol.StatsRequest(number(chance)), protocol.CloseRequest(chance.choice([0, 100])),
         ])  # fmt: skip

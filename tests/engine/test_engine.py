@@ -51,7 +51,7 @@ def held(process: subprocess.Popen[bytes]) -> tuple[int, int]:
 def push(client: BareClient, seconds: float, turn: int = 0) -> bytes:
     data = (8000 * np.sin(np.arange(int(16_000 * seconds)) * 0.05)).astype(np.int16).tobytes()
     for start in range(0, len(data), 100_000):
-        client.send(protocol.AudioChunk(turn, 16_000, 1, protocol.INT16, data[start : start + 100_000]))
+        client.send(protocol.AudioPush(turn, 16_000, 1, protocol.INT16, data[start : start + 100_000]))
     return data
 
 
@@ -110,9 +110,9 @@ BAD = {
     "another magic": protocol.encode(protocol.ClientHello("other", 1, 0)),
 }
 BAD_LATER = {
-    "slot not borrowed": protocol.SlotRelease(0), "no slot": protocol.SlotRelease(-1), "three channels": protocol.AudioChunk(0, 16_000, 3, 0, b"aaaaaa"),
-    "half a sample": protocol.AudioChunk(0, 16_000, 1, 0, b"a"), "no rate": protocol.AudioChunk(0, 0, 1, 0, b"aa"), "no format": protocol.AudioChunk(0, 8_000, 1, 9, b"a"),
-    "no rate that exists": protocol.AudioChunk(0, 4_000, 1, 0, b"aa"), "too much": protocol.AudioChunk(0, 8_000, 1, 0, bytes(200_000)),
+    "slot not borrowed": protocol.SlotRelease(0), "no slot": protocol.SlotRelease(-1), "three channels": protocol.AudioPush(0, 16_000, 3, 0, b"aaaaaa"),
+    "half a sample": protocol.AudioPush(0, 16_000, 1, 0, b"a"), "no rate": protocol.AudioPush(0, 0, 1, 0, b"aa"), "no format": protocol.AudioPush(0, 8_000, 1, 9, b"a"),
+    "no rate that exists": protocol.AudioPush(0, 4_000, 1, 0, b"aa"), "too much": protocol.AudioPush(0, 8_000, 1, 0, bytes(200_000)),
     "an old turn": protocol.InterruptRequest(0), "a second greeting": protocol.ClientHello(protocol.MAGIC, 1, 0),
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from tests.live.faces import Until, live, read_sync
+from tests.live.faces import Until, live_in_process, read_sync
 
 from everface.live.audio_input import as_array
 from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, VideoFrame
@@ -58,6 +58,10 @@ class Face:
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
         self.stats = session.stats
+
+    @property
+    def position(self) -> int:
+        return self.tap.session.position
 
     def run(self, work: Coroutine[Any, Any, Any], timeout_s: float = 30.0) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout_s)
@@ -194,7 +198,7 @@ class PipecatFace(Face):
 
 @contextmanager
 def livekit(**options: Any) -> Iterator[LiveKitFace]:
-    with live(**options) as session:
+    with live_in_process(**options) as session:
         face = LiveKitFace(session)
         try:
             yield face
@@ -205,7 +209,7 @@ def livekit(**options: Any) -> Iterator[LiveKitFace]:
 @contextmanager
 def pipecat(**options: Any) -> Iterator[PipecatFace]:
     """Always paced: a pipeline takes all that comes, so it has no pace of its own."""
-    with live(**{**options, "paced": True}) as session:
+    with live_in_process(**{**options, "paced": True}) as session:
         face = PipecatFace(session)
         try:
             yield face

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.live.faces import live
+from tests.live.faces import live_in_process
 
 from everface.core.errors import Unavailable
 from everface.integrations.extras import require
@@ -34,7 +34,7 @@ def example(name: str) -> ModuleType:
 
 @pytest.fixture
 def session() -> Iterator[LiveSession]:
-    with live() as session:
+    with live_in_process() as session:
         yield session
 
 

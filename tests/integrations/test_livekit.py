@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.live.faces import live
+from tests.live.faces import live_in_process
 
 pytest.importorskip("livekit.agents")
 
@@ -90,7 +90,7 @@ def on_stage(monkeypatch: pytest.MonkeyPatch, play: Callable[[Stage], Awaitable[
         async with asyncio.timeout(60), Stage(session, monkeypatch) as stage:
             await play(stage)
 
-    with live() as session:
+    with live_in_process() as session:
         asyncio.run(run())
 
 
@@ -155,7 +155,7 @@ def test_an_avatar_that_cannot_start_raises() -> None:
             await room.connect("", "")
         await AvatarSession(session).start(AgentSession(), room, **KEY)  # pyright: ignore[reportArgumentType]  the room is a fake
 
-    with live() as session:
+    with live_in_process() as session:
         with pytest.raises(BadInput, match=r"ctx\.connect"):
             asyncio.run(start(False))
         session.close()
@@ -192,5 +192,5 @@ def test_ends_without_audio_come_at_once_and_another_rate_is_refused() -> None:
         out = aiter(generator)
         assert [type(await anext(out)) for _ in range(3)] == [AudioSegmentEnd] * 3
 
-    with live() as session:
+    with live_in_process() as session:
         asyncio.run(run())

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.live.faces import live
+from tests.live.faces import live_in_process
 
 pytest.importorskip("pipecat")
 
@@ -65,7 +65,7 @@ def in_a_pipeline(play: Callable[[PipelineWorker, Said, LiveSession], Awaitable[
             await play(worker, out, session)
             await running
 
-    with live() as session:
+    with live_in_process() as session:
         asyncio.run(run())
         assert session.closed
     return out
@@ -167,7 +167,7 @@ def test_pipecats_transport_shows_it_at_its_pace() -> None:
             await worker.queue_frame(EndFrame())
             await running
 
-    with live() as session:
+    with live_in_process() as session:
         asyncio.run(run())
     samples = np.frombuffer(b"".join(played), np.int16)
     assert np.array_equal(samples[samples != 0], speech(1.5))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.live.faces import live
+from tests.live.faces import live_in_process
 
 pytest.importorskip("aiortc")
 pytest.importorskip("fastapi")
@@ -40,7 +40,7 @@ def with_endpoint(play: Any, most: int = 8) -> None:
         await endpoint.close()
         assert session.closed or most == 0
 
-    with live() as session:
+    with live_in_process() as session:
         asyncio.run(run(session))
 
 

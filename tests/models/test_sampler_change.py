@@ -68,6 +68,7 @@ def test_a_step_that_is_not_wanted_passes_on_and_its_ring_begins_again() -> None
     few, all_ = {FORWARDS: torch.zeros(3, dtype=torch.uint8)}, {FORWARDS: torch.zeros(4, dtype=torch.uint8)}
     for index, brought in enumerate([None, None, few, None, all_, None]):
         b = block(index, brought=brought)
+        before = b.x
         for role in steps:
             before, b = b.x, role.run(b)
         passed = index in (2, 3)

@@ -19,7 +19,7 @@ from everface.client.library import load_library
 from everface.core.errors import BadInput, Unavailable
 from everface.live.audio_input import Samples, as_array
 from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, Underrun, VideoFrame
-from everface.live.session import LiveStats
+from everface.live.stats import LiveStats
 from everface.runtime.events import Recovered, Recovering
 
 REQUEST_S = 10.0  # for an answer of the engine's

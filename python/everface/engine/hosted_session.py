@@ -47,7 +47,7 @@ class HostedSession:
     def handle(self, request: protocol.Request) -> None:
         """Raises EverfaceError or OSError for what ends the session."""
         match request:
-            case protocol.AudioChunk():
+            case protocol.AudioPush():
                 self._accept(request)
             case protocol.EndSegmentRequest():
                 with self._order:
@@ -89,7 +89,7 @@ class HostedSession:
 
     # in
 
-    def _accept(self, chunk: protocol.AudioChunk) -> None:
+    def _accept(self, chunk: protocol.AudioPush) -> None:
         if chunk.turn != self._turn or self._drain_end_s is not None:
             return  # an interruption, or the end, overtook it
         dtype = np.int16 if chunk.format == protocol.INT16 else np.float32

@@ -42,7 +42,7 @@ class OpenRequest(msgspec.Struct, array_like=True, tag=2):
     prompt: str = ""
 
 
-class AudioChunk(msgspec.Struct, array_like=True, tag=3):
+class AudioPush(msgspec.Struct, array_like=True, tag=3):
     """Audio of turn `turn`, interleaved."""
 
     turn: int
@@ -169,7 +169,7 @@ class StatsReply(msgspec.Struct, array_like=True, tag=27):
 
 
 Request = (
-    ClientHello | OpenRequest | AudioChunk | EndSegmentRequest | InterruptRequest | SlotRelease | StatsRequest | CloseRequest
+    ClientHello | OpenRequest | AudioPush | EndSegmentRequest | InterruptRequest | SlotRelease | StatsRequest | CloseRequest
 )  # fmt: skip
 Notice = (
     EngineHello | OpenReply | FrameNotice | AudioNotice | SegmentNotice | UnderrunNotice | RecoveringNotice | RecoveredNotice

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from everface.core.config import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
 from everface.genbench.manifest import BenchmarkSet, Sample
-from everface.media.audio import read_audio, resample
-from everface.media.audio_decoder import decode_audio
+from everface.media.audio import mono_16khz, read_audio
 from everface.media.container import open_media
+from everface.media.decoding.decoder import decode_audio
 from everface.media.image import read_image
 from everface.media.video import probe_video, read_frames
 
@@ -127,25 +127,13 @@ def soundtrack(video: Path, voice: Path) -> Iterator[np.ndarray]:
         if not container.streams.audio:
             yield from read_audio(voice)
             return
-        shown, audio = container.streams.video[0], container.streams.audio[0]
-        start_s = _start_s(audio) - _start_s(shown)
-        chunks = decode_audio(container, video)
-        first = next(chunks, None)
-        if first is None:
-            return
-        rate = first[1]
-        mono = (x_SC.mean(1, dtype=np.float32) for x_SC in _chain(first[0], chunks))
+        start_s = _start_s(container.streams.audio[0]) - _start_s(container.streams.video[0])
         if start_s > 0:
             yield np.zeros(round(start_s * SAMPLE_RATE), np.float32)
         cut = round(max(0.0, -start_s) * SAMPLE_RATE)
-        for x_S in resample(mono, rate, SAMPLE_RATE):
+        for x_S in mono_16khz(decode_audio(container, video)):
             yield x_S[cut:]
             cut = max(0, cut - len(x_S))
-
-
-def _chain(first: np.ndarray, chunks: Iterator[tuple[np.ndarray, int]]) -> Iterator[np.ndarray]:
-    yield first
-    yield from (x_SC for x_SC, _ in chunks)
 
 
 def _start_s(stream: object) -> float:

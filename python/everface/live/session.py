@@ -15,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -28,6 +27,7 @@ from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, QualityC
 from everface.live.ladder import Ladder
 from everface.live.model_feed import ModelFeed
 from everface.live.playback import Playback, Segment
+from everface.live.stats import LiveStats
 from everface.runtime.events import SegmentEnd
 from everface.runtime.exit_hook import close_at_exit
 from everface.runtime.model import BlockFormat
@@ -40,23 +40,6 @@ FIRST_BLOCK_S = 0.5  # what the pipeline is thought to take before it was measur
 TICK_S = 0.005
 FACTORS = (2, 3)  # of the ladder's last levels: output frames that one frame of the model's is shown for
 STOP_S = 5.0  # for the thread to end: it never waits for long
-
-
-@dataclass(frozen=True)
-class LiveStats:
-    """Counters since the session opened, and the state now."""
-
-    frames: int
-    idle_frames: int
-    held_frames: int
-    underruns: int
-    dropped_frames: int  # a slow reader did not take them in time
-    queued_s: float  # of accepted audio that was not shown yet
-    block_ms: float | None  # median time of a block in the pipeline
-    first_frame_s: float | None
-    level: int  # of the ladder now, 0: full quality
-    level_changes: int
-    repeated_frames: int  # frames that stood for more than one, by the ladder
 
 
 class LiveSession:

@@ -63,7 +63,12 @@ def read_audio(path: str | Path, chunk_samples: int = SAMPLE_RATE) -> Iterator[n
     BadInput: for a file that cannot be used, at the call; for one that is mostly damaged, when the iteration finds that.
     """
     probe_audio(path)
-    return _regroup(_resample(_mono(_decode(path, report=True)), SAMPLE_RATE, 1), chunk_samples)
+    return _regroup(mono_16khz(_decode(path, report=True)), chunk_samples)
+
+
+def mono_16khz(chunks: Iterable[AudioChunk]) -> Iterator[np.ndarray]:
+    """Decoded chunks as mono float32 [S] at 16 kHz, as `read_audio` makes them."""
+    return _resample(_mono(chunks), SAMPLE_RATE, 1)
 
 
 def read_track(path: str | Path, chunk_samples: int = SAMPLE_RATE) -> Iterator[np.ndarray]:

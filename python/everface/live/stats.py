@@ -1,0 +1,22 @@
+"""What a live session counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LiveStats:
+    """Counters since the session opened, and the state now."""
+
+    frames: int
+    idle_frames: int
+    held_frames: int
+    underruns: int
+    dropped_frames: int  # a slow reader did not take them in time
+    queued_s: float  # of accepted audio that was not shown yet
+    block_ms: float | None  # median time of a block in the pipeline
+    first_frame_s: float | None
+    level: int = 0  # of the ladder now, 0: full quality
+    level_changes: int = 0
+    repeated_frames: int = 0  # frames that stood for more than one, by the ladder
