@@ -17,11 +17,11 @@
 #   PY=python3               run with this interpreter as it is and set nothing up (a machine that has torch already)
 #   ROUND=1                  one of the three rounds of `make gpu`, each within nine minutes
 #   GPU='--soak 300'         options of `make gpu`: python -m bench.gpu --help
-#   WORKERS=2                test processes
+#   WORKERS=3                test processes; more than cores, as many tests wait
 #   PREFIX=/usr/local        where `make install` installs to
 
 PYTHON ?= python3
-WORKERS ?= 2
+WORKERS ?= 3
 PREFIX ?= /usr/local
 VENV := .venv
 SHELL := bash

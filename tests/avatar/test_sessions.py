@@ -88,7 +88,7 @@ def test_an_image_of_another_size_is_refused_and_the_session_goes_on(face: Path,
     with Avatar(small_model) as avatar, avatar.open(face) as session:
         with pytest.raises(BadInput, match="64x64"):
             session.change(image=torch.zeros(3, 128, 64))
-        with pytest.raises(BadInput, match="pass an image or a prompt"):
+        with pytest.raises(BadInput, match="pass an image, a prompt or a sampler"):
             session.change()
         assert len(play(session, speech(1.0))) == 25
 

@@ -36,7 +36,7 @@ class WebSocketSession:
         self._events: queue.Queue[LiveEvent | None] = queue.Queue()
         self._stats: queue.Queue[dict[str, Any]] = queue.Queue(1)
         self._interrupted: queue.Queue[dict[str, Any]] = queue.Queue()
-        self._session = SimpleNamespace(accepted=0)
+        self.position = 0
 
     def push_audio(self, samples: Any, rate_hz: int = MODEL_HZ, *, channels: int = 1, timeout_s: float = 0.0) -> int:
         if self._closed:
@@ -52,7 +52,7 @@ class WebSocketSession:
     def interrupt(self) -> int:
         self._socket.send(json.dumps({"type": "interrupt"}))
         event = self._interrupted.get(timeout=20)
-        self._session.accepted = event["position"]
+        self.position = event["position"]
         kept = [e for e in iter(lambda: self._events.get() if self._events.qsize() else None, None) if isinstance(e, LiveSegmentEnd)]
         for event in kept:
             self._events.put(event)

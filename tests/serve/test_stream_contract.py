@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.live import test_contract as contract
 from tests.live.faces import read_async, read_sync
 from tests.live.test_contract import (  # noqa: F401 pytest collects them here too
     test_an_underrun_is_held_counted_and_told,
@@ -26,6 +25,6 @@ def read(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-@pytest.fixture(autouse=True)
-def over_the_websocket(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contract, "live", websocket_live)
+@pytest.fixture
+def live() -> Any:
+    return websocket_live

@@ -12,10 +12,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
-import psutil
 import pytest
 from tests.runtime import toy
-from tests.runtime.cluster.toy_pipeline import STEPS, assert_gone, start_processes, wait_idle
+from tests.runtime.cluster.toy_pipeline import STEPS, assert_gone, start_processes, wait_idle, worker_pids
 
 from everface.runtime.cluster.process_pipeline import ProcessPipeline
 from everface.runtime.cluster.watchdog import HANG_S
@@ -111,7 +110,7 @@ def test_every_stage_in_turn(pipeline: ProcessPipeline, fault: str, capsys: pyte
         scheduler.detach()  # the pipeline serves the next scheduler
     with capsys.disabled():
         print("", *(cost.line() for cost in costs), sep="\n")
-    assert len(psutil.Process().children()) == len(ROLES)
+    assert sorted(worker_pids()) == sorted(pipeline.processes)
 
 
 def test_two_stages_at_once(pipeline: ProcessPipeline) -> None:

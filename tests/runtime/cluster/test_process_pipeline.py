@@ -8,11 +8,10 @@ import threading
 import time
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from tests.runtime import toy
-from tests.runtime.cluster.toy_pipeline import alive, assert_gone, drain, start_on, start_processes
+from tests.runtime.cluster.toy_pipeline import alive, assert_gone, drain, start_on, start_processes, worker_pids
 
 from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable
@@ -162,4 +161,4 @@ def test_roles_that_cannot_be_built() -> None:
         Unavailable, match=r"^stage step0\+.*decode ended with exit status 1, its last line was \"KeyError: 'a'\": fix that"
     ):
         start_pipeline(place(toy.roles_of(3), 1), toy.MODEL, {}, Deployment("1", threads=1))
-    assert not psutil.Process().children()
+    assert not worker_pids()

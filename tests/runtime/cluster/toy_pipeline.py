@@ -19,6 +19,17 @@ from everface.runtime.start import start_pipeline
 STEPS = 4
 
 
+def worker_pids() -> list[int]:
+    """Stages that are children of this process, and children that ended without being waited for. Other tests have children of other kinds."""
+    found: list[int] = []
+    for child in psutil.Process().children():
+        try:
+            found += [child.pid] if "everface stage" in " ".join(child.cmdline()) else []
+        except psutil.ZombieProcess:
+            found.append(child.pid)
+    return found
+
+
 def start_on(placement: str, steps: int = STEPS, sleep_s: float = 0.0) -> Pipeline:
     """`sleep_s`: a role's work on one block, besides its arithmetic."""
     spec, deployment = {**toy.SPEC, "sleep_s": sleep_s}, Deployment(placement, threads=1, timeout_s=60.0)
