@@ -2,7 +2,8 @@
 #
 #   make setup     .venv with everface, torch and all that the tests and checks use; an editable install
 #   make demo      render the bundled image and voice with the bundled model into out/
-#   make test      every test that needs no GPU
+#   make test      the tests that need no GPU, in minutes
+#   make test-all  the longest of them too
 #   make check     ruff and pyright over every source file
 #   make gpu       tests and benches on the CUDA device of this machine: what bench/results/ lacks, within nine minutes
 #   make gpu-tree  build/gpu-tree.tar.gz, all that `make gpu` needs on another machine
@@ -39,7 +40,7 @@ endif
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 NUMPY := numpy>=2.0,<2.4# the interpreter of triton 3.6 breaks on 2.4
 
-.PHONY: setup demo test check gpu gpu-tree bench native install clean
+.PHONY: setup demo test test-all check gpu gpu-tree bench native install clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -48,6 +49,9 @@ demo: $(READY)
 	$(RUN) -m everface demo
 
 test: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m "not gpu and not long" --benchmark-disable --durations 5
+
+test-all: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n $(WORKERS) --dist worksteal -m "not gpu" --benchmark-disable --durations 5
 
 check: $(READY)

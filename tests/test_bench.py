@@ -59,7 +59,7 @@ def test_the_blocker_blocks(bare: dict[str, str]) -> None:
     assert subprocess.run([sys.executable, "-c", "import msgspec"], env=bare, capture_output=True, check=False).returncode == 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_sessions_and_steps_run_without_them(bare: dict[str, str], tmp_path: Path) -> None:
     """A first run, a second that finds everything there, and what both leave behind."""
     words = ["--parts", "peaks,step,step-gluon-e4m3,launches", "--commit", "abc", "--pack", str(tmp_path / "all.tar.gz")]

@@ -51,6 +51,7 @@ def frames(small_model: Path, face: Path, voice: Path, tmp_path_factory: pytest.
 
 
 @FULL
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("redirect", "flags"),
     [(">/dev/full", ""), (">/dev/full 2>/dev/full", ""), ("<&- >&- 2>&-", "--placement 2")],
@@ -68,6 +69,7 @@ def test_a_render_is_whole_whatever_the_streams(
         assert f"the figures cannot be printed (No space left on device), but the video is complete in {out}" in done.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "latin-1"}]
 )

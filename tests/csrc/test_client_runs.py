@@ -18,7 +18,7 @@ RUNS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)  # a busy machine
 @pytest.mark.parametrize("sanitize", RUNS)
 def test_runs(sanitize: str) -> None:

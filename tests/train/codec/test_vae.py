@@ -47,6 +47,7 @@ def test_crops_reach_the_edges_of_the_image() -> None:
     assert sum(row == 127 for row in lowest) > 0.06 * len(lowest)  # a 65th if drawn evenly
 
 
+@pytest.mark.long
 def test_vae_training_lowers_the_loss_resumes_and_leaves_a_model(tmp_path: Path) -> None:
     config = replace(TINY_VAE, dim=4, dim_mult=(1, 2, 2, 2))
     plan = VAEPlan(iterations=3, clips=16, held_out=4, single_frames=1.0, warmup_steps=2)
