@@ -76,6 +76,7 @@ class LiveSession:
         self._next_pts = 0
         self._due_s: float | None = None  # of the next frame
         self._short = 0  # frames held in the present underrun
+        self._refilling = False  # after an interruption, until its first frame: what is held then is not the machine's slowness
         self._count = {"frames": 0, "idle": 0, "held": 0, "underruns": 0, "dropped": 0, "levels": 0, "repeated": 0}
         self._failed: EverfaceError | None = None
         self._closed = False
@@ -124,7 +125,7 @@ class LiveSession:
             self._pad = False
             self._out = deque(e for e in self._out if not isinstance(e, VideoFrame | AudioFrame))
             self._ready.clear()
-            self._next_pts = self._feed.accepted
+            self._next_pts, self._refilling = self._feed.accepted, True
             self._changed.notify_all()
         return turn
 
@@ -328,10 +329,11 @@ class LiveSession:
             if self._paced and now_s < self._due_s:
                 return
             if self._ready:
+                self._refilling = False
                 self._observe(now_s, now_s - self._due_s > self.frame_s)
                 self._give_frame(*self._ready.popleft())
             elif self._paced and self._idle and self._last is not None:
-                self._observe(now_s, self._feed.complete > self._next_pts)
+                self._observe(now_s, self._feed.complete > self._next_pts and not self._refilling)
                 self._hold()
             else:
                 return
