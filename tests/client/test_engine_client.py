@@ -32,7 +32,7 @@ def fake(prefix: Path) -> Iterator[EngineClient]:
         yield engine
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
 def test_a_killed_engine_comes_back_and_nothing_is_lost(prefix: Path, seed: int) -> None:
     kill_once(prefix, seed)

@@ -30,7 +30,7 @@ def last(run: Path) -> dict[str, float]:
     return json.loads((run / "log.jsonl").read_text().splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["copy", "shard"])
 def test_two_processes_train_what_one_trains(mode: str, start: tuple[Path, Path, Path], tmp_path: Path) -> None:
     """Losses within a relative 1e-4: sums have another order, and Adam without momentum amplifies the smallest gradients. `dmd`, the
