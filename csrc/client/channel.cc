@@ -95,4 +95,20 @@ int Channel::take_passed() {
   return passed;
 }
 
+bool send_descriptor(int socket, std::string message, int descriptor, int flags) {
+  iovec part{message.data(), message.size()};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr header{};
+  header.msg_iov = &part;
+  header.msg_iovlen = 1;
+  header.msg_control = control;
+  header.msg_controllen = sizeof control;
+  cmsghdr* passing = CMSG_FIRSTHDR(&header);
+  passing->cmsg_level = SOL_SOCKET;
+  passing->cmsg_type = SCM_RIGHTS;
+  passing->cmsg_len = CMSG_LEN(sizeof(int));
+  std::memcpy(CMSG_DATA(passing), &descriptor, sizeof(int));
+  return ::sendmsg(socket, &header, MSG_NOSIGNAL | flags) == static_cast<ssize_t>(message.size());
+}
+
 }  // namespace everface::client

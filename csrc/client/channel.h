@@ -34,4 +34,7 @@ class Channel {
   std::vector<uint8_t> in_;
 };
 
+// Sends a message and, beside it, a descriptor, at once or not at all. The descriptor stays open here.
+bool send_descriptor(int socket, std::string message, int descriptor, int flags = 0);
+
 }  // namespace everface::client

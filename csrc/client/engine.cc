@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "channel.h"
 #include "fake_engine.h"
 #include "session.h"
 
@@ -109,20 +110,7 @@ int Engine::connect(Error& error) {
     fake_engine_->serve(ends[1]);
     return ends[0];
   }
-  char data = 'c';
-  iovec part{&data, 1};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-  msghdr header{};
-  header.msg_iov = &part;
-  header.msg_iovlen = 1;
-  header.msg_control = control;
-  header.msg_controllen = sizeof control;
-  cmsghdr* passing = CMSG_FIRSTHDR(&header);
-  passing->cmsg_level = SOL_SOCKET;
-  passing->cmsg_type = SCM_RIGHTS;
-  passing->cmsg_len = CMSG_LEN(sizeof(int));
-  std::memcpy(CMSG_DATA(passing), &ends[1], sizeof(int));
-  const bool sent = ::sendmsg(owner_, &header, MSG_NOSIGNAL | MSG_DONTWAIT) == 1;
+  const bool sent = send_descriptor(owner_, "c", ends[1], MSG_DONTWAIT);
   const std::string why = reason();
   ::close(ends[1]);
   if (sent) return ends[0];

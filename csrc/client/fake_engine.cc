@@ -158,19 +158,7 @@ class FakeClient {
   }
 
   void pass(const std::string& message, int descriptor) {
-    iovec part{const_cast<char*>(message.data()), message.size()};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    msghdr header{};
-    header.msg_iov = &part;
-    header.msg_iovlen = 1;
-    header.msg_control = control;
-    header.msg_controllen = sizeof control;
-    cmsghdr* passing = CMSG_FIRSTHDR(&header);
-    passing->cmsg_level = SOL_SOCKET;
-    passing->cmsg_type = SCM_RIGHTS;
-    passing->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(passing), &descriptor, sizeof(int));
-    if (::sendmsg(channel_.descriptor(), &header, MSG_NOSIGNAL) != static_cast<ssize_t>(message.size())) over_ = true;
+    if (!send_descriptor(channel_.descriptor(), message, descriptor)) over_ = true;
   }
 
   void audio(Reader& r) {
@@ -296,9 +284,9 @@ class FakeClient {
   void stats(int64_t number) {
     double queued_s = 0;
     for (const Segment& s : segments_) queued_s += s.seconds(s.pushed - s.given);
-    Writer reply(kStatsReply, 10);
+    Writer reply(kStatsReply, 13);
     reply.integer(number).integer(frames_).integer(idle_frames_).integer(0).integer(0).integer(0).real(queued_s).real(-1).real(-1);
-    send(reply.integer(pts_ + static_cast<int64_t>(queued_s * kRate)));
+    send(reply.integer(pts_ + static_cast<int64_t>(queued_s * kRate)).integer(0).integer(0).integer(0));
   }
 
   Channel channel_;

@@ -300,6 +300,7 @@ void Session::handle_stats(Reader& r) {
   stats_.first_frame_s = r.real();
   const int64_t position = r.integer();
   stats_.position = sane(position) ? position + pts_base_ : -1;
+  for (uint64_t* each : {&stats_.level, &stats_.level_changes, &stats_.repeated_frames}) *each = static_cast<uint64_t>(r.integer());
   changed_.notify_all();
 }
 

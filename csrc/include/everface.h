@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 #define EF_ABI_MAJOR 1
-#define EF_ABI_MINOR 0
+#define EF_ABI_MINOR 1
 
 #ifdef __cplusplus
 extern "C" {
@@ -134,6 +134,10 @@ typedef struct ef_stats {
   int64_t position;        /* where audio pushed now would stand, in samples of the model's rate */
   uint32_t borrowed;       /* frames that you hold */
   uint32_t slots;          /* frames that you may hold */
+  /* since ABI 1.1 */
+  uint64_t level;          /* of quality, lowered on a machine that is too slow; 0: full */
+  uint64_t level_changes;
+  uint64_t repeated_frames; /* that stood for more than one */
 } ef_stats;
 
 /* The library's ABI: major << 16 | minor. A program needs the major it was built for, and at least its minor. */

@@ -17,6 +17,7 @@
 #include <unistd.h>
 #include <vector>
 
+#include "channel.h"
 #include "engine.h"
 #include "everface.h"
 #include "fake_engine.h"
@@ -197,20 +198,10 @@ class ChangedEngine : public Engine {
     bytes += opening + more;
     const int memory = ::memfd_create("fuzz", MFD_CLOEXEC);
     if (below(random_, 8)) [[maybe_unused]] const int done = ::ftruncate(memory, 4 * 4096);
-    iovec part{bytes.data(), bytes.size()};
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
-    msghdr header{};
-    header.msg_iov = &part;
-    header.msg_iovlen = 1;
-    header.msg_control = control;
-    header.msg_controllen = sizeof control;
-    cmsghdr* passing = CMSG_FIRSTHDR(&header);
-    passing->cmsg_level = SOL_SOCKET;
-    passing->cmsg_type = SCM_RIGHTS;
-    passing->cmsg_len = CMSG_LEN(sizeof(int));
-    std::memcpy(CMSG_DATA(passing), &memory, sizeof(int));
-    if (!below(random_, 10)) header.msg_control = nullptr, header.msg_controllen = 0;
-    [[maybe_unused]] const ssize_t sent = ::sendmsg(ours_, &header, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (below(random_, 10))
+      send_descriptor(ours_, bytes, memory, MSG_DONTWAIT);
+    else
+      [[maybe_unused]] const ssize_t sent = ::send(ours_, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
     ::close(memory);
     if (below(random_, 2)) {
       ::close(ours_);

@@ -298,8 +298,7 @@ def _launch(q_THd: Tensor, k_NHd: Tensor, v: Tensor, used: int, scales: tuple[An
     options = select_tile("block_causal_hopper", TILES, q_THd.device, q_THd.element_size()).options()
     BM, BN, fp8 = options["BM"], options["BN"], q_THd.element_size() == 1
     tiles, reorder = -(-tokens // BM) * heads, fp8 and -(-used // 16) * 16 <= len(k_NHd)
-    k, v = _by_rows(k_NHd, used, BN), (_by_columns if fp8 else _by_rows)(v, used, BN)
-    k = _by_groups(k_NHd, used, BN) if reorder else k
+    k, v = (_by_groups if reorder else _by_rows)(k_NHd, used, BN), (_by_columns if fp8 else _by_rows)(v, used, BN)
     block_causal_hopper_kernel[(min(tiles, multiprocessors(q_THd.device)),)](
         _by_rows(q_THd, tokens, BM // 2), k, v, *scales, o_THd, tokens, used, heads, softmax_scale(d), D=D, FP8=fp8, REORDER=reorder, **options
     )

@@ -1,5 +1,4 @@
-"""The session contract over the WebSocket. Cases that are about Python's types, the caller's own queue, or audio that stops before the face has
-idled (a connection takes long enough for a second of idle video, so nothing runs out) are not the network's."""
+"""The session contract over the WebSocket. Cases that are about Python's types or the caller's own queue are not the network's."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 from tests.live.faces import read_async, read_sync
 from tests.live.test_contract import (  # noqa: F401 pytest collects them here too
+    test_an_underrun_is_held_counted_and_told,
     test_bytes_are_int16,
     test_close_wakes_a_reader_and_ends_the_session,
     test_each_video_frame_is_followed_by_its_audio_and_none_is_missing,

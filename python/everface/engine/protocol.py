@@ -166,6 +166,9 @@ class StatsReply(msgspec.Struct, array_like=True, tag=27):
     block_ms: float  # -1: not known yet
     first_frame_s: float  # -1: not known yet
     position: int
+    level: int
+    level_changes: int
+    repeated_frames: int
 
 
 Request = (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import soxr
 import torch
 
 from everface.core.errors import BadInput
 from everface.media.decoding.downmix import MonoMixer
+from everface.media.resampler import Resampler
 
 RATES_HZ = (8_000, 192_000)
 MOST_CHANNELS = 2
@@ -50,7 +50,7 @@ class StreamResampler:
         if not RATES_HZ[0] <= rate_hz <= RATES_HZ[1]:
             raise BadInput(f"audio at {rate_hz} Hz cannot be used: push {RATES_HZ[0]} to {RATES_HZ[1]} Hz")
         self.rate_hz, self.to_hz = rate_hz, to_hz
-        self._stream = None if rate_hz == to_hz else soxr.ResampleStream(rate_hz, to_hz, 1, "float32")
+        self._resampler = Resampler(to_hz, 1)
         self._mixer: MonoMixer | None = None
 
     def push(self, samples_SC: np.ndarray, last: bool = False) -> torch.Tensor:
@@ -58,7 +58,7 @@ class StreamResampler:
         scaled_SC = samples_SC.astype(np.float32) / np.float32(32768.0 if samples_SC.dtype == np.int16 else 1.0)
         if self._mixer is None or len(self._mixer.channels) != scaled_SC.shape[1]:
             self._mixer = MonoMixer(("FC",) if scaled_SC.shape[1] == 1 else ("FL", "FR"), self.rate_hz)
-        mono = self._mixer.mix(scaled_SC)
-        if self._stream is not None:
-            mono = self._stream.resample_chunk(mono, last=last)
+        mono = self._resampler.run(self._mixer.mix(scaled_SC), self.rate_hz)
+        if last:
+            mono = np.concatenate([mono, self._resampler.rest()])
         return torch.from_numpy(np.ascontiguousarray(mono, np.float32))

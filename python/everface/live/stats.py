@@ -17,6 +17,6 @@ class LiveStats:
     queued_s: float  # of accepted audio that was not shown yet
     block_ms: float | None  # median time of a block in the pipeline
     first_frame_s: float | None
-    level: int = 0  # of the ladder now, 0: full quality
-    level_changes: int = 0
-    repeated_frames: int = 0  # frames that stood for more than one, by the ladder
+    level: int  # of the ladder now, 0: full quality
+    level_changes: int
+    repeated_frames: int  # frames that stood for more than one, by the ladder

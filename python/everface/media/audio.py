@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soxr
 from av.stream import Disposition
 
 from everface.core.config import FPS, SAMPLE_RATE
@@ -20,6 +19,7 @@ from everface.media.container import open_media
 from everface.media.decoding.decoder import decode_audio, stated_s
 from everface.media.decoding.downmix import MonoMixer, mix_stereo
 from everface.media.decoding.losses import AudioChunk
+from everface.media.resampler import Resampler
 
 MIN_S = 1 / FPS  # one video frame
 
@@ -78,7 +78,7 @@ def read_track(path: str | Path, chunk_samples: int = SAMPLE_RATE) -> Iterator[n
     """
     info = probe_audio(path)
     channels = info.track_channels
-    parts = ((_with_channels(chunk, channels), chunk.rate_hz) for chunk in _decode(path))
+    parts = ((with_channels(chunk, channels), chunk.rate_hz) for chunk in _decode(path))
     return _regroup(_resample(parts, info.rate_hz, channels), chunk_samples)
 
 
@@ -98,7 +98,7 @@ def _mono(chunks: Iterable[AudioChunk]) -> Iterator[tuple[np.ndarray, int]]:
         yield mixer.mix(samples_SC), rate_hz
 
 
-def _with_channels(chunk: AudioChunk, channels: int) -> np.ndarray:
+def with_channels(chunk: AudioChunk, channels: int) -> np.ndarray:
     """[S, channels], one or two of them."""
     if len(chunk.channels) == channels:
         return chunk.samples_SC
@@ -107,16 +107,11 @@ def _with_channels(chunk: AudioChunk, channels: int) -> np.ndarray:
 
 
 def _resample(parts: Iterable[tuple[np.ndarray, int]], to_hz: int, channels: int) -> Iterator[np.ndarray]:
-    """Resample chunks [S] or [S, channels] without delay: S samples of R Hz become round(S * to_hz / R). Equal rates change nothing."""
-    stream, rate_hz, x = None, 0, np.zeros((0, channels), np.float32)
-    for x, hz in parts:
-        if hz != rate_hz:
-            if stream is not None:
-                yield stream.resample_chunk(x[:0], last=True)
-            stream, rate_hz = None if hz == to_hz else soxr.ResampleStream(hz, to_hz, channels, dtype="float32"), hz
-        yield x if stream is None else stream.resample_chunk(np.ascontiguousarray(x))
-    if stream is not None:
-        yield stream.resample_chunk(x[:0], last=True)
+    """Chunks [S] or [S, channels] of any rate at one."""
+    resampler = Resampler(to_hz, channels)
+    for x, rate_hz in parts:
+        yield resampler.run(x, rate_hz)
+    yield resampler.rest()
 
 
 def _regroup(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -13,17 +13,17 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-import soxr
 from av.error import FFmpegError
 
 from everface.core.config import SAMPLE_RATE
 from everface.core.errors import BadInput
 from everface.core.log import log
-from everface.media.audio import MIN_S, AudioInfo
+from everface.media.audio import MIN_S, AudioInfo, with_channels
 from everface.media.container import FORMATS
 from everface.media.decoding.decoder import RATES
-from everface.media.decoding.downmix import MonoMixer, mix_stereo
+from everface.media.decoding.downmix import MonoMixer
 from everface.media.decoding.losses import AudioChunk
+from everface.media.resampler import Resampler
 from everface.media.wav_stream import PCM, read_pcm, read_wav_header
 
 QUEUED_S = 5.0  # most decoded audio that waits
@@ -137,47 +137,19 @@ class AudioStream:
     def _convert(self, chunks: Iterator[AudioChunk]) -> Iterator[AudioPart]:
         """The rate and channels of the first chunk are those of the track; later ones are brought to them."""
         mixer: MonoMixer | None = None
-        to_track, to_model = _Resampler(1), _Resampler(1)
+        to_track: Resampler | None = None
+        to_model = Resampler(SAMPLE_RATE, 1)
         for chunk in chunks:
-            x_SC, rate_hz, channels = chunk
-            x_SC = np.clip(x_SC, -1.0, 1.0)
-            if self._info is None:
-                self._info = AudioInfo(None, rate_hz, len(channels), "stream")
-                to_track = _Resampler(self._info.track_channels)
-            if mixer is None or (mixer.channels, mixer.rate_hz) != (channels, rate_hz):
-                mixer = MonoMixer(channels, rate_hz)
-            track_SC = x_SC
-            if len(channels) != self._info.track_channels:
-                track_SC = mix_stereo(x_SC, channels)
-                track_SC = track_SC if self._info.track_channels == 2 else track_SC.mean(axis=1, keepdims=True)
-            yield AudioPart(
-                to_track.run(np.ascontiguousarray(track_SC), rate_hz, self._info.rate_hz),
-                to_model.run(np.ascontiguousarray(mixer.mix(x_SC)), rate_hz, SAMPLE_RATE),
-            )
-        if self._info:
+            chunk = chunk._replace(samples_SC=np.clip(chunk.samples_SC, -1.0, 1.0))
+            if self._info is None or to_track is None:
+                self._info = AudioInfo(None, chunk.rate_hz, len(chunk.channels), "stream")
+                to_track = Resampler(self._info.rate_hz, self._info.track_channels)
+            if mixer is None or (mixer.channels, mixer.rate_hz) != (chunk.channels, chunk.rate_hz):
+                mixer = MonoMixer(chunk.channels, chunk.rate_hz)
+            track_SC = with_channels(chunk, self._info.track_channels)
+            yield AudioPart(to_track.run(track_SC, chunk.rate_hz), to_model.run(mixer.mix(chunk.samples_SC), chunk.rate_hz))
+        if to_track is not None:
             yield AudioPart(to_track.rest(), to_model.rest())
-
-
-class _Resampler:
-    """Chunks [S] or [S, C] whose rate may change. Equal rates change nothing."""
-
-    def __init__(self, channels: int) -> None:
-        self._channels = channels
-        self._stream: soxr.ResampleStream | None = None
-        self._rate_hz = 0
-        self._empty = np.zeros(0, np.float32)
-
-    def run(self, x: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-        before, self._empty = self._empty, x[:0]
-        if from_hz != self._rate_hz:
-            before = self.rest() if self._rate_hz else before
-            self._rate_hz = from_hz
-            self._stream = None if from_hz == to_hz else soxr.ResampleStream(from_hz, to_hz, self._channels, dtype="float32")
-        out = x if self._stream is None else self._stream.resample_chunk(x)
-        return np.concatenate([before, out]) if len(before) else out
-
-    def rest(self) -> np.ndarray:
-        return self._empty if self._stream is None else self._stream.resample_chunk(self._empty, last=True)
 
 
 class _Bytes:
