@@ -184,6 +184,16 @@ def test_step_two_shows_frames_longer_with_the_callers_audio_at_its_speed(monkey
     assert end.shown_s == end.pushed_s == pytest.approx(12.0)
 
 
+def test_frames_held_after_an_interruption_are_not_held_against_the_machine() -> None:
+    with slow(0.18) as session:  # 0.36 s for a block of 0.48 s: it keeps up, but a new turn waits for its first block
+        for _ in range(4):
+            read_sync(session, lambda events: len(video(events)) >= 25)
+            session.interrupt()
+        read_sync(session, lambda events: len(video(events)) >= 25)
+        stats = session.stats()
+    assert stats.held_frames >= 3 * 7 and stats.level_changes == 0
+
+
 def test_an_unpaced_session_never_lowers_its_quality() -> None:
     with slow(0.3, idle=False, paced=False) as session:
         session.push_audio(tone(16_000, 3.0))
