@@ -8,8 +8,8 @@ import pytest
 import torch
 from tests.train.miniature import syllables
 
-from everface.train.evaluate import pose_fit
-from everface.train.evaluate.lip_reader import LipReader, train_lip_reader
+from everface.train.evaluate.readers import pose_fit
+from everface.train.evaluate.readers.lip_reader import LipReader, train_lip_reader
 from everface.train.synthetic.characters import render
 from everface.train.synthetic.identity import sample_identity
 from everface.train.synthetic.motion import mouth_targets, sample_motion

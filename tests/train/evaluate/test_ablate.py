@@ -15,8 +15,8 @@ from everface.core.config import Deployment
 from everface.core.errors import BadInput
 from everface.networks.transformer.dit import DiT
 from everface.train.evaluate import ablate
-from everface.train.evaluate.lip_reader import LipReader
 from everface.train.evaluate.offline_stream import OfflineModel
+from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.evaluate.run import run_ablation
 
 NUMBERS = [*ablate.COLUMNS, *(f"drift_{key}" for key in ablate.DRIFTS)]

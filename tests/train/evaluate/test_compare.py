@@ -14,9 +14,9 @@ from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.train.evaluate import compare
 from everface.train.evaluate.held_out import draw_held_out
-from everface.train.evaluate.lip_reader import LipReader
 from everface.train.evaluate.measure import measure
 from everface.train.evaluate.offline_stream import OfflineModel
+from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.pretrain.dit_files import new_dit
 from everface.train.pretrain.window_model import WindowModel
 

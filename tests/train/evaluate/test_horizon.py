@@ -14,8 +14,8 @@ from everface.avatar.avatar import Avatar
 from everface.core.config import Deployment, StreamConfig
 from everface.train.evaluate import horizon
 from everface.train.evaluate.horizon import SHOWN, TOLERANCES, drift, window_begins
-from everface.train.evaluate.lip_reader import LipReader
 from everface.train.evaluate.offline_stream import OfflineModel
+from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.evaluate.stream_windows import decode_windows
 
 LOOP, WINDOW = 4, 3

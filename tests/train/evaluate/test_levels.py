@@ -11,8 +11,8 @@ from tests.train.miniature import syllables
 
 from everface.core.config import Deployment
 from everface.train.evaluate.levels import LEVELS_DB, at_level, evaluate_levels, summarize, table
-from everface.train.evaluate.lip_reader import LipReader
 from everface.train.evaluate.offline_stream import OfflineModel
+from everface.train.evaluate.readers.lip_reader import LipReader
 
 
 def test_a_voice_at_a_level_is_what_a_file_holds() -> None:

@@ -1,6 +1,6 @@
 """Lip-sync where the truth is known: drawn characters, of which the mouth's opening follows from the audio by a rule.
 
-A small network reads the opening from the pixels (`train/evaluate/lip_reader.py`; its weights are shipped). lip_corr = Pearson correlation of
+A small network reads the opening from the pixels (`train/evaluate/readers/lip_reader.py`; its weights are shipped). lip_corr = Pearson correlation of
 read and true opening at the best lag; lip_lag = that lag in frames, positive if the mouth is late; lip_amplitude = ratio of their standard
 deviations. The truth follows the audio of the file, so an error of the container is seen as well.
 """
@@ -18,7 +18,7 @@ from everface.genbench.metrics.measurement import Measures, NotAvailable
 from everface.genbench.windows import ClipWindow
 from everface.train.engine.statistics import correlation
 from everface.train.evaluate import metrics
-from everface.train.evaluate.lip_reader import LipReader
+from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.synthetic.motion import mouth_targets
 
 WEIGHTS = Path(__file__).parents[1] / "models" / "lip_reader.safetensors"

@@ -20,8 +20,8 @@ from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.train.evaluate.bars import STATISTICS, Row
 from everface.train.evaluate.held_out import draw_held_out
-from everface.train.evaluate.lip_reader import LipReader
 from everface.train.evaluate.offline_stream import OfflineModel, StreamVariant
+from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.evaluate.stream_windows import Report, decode_windows, measure_window
 from everface.train.pretrain.plans import StreamingPlan
 

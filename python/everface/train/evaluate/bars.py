@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from everface.train.evaluate.lip_reader import MIN_CORRELATION
+from everface.train.evaluate.readers.lip_reader import MIN_CORRELATION
 
 Row = dict[str, float]
 """The measures of one character, or of one window of a stream."""
@@ -42,7 +42,7 @@ INF = math.inf
 # is three times that: a faithful model misses once in hundreds of runs; one that never blinks or blinks twice as often always misses.
 # Fewer or shorter clips have fewer blinks, and the result is then random.
 # Eyes: no pose of the drawn face fits a broken eye. The worse eye of the first bundled model, which has whole eyes, is 4.4 dB below the
-# codec's, fitted alike; one that is blurred, or shut beside an open one, costs 6 dB and more (tests/train/evaluate/test_pose_fit.py).
+# codec's, fitted alike; one that is blurred, or shut beside an open one, costs 6 dB and more (tests/train/evaluate/readers/test_pose_fit.py).
 BARS = (
     Bar("lip reader on truth", "min", "gate", MIN_CORRELATION, INF, "every character is readable"),
     Bar("opening correlation, mean", "mean", "open_corr", 0.95, INF, "the mouth follows the audio"),

@@ -23,9 +23,9 @@ from everface.train.data.clips import MOVING_LATENTS
 from everface.train.evaluate import metrics
 from everface.train.evaluate.bars import STATISTICS, Row
 from everface.train.evaluate.held_out import HeldOutClip, draw_held_out
-from everface.train.evaluate.lip_reader import LipReader
 from everface.train.evaluate.measure import measure
 from everface.train.evaluate.offline_stream import OfflineModel, OfflineStream
+from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.pretrain.dit_files import new_dit
 from everface.train.pretrain.teacher import sample
 from everface.train.pretrain.window_model import WindowModel

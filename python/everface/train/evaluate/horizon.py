@@ -25,8 +25,8 @@ from everface.core.log import log
 from everface.train.engine.chart import draw_panels
 from everface.train.evaluate.bars import Row
 from everface.train.evaluate.held_out import draw_held_out
-from everface.train.evaluate.lip_reader import LipReader
 from everface.train.evaluate.offline_stream import OfflineModel, StreamVariant
+from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.evaluate.stream_windows import Report, decode_windows, measure_window
 
 WINDOW_BLOCKS, LOOP_S = 42, 100.8  # of 20.16 s; a loop is five windows

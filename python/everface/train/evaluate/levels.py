@@ -18,8 +18,8 @@ from everface.core.config import StreamConfig
 from everface.train.engine.statistics import correlation
 from everface.train.evaluate import metrics
 from everface.train.evaluate.held_out import draw_held_out
-from everface.train.evaluate.lip_reader import LipReader
 from everface.train.evaluate.offline_stream import OfflineModel
+from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.evaluate.stream_windows import Report
 
 LEVELS_DB = (-3.0, -6.0, -10.0, -16.0, -20.0, -30.0)

@@ -9,8 +9,8 @@ from everface.train.engine.statistics import correlation
 from everface.train.evaluate import metrics
 from everface.train.evaluate.bars import Row
 from everface.train.evaluate.held_out import HeldOutClip
-from everface.train.evaluate.lip_reader import LipReader
-from everface.train.evaluate.pose_fit import fit_psnr
+from everface.train.evaluate.readers.lip_reader import LipReader
+from everface.train.evaluate.readers.pose_fit import fit_psnr
 from everface.train.synthetic.motion import neutral
 
 FIT_FRAMES = 4

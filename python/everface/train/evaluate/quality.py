@@ -23,8 +23,8 @@ from everface.train.engine.statistics import correlation
 from everface.train.evaluate import metrics
 from everface.train.evaluate.bars import BARS, Row, check_bars
 from everface.train.evaluate.held_out import HeldOutClip, draw_held_out
-from everface.train.evaluate.lip_reader import LipReader
 from everface.train.evaluate.measure import measure
+from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.synthetic.characters import mouth_box
 
 Generate = Callable[[Tensor, Tensor], Tensor]

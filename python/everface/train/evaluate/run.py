@@ -23,9 +23,9 @@ from everface.train.evaluate.compare import CLIP_S, compare
 from everface.train.evaluate.held_out import held_out_audio
 from everface.train.evaluate.horizon import LOOP_S, evaluate_horizon
 from everface.train.evaluate.levels import evaluate_levels
-from everface.train.evaluate.lip_reader import train_lip_reader
 from everface.train.evaluate.offline_stream import OfflineModel
 from everface.train.evaluate.quality import evaluate_quality
+from everface.train.evaluate.readers.lip_reader import train_lip_reader
 from everface.train.evaluate.stream_windows import Report
 from everface.train.synthetic.voices import make_speech
 from everface.weights.load import load_into, open_checkpoint

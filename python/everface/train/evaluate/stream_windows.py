@@ -16,9 +16,9 @@ from everface.runtime.messages import Block
 from everface.train.evaluate import metrics
 from everface.train.evaluate.bars import Row
 from everface.train.evaluate.held_out import HeldOutClip
-from everface.train.evaluate.lip_reader import LipReader
 from everface.train.evaluate.measure import measure
 from everface.train.evaluate.offline_stream import OfflineStream
+from everface.train.evaluate.readers.lip_reader import LipReader
 
 PROGRESS_EVERY_S = 30
 Report = Callable[[str], object]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.train.evaluate.conftest import SIZE
 
-from everface.train.evaluate.pose_fit import fit_psnr
+from everface.train.evaluate.readers.pose_fit import fit_psnr
 from everface.train.synthetic.characters import eyes_box, render
 from everface.train.synthetic.identity import sample_identity
 from everface.train.synthetic.motion import neutral

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from everface.train.evaluate.lip_reader import LipReader
+from everface.train.evaluate.readers.lip_reader import LipReader
 
 
 def test_it_is_small_and_reads_frame_by_frame(reader: LipReader, clip: torch.Tensor) -> None:

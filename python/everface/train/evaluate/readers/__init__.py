@@ -1,0 +1,1 @@
+"""What reads the truth of drawn characters from pixels: the mouth, the eyes, the pose."""
