@@ -39,7 +39,7 @@ def load_into(
             where = device or ("cpu" if slot.is_meta else slot.device)
             kind = dtype if dtype and slot.is_floating_point() else slot.dtype
             # A copy, never a view of the file, which may be replaced; in the memory layout that the module chose.
-            tensor = torch.empty_like(slot, dtype=kind, device=where).copy_(source[prefix + key])
+            tensor = torch.empty_strided(slot.shape, slot.stride(), dtype=kind, device=where).copy_(source[prefix + key])
             path, _, leaf = key.rpartition(".")
             is_parameter = isinstance(slot, nn.Parameter)
             setattr(module.get_submodule(path), leaf, nn.Parameter(tensor, slot.requires_grad) if is_parameter else tensor)

@@ -16,6 +16,7 @@ from everface.networks.audio.causal_encoder import CausalAudioEncoder
 from everface.networks.audio.features import FrontEnd, LogMel
 from everface.networks.text import NoText, Prompter, TextEncoder, UMT5Encoder, load_tokenizer
 from everface.networks.transformer.dit import DiT
+from everface.networks.uninitialized import uninitialized
 from everface.networks.video.vae import VAE
 from everface.weights.load import Checkpoint, check_weights, load_into, open_checkpoint
 from everface.weights.quantize import FP8_ATTENTION, quantize_audio, quantize_block
@@ -53,7 +54,7 @@ def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple
         raise BadInput(f"{torch.cuda.get_device_name(on)} does not compute in {deployment.dtype}: choose bfloat16")
     checkpoint = open_checkpoint(weights, lora)
     select_attention(deployment, checkpoint.config.dit.head_dim)
-    with torch.device("meta"):
+    with uninitialized():
         dit = DiT(checkpoint.config.dit)
     load_dit(dit, checkpoint.dit(), deployment)
     return checkpoint.config, dit
@@ -122,7 +123,7 @@ def build_prompter(checkpoint: Checkpoint) -> Prompter:
     config = checkpoint.config
     if config.text.kind == "none":
         return NoText(config.dit.text_dim)
-    with torch.device("meta"):
+    with uninitialized():
         encoder = UMT5Encoder(config.text)
     load_into(encoder, checkpoint.text(), dtype=torch.float32)
     return TextEncoder(encoder.eval(), load_tokenizer(checkpoint.tokenizer(), config.dit.text_len))

@@ -16,7 +16,7 @@ def kv_pair(
     slots of a channel side by side, as 8-bit tensor cores read them."""
     keys = torch.zeros(size_LNHd, dtype=quantized or dtype, device=device)
     if quantized is None:
-        return keys, torch.zeros_like(keys)
+        return keys, torch.zeros(size_LNHd, dtype=dtype, device=device)
     layers, slots, heads, width = size_LNHd
     values_LHdN = torch.zeros((layers, heads, width, -(-slots // PITCH) * PITCH), dtype=quantized, device=device)
     return keys, values_LHdN[..., :slots].permute(0, 3, 1, 2)

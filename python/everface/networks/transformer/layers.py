@@ -212,7 +212,7 @@ class TransformerBlock(nn.Module):
     def __init__(self, cfg: DiTConfig) -> None:
         super().__init__()
         self.eps = cfg.eps
-        self.modulation = nn.Parameter(torch.randn(1, 6, cfg.dim) / cfg.dim**0.5)
+        self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 6, cfg.dim), std=cfg.dim**-0.5))
         self.self_attn = SelfAttention(cfg)
         self.norm3 = nn.LayerNorm(cfg.dim, eps=cfg.eps)
         self.cross_attn = CrossAttention(cfg)
@@ -321,7 +321,7 @@ class Head(nn.Module):
     def __init__(self, cfg: DiTConfig) -> None:
         super().__init__()
         self.eps, self.patch = cfg.eps, cfg.patch_size[1:]
-        self.modulation = nn.Parameter(torch.randn(1, 2, cfg.dim) / cfg.dim**0.5)
+        self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 2, cfg.dim), std=cfg.dim**-0.5))
         self.head = nn.Linear(cfg.dim, cfg.out_dim * self.patch[0] * self.patch[1])
 
     def modulations(self, e_BFD: torch.Tensor) -> Pair:

@@ -15,6 +15,7 @@ from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, 
 from everface.kernels.fused.row_primitives import E4M3_MAX, MIN_AMAX
 from everface.kernels.linear.fp8_linear import fp8_linear_rows
 from everface.kernels.linear.quantize_rows import quantize_rows
+from everface.networks.uninitialized import uninitialized
 
 
 class Quantized(NamedTuple):
@@ -107,7 +108,7 @@ def norm_for(
 def stack_linears(*layers: nn.Linear) -> nn.Linear:
     """One Linear that outputs the concatenation of theirs. For inference; equal up to the order of sums."""
     first = layers[0]
-    with torch.device("meta"):
+    with uninitialized():
         one = nn.Linear(first.in_features, sum(layer.out_features for layer in layers))
     one.weight = nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]), requires_grad=False)
     one.bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]), requires_grad=False)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from everface.networks.transformer.dit import DiT
+from everface.networks.uninitialized import uninitialized
 from everface.weights.lora import TARGET
 
 
@@ -20,7 +21,7 @@ class LoRALinear(nn.Linear):
     """A frozen Linear with an adapter. `enabled` False: the Linear alone, at no cost."""
 
     def __init__(self, layer: nn.Linear, rank: int, alpha: float, generator: torch.Generator) -> None:
-        with torch.device("meta"):
+        with uninitialized():
             super().__init__(layer.in_features, layer.out_features)
         self.weight, self.bias = layer.weight, layer.bias
         self.lora_A = nn.Linear(self.in_features, rank, bias=False)
