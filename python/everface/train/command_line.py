@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from everface.train.distill.plans import ModelPlan
 
 Adder = Callable[..., argparse.ArgumentParser]
-CONFIGS = ("tiny", "wan-s2v-14b")
+CONFIGS = ("tiny", "heads-256", "heads-384", "wan-s2v-14b")
 
 
 def train_vae(args: argparse.Namespace) -> None:
@@ -76,7 +76,9 @@ def train_stage2(args: argparse.Namespace) -> None:
 def make_bundle(args: argparse.Namespace) -> None:
     from everface.train.bundle import bundle
 
-    print(bundle(args.vae, args.run, args.out))
+    from everface.train.distill.presets import PRESETS
+
+    print(bundle(args.vae, args.run, args.out, PRESETS[args.config].model))
 
 
 def _progress(line: str) -> None:
@@ -206,6 +208,7 @@ def add_train(
     given = "folder of a finished `train decoder` or `train vae`, or a model's; several `train decoder` of one codec are averaged"
     p.add_argument("--vae", type=Path, required=True, action="append", metavar="RUN", help=given)
     p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the model folder to write")
+    p.add_argument("--config", choices=CONFIGS, default=CONFIGS[0], help="sizes that the runs have (%(default)s)")
 
     p = add("evaluate", evaluate, "evaluate a model on held-out characters and voices", "evaluate -o out/evaluate")
     add_evaluation_flags(p, "out/evaluate", characters=16, seconds=20)
