@@ -75,7 +75,6 @@ def train_stage2(args: argparse.Namespace) -> None:
 
 def make_bundle(args: argparse.Namespace) -> None:
     from everface.train.bundle import bundle
-
     from everface.train.distill.presets import PRESETS
 
     print(bundle(args.vae, args.run, args.out, PRESETS[args.config].model))

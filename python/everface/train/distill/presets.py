@@ -12,6 +12,7 @@ from everface.train.data.clips import IMAGE_SIZE, STILL_FRAMES
 from everface.train.distill.plans import ModelPlan, Stage2Plan
 from everface.train.pretrain.plans import HEADS_DIT, LARGE_HEADS_DIT, TINY_DIT, Stage1Plan, TeacherPlan
 
+
 def _trained(dit: DiTConfig, vae: VAEConfig, name: str, side: int) -> ModelConfig:
     """A model that is trained here: log-mel audio, no text, square videos."""
     return ModelConfig(dit, vae, AudioConfig("logmel"), TextConfig("none"), name, (side, side), still_frames=STILL_FRAMES)

@@ -22,8 +22,8 @@ from everface.train.engine.statistics import correlation
 from everface.train.evaluate import metrics
 from everface.train.evaluate.offline_stream import OfflineModel
 from everface.train.evaluate.readers.lip_reader import LipReader, degrade
-from everface.train.gpu.codec import reconstruct
-from everface.train.gpu.frames import HELD_OUT, as_video, paths, read_frames, read_rest
+from everface.train.rented.codec import reconstruct
+from everface.train.rented.frames import HELD_OUT, as_video, paths, read_frames, read_rest
 from everface.train.synthetic.characters import mouth_box
 
 BATCH, ACROSS, SHOWN = 96, 6, 16

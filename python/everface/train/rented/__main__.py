@@ -1,6 +1,6 @@
 """Render, train the codec, encode, train the transformer, look at it: what of this is not done yet, within the minutes of one call.
 
-    python -m everface.train.gpu RUN --assets heads.npz --speech speech.npz --minutes 9 --pack OUT
+    python -m everface.train.rented RUN --assets heads.npz --speech speech.xz --minutes 9 --pack OUT
 
 Call it again to go on; on another machine with `--from FOLDER`, which holds the parts of the archive that came back. Frames are rendered by
 processes while the codec is trained on those that are there. Every minute a checkpoint is written; at the end the archive is.
@@ -19,14 +19,15 @@ from everface.core import env
 from everface.core.log import log, start_log
 from everface.core.machine import cores
 from everface.train.bundle import bundle
-from everface.train.gpu.codec import share_done, train_on_frames
-from everface.train.gpu.frames import HELD_OUT, paths, start_rendering, stop_rendering, wait_for_clips
-from everface.train.gpu.judge import judge
-from everface.train.gpu.latents import encode_frames
-from everface.train.gpu.pack import pack, unpack
-from everface.train.gpu.plan import GpuPlan, Rehearsal, gpu_plan
-from everface.train.gpu.speech import unpack_speech
+from everface.train.data.clips import MIN_TRAINING_CLIPS
 from everface.train.pretrain.stage1 import train_stage1
+from everface.train.rented.codec import share_done, train_on_frames
+from everface.train.rented.frames import HELD_OUT, paths, start_rendering, stop_rendering, wait_for_clips
+from everface.train.rented.judge import judge
+from everface.train.rented.latents import encode_frames
+from everface.train.rented.pack import pack, unpack
+from everface.train.rented.plan import GpuPlan, Rehearsal, gpu_plan
+from everface.train.rented.speech import unpack_speech
 
 RESERVE_S = 40.0  # of a call, for the judgement and the archive
 LEAST_S = 20.0  # no phase begins with less
@@ -40,8 +41,8 @@ def work(run: Path, assets: Path, speech: Path, frames: Path, plan: GpuPlan, dev
     size = plan.model.size[0] if plan.model.size else 256
     voices, encoded = unpack_speech(speech, run / "speech"), run / "clips"
     vae_done = share_done(run / "vae", plan.vae) >= 1
-    needed = min(plan.clips, 4 * max(batch for _, _, batch in plan.stage1.curriculum)) if vae_done else plan.clips
-    more = len(paths(frames)) < needed or len(paths(frames / HELD_OUT)) < plan.held_out
+    least = min(plan.clips, max(4 * max(batch for _, _, batch in plan.stage1.curriculum), plan.stage1.held_out + MIN_TRAINING_CLIPS + 1))
+    more = len(paths(frames)) < (least if vae_done else plan.clips) or len(paths(frames / HELD_OUT)) < plan.held_out
     left_s = until - time.monotonic()
     renders = start_rendering(frames, assets, voices, size, plan.clips, plan.held_out, plan.seed, processes, time.time() + left_s) if more else []
     try:
@@ -49,8 +50,8 @@ def work(run: Path, assets: Path, speech: Path, frames: Path, plan: GpuPlan, dev
             wait_for_clips(frames, plan.vae.least_clips, plan.held_out, renders, time.time() + min(FIRST_CLIPS_S, left_s))
             log.info("codec: begins at %.0f s with %d clips", time.monotonic() - began, len(paths(frames)))
             vae_done = train_on_frames(run / "vae", frames, plan.vae, plan.model.vae, size, device, until)
-        elif more:  # a fresh machine: the transformer needs clips
-            wait_for_clips(frames, needed, plan.held_out, renders, time.time() + left_s)
+        if vae_done:  # on a fresh machine too the transformer needs clips
+            wait_for_clips(frames, least, plan.held_out, renders, time.time() + until - time.monotonic())
     finally:
         stop_rendering(frames, renders)
         log.info("%d clips and %d held-out are rendered", len(paths(frames)), len(paths(frames / HELD_OUT)))
@@ -66,10 +67,10 @@ def work(run: Path, assets: Path, speech: Path, frames: Path, plan: GpuPlan, dev
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m everface.train.gpu", description="Train a model of rendered people on a lent GPU.")
+    parser = argparse.ArgumentParser(prog="python -m everface.train.rented", description="Train a model of rendered people on a lent GPU.")
     parser.add_argument("run", type=Path, help="folder of the run; what is in it is not done again")
     parser.add_argument("--assets", type=Path, required=True, help="the npz of everface.train.heads.assets")
-    parser.add_argument("--speech", type=Path, required=True, help="the file of everface.train.gpu.speech")
+    parser.add_argument("--speech", type=Path, required=True, help="the file of everface.train.rented.speech")
     parser.add_argument("--frames", type=Path, help="folder for rendered clips, such as one in /dev/shm (RUN/frames)")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call (%(default)s)")
     parser.add_argument("--pack", type=Path, help="folder for the archive and the sheet")

@@ -20,8 +20,8 @@ from everface.train.codec.model import new_vae
 from everface.train.codec.training import train_codec, write_vae
 from everface.train.data.clips import STILL_FRAMES, encode_clips
 from everface.train.engine.precision import autocast
-from everface.train.gpu.frames import HELD_OUT, as_video, paths, read_frames
-from everface.train.gpu.plan import CropPlan
+from everface.train.rented.frames import HELD_OUT, as_video, paths, read_frames
+from everface.train.rented.plan import CropPlan
 
 READ_AHEAD, READERS = 4, 4
 LATENT_NOISE = 0.05

@@ -8,8 +8,8 @@ import torch
 
 from everface.train.data.clips import SHARD_CLIPS, write_shard
 from everface.train.data.vae_files import read_vae
-from everface.train.gpu.codec import encode_all
-from everface.train.gpu.frames import paths, read_rest
+from everface.train.rented.codec import encode_all
+from everface.train.rented.frames import paths, read_rest
 
 
 def encode_frames(folder: Path, frames: Path, vae_run: Path, device: str) -> int:

@@ -82,7 +82,7 @@ def read_rest(path: Path) -> dict[str, np.ndarray]:
 
 def as_video(frames: np.ndarray | torch.Tensor, device: str) -> torch.Tensor:
     """[..., T, H, W, 3] bytes to [..., 3, T, H, W] in -1..1 on a device."""
-    there = torch.as_tensor(np.ascontiguousarray(frames) if isinstance(frames, np.ndarray) else frames)
+    there = torch.from_numpy(np.array(frames)) if isinstance(frames, np.ndarray) else frames
     if device.startswith("cuda"):
         there = there.pin_memory().to(device, non_blocking=True)
     return there.movedim(-1, -4).float() / 127.5 - 1

@@ -1,1 +1,0 @@
-"""A model of rendered people from nothing, on a GPU that is there for half an hour: `python -m everface.train.gpu` (docs/training/heads.md)."""
