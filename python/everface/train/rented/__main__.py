@@ -29,9 +29,9 @@ from everface.train.rented.pack import pack, unpack
 from everface.train.rented.plan import GpuPlan, Rehearsal, gpu_plan
 from everface.train.rented.speech import unpack_speech
 
-RESERVE_S = 40.0  # of a call, for the judgement and the archive
+RESERVE_S = 60.0  # of a call, for the judgement and the archive
 LEAST_S = 20.0  # no phase begins with less
-FIRST_CLIPS_S = 240.0
+FIRST_CLIPS_S = 120.0  # on a GPU: if OpenGL does not work there, that is known at once
 
 
 def work(run: Path, assets: Path, speech: Path, frames: Path, plan: GpuPlan, device: str, processes: int, minutes: float) -> None:
@@ -47,7 +47,7 @@ def work(run: Path, assets: Path, speech: Path, frames: Path, plan: GpuPlan, dev
     renders = start_rendering(frames, assets, voices, size, plan.clips, plan.held_out, plan.seed, processes, time.time() + left_s) if more else []
     try:
         if not vae_done:
-            wait_for_clips(frames, plan.vae.least_clips, plan.held_out, renders, time.time() + min(FIRST_CLIPS_S, left_s))
+            wait_for_clips(frames, plan.vae.least_clips, plan.held_out, renders, time.time() + (FIRST_CLIPS_S if device.startswith("cuda") else left_s))
             log.info("codec: begins at %.0f s with %d clips", time.monotonic() - began, len(paths(frames)))
             vae_done = train_on_frames(run / "vae", frames, plan.vae, plan.model.vae, size, device, until)
         if vae_done:  # on a fresh machine too the transformer needs clips
@@ -59,6 +59,7 @@ def work(run: Path, assets: Path, speech: Path, frames: Path, plan: GpuPlan, dev
         count = encode_frames(encoded, frames, run / "vae", device)
         log.info("transformer: begins at %.0f s with %d clips", time.monotonic() - began, count)
         train_stage1(run / "dit", encoded, plan.stage1, plan.model.dit, device, until=until)
+    torch.set_num_threads(cores())  # rendering has ended
     model = None
     if (run / "dit" / "dit.safetensors").exists():
         model = bundle([run / "vae"], run / "dit", run / "model", plan.model)
@@ -87,7 +88,6 @@ def main() -> None:
     log.addHandler(logging.FileHandler(args.run / "run.log"))
     if args.parts and not (args.run / "vae").exists():
         unpack(args.parts, args.run)
-    torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
     plan = Rehearsal().plan if args.rehearse else gpu_plan(args.preset)
     frames = args.frames or args.run / "frames"

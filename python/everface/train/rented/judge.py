@@ -33,7 +33,7 @@ def judge(run: Path, frames: Path, model: Path | None, device: str, reader_steps
     """Write run/report.json and run/sheet.jpg. Without a model only the codec is judged. Returns the report."""
     vae, held_out = read_vae(run / "vae").to(device), paths(frames / HELD_OUT)
     reader = train_reader(paths(frames), reader_steps, device) if model else None
-    offline = OfflineModel(model, Deployment(device=device)) if model else None
+    offline = OfflineModel(model, Deployment()) if model else None  # as it will run: on a CPU
     rows, panels = [], []
     for path, (decoded, true) in zip(held_out, reconstruct(vae, held_out, device)):
         decoded, true = (x[0].movedim(1, 0).clamp(-1, 1) for x in (decoded, true))  # [T, 3, H, W]
