@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--frames", type=Path, help="folder for rendered clips, such as one in /dev/shm (RUN/frames)")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call (%(default)s)")
     parser.add_argument("--pack", type=Path, help="folder for the archive and the sheet")
-    parser.add_argument("--from", dest="parts", type=Path, help="folder with the parts of an earlier archive; used where RUN is new")
+    parser.add_argument("--from", dest="parts", type=Path, help="folder with the parts of an earlier archive, if there are any; used where RUN is new")
     parser.add_argument("--preset", choices=("heads-256", "heads-384"), default="heads-256")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--processes", type=int, default=max(1, cores() - 2), help="that render (%(default)s)")
@@ -86,7 +86,7 @@ def main() -> None:
     args.run.mkdir(parents=True, exist_ok=True)
     log.setLevel("INFO")
     log.addHandler(logging.FileHandler(args.run / "run.log"))
-    if args.parts and not (args.run / "vae").exists():
+    if args.parts and any(args.parts.glob("run.tar.*")) and not (args.run / "vae").exists():
         unpack(args.parts, args.run)
     torch.set_float32_matmul_precision("high")
     plan = Rehearsal().plan if args.rehearse else gpu_plan(args.preset)
