@@ -19,10 +19,11 @@ CONFIGS = ("tiny", "heads-256", "heads-384", "wan-s2v-14b")
 
 def train_vae(args: argparse.Namespace) -> None:
     from everface.train.codec.vae import VAEPlan, train_vae
+    from everface.train.distill.presets import PRESETS
     from everface.train.engine.plan import with_settings
 
     plan = with_settings(VAEPlan(minutes=float(args.minutes), clips=args.clips, seed=args.seed), "vae", args.set or [])
-    print(train_vae(args.run, plan, device=args.device, init=args.init))
+    print(train_vae(args.run, plan, PRESETS[args.config].model.vae, args.device, args.init))
 
 
 def train_decoder(args: argparse.Namespace) -> None:
@@ -164,6 +165,7 @@ def add_train(
     p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: frames, log, checkpoint, weights")
     p.add_argument("--clips", type=count, default=1200, metavar="N", help="characters to draw (%(default)s)")
     p.add_argument("--init", type=Path, metavar="FILE", help="vae.safetensors of another run to start from (new weights)")
+    p.add_argument("--config", choices=CONFIGS, default=CONFIGS[0], help="sizes (%(default)s)")
     add_duration_flags(p, minutes=40)
     add_set_flag(p)
 

@@ -55,6 +55,6 @@ def train_codec(
 def write_vae(run_dir: Path, weights: Mapping[str, torch.Tensor], config: VAEConfig) -> Path:
     """Write run_dir/vae.safetensors and vae.json; returns the path of the first."""
     path = run_dir / "vae.safetensors"
-    save_file({n: t.contiguous() for n, t in weights.items()}, path)
+    save_file({n: t.cpu().contiguous() for n, t in weights.items()}, path)
     (run_dir / "vae.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     return path
