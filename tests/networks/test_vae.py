@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from safetensors.torch import load_file
 
 from everface.core.config import VAEConfig
 from everface.core.errors import BadInput, BadWeights
+from everface.kernels.video.causal_conv3d import conv3d_by_frames
 from everface.networks.video.vae import VAE
+from everface.networks.video.vae_layers import patchify, unpatchify
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = VAEConfig(dim=8, dim_mult=(1, 2, 4, 8), encoder_blocks=(0, 1, 0, 1), decoder_blocks=(1, 0, 1, 0))
@@ -199,3 +202,40 @@ def test_what_does_not_fit_is_refused(vae: VAE) -> None:
         vae.decode_stream(torch.zeros(1, 16, 1, 2, 2), vae.stream(2))
     with pytest.raises(BadWeights, match="different lengths"):
         VAE(replace(SMALL, decoder_blocks=(1, 1, 1)))
+
+
+PATCHED = replace(SMALL, patch_size=2)
+
+
+def test_patches_are_wan_2_2s() -> None:
+    """Channel, then column, then row inside the square; and back."""
+    x = torch.arange(2 * 3 * 1 * 4 * 6.0).view(2, 3, 1, 4, 6)
+    folded = patchify(x, 2)
+    assert folded.shape == (2, 12, 1, 2, 3)
+    for channel, column, row in product(range(3), range(2), range(2)):
+        assert torch.equal(folded[:, 4 * channel + 2 * column + row], x[:, channel, :, row::2, column::2])
+    assert torch.equal(unpatchify(folded, 2), x) and patchify(x, 1) is x
+
+
+def test_a_patched_codec_has_twice_the_stride() -> None:
+    vae = varied(PATCHED).eval()
+    assert PATCHED.stride == (4, 16, 16) and SMALL.stride == (4, 8, 8)
+    video = torch.rand(1, 3, 9, 64, 96) * 2 - 1
+    with torch.inference_mode():
+        z = vae.encode(video)
+        assert z.shape == (1, 16, 3, 4, 6)
+        out, stream = vae.decode(z), vae.stream(1)
+        assert out.shape == video.shape
+        close(torch.cat([vae.decode_stream(part, stream) for part in z.split((1, 1, 1), 2)], 2), out, 1e-5)
+    with pytest.raises(BadInput, match="multiples of 16"):
+        vae.encode(video[..., :72, :72])
+    with pytest.raises(BadWeights, match="patch_size 3"):
+        VAEConfig(patch_size=3)
+
+
+def test_convolutions_by_frames_are_the_same() -> None:
+    g = torch.Generator().manual_seed(0)
+    for space in (1, 3):
+        x, weight, bias = torch.randn(2, 5, 7, 6, 8, generator=g), torch.randn(4, 5, 3, space, space, generator=g), torch.randn(4, generator=g)
+        padding = [0, space // 2, space // 2]
+        close(conv3d_by_frames(x, weight, bias, padding), torch.nn.functional.conv3d(x, weight, bias, 1, padding), 1e-4)

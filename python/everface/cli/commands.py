@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict, replace
+from pathlib import Path
 
 from everface import __version__
 from everface.cli.flags import MISSING, deployment
@@ -58,12 +59,35 @@ def bench(args: argparse.Namespace) -> None:
     from everface.avatar.bench import bench
     from everface.avatar.bench_live import bench_live
 
+    if args.preset:
+        _bench_preset(args)
+        return
     stream = StreamConfig(size=args.size, sampler=args.sampler)
+    if args.what == "ops":
+        from everface.train.evaluate.speed import measure_block
+
+        print(measure_block(args.weights, deployment(args), args.size).table())
+        return
     if args.what == "live":
         report = asdict(bench_live(args.weights, args.lora, stream, deployment(args), args.segments))
     else:
         report = asdict(bench(args.weights, args.lora, stream, deployment(args), args.repeats, args.seconds))
     print(json.dumps(report) if args.json else "\n".join(f"{k:<15} {v}" for k, v in report.items()))
+
+
+def _bench_preset(args: argparse.Namespace) -> None:
+    """The same of random weights of a preset's sizes."""
+    from tempfile import TemporaryDirectory
+
+    from everface.train.distill.presets import PRESETS
+    from everface.train.evaluate.speed import write_untrained
+
+    if args.weights:
+        raise BadInput("a preset is timed with random weights: give --preset or --weights, not both")
+    with TemporaryDirectory() as folder:
+        config = PRESETS[args.preset].model
+        args.weights, args.preset, args.size = write_untrained(config, Path(folder)), None, args.size or config.size
+        bench(args)
 
 
 def parity(args: argparse.Namespace) -> int:

@@ -103,8 +103,9 @@ def _add_render(add: Add) -> None:
 
 def _add_bench(add: Add) -> None:
     p = add("bench", commands.bench, "measure the speed of a session on this machine", "bench --threads 2")
-    p.add_argument("what", choices=("speed", "live"), nargs="?", default="speed", help="frames per second, or latency and cadence live (%(default)s)")
+    p.add_argument("what", choices=("speed", "live", "ops"), nargs="?", default="speed", help="frames per second; latency and cadence live; or time by op (%(default)s)")
     add_model_flags(p)
+    p.add_argument("--preset", choices=("tiny", "heads-256", "heads-384"), help="instead of weights: random ones of a size that everface train has")
     p.add_argument("--segments", type=count, default=10, metavar="N", help="live: times to speak and pause (%(default)s)")
     p.add_argument("--repeats", type=count, default=5, metavar="N", help="measured runs, after one warm-up (%(default)s)")
     p.add_argument("--seconds", type=count, default=8, metavar="S", help="seconds of audio in each run (%(default)s)")

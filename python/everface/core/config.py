@@ -13,7 +13,7 @@ from everface.core.json_file import check_object, read_json, read_value
 SAMPLE_RATE = 16_000  # Hz; a session's clock counts these samples
 FPS = 25  # video frames per second
 SAMPLES_PER_FRAME = SAMPLE_RATE // FPS  # 640
-LATENT_STRIDE = (4, 8, 8)  # VAE: frames, rows, columns per latent cell
+LATENT_FRAMES = 4  # video frames that a latent frame holds
 SIZE_STRIDE = 64  # sides of a video are multiples of it, in pixels
 MAX_SIDE = 2048  # longest side of a video, in pixels
 MAX_LAYERS = 1024
@@ -69,7 +69,10 @@ class DiTConfig(_FromDict):
 
 @dataclass(frozen=True)
 class VAEConfig(_FromDict):
-    """Sizes of the Wan 2.1 video VAE. Level 0 is full resolution; level widths are dim * dim_mult."""
+    """Sizes of the Wan 2.1 video VAE. Level 0 is full resolution; level widths are dim * dim_mult.
+
+    With a patch_size of 2, as Wan 2.2's has it, level 0 has half the resolution: each 2x2 pixels are the channels of one position.
+    """
 
     dim: int = 96
     z_dim: int = 16
@@ -85,6 +88,7 @@ class VAEConfig(_FromDict):
         2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
         3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
     )  # fmt: skip
+    patch_size: int = 1  # pixels, each way, that one position of level 0 holds
 
     def __post_init__(self) -> None:
         blocks = sum(self.encoder_blocks) + sum(self.decoder_blocks)
@@ -93,6 +97,19 @@ class VAEConfig(_FromDict):
         levels = {len(self.dim_mult), len(self.encoder_blocks), len(self.decoder_blocks), len(self.temperal_downsample) + 1}
         if len(levels) != 1 or not len(self.mean) == len(self.std) == self.z_dim:
             raise BadWeights("the lists of the VAE's sizes have different lengths: correct config.json")
+        if self.patch_size not in (1, 2):
+            raise BadWeights(f"the VAE's patch_size {self.patch_size} is not 1 or 2: correct config.json")
+
+    @property
+    def stride(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of pixels per latent cell: (4, 8, 8) of Wan 2.1, (4, 16, 16) with a patch_size of 2."""
+        pixels = self.patch_size * 2 ** (len(self.dim_mult) - 1)
+        return 2 ** sum(self.temperal_downsample), pixels, pixels
+
+    @property
+    def pixel_values(self) -> int:
+        """Numbers of one position of level 0: a color for each of its pixels."""
+        return 3 * self.patch_size**2
 
 
 @dataclass(frozen=True)

@@ -87,13 +87,13 @@ def _limits(question: Question) -> list[float]:
 
 def _memory(question: Question) -> DeviceMemory:
     """Bytes that the parts of the official model take."""
-    from everface.core.config import LATENT_STRIDE, ModelConfig, check_size
+    from everface.core.config import ModelConfig, check_size
     from everface.models.live_avatar.forecast import DeviceMemory
     from everface.networks import sizes
     from everface.runtime.planning.planner import GIB
 
     model, (height, width) = ModelConfig(), check_size(*question.size)
-    h, w = height // LATENT_STRIDE[1], width // LATENT_STRIDE[2]
+    h, w = height // model.vae.stride[1], width // model.vae.stride[2]
     narrow = question.dtype == "fp8-attention"
     decoder, stream = sizes.decoder_sizes(model.vae, h, w)
     return DeviceMemory(

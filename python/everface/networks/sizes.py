@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from everface.core.config import LATENT_STRIDE, DiTConfig, VAEConfig
+from everface.core.config import LATENT_FRAMES, DiTConfig, VAEConfig
 from everface.networks.transformer.dit import cache_shape
 
 DECODED_FRAMES = 12  # of a block
@@ -103,14 +103,14 @@ def decoder_sizes(cfg: VAEConfig, h: int, w: int) -> tuple[int, int]:
             count.parameters += _layer(9 * width, width // 2)
             width, count.area = width // 2, 4 * count.area
     count.parameters += width
-    count.causal(width, 3)
+    count.causal(width, cfg.pixel_values)
     return count.parameters, count.state
 
 
 def encoder_sizes(cfg: VAEConfig, h: int, w: int) -> tuple[int, int]:
     """The same of its encoder."""
-    count, width = _Convolutions(h * w * LATENT_STRIDE[1] * LATENT_STRIDE[2]), cfg.dim * cfg.dim_mult[0]
-    count.causal(3, width)
+    count, width = _Convolutions(level_0(cfg, h, w)), cfg.dim * cfg.dim_mult[0]
+    count.causal(cfg.pixel_values, width)
     for level, (mult, blocks) in enumerate(zip(cfg.dim_mult, cfg.encoder_blocks)):
         for _ in range(blocks):
             count.residual(width, cfg.dim * mult)
@@ -127,15 +127,20 @@ def encoder_sizes(cfg: VAEConfig, h: int, w: int) -> tuple[int, int]:
     return count.parameters, count.state
 
 
+def level_0(cfg: VAEConfig, h: int, w: int) -> int:
+    """Positions of a frame at the VAE's full resolution."""
+    return h * w * (cfg.stride[1] // cfg.patch_size) * (cfg.stride[2] // cfg.patch_size)
+
+
 def decode_work_values(cfg: VAEConfig, h: int, w: int) -> int:
     """Memory of decoding a block, estimated: four tensors of its widest layer, the frames at full size."""
-    return 4 * cfg.dim * cfg.dim_mult[0] * DECODED_FRAMES * h * w * LATENT_STRIDE[1] * LATENT_STRIDE[2]
+    return 4 * cfg.dim * cfg.dim_mult[0] * DECODED_FRAMES * level_0(cfg, h, w)
 
 
 def encode_work_values(cfg: VAEConfig, h: int, w: int) -> int:
     """Memory of encoding the reference image on a GPU: the encoder, its stream, and, estimated, three tensors of its widest layer for the
     frames of a latent."""
-    widest = cfg.dim * cfg.dim_mult[0] * LATENT_STRIDE[0] * h * w * LATENT_STRIDE[1] * LATENT_STRIDE[2]
+    widest = cfg.dim * cfg.dim_mult[0] * LATENT_FRAMES * level_0(cfg, h, w)
     return sum(encoder_sizes(cfg, h, w)) + 3 * widest
 
 

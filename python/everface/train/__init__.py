@@ -1,6 +1,6 @@
 """Training and evaluation of the default model, and the two-stage distillation at full size.
 
-Eight subpackages. Each imports only from those before it:
+Nine subpackages. Each imports only from those before it:
 
 1. `engine`: the training loop, optimizer, checkpoints, run log, sharding. Of our models it knows only which parts of the transformer to shard.
 2. `synthetic`: drawn characters, espeak-ng voices and background audio: all training data of the default model.
@@ -10,8 +10,9 @@ Eight subpackages. Each imports only from those before it:
 6. `pretrain`: flow matching on windows of clips: the bidirectional teacher, and stage 1 (diffusion forcing).
 7. `distill`: stage 2, self-forcing distribution matching on the student's own rollouts.
 8. `evaluate`: quality on held-out characters, long streams, ablations, student against teacher.
+9. `rented`: all of it on a GPU that is there for half an hour, with rendered people.
 
 `bundle` (a model folder from finished runs) and `command_line` (the verbs of `everface train`) come last.
 """
 
-ORDER = ("engine", "synthetic", "data", "heads", "codec", "pretrain", "distill", "evaluate", "bundle", "command_line")
+ORDER = ("engine", "synthetic", "data", "heads", "codec", "pretrain", "distill", "evaluate", "bundle", "rented", "command_line")

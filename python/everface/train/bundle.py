@@ -14,22 +14,21 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from everface.core.config import AudioConfig, ModelConfig, TextConfig, VAEConfig
+from everface.core.config import ModelConfig, VAEConfig
 from everface.core.errors import BadInput
-from everface.train.data.clips import IMAGE_SIZE, STILL_FRAMES
 from everface.train.data.vae_files import ENCODER, read_vae_config
-from everface.train.pretrain.plans import TINY_DIT
+from everface.train.distill.presets import PRESETS
 from everface.train.synthetic.characters import render, to_uint8
 from everface.train.synthetic.identity import sample_identity
 from everface.train.synthetic.motion import neutral
-from everface.weights.store import write_safetensors, write_text
+from everface.weights.store import write_model, write_text
 
-NAME = "everface tiny: drawn characters, 128x128"
+TINY = PRESETS["tiny"].model
 UNTRAINED_CORRELATION = 0.98  # of the noise, for runs trained without one: flicker at seams falls from 2.9 to 2.0 (docs/training)
 CHARACTERS = {"ada": 2_000_000_059, "ben": 2_000_000_051, "mia": 2_000_000_030}  # generator seeds that no training uses
 
 
-def bundle(vae_runs: list[Path], dit_run: Path, out: Path) -> Path:
+def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = TINY) -> Path:
     """Write config.json, vae.safetensors, dit.safetensors, the transformer's plan.json and three portraits into `out`.
 
     Several codecs, whose encoders must be the same to the bit, are averaged: `train decoder` runs over one codec differ mostly in the noise
@@ -44,17 +43,12 @@ def bundle(vae_runs: list[Path], dit_run: Path, out: Path) -> Path:
     except (OSError, ValueError) as error:
         runs = ", ".join(str(run) for run in [*vae_runs, dit_run])
         raise BadInput(f"{runs} are not all finished runs ({error}): finish them first") from None
-    config = ModelConfig(
-        dit=replace(TINY_DIT, block_frames=plan.get("block_frames", TINY_DIT.block_frames)), vae=vae, audio=AudioConfig("logmel"),
-        text=TextConfig("none"), name=NAME, size=(IMAGE_SIZE, IMAGE_SIZE), still_frames=STILL_FRAMES,
+    config = replace(
+        model, dit=replace(model.dit, block_frames=plan.get("block_frames", model.dit.block_frames)), vae=vae,
         noise_correlation=plan.get("noise_correlation", UNTRAINED_CORRELATION),
     )  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+    write_model(out, config, parts)
     write_text(out / "plan.json", json.dumps(plan, indent=2) + "\n")
-    for part, tensors in parts.items():
-        shapes = {n: (torch.float16, tuple(t.shape)) for n, t in tensors.items()}
-        write_safetensors(out / f"{part}.safetensors", shapes, lambda n, held=tensors: held[n].half(), {"model": NAME})
     for name, seed in CHARACTERS.items():
         draw_portrait(seed).save(out / f"{name}.png")
     return out

@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from everface.train.distill.plans import ModelPlan
 
 Adder = Callable[..., argparse.ArgumentParser]
-CONFIGS = ("tiny", "wan-s2v-14b")
+CONFIGS = ("tiny", "heads-256", "heads-384", "wan-s2v-14b")
 
 
 def train_vae(args: argparse.Namespace) -> None:
     from everface.train.codec.vae import VAEPlan, train_vae
+    from everface.train.distill.presets import PRESETS
     from everface.train.engine.plan import with_settings
 
     plan = with_settings(VAEPlan(minutes=float(args.minutes), clips=args.clips, seed=args.seed), "vae", args.set or [])
-    print(train_vae(args.run, plan, device=args.device, init=args.init))
+    print(train_vae(args.run, plan, PRESETS[args.config].model.vae, args.device, args.init))
 
 
 def train_decoder(args: argparse.Namespace) -> None:
@@ -75,8 +76,9 @@ def train_stage2(args: argparse.Namespace) -> None:
 
 def make_bundle(args: argparse.Namespace) -> None:
     from everface.train.bundle import bundle
+    from everface.train.distill.presets import PRESETS
 
-    print(bundle(args.vae, args.run, args.out))
+    print(bundle(args.vae, args.run, args.out, PRESETS[args.config].model))
 
 
 def _progress(line: str) -> None:
@@ -163,6 +165,7 @@ def add_train(
     p.add_argument("run", type=Path, metavar="RUN", help="folder of the run: frames, log, checkpoint, weights")
     p.add_argument("--clips", type=count, default=1200, metavar="N", help="characters to draw (%(default)s)")
     p.add_argument("--init", type=Path, metavar="FILE", help="vae.safetensors of another run to start from (new weights)")
+    p.add_argument("--config", choices=CONFIGS, default=CONFIGS[0], help="sizes (%(default)s)")
     add_duration_flags(p, minutes=40)
     add_set_flag(p)
 
@@ -206,6 +209,7 @@ def add_train(
     given = "folder of a finished `train decoder` or `train vae`, or a model's; several `train decoder` of one codec are averaged"
     p.add_argument("--vae", type=Path, required=True, action="append", metavar="RUN", help=given)
     p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the model folder to write")
+    p.add_argument("--config", choices=CONFIGS, default=CONFIGS[0], help="sizes that the runs have (%(default)s)")
 
     p = add("evaluate", evaluate, "evaluate a model on held-out characters and voices", "evaluate -o out/evaluate")
     add_evaluation_flags(p, "out/evaluate", characters=16, seconds=20)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from everface.core.config import ModelConfig
 from everface.core.errors import Unavailable
 
 DTYPES = {
@@ -51,6 +52,15 @@ def write_safetensors(path: Path, shapes: Shapes, read: Callable[[str], torch.Te
             if (tensor.dtype, tuple(tensor.shape)) != shapes[name]:
                 raise RuntimeError(f"{name} was announced as {shapes[name]} and is {tensor.dtype}, {tuple(tensor.shape)}")
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def write_model(out: Path, config: ModelConfig, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Write a model folder: config.json, and the weights of "vae" and "dit" as float16."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+    for part, tensors in parts.items():
+        shapes = {n: (torch.float16, tuple(t.shape)) for n, t in tensors.items()}
+        write_safetensors(out / f"{part}.safetensors", shapes, lambda n, held=tensors: held[n].half(), {"model": config.name})
 
 
 def write_text(path: Path, text: str) -> None:

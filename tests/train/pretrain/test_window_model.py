@@ -75,7 +75,7 @@ def test_window_of_clips_and_loss_falls(plan: Stage1Plan) -> None:
     assert any(torch.equal(window.x0_B16Fhw[0], z[:, 2 + offset : 14 + offset].float()) for z in latents)
 
     model = WindowModel(small_dit())
-    weight = region_weight(8, 8, 4.0, 3.0, stride=8)
+    weight = region_weight(8, 8, 4.0, 3.0)
     adam = torch.optim.Adam(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(30):

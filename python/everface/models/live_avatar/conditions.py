@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from everface.core.config import LATENT_STRIDE, SAMPLES_PER_FRAME, ModelConfig, StreamConfig
+from everface.core.config import LATENT_FRAMES, SAMPLES_PER_FRAME, ModelConfig, StreamConfig
 from everface.networks.audio.causal_encoder import PAST_FRAMES, CausalAudioEncoder
 from everface.networks.audio.features import FrontEnd
 from everface.networks.text import Prompter
@@ -31,7 +31,7 @@ class Conditioner:
     ) -> None:
         self.config, self.vae, self.audio_encoder, self.front_end = config, vae, audio_encoder, front_end
         self.prompter, self.device = prompter, device  # the VAE's encoder runs on the device, the rest on the CPU
-        self.block_frames = config.dit.block_frames * LATENT_STRIDE[0]  # 12 video frames
+        self.block_frames = config.dit.block_frames * LATENT_FRAMES  # 12 video frames
 
     @property
     def lookback_samples(self) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from everface.core.config import LATENT_STRIDE, Deployment, StreamConfig
+from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.media.crop import target_size
@@ -91,7 +91,7 @@ class LiveAvatarSession(SinkSession):
         self._tensors = conditioner.initial_state(rgb_3HW, stream)
         self._size = tuple(rgb_3HW.shape)
         height, width = rgb_3HW.shape[-2:]
-        self._latent = (dit.in_dim, height // LATENT_STRIDE[1], width // LATENT_STRIDE[2])
+        self._latent = (dit.in_dim, height // config.vae.stride[1], width // config.vae.stride[2])
         correlation = 0.0 if stream.compat == "official" else config.noise_correlation
         self._noise = Noise(stream.seed, self._latent, dit.block_frames, dit.window_blocks, correlation)
         super().__init__(dit.window_blocks if stream.refresh_sink else None)

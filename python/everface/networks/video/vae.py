@@ -1,5 +1,7 @@
 """The Wan 2.1 video VAE, whole or as a stream: 1 + 4k frames of H x W pixels <-> 1 + k latent frames of H/8 x W/8, 16 channels.
 
+With a patch_size of 2 the frames are folded 2x2 before the encoder and unfolded after the decoder: H/16 x W/16.
+
 Keys of the state dict are the official ones. The per-channel latent mean and std come from the configuration, not from the weights.
 Video values are in -1..1. In float32 neither the cut of a stream into calls nor the batch changes the result (to 1e-5).
 """
@@ -22,18 +24,20 @@ from everface.networks.video.vae_layers import (
     Upsample,
     VAEStream,
     assign_slots,
+    patchify,
+    unpatchify,
 )
 
 __all__ = ["VAE", "VAEStream"]
 
 
 class Encoder(nn.Module):
-    """Frames -> mean and log-variance [B, 2z, T', H/8, W/8]. A level without blocks keeps the width it is given."""
+    """Patched frames -> mean and log-variance [B, 2z, T', H/8, W/8]. A level without blocks keeps the width it is given."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         width = config.dim * config.dim_mult[0]
-        self.conv1 = CausalConv3d(3, width)
+        self.conv1 = CausalConv3d(config.pixel_values, width)
         self.downsamples = nn.ModuleList()
         for level, (mult, blocks) in enumerate(zip(config.dim_mult, config.encoder_blocks)):
             for _ in range(blocks):
@@ -54,7 +58,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents [B, z, T', h, w] -> frames [B, 3, T, 8h, 8w]. Each upsampling halves the width, independent of the next level's."""
+    """Latents [B, z, T', h, w] -> patched frames [B, 3 or 12, T, 8h, 8w]. Each upsampling halves the width, independent of the next level's."""
 
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
@@ -70,7 +74,7 @@ class Decoder(nn.Module):
             if level < len(config.dim_mult) - 1:
                 self.upsamples.append(Upsample(width, temporal[level]))
                 width //= 2
-        self.head = OutputHead(width, 3)
+        self.head = OutputHead(width, config.pixel_values)
         self.slots = assign_slots(self)
 
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
@@ -97,8 +101,7 @@ class VAE(nn.Module):
                 f"this VAE configuration does not fit together: {levels} levels, {config.z_dim} latent channels, {config}"
             )
         self.config = config
-        self.stride_t = 2 ** sum(config.temperal_downsample)  # frames per latent, after the first
-        self.stride_s = 2 ** (levels - 1)  # pixels per latent cell, each way
+        self.stride_t, self.stride_s, _ = config.stride
         if encoder:
             self.encoder = Encoder(config)
             self.conv1 = Pointwise(2 * config.z_dim, 2 * config.z_dim)
@@ -117,7 +120,7 @@ class VAE(nn.Module):
         return self
 
     def encode(self, video_B3THW: Tensor) -> Tensor:
-        """Normalized mean latents [B, z, 1 + k, H/8, W/8] of 1 + 4k frames. Differentiable. Raises BadInput on sizes that do not divide."""
+        """Normalized mean latents [B, z, 1 + k, H/stride, W/stride] of 1 + 4k frames. Differentiable. Raises BadInput on sizes that do not divide."""
         batch, _, frames, height, width = video_B3THW.shape
         if (frames - 1) % self.stride_t or height % self.stride_s or width % self.stride_s:
             raise BadInput(
@@ -125,17 +128,17 @@ class VAE(nn.Module):
                 f"give 1 + {self.stride_t}k frames whose sides are multiples of {self.stride_s}"
             )
         stream = VAEStream(batch, [None] * self.encoder.slots)
-        video_B3THW = video_B3THW.contiguous(memory_format=torch.channels_last_3d)
-        parts = split_first(video_B3THW)
+        video_BCTHW = patchify(video_B3THW, self.config.patch_size).contiguous(memory_format=torch.channels_last_3d)
+        parts = split_first(video_BCTHW)
         if not torch.is_grad_enabled():  # the cut does not matter: five latents' frames stay near a CPU's cache, one latent's fill a GPU
-            latents = 1 if video_B3THW.is_cuda else 5
+            latents = 1 if video_BCTHW.is_cuda else 5
             parts = [piece for part in parts for piece in part.split(latents * self.stride_t, 2)]
         parts = [self.encoder(part, stream) for part in parts]
         mean_BCthw = self.conv1(torch.cat(parts, 2))[:, : self.config.z_dim]
         return (mean_BCthw - self.mean_C111) / self.std_C111
 
     def decode(self, z_BCthw: Tensor) -> Tensor:
-        """Frames [B, 3, 1 + 4k, 8h, 8w] of 1 + k normalized latents, not clamped. Differentiable."""
+        """Frames [B, 3, 1 + 4k, H, W] of 1 + k normalized latents, not clamped. Differentiable."""
         return self.decode_stream(z_BCthw, self.stream(z_BCthw.shape[0]))
 
     def stream(self, batch: int = 1) -> VAEStream:
@@ -159,7 +162,7 @@ class VAE(nn.Module):
         z_BCthw = z_BCthw.contiguous(memory_format=torch.channels_last_3d)
         parts = split_first(z_BCthw) if stream.first else [z_BCthw]
         frames = [self.decoder(part, stream) for part in parts]
-        return frames[0] if len(frames) == 1 else torch.cat(frames, 2)
+        return unpatchify(frames[0] if len(frames) == 1 else torch.cat(frames, 2), self.config.patch_size)
 
 
 def split_first(x_BCTHW: Tensor) -> list[Tensor]:

@@ -188,6 +188,22 @@ def to_video(x_NCHW: Tensor, batch: int) -> Tensor:
     return x_NCHW.permute(0, 2, 3, 1).unflatten(0, (batch, -1)).permute(0, 4, 1, 2, 3)
 
 
+def patchify(x_BCTHW: Tensor, size: int) -> Tensor:
+    """[B, C, T, H, W] -> [B, C size^2, T, H / size, W / size]: pixels of a square become channels, in Wan 2.2's order, columns outermost."""
+    if size == 1:
+        return x_BCTHW
+    x = x_BCTHW.unflatten(4, (-1, size)).unflatten(3, (-1, size))  # B C T h q w r
+    return x.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
+
+
+def unpatchify(x_BCTHW: Tensor, size: int) -> Tensor:
+    """The inverse of patchify."""
+    if size == 1:
+        return x_BCTHW
+    x = x_BCTHW.unflatten(1, (-1, size, size))  # B C r q T h w
+    return x.permute(0, 1, 4, 5, 3, 6, 2).flatten(5, 6).flatten(3, 4)
+
+
 def assign_slots(module: nn.Module) -> int:
     """Number the layers with state, in the order in which they were built, which is the order of execution. Returns their count."""
     layers = [m for m in module.modules() if isinstance(m, CausalConv3d | TemporalStride)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -53,11 +54,7 @@ def draw_crops(
     def crop(side: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
         video = videos_N3THW[pick(len(videos_N3THW))]
         t = pick(len(order)) if single else 0
-        y, x = (min(max(pick(size - side + 1 + 2 * OVERSHOOT) - OVERSHOOT, 0), size - side) for _ in range(2))
-        if pick(3) == 0:  # a third of the crops around the features
-            top, bottom, left, right = (mouth_box, eyes_box)[pick(2)](size)
-            y = min(max((top + bottom - side) // 2 + pick(17) - 8, 0), size - side)
-            x = min(max((left + right - side) // 2 + pick(33) - 16, 0), size - side)
+        y, x = place_crop(size, side, pick)
         return from_uint8(video[:, order[t : t + frames], y : y + side, x : x + side]), weight_HW[y : y + side, x : x + side]
 
     size = videos_N3THW.shape[-1]
@@ -67,6 +64,16 @@ def draw_crops(
     drawn = [max((crop(side, frames) for _ in range(2)), key=lambda one: one[0].diff(dim=-1).abs().mean().item()) for _ in range(batch)]
     weights = torch.stack([weight for _, weight in drawn])[:, None, None]
     return torch.stack([video for video, _ in drawn]), weights * frame_weight(frames).to(weights)[:, None, None]
+
+
+def place_crop(size: int, side: int, pick: Callable[[int], int]) -> tuple[int, int]:
+    """Top and left of a crop of an image of `size` pixels: a third of them around the features. pick(n): a random number below n."""
+    y, x = (min(max(pick(size - side + 1 + 2 * OVERSHOOT) - OVERSHOOT, 0), size - side) for _ in range(2))
+    if pick(3) == 0:
+        top, bottom, left, right = (mouth_box, eyes_box)[pick(2)](size)
+        y = min(max((top + bottom - side) // 2 + pick(17) - 8, 0), size - side)
+        x = min(max((left + right - side) // 2 + pick(33) - 16, 0), size - side)
+    return y, x
 
 
 def frame_weight(frames: int) -> torch.Tensor:

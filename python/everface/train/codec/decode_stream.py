@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from everface.core.config import LATENT_STRIDE
+from everface.core.config import LATENT_FRAMES
 from everface.networks.video.vae import VAE, VAEStream
 from everface.train.data.clips import STILL_FRAMES, STILL_LATENTS, Clips
 from everface.train.synthetic.characters import from_uint8
@@ -35,8 +35,8 @@ class DecodeStream:
         then those of the next latents, to which noise of std `noise` is added."""
         z = self.z_B16Thw[:, :, self.at : self.at + STEP_LATENTS]
         out = vae.decode_stream(z + noise * torch.randn(z.shape, generator=g).to(z), self.state)
-        first = STILL_FRAMES + LATENT_STRIDE[0] * (self.at - STILL_LATENTS)
-        video = from_uint8(self.frames_B3THW[:, :, first - 1 : first + LATENT_STRIDE[0] * STEP_LATENTS].to(out.device))
+        first = STILL_FRAMES + LATENT_FRAMES * (self.at - STILL_LATENTS)
+        video = from_uint8(self.frames_B3THW[:, :, first - 1 : first + LATENT_FRAMES * STEP_LATENTS].to(out.device))
         out, self.last_B31HW = torch.cat([self.last_B31HW.to(out), out], dim=2), out[:, :, -1:].detach()
         self.state.caches = [c if c is None else c.detach() for c in self.state.caches]
         self.at += STEP_LATENTS

@@ -63,7 +63,7 @@ def train_decoder(run_dir: Path, vae_run: Path, data: Path, plan: DecoderPlan, d
 
     ema = train_codec(run_dir, vae, plan, loss_of, lambda: measure(vae, clips, frames[:held_out], device), device)
     kept = load_file(vae_run / "vae.safetensors")  # the encoder, to the bit
-    weights = {n: kept[n] if n.startswith(ENCODER) else t for n, t in ema.weights.items()}
+    weights = {n: kept[n] if n.startswith(ENCODER) else t.cpu() for n, t in ema.weights.items()}
     return write_vae(run_dir, weights, read_vae_config(vae_run))
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from everface.core.config import LATENT_STRIDE
+from everface.core.config import LATENT_FRAMES
 from everface.train.synthetic.characters import mouth_box, region_weight
-
-LATENT_FRAMES = LATENT_STRIDE[0]
 
 
 def pixel_weight(size: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 
@@ -15,6 +16,13 @@ from everface.networks.video.vae_layers import CausalConv3d, ResidualBlock, Temp
 TINY_VAE = VAEConfig(
     dim=16, dim_mult=(1, 2, 4, 6), encoder_blocks=(1, 2, 4, 3), decoder_blocks=(2, 1, 1, 1), mean=(0.0,) * 16, std=(1.0,) * 16
 )  # fmt: skip
+# Rendered people at 256x256: folded 2x2, so it costs about what TINY_VAE costs at 128x128. A token of the transformer is 32x32 pixels and
+# four frames, of which 128 numbers are kept (docs/training/heads.md has the count).
+HEADS_VAE = VAEConfig(
+    dim=24, z_dim=32, dim_mult=(1, 2, 3, 4), encoder_blocks=(1, 2, 2, 1), decoder_blocks=(1, 1, 1, 1), patch_size=2,
+    mean=(0.0,) * 32, std=(1.0,) * 32,
+)  # fmt: skip
+LARGE_HEADS_VAE = replace(HEADS_VAE, dim=64, dim_mult=(1, 2, 4, 4), encoder_blocks=(1, 2, 2, 2), decoder_blocks=(2, 2, 2, 2))
 ENCODER_LAYERS = "encoder.downsamples."
 
 

@@ -30,8 +30,9 @@ def train_codec(
     loss_of: Callable[[int, float], torch.Tensor],
     measure: Callable[[], dict[str, float]],
     device: str,
+    until: float | None = None,
 ) -> Ema:
-    """Train the parameters of `vae` that need gradients; returns the averaged weights. Resumes.
+    """Train the parameters of `vae` that need gradients; returns the averaged weights. Resumes. until: as engine.loop.train has it.
 
     loss_of(step, share of the run that is behind): the loss of one step. `measure` is called with the averaged weights in place.
     """
@@ -47,13 +48,13 @@ def train_codec(
         with ema.swapped(vae):
             return measure()
 
-    train(run_dir, plan, {"": model}, update, ranks, measure=averaged, measure_every=MEASURE_EVERY, measure_last=True)
+    train(run_dir, plan, {"": model}, update, ranks, measure=averaged, measure_every=MEASURE_EVERY, measure_last=True, until=until)
     return ema
 
 
 def write_vae(run_dir: Path, weights: Mapping[str, torch.Tensor], config: VAEConfig) -> Path:
     """Write run_dir/vae.safetensors and vae.json; returns the path of the first."""
     path = run_dir / "vae.safetensors"
-    save_file({n: t.contiguous() for n, t in weights.items()}, path)
+    save_file({n: t.cpu().contiguous() for n, t in weights.items()}, path)
     (run_dir / "vae.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
     return path

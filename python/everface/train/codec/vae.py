@@ -71,22 +71,22 @@ def train_vae(
             out = vae.decode(z + 0.05 * torch.randn(z.shape, generator=generator).to(z))
         return codec_loss(out.float(), video.to(device), mask.to(device)) + 1e-4 * z.float().square().mean()
 
-    ema = train_codec(run_dir, vae, plan, loss_of, lambda: measure(vae, held_out), device)
-    return write_vae(run_dir, ema.weights, with_latent_statistics(config, vae, ema, videos[:STATISTICS_CLIPS]))
+    ema = train_codec(run_dir, vae, plan, loss_of, lambda: measure(vae, held_out, device), device)
+    return write_vae(run_dir, ema.weights, with_latent_statistics(config, vae, ema, videos[:STATISTICS_CLIPS], device))
 
 
 @torch.inference_mode()
-def measure(vae: VAE, held_out_N3THW: torch.Tensor) -> dict[str, float]:
+def measure(vae: VAE, held_out_N3THW: torch.Tensor, device: str = "cpu") -> dict[str, float]:
     """Quality on held-out characters after their still frames, over MEASURED_FRAMES: a loss of color shows late."""
     video = from_uint8(held_out_N3THW[:, :, back_and_forth(held_out_N3THW.shape[2], MEASURED_FRAMES)])
-    out = torch.stack([vae.decode(vae.encode(v[None]))[0] for v in video])
+    out = torch.stack([vae.decode(vae.encode(v[None].to(device)))[0].cpu() for v in video])
     return reconstruction_quality(out[:, :, STILL_FRAMES:], video[:, :, STILL_FRAMES:])
 
 
 @torch.inference_mode()
-def with_latent_statistics(config: VAEConfig, vae: VAE, ema: Ema, videos_N3THW: torch.Tensor) -> VAEConfig:
+def with_latent_statistics(config: VAEConfig, vae: VAE, ema: Ema, videos_N3THW: torch.Tensor, device: str = "cpu") -> VAEConfig:
     """The configuration with mean and std of each latent channel, so that normalized latents are about N(0, 1)."""
     with ema.swapped(vae):
-        z = torch.cat([vae.encode(from_uint8(video[None])) for video in videos_N3THW])
+        z = torch.cat([vae.encode(from_uint8(video[None]).to(device)).cpu() for video in videos_N3THW])
     mean, std = z.mean(dim=(0, 2, 3, 4)).tolist(), z.std(dim=(0, 2, 3, 4)).tolist()
     return replace(config, mean=tuple(round(m, 5) for m in mean), std=tuple(round(s, 5) for s in std))

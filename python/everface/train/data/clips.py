@@ -35,14 +35,23 @@ class Clips:
     def __len__(self) -> int:
         return len(self.latents_N16Thw)
 
+    def to(self, device: str) -> Clips:
+        """On a device: a GPU holds all clips, so that no step waits for a transfer."""
+        return Clips(self.latents_N16Thw.to(device), self.features_NLCF.to(device))
+
     def __getitem__(self, rows: slice) -> Clips:
         return Clips(self.latents_N16Thw[rows], self.features_NLCF[rows])
 
 
 def encode_clip(vae: VAE, rgb_3THW: torch.Tensor) -> torch.Tensor:
-    """Latents [16, T, h, w] float16 of one clip's frames in -1..1."""
-    with torch.inference_mode(), autocast("cpu"):
-        return vae.encode(rgb_3THW[None])[0].half()
+    """Latents [16, T, h, w] float16 of one clip's frames in -1..1, on a CPU."""
+    return encode_clips(vae, rgb_3THW[None])[0]
+
+
+def encode_clips(vae: VAE, rgb_N3THW: torch.Tensor) -> torch.Tensor:
+    """Those of several clips, on the device where they and the VAE are."""
+    with torch.inference_mode(), autocast(rgb_N3THW.device.type):
+        return vae.encode(rgb_N3THW).half()
 
 
 def write_shard(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from everface.core.config import LATENT_STRIDE, SAMPLES_PER_FRAME
+from everface.core.config import LATENT_FRAMES, SAMPLES_PER_FRAME
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.audio.features import LogMel
 from everface.networks.video.vae import VAE
@@ -45,7 +45,7 @@ def make_clip(
     speech: list[torch.Tensor], front_end: LogMel, generator: torch.Generator, size: int = IMAGE_SIZE
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One clip: rgb [3, 5 + 64, H, W] float32 and features [L, C, 5 + 64]. The frames follow the voice, the features the mixed audio."""
-    frames = LATENT_STRIDE[0] * MOVING_LATENTS
+    frames = LATENT_FRAMES * MOVING_LATENTS
     before = front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
     voice_S, mixed_S = draw_audio(speech, before + frames * SAMPLES_PER_FRAME, generator)
     # The rule of the mouth is a low-pass filter: it starts on the past, which is cut off again.

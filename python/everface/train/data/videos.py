@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-from everface.core.config import FPS, LATENT_STRIDE, SAMPLES_PER_FRAME
+from everface.core.config import FPS, LATENT_FRAMES, SAMPLES_PER_FRAME
 from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.networks.audio.causal_encoder import PAST_FRAMES
@@ -34,7 +34,7 @@ from everface.train.data.clips import IMAGE_SIZE, MOVING_LATENTS, SHARD_CLIPS, S
 from everface.train.data.vae_files import read_vae
 from everface.train.data.video_reader import first_time_s, read_audio, read_frames
 
-CLIP_FRAMES = LATENT_STRIDE[0] * MOVING_LATENTS
+CLIP_FRAMES = LATENT_FRAMES * MOVING_LATENTS
 MISSING_FRAMES = 2  # of audio at the very end that count as silence: encoders stop early
 KEYS = ("video", "audio", "caption")
 RECORD = "films.jsonl"  # in the folder of clips: the videos that are done

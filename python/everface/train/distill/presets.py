@@ -1,22 +1,43 @@
-"""The two models that can be trained: `PRESETS["tiny"]`, the default model, and `PRESETS["wan-s2v-14b"]`, the paper's.
+"""The models that can be trained: `PRESETS["tiny"]`, the default model; "heads-256" and "heads-384", of rendered people, on a GPU; and
+"wan-s2v-14b", the paper's.
 
 The values of wan-s2v-14b are those of the paper (arXiv 2512.04677 v5, sections 4.2 and 5.1), or ours where it gives none.
 """
 
 from __future__ import annotations
 
-from everface.core.config import AudioConfig, ModelConfig, TextConfig
-from everface.train.codec.model import TINY_VAE
-from everface.train.data.clips import IMAGE_SIZE
+from everface.core.config import AudioConfig, DiTConfig, ModelConfig, TextConfig, VAEConfig
+from everface.train.codec.model import HEADS_VAE, LARGE_HEADS_VAE, TINY_VAE
+from everface.train.data.clips import IMAGE_SIZE, STILL_FRAMES
 from everface.train.distill.plans import ModelPlan, Stage2Plan
-from everface.train.pretrain.plans import TINY_DIT, Stage1Plan, TeacherPlan
+from everface.train.pretrain.plans import HEADS_DIT, LARGE_HEADS_DIT, TINY_DIT, Stage1Plan, TeacherPlan
+
+
+def _trained(dit: DiTConfig, vae: VAEConfig, name: str, side: int) -> ModelConfig:
+    """A model that is trained here: log-mel audio, no text, square videos."""
+    return ModelConfig(dit, vae, AudioConfig("logmel"), TextConfig("none"), name, (side, side), still_frames=STILL_FRAMES)
+
 
 PRESETS = {
     "tiny": ModelPlan(
-        ModelConfig(TINY_DIT, TINY_VAE, AudioConfig("logmel"), TextConfig("none"), "tiny", (IMAGE_SIZE, IMAGE_SIZE)),
-        (IMAGE_SIZE // 8, IMAGE_SIZE // 8),
+        _trained(TINY_DIT, TINY_VAE, "everface tiny: drawn characters, 128x128", IMAGE_SIZE),
+        (16, 16),
         TeacherPlan(),
         Stage1Plan(),
+        Stage2Plan(),
+    ),
+    "heads-256": ModelPlan(
+        _trained(HEADS_DIT, HEADS_VAE, "everface heads: rendered people, 256x256", 256),
+        (16, 16),
+        TeacherPlan(curriculum=((0.0, 5, 128),)),
+        Stage1Plan(minutes=9.0, warmup_steps=100, decay_from=0.5, ema=0.999, curriculum=((0.0, 2, 320), (0.15, 3, 224), (0.4, 5, 128))),
+        Stage2Plan(),
+    ),
+    "heads-384": ModelPlan(
+        _trained(LARGE_HEADS_DIT, LARGE_HEADS_VAE, "everface heads: rendered people, 384x384", 384),
+        (24, 24),
+        TeacherPlan(curriculum=((0.0, 5, 32),)),
+        Stage1Plan(minutes=60.0, lr=1e-3, warmup_steps=200, ema=0.9995, curriculum=((0.0, 2, 96), (0.15, 3, 64), (0.4, 5, 32))),
         Stage2Plan(),
     ),
     "wan-s2v-14b": ModelPlan(

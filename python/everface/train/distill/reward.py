@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from everface.core.config import LATENT_STRIDE
+from everface.core.config import LATENT_FRAMES
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.train.data.clips import STILL_LATENTS, Clips
 from everface.train.engine.statistics import correlation
@@ -25,7 +25,7 @@ class Reward:
 
     def __init__(self, clips: Clips, motion: float) -> None:
         self.motion = motion
-        top, bottom, left, right = (round(v / 8) for v in mouth_box(8 * clips.latents_N16Thw.shape[-2]))
+        top, bottom, left, right = (round(v / 32) for v in mouth_box(32 * clips.latents_N16Thw.shape[-2]))
         self.box = slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
         z = clips.latents_N16Thw[:MAX_CLIPS, :, STILL_LATENTS:].float()
         x_RE = torch.cat([self._cells(one) for one in z])
@@ -49,5 +49,5 @@ class Reward:
 def loudness(features_LCT: torch.Tensor) -> torch.Tensor:
     """Of each latent frame [F], relative to the mean of the clip; the features begin with 5 past video frames."""
     frames = features_LCT.mean(dim=(0, 1))[PAST_FRAMES:]
-    level = frames.unflatten(0, (-1, LATENT_STRIDE[0])).mean(1)
+    level = frames.unflatten(0, (-1, LATENT_FRAMES)).mean(1)
     return level - level.mean()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import torch
 
-from everface.core.config import LATENT_STRIDE
+from everface.core.config import LATENT_FRAMES
 from everface.kernels.fused.flow_step import flow_step
 from everface.models.live_avatar.conditions import Noise
 from everface.networks.audio.causal_encoder import PAST_FRAMES
@@ -108,7 +108,7 @@ class Rollout:
         return ((1 - sigma) * truth + sigma * noise).to(self.dtype)
 
     def _audio(self, b: int) -> list[AudioKV]:
-        length = LATENT_STRIDE[0] * self.n
+        length = LATENT_FRAMES * self.n
         features = self.scene.features_LCT[..., length * b : length * (b + 1) + PAST_FRAMES]
         local, glob = self.dit.casual_audio_encoder.encode_block(features[..., PAST_FRAMES:], features[..., :PAST_FRAMES])
         return self.dit.audio_kv(local, glob)

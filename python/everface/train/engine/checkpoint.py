@@ -81,8 +81,15 @@ def read_checkpoint(path: Path, models: Mapping[str, TrainedModel]) -> Progress:
                     local(p).copy_(file.get_tensor(f"{name}weight.{n}"))
             prefix = f"{name}state."
             optimizer.state = {k.removeprefix(prefix): file.get_tensor(k).to(device) for k in keys if k.startswith(prefix)}
-            optimizer.count = numbers[f"{name}{UPDATES}"]
+            optimizer.count = numbers.get(f"{name}{UPDATES}", 0)
             if ema is not None:
-                ema.weights = {n: file.get_tensor(f"{name}ema.{n}").to(device) for n in ema.weights}
-                ema.count = numbers[f"{name}ema"]
+                average = "ema" if f"{name}ema" in numbers else "weight"
+                ema.weights = {n: file.get_tensor(f"{name}{average}.{n}").to(device, torch.float32) for n in ema.weights}
+                ema.count = numbers.get(f"{name}ema", numbers["step"])
     return Progress(numbers["step"], numbers["seconds"])
+
+
+def write_start(path: Path, weights: Mapping[str, torch.Tensor], progress: Progress) -> None:
+    """A checkpoint made of the averaged weights of a run alone, where its own was lost: it resumes there with a new optimizer state."""
+    tensors = {f"weight.{n}": t.contiguous() for n, t in weights.items()}
+    save_file(tensors, path, {"progress": json.dumps({"step": progress.step, "seconds": progress.seconds})})

@@ -18,7 +18,7 @@ from everface.train.engine.ranks import Ranks
 from everface.train.engine.run_log import RunLog
 from everface.train.engine.sharding import clip_gradients
 
-SAVE_EVERY_S = 90
+SAVE_EVERY_S = 60
 LOG_EVERY = 25  # updates
 Update = Callable[[int, float, RunLog], None]
 """(step, share of the run that is behind, log): one update of the models, which adds its figures to the log."""
@@ -34,9 +34,11 @@ def train(
     measure: Callable[[], dict[str, float]] | None = None,
     measure_every: int = 250,
     measure_last: bool = False,
+    until: float | None = None,
 ) -> Progress:
     """Update until the plan is done. Resumes where run_dir holds a checkpoint; all ranks must call, rank 0 writes the log.
 
+    `until`: a time of time.monotonic() at which to stop before that, to resume later; what it returns tells how far the run came.
     `measure` returns more figures for the log, every so many updates and, with `measure_last`, at the end.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -44,7 +46,7 @@ def train(
     progress = read_checkpoint(path, models)
     clock, measured = Clock(plan, progress, ranks), progress.step
     with RunLog(run_dir, ranks.rank) as log:
-        while (done := clock.done()) < 1:
+        while (done := clock.done()) < 1 and not clock.is_late(until):
             update(progress.step, done, log)
             clock.tick()
             if progress.step % LOG_EVERY == 0:
@@ -81,6 +83,9 @@ class Clock:
 
     def row(self) -> dict[str, float]:
         return {"step": self.progress.step, "seconds": round(self.progress.seconds)}
+
+    def is_late(self, until: float | None) -> bool:
+        return until is not None and self.ranks.from_rank_0(float(time.monotonic() >= until)) > 0
 
     def save_due(self) -> bool:
         if self.ranks.from_rank_0(time.monotonic() - self.saved) < SAVE_EVERY_S:

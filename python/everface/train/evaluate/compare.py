@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everface.core.config import FPS, LATENT_STRIDE, SAMPLES_PER_FRAME, StreamConfig
+from everface.core.config import FPS, LATENT_FRAMES, SAMPLES_PER_FRAME, StreamConfig
 from everface.core.log import log
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.transformer.schedule import sink_distance
@@ -32,7 +32,7 @@ from everface.train.pretrain.window_model import WindowModel
 from everface.train.pretrain.windows import TrainingWindow
 
 TEACHER_STEPS = 40
-CLIP_S = LATENT_STRIDE[0] * MOVING_LATENTS / FPS
+CLIP_S = LATENT_FRAMES * MOVING_LATENTS / FPS
 ROWS = ("open_corr", "open_amplitude", "wide_corr", "sharpness", "fit_psnr", "eyes_psnr", "block_flicker", "latent_flicker", "motion")
 
 

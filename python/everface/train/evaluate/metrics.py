@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everface.core.config import LATENT_STRIDE
+from everface.core.config import LATENT_FRAMES
 from everface.train.engine.statistics import correlation
 from everface.train.synthetic.characters import from_uint8, to_uint8
 
-BLOCK_FRAMES, LATENT_FRAMES = 12, LATENT_STRIDE[0]
+BLOCK_FRAMES = 12
 MAX_LAG = 5  # frames of lag that are searched, each way
 
 

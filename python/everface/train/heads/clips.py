@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from everface.core.config import FPS, LATENT_STRIDE, SAMPLES_PER_FRAME
+from everface.core.config import FPS, LATENT_FRAMES, SAMPLES_PER_FRAME
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.audio.features import LogMel
 from everface.train.data.clips import MOVING_LATENTS, STILL_FRAMES
@@ -22,9 +23,9 @@ from everface.train.heads.motion.speech import Phonemes
 from everface.train.heads.motion.visemes import articulate, mouth_actions
 from everface.train.heads.renderer import Pose, Renderer
 from everface.train.synthetic.background import add_background
-from everface.train.synthetic.characters import from_uint8
+from everface.train.synthetic.characters import from_uint8, to_uint8
 
-FRAMES = LATENT_STRIDE[0] * MOVING_LATENTS
+FRAMES = LATENT_FRAMES * MOVING_LATENTS
 DRAWN_SHARE = 0.15  # of the clips are drawn characters, so that those stay known
 LISTENING_SHARE = 0.12  # of the rendered clips: silence, nods
 OPEN_UNITS, WIDE_UNITS = 2.2, (3.2, 6.0)  # lip gap that counts as 1; mouth widths that count as 0 and 1, in mesh units
@@ -46,6 +47,15 @@ class Truth:
     seed: int
 
 
+class HeadClip(NamedTuple):
+    """One clip as it is drawn."""
+
+    images: np.ndarray  # uint8 [5 + T, H, W, 3]
+    features_LCF: torch.Tensor
+    audio_S: torch.Tensor  # of the moving frames, as the features have it; empty for drawn characters
+    truth: Truth | None
+
+
 class HeadClips:
     """Makes clips of rendered people, and now and then of drawn characters. One a process; needs EGL."""
 
@@ -54,11 +64,16 @@ class HeadClips:
 
     def make(self, front_end: LogMel, generator: torch.Generator, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tensor, Truth | None]:
         """rgb [3, 5 + T, H, W] in -1..1, features [L, C, 5 + T], and truth (None for drawn characters). T is `frames`."""
+        clip = self.draw(front_end, generator, frames)
+        return from_uint8(torch.from_numpy(clip.images)).permute(3, 0, 1, 2).contiguous(), clip.features_LCF, clip.truth
+
+    def draw(self, front_end: LogMel, generator: torch.Generator, frames: int = FRAMES) -> HeadClip:
+        """The same as bytes, and the audio."""
         seed = int(torch.randint(1 << 31, (1,), generator=generator))
         rng = np.random.Generator(np.random.PCG64([seed, 11]))
         if frames == FRAMES and rng.random() < self.drawn_share:
             rgb, features = make_clip([pcm for pcm, _ in self.speech], front_end, generator, self.size)
-            return rgb, features, None
+            return HeadClip(to_uint8(rgb).permute(1, 2, 3, 0).numpy(), features, torch.zeros(0), None)
         listening = rng.random() < LISTENING_SHARE
         before = front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
         voice_S, phonemes = self._draw_audio(before, frames, listening, rng)
@@ -66,7 +81,7 @@ class HeadClips:
         moves = articulate(phonemes, voice_S[before:].numpy(), frames, 0.0, rng.uniform(0.8, 1.2)) if phonemes else np.tile([0, 0, 0, 0.6, 0, 0], (frames, 1))
         body = sample_body(moves[:, 0], listening, rng)
         images, truth = self.render(seed, moves, body)
-        return from_uint8(torch.from_numpy(images)).permute(3, 0, 1, 2).contiguous(), front_end.features(mixed_S, PAST_FRAMES + frames), truth
+        return HeadClip(images, front_end.features(mixed_S, PAST_FRAMES + frames), mixed_S[before:], truth)
 
     def render(self, seed: int, articulators_TA: np.ndarray, body: Body) -> tuple[np.ndarray, Truth]:
         """uint8 [5 + T, H, W, 3]: the still reference image for five frames, then the moving ones; and their truth."""

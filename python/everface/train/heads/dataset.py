@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, help="clips: folder of a finished `train vae`, or a model's")
     parser.add_argument("--count", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--size", type=int, default=256, help="pixels, a multiple of 16")
+    parser.add_argument("--size", type=int, default=256, help="pixels, a multiple of 64")
     parser.add_argument("--processes", type=int, help="one per core")
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from everface.core.config import LATENT_STRIDE, DiTConfig
+from everface.core.config import DiTConfig
 from everface.core.log import log
 from everface.train.data.clips import Clips, split_clips
 from everface.train.engine.checkpoint import TrainedModel
@@ -41,15 +41,17 @@ def train_on_windows(
     draw: Draw,
     *,
     bidirectional: bool = False,
+    until: float | None = None,
 ) -> Path:
     """Train on the windows that `draw` draws and return the path of the averaged weights, run_dir/dit.safetensors. Resumes.
 
-    init: weights to start from. bidirectional: every block sees the whole window.
+    init: weights to start from. bidirectional: every block sees the whole window. until: stop for now at this time (engine.loop.train).
     """
     clips, held_out = split_clips(clips_dir, plan.held_out)
     with process_group(device) as ranks:
         dit = new_dit(config, plan.seed, init).to(ranks.device)
         network = WindowModel(dit, bidirectional, plan.checkpoint_activations)
+        clips, held_out = clips.to(ranks.device), held_out.to(ranks.device)
         weight = latent_weight(clips, plan).to(ranks.device)
         log.info("%s: %d clips, %.2f M parameters", type(plan).__name__, len(clips), sum(p.numel() for p in dit.parameters()) / 1e6)
         if sharded := plan.sharded(ranks.world):
@@ -58,7 +60,7 @@ def train_on_windows(
         model = TrainedModel(dit, Optimizer(dit, muon=plan.muon), ema)
 
         def loss(window: TrainingWindow, seed: int) -> torch.Tensor:
-            return window_loss(network, window, weight, torch.Generator().manual_seed(seed), plan.noise_correlation)
+            return window_loss(network, window, weight, torch.Generator(ranks.device).manual_seed(seed), plan.noise_correlation)
 
         def losses(step: int, blocks: int, batch: int) -> Iterator[torch.Tensor]:
             """One a micro-batch of this rank. The number of the micro-batch decides everything random in it."""
@@ -85,11 +87,11 @@ def train_on_windows(
                 mean = sum(loss(window, k).item() for k, window in enumerate(windows)) / VALIDATION_BATCHES
             return {"valid": round(mean, 5)}
 
-        progress = train(run_dir, plan, {"": model}, update, ranks, measure=validate)
+        progress = train(run_dir, plan, {"": model}, update, ranks, measure=validate, until=until)
         return write_dit(run_dir, dit, ema, plan, progress, ranks)
 
 
 def latent_weight(clips: Clips, plan: TransformerPlan) -> torch.Tensor:
     """Loss weight [h, w] of the clips' latent cells."""
     h, w = clips.latents_N16Thw.shape[-2:]
-    return region_weight(h, w, plan.mouth_weight, plan.eyes_weight, LATENT_STRIDE[1])
+    return region_weight(h, w, plan.mouth_weight, plan.eyes_weight)

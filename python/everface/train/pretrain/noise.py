@@ -50,8 +50,8 @@ def shift_level(u: float, shift: float) -> float:
 
 def draw_noise(shape: torch.Size, generator: torch.Generator, correlation: float) -> torch.Tensor:
     """Normal noise [B, C, F, h, w] in which each frame is correlated with the one before it, as the runtime draws it. Every frame
-    alone is N(0, 1)."""
-    noise = torch.randn(shape, generator=generator)
+    alone is N(0, 1). Drawn on the generator's device."""
+    noise = torch.randn(shape, generator=generator, device=generator.device)
     for f in range(1, shape[2] if correlation else 0):
         noise[:, :, f] = correlation * noise[:, :, f - 1] + (1 - correlation**2) ** 0.5 * noise[:, :, f]
     return noise

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from everface.core.config import LATENT_STRIDE
+from everface.core.config import LATENT_FRAMES
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.transformer.rope import SINK_TIME
 from everface.train.data.clips import STILL_LATENTS, Clips
@@ -75,7 +75,7 @@ def draw_window(
 
 def features_of(features: torch.Tensor, offset: int, frames: int, device: str) -> torch.Tensor:
     """Audio features [..., 5 + 4 frames] of so many latent frames from `offset` on, float32."""
-    stride = LATENT_STRIDE[0]
+    stride = LATENT_FRAMES
     return features[..., stride * offset : stride * (offset + frames) + PAST_FRAMES].to(device, torch.float32)
 
 
@@ -89,6 +89,6 @@ def noised_past(past_B16Thw: torch.Tensor, rng: random.Random) -> torch.Tensor:
     """The scaffold: the last 19 latent frames, the first repeated where there are fewer, each with a noise level of its own."""
     missing = max(0, MOTION_LATENTS - past_B16Thw.shape[2])
     z = torch.cat([past_B16Thw[:, :, :1].expand(-1, -1, missing, -1, -1), past_B16Thw], dim=2)[:, :, -MOTION_LATENTS:]
-    g = torch.Generator().manual_seed(rng.getrandbits(63))
-    sigma = torch.rand(len(z), 1, MOTION_LATENTS, 1, 1, generator=g).to(z)
-    return (1 - sigma) * z + sigma * torch.randn(z.shape, generator=g).to(z)
+    g = torch.Generator(z.device).manual_seed(rng.getrandbits(63))
+    sigma = torch.rand(len(z), 1, MOTION_LATENTS, 1, 1, generator=g, device=z.device).to(z)
+    return (1 - sigma) * z + sigma * torch.randn(z.shape, generator=g, device=z.device).to(z)

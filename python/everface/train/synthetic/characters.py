@@ -32,12 +32,11 @@ def eyes_box(size: int = 128) -> tuple[int, int, int, int]:
     return size * 8 // 32, size * 20 // 32, size * 4 // 32, size * 28 // 32
 
 
-def region_weight(h: int, w: int, mouth: float, eyes: float, stride: int = 1) -> Tensor:
-    """Loss weight [h, w] with mean 1 on a grid of one cell for `stride` pixels: more over mouth and eyes, which fill few cells but carry
-    the face."""
+def region_weight(h: int, w: int, mouth: float, eyes: float) -> Tensor:
+    """Loss weight [h, w] with mean 1, of pixels or of latent cells: more over mouth and eyes, which fill few cells but carry the face."""
     weight = torch.ones(h, w)
-    for box, gain in ((eyes_box(stride * h), eyes), (mouth_box(stride * h), mouth)):
-        top, bottom, left, right = (round(v / stride) for v in box)
+    for box, gain in ((eyes_box(32 * h), eyes), (mouth_box(32 * h), mouth)):
+        top, bottom, left, right = (round(v / 32) for v in box)
         weight[top:bottom, left:right] = gain
     return weight / weight.mean()
 

@@ -75,19 +75,20 @@ def random_poses(n: int, generator: torch.Generator) -> Tensor:
 
 
 def degrade(rgb_N3HW: Tensor, generator: torch.Generator) -> Tensor:
-    """What a VAE or a sampler of few steps does to a frame: blur, fine and coarse noise, a color cast, a shift of up to 2 px."""
+    """What a VAE or a sampler of few steps does to a frame: blur, fine and coarse noise, a color cast, a shift of up to 2 px. Frames and
+    generator are on one device."""
 
     def rand() -> float:
-        return torch.rand(1, generator=generator).item()
+        return torch.rand(1, generator=generator, device=generator.device).item()
 
     N, _, H, W = rgb_N3HW.shape
     if rand() < 0.6:
         scale = 0.35 + 0.6 * rand()
         small = F.interpolate(rgb_N3HW, scale_factor=scale, mode="bilinear", align_corners=False, antialias=True)
         rgb_N3HW = F.interpolate(small, (H, W), mode="bilinear", align_corners=False)
-    coarse = F.interpolate(torch.randn(N, 3, H // 8, W // 8, generator=generator), (H, W), mode="bilinear", align_corners=False)
-    fine = torch.randn(N, 3, H, W, generator=generator)
-    tint = 0.05 * torch.randn(N, 3, 1, 1, generator=generator)
+    coarse = F.interpolate(torch.randn(N, 3, H // 8, W // 8, generator=generator, device=generator.device), (H, W), mode="bilinear", align_corners=False)
+    fine = torch.randn(N, 3, H, W, generator=generator, device=generator.device)
+    tint = 0.05 * torch.randn(N, 3, 1, 1, generator=generator, device=generator.device)
     shift = [int(5 * rand()) - 2 for _ in range(2)]
     return (rgb_N3HW + 0.10 * rand() * coarse + 0.08 * rand() * fine + tint).roll(shift, (2, 3)).clamp(-1, 1)
 

@@ -88,7 +88,7 @@ def mouth_actions(articulators: np.ndarray) -> dict[str, float]:
     for side in "LR":
         out[f"mouthStretch_{side}"] = 0.42 * spread
         out[f"mouthSmile_{side}"] = 0.10 * spread
-        out[f"mouthUpperUp_{side}"] = 0.22 * jaw + 0.16 * teeth + 0.10 * spread * (1 - closed)
-        out[f"mouthLowerDown_{side}"] = 0.30 * jaw + 0.22 * spread * (1 - closed) * (1 - teeth)
+        out[f"mouthUpperUp_{side}"] = 0.44 * jaw * (1 - 0.6 * rounding) + 0.16 * teeth + 0.20 * spread * (1 - closed)  # upper teeth show
+        out[f"mouthLowerDown_{side}"] = 0.34 * jaw + 0.26 * spread * (1 - closed) * (1 - teeth)
         out[f"mouthPress_{side}"] = 0.30 * max(0.0, closed - 0.6)
     return out

@@ -1,0 +1,102 @@
+"""Render, train the codec, encode, train the transformer, look at it: what of this is not done yet, within the minutes of one call.
+
+    python -m everface.train.rented RUN --assets heads.npz --speech speech.xz --minutes 9 --pack OUT
+
+Call it again to go on; on another machine with `--from FOLDER`, which holds the parts of the archive that came back. Frames are rendered by
+processes while the codec is trained on those that are there. Every minute a checkpoint is written; at the end the archive is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from pathlib import Path
+
+import torch
+
+from everface.core import env
+from everface.core.log import log, start_log
+from everface.core.machine import cores
+from everface.train.bundle import bundle
+from everface.train.data.clips import MIN_TRAINING_CLIPS
+from everface.train.pretrain.stage1 import train_stage1
+from everface.train.rented.codec import share_done, train_on_frames
+from everface.train.rented.frames import HELD_OUT, paths, start_rendering, stop_rendering, wait_for_clips
+from everface.train.rented.judge import judge
+from everface.train.rented.latents import encode_frames
+from everface.train.rented.pack import pack, unpack
+from everface.train.rented.plan import GpuPlan, Rehearsal, gpu_plan
+from everface.train.rented.speech import unpack_speech
+
+RESERVE_S = 60.0  # of a call, for the judgement and the archive
+LEAST_S = 20.0  # no phase begins with less
+FIRST_CLIPS_S = 120.0  # on a GPU: if OpenGL does not work there, that is known at once
+
+
+def work(run: Path, assets: Path, speech: Path, frames: Path, plan: GpuPlan, device: str, processes: int, minutes: float) -> None:
+    """Everything but the archive. Each phase goes on where it stopped."""
+    began = time.monotonic()
+    until = began + 60 * minutes - RESERVE_S
+    size = plan.model.size[0] if plan.model.size else 256
+    voices, encoded = unpack_speech(speech, run / "speech"), run / "clips"
+    vae_done = share_done(run / "vae", plan.vae) >= 1
+    least = min(plan.clips, max(4 * max(batch for _, _, batch in plan.stage1.curriculum), plan.stage1.held_out + MIN_TRAINING_CLIPS + 1))
+    more = len(paths(frames)) < (least if vae_done else plan.clips) or len(paths(frames / HELD_OUT)) < plan.held_out
+    left_s = until - time.monotonic()
+    renders = start_rendering(frames, assets, voices, size, plan.clips, plan.held_out, plan.seed, processes, time.time() + left_s) if more else []
+    try:
+        if not vae_done:
+            wait_for_clips(frames, plan.vae.least_clips, plan.held_out, renders, time.time() + (FIRST_CLIPS_S if device.startswith("cuda") else left_s))
+            log.info("codec: begins at %.0f s with %d clips", time.monotonic() - began, len(paths(frames)))
+            vae_done = train_on_frames(run / "vae", frames, plan.vae, plan.model.vae, size, device, until)
+        if vae_done:  # on a fresh machine too the transformer needs clips
+            wait_for_clips(frames, least, plan.held_out, renders, time.time() + until - time.monotonic())
+    finally:
+        stop_rendering(frames, renders)
+        log.info("%d clips and %d held-out are rendered", len(paths(frames)), len(paths(frames / HELD_OUT)))
+    if vae_done and share_done(run / "dit", plan.stage1) < 1 and time.monotonic() + LEAST_S < until:
+        count = encode_frames(encoded, frames, run / "vae", device)
+        log.info("transformer: begins at %.0f s with %d clips", time.monotonic() - began, count)
+        train_stage1(run / "dit", encoded, plan.stage1, plan.model.dit, device, until=until)
+    torch.set_num_threads(cores())  # rendering has ended
+    model = None
+    if (run / "dit" / "dit.safetensors").exists():
+        model = bundle([run / "vae"], run / "dit", run / "model", plan.model)
+    report = judge(run, frames, model, device, plan.reader_steps)
+    log.info("at %.0f s: %s", time.monotonic() - began, report["mean"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m everface.train.rented", description="Train a model of rendered people on a lent GPU.")
+    parser.add_argument("run", type=Path, help="folder of the run; what is in it is not done again")
+    parser.add_argument("--assets", type=Path, required=True, help="the npz of everface.train.heads.assets")
+    parser.add_argument("--speech", type=Path, required=True, help="the file of everface.train.rented.speech")
+    parser.add_argument("--frames", type=Path, help="folder for rendered clips, such as one in /dev/shm (RUN/frames)")
+    parser.add_argument("--minutes", type=float, default=9.0, help="of this call (%(default)s)")
+    parser.add_argument("--pack", type=Path, help="folder for the archive and the sheet")
+    parser.add_argument("--from", dest="parts", type=Path, help="folder with the parts of an earlier archive, if there are any; used where RUN is new")
+    parser.add_argument("--preset", choices=("heads-256", "heads-384"), default="heads-256")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--processes", type=int, default=max(1, cores() - 2), help="that render (%(default)s)")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes, to see that it runs")
+    args = parser.parse_args()
+    env.avoid_amx()
+    start_log()
+    args.run.mkdir(parents=True, exist_ok=True)
+    log.setLevel("INFO")
+    log.addHandler(logging.FileHandler(args.run / "run.log"))
+    if args.parts and any(args.parts.glob("run.tar.*")) and not (args.run / "vae").exists():
+        unpack(args.parts, args.run)
+    torch.set_float32_matmul_precision("high")
+    plan = Rehearsal().plan if args.rehearse else gpu_plan(args.preset)
+    frames = args.frames or args.run / "frames"
+    try:
+        work(args.run, args.assets, args.speech, frames, plan, args.device, args.processes, args.minutes)
+    finally:
+        if args.pack:
+            log.info("archive: %.1f MB", pack(args.run, args.pack) / 1e6)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What a run consists of, and the plan at tiny sizes that a test and a rehearsal use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from everface.core.config import ModelConfig
+from everface.train.codec.vae import VAEPlan
+from everface.train.distill.presets import PRESETS
+from everface.train.pretrain.plans import Stage1Plan
+
+
+@dataclass(frozen=True)
+class CropPlan(VAEPlan):
+    """The codec's run. Each batch has one shape, and some four million positions: 20 GB of activations."""
+
+    minutes: float = 11.0
+    warmup_steps: int = 60
+    single_frames: float = 0.12
+    decay_from: float = 0.45
+    ema: float = 0.998
+    single_batch: int = 48  # whole frames
+    crops: tuple[tuple[int, int, int], ...] = ((128, 41, 24), (128, 41, 24), (128, 65, 16), (192, 21, 20), (256, 17, 16))  # (side, frames, crops)
+    least_clips: int = 64  # that must be rendered before the first step
+
+
+@dataclass(frozen=True)
+class GpuPlan:
+    """Everything but paths and the minutes of one call. `vae` and `stage1` have their own minutes, over all calls."""
+
+    model: ModelConfig
+    vae: CropPlan
+    stage1: Stage1Plan
+    clips: int = 3000  # at most: 13.6 MB each at 256x256
+    held_out: int = 16  # people, with held-out voices
+    reader_steps: int = 500
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """Sizes at which the whole of it takes a minute or two on a CPU."""
+
+    side: int = 64
+    clips: int = 20
+    steps: int = 2
+    plan: GpuPlan = field(init=False)
+
+    def __post_init__(self) -> None:
+        full = gpu_plan("heads-256")
+        small = replace(
+            full, model=replace(full.model, size=(self.side, self.side)), clips=self.clips, held_out=2, reader_steps=2,
+            vae=replace(full.vae, iterations=self.steps, single_frames=0.5, single_batch=2, crops=((64, 13, 2),), least_clips=4, held_out=2),
+            stage1=replace(full.stage1, iterations=self.steps, held_out=2, curriculum=((0.0, 2, 2),)),
+        )  # fmt: skip
+        object.__setattr__(self, "plan", small)
+
+
+def gpu_plan(preset: str) -> GpuPlan:
+    """The plan of a preset of `everface train --config`."""
+    held = PRESETS[preset]
+    return GpuPlan(held.model, CropPlan(), held.stage1)

@@ -1,0 +1,114 @@
+"""The run on a lent GPU, at tiny sizes on this CPU: it goes on where it stopped, here or on another machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.train.miniature import SMALL_VAE, write_hum
+
+from everface.core.errors import Unavailable
+from everface.train.engine.checkpoint import checkpoint_path
+from everface.train.engine.ranks import Ranks
+from everface.train.heads.motion.speech import read_phoneme_speech
+from everface.train.pretrain.stage1 import train_stage1
+from everface.train.rented import pack as packing
+from everface.train.rented.__main__ import work
+from everface.train.rented.codec import CropLoader, share_done, train_on_frames
+from everface.train.rented.frames import HELD_OUT, paths, read_frames, read_rest, start_rendering, stop_rendering, wait_for_clips
+from everface.train.rented.pack import pack, unpack
+from everface.train.rented.plan import GpuPlan, Rehearsal
+from everface.train.rented.speech import pack_speech, unpack_speech
+from everface.train.synthetic.voices import write_wav
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    folder = tmp_path / "spoken"
+    write_hum(folder)
+    write_wav(folder / "es-hum.wav", 0.1 * torch.sin(torch.arange(80_000) / 30))
+    for name in ("en-hum", "es-hum"):
+        (folder / f"{name}.json").write_text(json.dumps([[0.0, "_"], [1.0, "A:"], [4.0, "_"]]))
+    pack_speech(folder, tmp_path / "speech.xz")
+    return tmp_path / "speech.xz"
+
+
+def test_speech_comes_through_one_small_file(speech: Path, tmp_path: Path) -> None:
+    before, after = (read_phoneme_speech(folder, held_out=False) for folder in (tmp_path / "spoken", unpack_speech(speech, tmp_path / "again")))
+    assert [names for _, names in before] == [names for _, names in after]
+    error = (before[0][0] - after[0][0]).square().mean() / before[0][0].square().mean()
+    assert error < 10 ** (-30 / 10) and speech.stat().st_size < 40_000
+
+
+def test_batches_have_one_shape_and_repeat(frames: Path) -> None:
+    plan = replace(Rehearsal().plan.vae, crops=((32, 13, 3),))
+    first, second = (CropLoader(frames, plan, 64) for _ in range(2))
+    for step, single in ((0, True), (1, True)):
+        assert first.batch(step, single)[0].shape == (2, 1, 64, 64, 3)
+    for step in range(2):
+        second.batch(step, True)
+    for step in range(2, 7):
+        (a, wa), (b, wb) = first.batch(step, False), second.batch(step, False)
+        assert torch.equal(a, b) and torch.equal(wa, wb)
+    assert a.shape == (3, 13, 32, 32, 3) and wa.shape == (3, 1, 1, 32, 32)
+    first.close()
+    second.close()
+
+
+@pytest.fixture
+def plan() -> GpuPlan:
+    """A codec and a transformer smaller yet."""
+    plan = Rehearsal(clips=6).plan
+    vae = replace(SMALL_VAE, patch_size=2, z_dim=32, mean=(0.0,) * 32, std=(1.0,) * 32)
+    dit = replace(plan.model.dit, dim=48, ffn_dim=64, num_heads=2, num_layers=2, audio_inject_layers=(0, 1))
+    return replace(plan, model=replace(plan.model, vae=vae, dit=dit))
+
+
+def test_the_codec_stops_for_the_clock_and_goes_on_elsewhere(frames: Path, plan: GpuPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "PART", 1 << 15)
+    here, there, out = tmp_path / "here", tmp_path / "there", tmp_path / "out"
+    train_on_frames(here / "vae", frames, replace(plan.vae, iterations=1), plan.model.vae, 64, "cpu", time.monotonic() + 600)
+    assert not train_on_frames(here / "vae", frames, plan.vae, plan.model.vae, 64, "cpu", time.monotonic() - 1)  # no time: nothing is done
+    assert share_done(here / "vae", plan.vae) == 0.5
+    assert pack(here, out) < 1 << 20 and len(list(out.glob("run.tar.*"))) > 3
+    unpack(out, there)
+    held, again = load_file(here / "vae" / "vae.safetensors"), load_file(there / "vae" / "vae.safetensors")
+    assert held.keys() == again.keys() and all((held[n] - again[n]).abs().max() < 1e-3 for n in held)
+    assert train_on_frames(there / "vae", frames, plan.vae, plan.model.vae, 64, "cpu", time.monotonic() + 600)
+    assert share_done(there / "vae", plan.vae) == 1 and checkpoint_path(there / "vae", Ranks()).exists()
+
+
+@pytest.mark.long
+def test_rendering_stops_when_asked(assets: Path, speech: Path, tmp_path: Path) -> None:
+    pytest.importorskip("moderngl")
+    folder, voices = tmp_path / "frames", unpack_speech(speech, tmp_path / "voices")
+    processes = start_rendering(folder, assets, voices, 64, 50, 1, 1, 1, time.time() + 600)
+    try:
+        wait_for_clips(folder, 1, 1, processes, time.time() + 60)
+    except Unavailable:
+        pytest.skip("no EGL")
+    finally:
+        stop_rendering(folder, processes)
+    assert 1 <= len(paths(folder)) < 50 and len(paths(folder / HELD_OUT)) == 1
+    clip = paths(folder / HELD_OUT)[0]
+    assert read_frames(clip).shape == (69, 64, 64, 3) and read_rest(clip)["opening"].shape == (64,)
+
+
+@pytest.mark.long
+def test_everything_from_frames_to_a_judged_model(frames: Path, speech: Path, plan: GpuPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One call trains both, judges and ends; the next finds nothing to do but to judge."""
+    run = tmp_path / "run"
+    monkeypatch.setattr("everface.train.data.clips.MIN_TRAINING_CLIPS", 1)
+    small = replace(plan, clips=6, vae=replace(plan.vae, least_clips=2), stage1=replace(plan.stage1, iterations=1))
+    for _ in range(2):
+        work(run, tmp_path / "no assets are needed", speech, frames, small, "cpu", 1, 10.0)
+        report = json.loads((run / "report.json").read_text())
+        assert {"vae_psnr", "gate", "open_corr", "block_flicker"} <= report["mean"].keys() and len(report["people"]) == 2
+        assert (run / "sheet.jpg").exists() and share_done(run / "dit", small.stage1) == 1
+    again = train_stage1(run / "dit", run / "clips", small.stage1, small.model.dit)
+    assert again.exists() and (run / "model" / "config.json").exists()
