@@ -65,7 +65,7 @@ class LiveSession:
         self._resampler: StreamResampler | None = None
         self._feed = ModelFeed(session)
         self._jitter_s, self._cheaper = jitter_s, tuple(cheaper) or ({},)
-        self._ladder = Ladder(len(self._cheaper) + len(FACTORS))
+        self._ladder = Ladder(len(self._cheaper) + len(FACTORS), self._format.fps)
         self._level_from = 0  # position from which frames are made at the present level
         self._form: tuple[np.dtype, int] = (np.dtype(np.int16), 1)  # of the present segment: dtype and channels
         self._pad = False  # complete the last block with silence when all of it is pushed
