@@ -85,7 +85,7 @@ def test_rows_at_the_release_s_positions_are_its_rows() -> None:
     """Live rows stand at their proper times; the release stretches a clip's end points onto each other, 40 ms over 5 s."""
     conv_TC = torch.randn(124, 12, generator=torch.Generator().manual_seed(4))
     stretched = torch.arange(41, dtype=torch.float64) * 123 / 40
-    assert torch.allclose(read_rows(conv_TC, stretched), resample_ends(conv_TC, 41), atol=1e-5)
+    assert torch.allclose(read_rows(conv_TC, stretched), resample_ends(conv_TC, 41), atol=1e-4)
     assert stretched[-1] == 123 and 40 * 1000 / 320 == 125
 
 

@@ -12,7 +12,7 @@ import torch
 from everface.core.config import LiveTalkModelConfig
 from everface.models.live_talk.names import AUDIO, REFERENCE, STEPS, TEXT
 from everface.networks.text import Prompter
-from everface.networks.transformer.live_talk import LiveTalkAudio, pad_first
+from everface.networks.transformer.live_talk import FRAMES_PER_LATENT, LiveTalkAudio, pad_first
 from everface.networks.transformer.schedule import splitmix64
 from everface.networks.video.vae import VAE
 from everface.runtime.messages import Tensors
@@ -44,7 +44,7 @@ class Conditioner:
         """Audio vectors [A, F, D] of a block of so many video frames, from its window of samples. The first block of a stream lacks three,
         which its first stands for."""
         features_TC = self.front_end.features(pcm_S, frames)
-        whole = frames % self.config.dit.block_frames == 0
+        whole = frames % FRAMES_PER_LATENT == 0
         return {AUDIO: self.audio.audio_vectors(features_TC if whole else pad_first(features_TC))}
 
 
