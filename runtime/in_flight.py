@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from everface.runtime.messages import Block, Cancelled, Failure, Tensors
-from everface.runtime.model import SessionModel, Window
+from everface.runtime.model import BlockFormat, SessionModel, Window
 
 
 @dataclass(eq=False)
@@ -45,16 +45,16 @@ class InFlight:
     For the scheduler's thread only.
     """
 
-    def __init__(self, history: int, first_history: int = 0) -> None:
+    def __init__(self, format: BlockFormat) -> None:
         self.waiting: deque[PreparedBlock] = deque()
         self.sent: deque[SentBlock] = deque()
-        self.history: deque[PreparedBlock] = deque(maxlen=history)
+        self.history: deque[PreparedBlock] = deque(maxlen=format.history)
         self.first: list[PreparedBlock] = []  # delivered blocks of the beginning, which stay
         self.update: Tensors = {}  # in force for blocks that are first sent from now on; {} is the initial state
         self.recomputed = 0  # blocks that the last resend put back, those in flight and delivered ones
         self.openings = 0  # times that the stages lost the session
         self._initial = self.update
-        self._most_first = first_history
+        self.format = format
         self._stages_have: Tensors | None = self.update  # after all that is in flight; None: not known
         self._revision = 0  # grows with interruptions and resends
         self._next = 0
@@ -95,7 +95,7 @@ class InFlight:
 
     def delivered(self, block: PreparedBlock) -> None:
         block.delivered = True
-        if len(self.first) < self._most_first:
+        if len(self.first) < self.format.first_history:
             self.first.append(block)
         else:
             self.history.append(block)
@@ -104,6 +104,8 @@ class InFlight:
         """An interruption: nothing that waits or is in flight is wanted. Returns the new revision."""
         self._revision += 1
         self.waiting.clear()
+        if self.format.first_frames is not None:
+            self._next = max(self._next, 1)  # only the first turn begins with a block of another length: callers can count on it
         if any(sent.carries_update and not sent.stale for sent in self.sent):
             self._stages_have = None  # where its block is dropped half-way, the stages behind have not seen it
         for sent in self.sent:

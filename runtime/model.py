@@ -59,7 +59,7 @@ class BlockFormat:
     """The sizes of a block of video and of the audio window that conditions it."""
 
     frames: int = 12
-    first_frames: int | None = None  # of block 0, where it differs
+    first_frames: int | None = None  # of block 0, where it differs; after an interruption no block has this number again
     samples_per_frame: int = 640  # audio samples a video frame: sample_rate / frames per second
     sample_rate: int = 16_000  # Hz
     lookback_samples: int = 0  # audio before the block that its window includes

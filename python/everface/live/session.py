@@ -250,7 +250,7 @@ class LiveSession:
 
     def _flush(self) -> None:
         """Push what waits, but at a pace no more than is soon shown: what waits can still be made at another level, or be interrupted."""
-        ahead_s = self._lead_s() + max(self._jitter_s, 2 * self._format.block_s)
+        ahead_s = self._lead_s() + max(self._jitter_s, 2 * self._format.block_s) + self._format.lookahead_samples / self._format.sample_rate
         self._feed.push(self._next_pts + int(ahead_s * self._format.sample_rate) if self._paced else None)
 
     def _lead_s(self) -> float:
