@@ -177,5 +177,5 @@ def test_a_license_that_forbids_something_is_named_before_anything_is_fetched(
     assert asked == ["GAIR/LiveTalk-1.3B-V0.1", "Wan-AI/Wan2.1-T2V-1.3B", "facebook/wav2vec2-base-960h"]
     assert [path.name for _, path in fetched] == ["lt", "lt", layout.LIVE_TALK_AUDIO]
     assert layout.detect_layout(tmp_path / "lt").kind == "livetalk"
-    with pytest.raises(BadInput, match="choose one of live-avatar, livetalk-1.3b"):
+    with pytest.raises(BadInput, match=r"choose one of live-avatar, livetalk-1\.3b"):
         pull.pull(tmp_path, "another")

@@ -9,7 +9,17 @@ from typing import NoReturn
 
 from everface import __version__
 from everface.cli import commands
-from everface.cli.flags import MISSING, RELEASED, add_deployment_flags, add_model_flags, count, deployment, path_or_standard, pcm, size
+from everface.cli.flags import (
+    MISSING,
+    RELEASED,
+    add_deployment_flags,
+    add_model_flags,
+    count,
+    deployment,
+    path_or_standard,
+    pcm,
+    size,
+)
 from everface.cli.serve import add_serve
 from everface.core.config import COMPATS, SAMPLERS, Deployment, StreamConfig
 from everface.genbench.command_line import add_genbench
