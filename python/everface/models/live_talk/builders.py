@@ -10,7 +10,7 @@ from everface.core.config import Deployment
 from everface.core.errors import BadWeights
 from everface.core.json_file import read_json
 from everface.models.live_avatar.builders import build_image_encoder, build_prompter, check_dtype, load_backbone, select_attention
-from everface.models.live_talk.conditions import Conditioner
+from everface.models.live_talk.conditions import LiveTalkConditioner
 from everface.models.live_talk.names import LOOKAHEAD_FRAMES, LOOKBACK_FRAMES, SAMPLES_PER_FRAME
 from everface.networks.transformer.live_talk import LiveTalkAudio, LiveTalkDiT
 from everface.weights.load import load_into, open_checkpoint
@@ -28,7 +28,7 @@ def build_dit(weights: Path, deployment: Deployment) -> LiveTalkDiT:
     return dit
 
 
-def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) -> Conditioner:
+def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) -> LiveTalkConditioner:
     """What the session's process needs: VAE encoder, audio front end and projections, prompt encoder. Float32."""
     from everface.networks.audio.wav2vec import build_wav2vec2  # transformers takes seconds to import
     from everface.networks.audio.wav2vec_frames import FrameRateWav2Vec2
@@ -48,4 +48,4 @@ def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) 
             f"{config.dit.audio_channels}: the parts of {weights} do not belong together"
         )
     prompter = build_prompter(checkpoint, config.text, config.dit)
-    return Conditioner(config, vae, audio.eval().requires_grad_(False), front_end, prompter, on)
+    return LiveTalkConditioner(config, vae, audio.eval().requires_grad_(False), front_end, prompter, on)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # it imports transformers, which takes seconds
     from everface.networks.audio.wav2vec_frames import FrameRateWav2Vec2
 
 
-class Conditioner:
+class LiveTalkConditioner:
     """Turns an image, a prompt and audio into tensors that ride with the blocks. The VAE's encoder is on `device`, the rest on the CPU."""
 
     def __init__(

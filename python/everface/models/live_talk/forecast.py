@@ -87,7 +87,7 @@ def forecast_table(
 
 
 @dataclass(frozen=True)
-class DeviceMemory:
+class LiveTalkMemory:
     """Bytes of device memory: `everface.runtime.planning.planner.Memory`. What has no session in its name is taken once."""
 
     process: int
@@ -110,14 +110,14 @@ class DeviceMemory:
         return parts
 
 
-def device_memory(size: tuple[int, int], dtype: str) -> DeviceMemory:
+def device_memory(size: tuple[int, int], dtype: str) -> LiveTalkMemory:
     """Of the released model. `dtype`: bf16, fp8 or fp8-attention."""
     config = LiveTalkModelConfig()
     cfg, (h, w) = config.dit, (size[0] // LATENT_STRIDE[1], size[1] // LATENT_STRIDE[2])
     decoder, stream = sizes.decoder_sizes(config.vae, h, w)
     tokens, linear = block_tokens(cfg, size), cfg.num_layers * (6 * cfg.dim**2 + 2 * cfg.dim * cfg.ffn_dim)
     cache = 2 * cfg.num_layers * cfg.window_blocks * tokens * cfg.dim
-    return DeviceMemory(
+    return LiveTalkMemory(
         process=GIB,
         weights=2 * parameters(cfg) - (0 if dtype == "bf16" else linear),
         work=4 * tokens * (cfg.ffn_dim + 8 * cfg.dim),

@@ -34,7 +34,7 @@ SETTLE = STEPS  # the key of the forward at t = 0, after those of the steps
 
 
 @dataclass(eq=False)
-class SlotState:
+class LiveTalkSlot:
     """What lives as long as a slot of the pool and serves one session after another: constants, and the captured forwards."""
 
     rope: Rope
@@ -43,10 +43,10 @@ class SlotState:
 
 
 @dataclass
-class SessionState:
+class LiveTalkState:
     """One session. Places go by the blocks that this role has run for it, so an interruption leaves no gap in the cache."""
 
-    slot_state: SlotState
+    slot_state: LiveTalkSlot
     latent: torch.Tensor  # of the reference, [16, 1, h, w]
     reference_2PD: torch.Tensor  # its part of the patch embedding
     run: int = 0
@@ -59,7 +59,7 @@ class DenoiseRole:
     def __init__(self, dit: LiveTalkDiT, deployment: Deployment) -> None:
         self.dit = dit
         self.device, self.dtype = torch.device(deployment.device), dtype_of(deployment)
-        self.sessions: dict[int, SessionState] = {}
+        self.sessions: dict[int, LiveTalkState] = {}
         self.pool, self.graph_pool = CachePool(self.device, deployment.sessions), GraphPool(self.device)
         self.schedule = RenoiseSchedule.of_steps(STEPS)
         with torch.inference_mode():
@@ -75,7 +75,7 @@ class DenoiseRole:
                 if used:  # a kernel's tile may reach beyond what is written, where its weight is 0: NaN of a failed session would survive that
                     for kept in slot.roles[DENOISE].values():
                         kept.zero_()
-                state = SessionState(self.slot_state(slot, latent), latent, self.dit.embed_reference(latent))
+                state = LiveTalkState(self.slot_state(slot, latent), latent, self.dit.embed_reference(latent))
                 self.sessions[opening.session] = state
                 self.set_text(state, opening.tensors[TEXT])
         except torch.OutOfMemoryError:
@@ -117,11 +117,11 @@ class DenoiseRole:
         kept = {name: block.condition[name] for name in (REFERENCE,) if name in block.condition}
         return replace(block, x=x, condition=kept | noted(block, finite))
 
-    def begun(self, state: SessionState, x: torch.Tensor, run: int) -> torch.Tensor:
+    def begun(self, state: LiveTalkState, x: torch.Tensor, run: int) -> torch.Tensor:
         """x, of a stream's first block with the reference as its first frame."""
         return x if run else torch.cat((state.latent, x[:, 1:]), dim=1)
 
-    def follow(self, state: SessionState, brought: Tensors) -> None:
+    def follow(self, state: LiveTalkState, brought: Tensors) -> None:
         """Take over another prompt; with another image the stream begins again."""
         if TEXT in brought:
             self.set_text(state, brought[TEXT])
@@ -129,7 +129,7 @@ class DenoiseRole:
             state.latent, state.run = self.onto(brought[REFERENCE]), 0
             state.reference_2PD = self.dit.embed_reference(state.latent)
 
-    def set_text(self, state: SessionState, text_LC: torch.Tensor) -> None:
+    def set_text(self, state: LiveTalkState, text_LC: torch.Tensor) -> None:
         """Fill the text's keys and values in place, a layer at a time."""
         for layer, kv in enumerate(self.dit.text_layers(self.dit.embed_text(self.onto(text_LC)))):
             for kept, new in zip(state.slot_state.text[layer], self.dit.stream_text_layer(layer, kv), strict=True):
@@ -139,9 +139,9 @@ class DenoiseRole:
         layers, slots, heads, width = cache_size(self.dit.cfg, h, w)
         return KVLayout(layers, slots, 0, self.dit.cfg.text_len, heads, width, self.dtype, self.dit.quantized_dtype, kind=(h, w))
 
-    def slot_state(self, slot: CacheSlot, latent: torch.Tensor) -> SlotState:
+    def slot_state(self, slot: CacheSlot, latent: torch.Tensor) -> LiveTalkSlot:
         """That of the slot, made when the slot is new."""
-        if not isinstance(slot.attached.get("state"), SlotState):
+        if not isinstance(slot.attached.get("state"), LiveTalkSlot):
             dit, cfg, device = self.dit, self.dit.cfg, self.device
             rope, cache = dit.rope(dit.grid(latent)), (slot.roles[DENOISE]["k"], slot.roles[DENOISE]["v"])
             pairs = zip(slot.shared["text_k"], slot.shared["text_v"], strict=True)
@@ -155,9 +155,9 @@ class DenoiseRole:
                 "audio": x.new_zeros(len(cfg.audio_layers), cfg.block_frames, cfg.dim),
                 **{name: torch.zeros((), dtype=torch.int64, device=device) for name in ("first", "start")},
             }
-            slot.attached["state"] = SlotState(rope, text, CapturedGraph(self.forward_of(text, cache, rope), slots, self.graph_pool))
+            slot.attached["state"] = LiveTalkSlot(rope, text, CapturedGraph(self.forward_of(text, cache, rope), slots, self.graph_pool))
         state = slot.attached["state"]
-        assert isinstance(state, SlotState)
+        assert isinstance(state, LiveTalkSlot)
         return state
 
     def forward_of(self, text: list[TextKV], cache: KV, rope: Rope) -> Any:
