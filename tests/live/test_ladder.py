@@ -206,7 +206,7 @@ class Recorder:
     """Stands for a session of the runtime: keeps what the model would get."""
 
     def __init__(self, room: int = 10**6) -> None:
-        self.format, self.accepted, self.audio_S, self._room = toy.ToySession().format, 0, torch.zeros(0), room
+        self.format, self.turn, self.accepted, self.audio_S, self._room = toy.ToySession().format, 0, 0, torch.zeros(0), room
 
     def room(self) -> int:
         return self._room
