@@ -14,6 +14,7 @@ START_S = 20.0  # of it, to ask which GPU is there
 SOAK_S = 20.0  # seconds that a session streams, unless --soak says otherwise
 ATTENTIONS = ("auto", "cudnn", "triton", "gluon", "triton-e4m3", "gluon-e4m3", "flash", "flash-attn", "xformers")
 
+LIVE_TALK = "bench/step/bench_live_talk.py"
 STEP, SESSION, ATTENTION = "bench/step/bench_step.py", "bench/stream/bench_gpu_session.py", "bench/kernels/bench_attention.py"
 LINEAR, FUSED, VIDEO = (f"bench/kernels/bench_{name}.py" for name in ("linear", "fused", "video"))
 GLUON_TESTS = "tests/kernels/attention/test_block_causal_hopper.py"
@@ -63,6 +64,7 @@ PARTS: dict[str, Part] = {
     "baseline": Part(60, (STEP, "-k", "reference"), "auto"),
     "variants": Part(75, (STEP, "-k", "variant"), "auto"),
     "compiled": Part(100, (STEP, ATTENTION, FUSED, VIDEO, "-k", "compile"), "auto"),
+    "livetalk": Part(75, (LIVE_TALK,), "auto"),
     "channel": Part(90, ("bench/stream/bench_channel.py",)),
 } | {part: made for name in ATTENTIONS[1:] for part, made in _by_attention(name).items()}
 

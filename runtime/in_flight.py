@@ -1,7 +1,7 @@
-"""The blocks of a session that were prepared, sent or delivered lately: enough to send them again when the stages lost their state.
+"""The blocks of a session that were prepared, sent or delivered lately, or first: enough to send them again when the stages lost their state.
 
 The stages hold of a session its caches, and the latest state update. None of it is copied off the devices. After a loss the last
-delivered blocks are run once more, their frames thrown away, to restore the caches, and then whatever was never delivered.
+delivered blocks, and the first if the model wants them, are run once more, their frames thrown away, to restore the caches, and then whatever was never delivered.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from everface.runtime.messages import Block, Cancelled, Failure, Tensors
-from everface.runtime.model import SessionModel, Window
+from everface.runtime.model import BlockFormat, SessionModel, Window
 
 
 @dataclass(eq=False)
@@ -45,14 +45,16 @@ class InFlight:
     For the scheduler's thread only.
     """
 
-    def __init__(self, history: int) -> None:
+    def __init__(self, format: BlockFormat) -> None:
         self.waiting: deque[PreparedBlock] = deque()
         self.sent: deque[SentBlock] = deque()
-        self.history: deque[PreparedBlock] = deque(maxlen=history)
+        self.history: deque[PreparedBlock] = deque(maxlen=format.history)
+        self.first: list[PreparedBlock] = []  # delivered blocks of the beginning, which stay
         self.update: Tensors = {}  # in force for blocks that are first sent from now on; {} is the initial state
         self.recomputed = 0  # blocks that the last resend put back, those in flight and delivered ones
         self.openings = 0  # times that the stages lost the session
         self._initial = self.update
+        self.format = format
         self._stages_have: Tensors | None = self.update  # after all that is in flight; None: not known
         self._revision = 0  # grows with interruptions and resends
         self._next = 0
@@ -93,12 +95,17 @@ class InFlight:
 
     def delivered(self, block: PreparedBlock) -> None:
         block.delivered = True
-        self.history.append(block)
+        if len(self.first) < self.format.first_history:
+            self.first.append(block)
+        else:
+            self.history.append(block)
 
     def cancel(self) -> int:
         """An interruption: nothing that waits or is in flight is wanted. Returns the new revision."""
         self._revision += 1
         self.waiting.clear()
+        if self.format.first_frames is not None:
+            self._next = max(self._next, 1)  # only the first turn begins with a block of another length: callers can count on it
         if any(sent.carries_update and not sent.stale for sent in self.sent):
             self._stages_have = None  # where its block is dropped half-way, the stages behind have not seen it
         for sent in self.sent:
@@ -110,7 +117,7 @@ class InFlight:
         self._revision += 1
         self.openings += 1
         flown = [*([failed] if failed else []), *self.sent]
-        again = [*self.history, *(sent.block for sent in flown if not sent.stale and not sent.block.delivered)]
+        again = [*self.first, *self.history, *(sent.block for sent in flown if not sent.stale and not sent.block.delivered)]
         self.recomputed = len(again)
         self.waiting = deque([*again, *(block for block in self.waiting if block not in again and not block.delivered)])
         for sent in self.sent:
@@ -121,4 +128,5 @@ class InFlight:
 
     def clear(self) -> None:
         self.waiting.clear()
+        self.first.clear()
         self.history.clear()

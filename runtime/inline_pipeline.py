@@ -90,6 +90,7 @@ class InlinePipeline(Pipeline):
                     passed = reply_of(result) if last else result
                     if passed is not None:
                         sender.send(passed)
+                    stage.settle()
         except ChannelError:
             pass
         except BaseException as error:

@@ -7,7 +7,7 @@ A pipeline runs every block through the model's roles in order. What a role comp
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -37,6 +37,15 @@ class Role(Protocol):
     def close(self, closing: CloseSession) -> None: ...
 
 
+@runtime_checkable
+class SettlingRole(Role, Protocol):
+    """A role with work that a block's result does not wait for, but the next block does."""
+
+    def settle(self, session: int) -> None:
+        """Called after every `run` of the session, when its result is on its way."""
+        ...
+
+
 class Model(Protocol):
     """What a registered import path names."""
 
@@ -50,17 +59,23 @@ class BlockFormat:
     """The sizes of a block of video and of the audio window that conditions it."""
 
     frames: int = 12
-    first_frames: int | None = None  # of block 0, where it differs
+    first_frames: int | None = None  # of block 0, where it differs; after an interruption no block has this number again
     samples_per_frame: int = 640  # audio samples a video frame: sample_rate / frames per second
     sample_rate: int = 16_000  # Hz
     lookback_samples: int = 0  # audio before the block that its window includes
     lookahead_samples: int = 0  # audio after the block that its window includes
-    history: int = 3  # delivered blocks to run again, when the roles have lost their state, to restore it
+    history: int = 3  # delivered blocks to run again, when the roles have lost their state, to restore it: the last ones
+    first_history: int = 0  # and before them the first ones of the session
 
     def samples(self, index: int) -> int:
         """Audio samples of block `index`."""
         frames = self.frames if index or self.first_frames is None else self.first_frames
         return frames * self.samples_per_frame
+
+    @property
+    def fps(self) -> int:
+        """Video frames per second."""
+        return self.sample_rate // self.samples_per_frame
 
     @property
     def block_s(self) -> float:

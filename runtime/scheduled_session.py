@@ -26,7 +26,7 @@ class ScheduledSession:
         self.due_s = due_s
         self.requested = False  # the stages were asked to open it
         self.closing = False  # and to close it
-        self.in_flight = InFlight(model.format.history)
+        self.in_flight = InFlight(model.format)
         self._turn = 0  # the turn whose blocks are wanted, as the stages know it
         self._job: tuple[PreparedBlock, Future[Tensors]] | None = None  # conditions that are being computed
         self._down_s: float | None = None  # since when frames stopped

@@ -12,7 +12,7 @@ import torch
 
 from everface.core.log import log
 from everface.runtime.messages import Block, Cancel, Cancelled, CloseSession, Failure, Message, OpenSession
-from everface.runtime.model import Role
+from everface.runtime.model import Role, SettlingRole
 
 
 class Stage:
@@ -20,6 +20,8 @@ class Stage:
 
     def __init__(self, roles: Mapping[str, Role]):
         self.roles = dict(roles)
+        self._settling = [(name, role) for name, role in self.roles.items() if isinstance(role, SettlingRole)]
+        self._unsettled: int | None = None  # the session of the block that was run last
         self._newest: dict[int, int] = {}  # session -> newest revision known
         self._next: dict[int, int] = {}  # open session -> lowest block index that may still come
 
@@ -41,8 +43,28 @@ class Stage:
                 self.on_cancel(message)
             return message
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether `settle` has something to do."""
+        return self._unsettled is not None
+
+    def settle(self) -> None:
+        """The work that the block of the last `run` left behind; called when its result was sent."""
+        session, self._unsettled = self._unsettled, None
+        if session is None or session not in self._next:
+            return
+        for name, role in self._settling:
+            try:
+                with torch.no_grad():
+                    role.settle(session)
+            except Exception as error:  # the next block finds the session closed, and it is opened again
+                log.warning("after a block of session %d, %s failed: %s", session, name, _reason(error))
+                self._close(session)
+                return
+
     def reset(self) -> None:
         """Forget every session, keep the roles: the pipeline is being connected again and sessions will be opened again."""
+        self._unsettled = None
         for session in list(self._next):
             self._close(session)
         self._newest.clear()
@@ -78,6 +100,7 @@ class Stage:
         if block.index < expected:
             raise RuntimeError(f"block {block.index} of session {block.session} came after block {expected - 1}")
         self._next[block.session] = block.index + 1
+        self._unsettled = block.session if self._settling else None
         at = 0
         try:
             for role in self.roles.values():

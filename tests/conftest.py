@@ -19,7 +19,7 @@ import pytest
 
 torch.set_num_threads(1)
 
-pytest_plugins = ["tests.small_model"]
+pytest_plugins = ["tests.small_model", "tests.small_live_talk"]
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+from everface.media.video import probe_video
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,3 +24,13 @@ def test_talk_turns_audio_into_frames() -> None:
     frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, 128, 128, 3)
     assert len(frames) == 33  # ceil(1.3 s * 25)
     assert frames.std() > 20
+
+
+def test_livetalk_writes_a_video_at_its_rate(
+    small_live_talk: Path, face: Path, voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "talk.mp4"
+    monkeypatch.setattr(sys, "argv", ["livetalk.py", *map(str, (face, voice, out, small_live_talk))])
+    runpy.run_path(str(ROOT / "examples" / "livetalk.py"), run_name="__main__")
+    assert (probe_video(out).frames, probe_video(out).fps) == (34, 16) and "34 frames at 16" in capsys.readouterr().out
+    assert len((ROOT / "examples" / "livetalk.py").read_text().splitlines()) < 40

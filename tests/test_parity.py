@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from everface.cli import main
 from everface.parity.golden import Golden
+from everface.parity.live_talk import LIVE_TALK
 from everface.parity.report import Check, distance
 from everface.parity.suite import CASES
 
@@ -42,10 +43,19 @@ def test_this_build_passes_every_case(golden: Path, capsys: pytest.CaptureFixtur
     assert report["ok"] > 150 and report["MISS"] == 0
     assert report["ok"] == sum(line["error"] <= line["tolerance"] for line in lines if line["error"] is not None)
     compared = {line["case"] for line in lines if line["status"] == "ok"}
-    assert {case for case in CASES if any(stem.startswith(case) for stem in compared)} == set(CASES)
+    own = {case for case in CASES if not case.startswith("lt_")}
+    assert {case for case in own if any(stem.startswith(case) for stem in compared)} == own
     assert {line["tensor"] for line in lines if line["status"] == "unused"} <= {"cond_k"}  # one size has no rotated keys
     videos = {(line["case"], line["tensor"]) for line in lines if line["tensor"].startswith("video") and line["status"] == "ok"}
     assert {case for case, _ in videos} == {"dit_stream_seq", "dit_stream_tpp"}
+
+
+def test_this_build_passes_every_case_of_livetalk(golden: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, report = parity(capsys, golden / "livetalk")
+    assert code == 0, [line for line in report["lines"] if line["status"] == "MISS"]
+    assert report["ok"] > 80 and report["MISS"] == report["absent"] == report["unused"] == 0
+    compared = {line["case"] for line in report["lines"]}
+    assert {case for case in LIVE_TALK if any(stem.startswith(case) for stem in compared)} == set(LIVE_TALK)
 
 
 def test_one_wrong_number_is_named(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

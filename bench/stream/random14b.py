@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
+from everface.core.config import Deployment, DiTConfig, ModelConfig, TransformerConfig, VAEConfig
 from everface.models.live_avatar.builders import decoder_dtype, dtype_of, select_attention
 from everface.models.live_avatar.names import DECODE
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
 from everface.models.live_avatar.sink import SinkSession
+from everface.networks.transformer.backbone import Backbone
 from everface.networks.transformer.dit import DiT
 from everface.networks.transformer.schedule import Schedule
 from everface.networks.video.vae import VAE
@@ -40,7 +41,7 @@ MOTION_LATENTS = 19  # of the motion history
 
 
 @torch.no_grad()
-def draw(module: nn.Module, prefix: str, cfg: DiTConfig) -> None:
+def draw(module: nn.Module, prefix: str, cfg: TransformerConfig) -> None:
     """The weights of a module, drawn where they are. `prefix`: of its names in the model."""
     for suffix, p in module.named_parameters():
         name = prefix + suffix
@@ -60,20 +61,26 @@ def random_dit(cfg: DiTConfig, device: torch.device | str, dtype: torch.dtype = 
     beside the 8-bit weights only one block is there in 16 bits."""
     with torch.device("meta"):
         dit = DiT(cfg).to(dtype)
+    draw_all(dit, device, quantized)
+    quantize_audio(dit.audio_injector, quantized)
+    return dit.fuse()
+
+
+@torch.no_grad()
+def draw_all(dit: Backbone, device: torch.device | str, quantized: str = "") -> None:
+    """Weights for a model on the meta device."""
     dit.eval().requires_grad_(False)
     for module in dit.children():
         if module is not dit.blocks:
             module.to_empty(device=device)
     for name, module in dit.named_children():  # in the order of the model: the embedding of time, which scales come from, before the blocks
         if module is not dit.blocks:
-            draw(module, f"{name}.", cfg)
+            draw(module, f"{name}.", dit.cfg)
             continue
         for i, block in enumerate(dit.transformer_blocks()):
-            draw(block.to_empty(device=device), f"blocks.{i}.", cfg)
+            draw(block.to_empty(device=device), f"blocks.{i}.", dit.cfg)
             block.self_attn.fuse()
             quantize_block(block, quantized, dit)
-    quantize_audio(dit.audio_injector, quantized)
-    return dit.fuse()
 
 
 @torch.no_grad()

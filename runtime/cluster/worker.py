@@ -126,6 +126,10 @@ class Worker:
                     connections.sender.send(reply)
             elif not isinstance(result, Cancel):
                 connections.sender.send(result)
+            if stage.unsettled:
+                self._control.send(WorkStarted("what a block has left", 0, -1))
+                stage.settle()
+                self._control.send(WorkFinished())
 
     def _abort_connections(self, reason: str) -> None:
         connections = self._connections

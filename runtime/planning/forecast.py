@@ -23,7 +23,7 @@ from everface.runtime.transport.base import SLOTS
 class Times:
     """Mean times of a block in milliseconds: each role, one transfer between devices, preparation in the session's process.
 
-    `jitter` is their coefficient of variation. `format` and `waits` describe the model: block `waits[n]` must have come back before
+    `rest_ms`: what a role does after its device has sent the block on. `jitter` is their coefficient of variation. `format` and `waits` describe the model: block `waits[n]` must have come back before
     block n is sent.
     """
 
@@ -33,6 +33,7 @@ class Times:
     jitter: float = 0.0
     format: BlockFormat = field(default_factory=BlockFormat)
     waits: Mapping[int, int] = field(default_factory=dict[int, int])
+    rest_ms: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def __post_init__(self) -> None:
         if min(self.role_ms.values()) <= 0 or min(self.transfer_ms, self.prepare_ms, self.jitter) < 0:
@@ -45,6 +46,9 @@ class Times:
 
     def device_ms(self, roles: Sequence[str]) -> float:
         return sum(self.role_ms[role] for role in roles)
+
+    def device_rest_ms(self, roles: Sequence[str]) -> float:
+        return sum(self.rest_ms.get(role, 0.0) for role in roles)
 
     def draw(self, mean_ms: float, rng: random.Random) -> float:
         """One time from a gamma distribution, or the mean itself without jitter."""
@@ -90,6 +94,7 @@ def simulate(
     rng = random.Random(seed)
     devices, depth = len(placement.devices), len(placement.devices) + (not placement.inline)
     work = [times.device_ms(roles) for roles in placement.devices]
+    rest = [times.device_rest_ms(roles) for roles in placement.devices]
     streams = [_Stream() for _ in range(sessions)]
     starts: list[list[float]] = []  # [block in order of sending][device]
     ends: list[list[float]] = []  # when its work there was done
@@ -119,8 +124,9 @@ def simulate(
             start.append(begin)
             done.append(end)
             # A send waits for a slot: the block before the last one must have been received by the next device.
-            frees[d] = max(end, starts[n - SLOTS][d + 1]) if d + 1 < devices and n >= SLOTS else end
-            at = frees[d]
+            at = max(end, starts[n - SLOTS][d + 1]) if d + 1 < devices and n >= SLOTS else end
+            after = times.draw(rest[d], rng)
+            frees[d], busy_ms[d] = at + after, busy_ms[d] + after
         starts.append(start)
         ends.append(done)
         leaves.append(at + (times.transfer_ms if devices > 1 else 0.0))

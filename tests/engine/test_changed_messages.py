@@ -77,7 +77,7 @@ def run_one(scheduler: Scheduler, opened: list[LiveSession], seed: int) -> None:
         return live, (8, 8)
 
     ours, theirs = socket.socketpair()
-    serving = threading.Thread(target=Connection(theirs, open_session).run)
+    serving = threading.Thread(target=Connection(theirs, open_session, 25).run)
     serving.start()
     ours.setblocking(False)
     try:

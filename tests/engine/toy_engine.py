@@ -40,7 +40,7 @@ def main() -> None:
         live = LiveSession(session, idle=request.idle, paced=request.paced, playback_hz=request.playback_hz, outbox_s=outbox_s)
         return live, (8, 8)
 
-    engine = Engine(open_session)
+    engine = Engine(open_session, 25)
     signal.signal(signal.SIGTERM, stop)
     try:
         if args.socket:

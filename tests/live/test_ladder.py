@@ -34,7 +34,7 @@ class Machine:
     """Frames of a cadence on virtual time. At level n it keeps up if its speed is at least `needs[n]`."""
 
     def __init__(self, *needs: float) -> None:
-        self.needs, self.now_s, self.ladder = needs, 0.0, Ladder(len(needs))
+        self.needs, self.now_s, self.ladder = needs, 0.0, Ladder(len(needs), 25)
         self.moves: list[tuple[float, int]] = []
 
     def run(self, seconds: float, speed: float) -> int:
@@ -81,7 +81,7 @@ def test_a_short_stall_changes_nothing() -> None:
 
 
 def test_frames_made_before_the_change_are_not_held_against_it() -> None:
-    ladder = Ladder(3)
+    ladder = Ladder(3, 25)
     for frame in range(100):
         ladder.observe(frame * FRAME_S, True, settled=False)
     assert ladder.level == 0
@@ -206,7 +206,7 @@ class Recorder:
     """Stands for a session of the runtime: keeps what the model would get."""
 
     def __init__(self, room: int = 10**6) -> None:
-        self.format, self.accepted, self.audio_S, self._room = toy.ToySession().format, 0, torch.zeros(0), room
+        self.format, self.turn, self.accepted, self.audio_S, self._room = toy.ToySession().format, 0, 0, torch.zeros(0), room
 
     def room(self) -> int:
         return self._room

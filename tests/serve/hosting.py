@@ -29,7 +29,7 @@ class ToyBackend:
     """Live sessions over a toy model in this process."""
 
     def __init__(self) -> None:
-        self.state, self.failure, self.in_flight = "ready", None, 0
+        self.state, self.failure, self.in_flight, self.fps = "ready", None, 0, 25
         self._scheduler = Scheduler(start_pipeline(place(toy.roles_of(2), "inline"), toy.MODEL, toy.SPEC, Deployment()), 16)
         self.opened: list[LiveSession] = []
 

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(("rate_hz", "channels"), [(16_000, 1), (44_100, 2), (11_025, 1)])
 def test_the_mp4_has_no_hole_and_no_frame_without_a_length(rate_hz: int, channels: int) -> None:
-    encoder, pieces = Mp4Encoder(rate_hz, channels), []
+    encoder, pieces = Mp4Encoder(rate_hz, channels, 25), []
     assert encoder.open(128, 192).startswith('video/mp4; codecs="avc1.64')
     for n in range(60):
         image = np.full((128, 192, 3), n * 4, np.uint8)

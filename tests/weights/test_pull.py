@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 
-from everface.core.errors import BadWeights, Unavailable
+from everface.cli import main
+from everface.core.errors import BadInput, BadWeights, Unavailable
 from everface.weights import layout, pull
 from everface.weights.load import open_checkpoint
 
@@ -140,3 +141,41 @@ def test_offline_for_real(tmp_path: Path, refusal) -> None:
         )
         assert done.returncode == 3, done.stderr
         refusal(Unavailable(done.stdout.strip()), REPOS[0], "HF_HUB_OFFLINE", named)
+
+
+def test_a_license_that_forbids_something_is_named_before_anything_is_fetched(
+    tmp_path: Path, refusal, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    fetched: list[tuple[str, Path]] = []
+
+    def info(api: object, repo: str, **_: object) -> huggingface_hub.ModelInfo:
+        asked.append(repo)
+        names = ["model.safetensors", "config.json", layout.VAE, layout.TEXT, f"{layout.TOKENIZER}/tokenizer.json", "README.md"]
+        siblings = [{"rfilename": name, "size": 1, "lfs": None} for name in names]
+        return huggingface_hub.ModelInfo(id=repo, sha="c" * 40, siblings=siblings, tags=[])
+
+    def fetch(repo: str, local_dir: Path, allow_patterns: list[str], **_: object) -> None:
+        fetched.append((repo, local_dir))
+        for name in allow_patterns:
+            path = local_dir / name.replace("*", "tokenizer.json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", info)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    assert main(["pull", "livetalk-1.3b", "--dir", str(tmp_path / "lt")]) == 2  # stdin of a test is no terminal
+    said = capsys.readouterr().err
+    assert "CC BY-NC-SA 4.0" in said and "forbids commercial use" in said and "--accept-license" in said and said.count("\n") == 1
+    assert asked == fetched == [] and not (tmp_path / "lt").exists()
+    questions: list[str] = []
+    with pytest.raises(BadInput) as caught:
+        pull.pull(tmp_path / "lt", "livetalk-1.3b", lambda what: bool(questions.append(what)))
+    refusal(caught.value, "--accept-license")
+    assert len(questions) == 1 and asked == []
+    assert main(["pull", "livetalk-1.3b", "--dir", str(tmp_path / "lt"), "--accept-license"]) == 0
+    assert asked == ["GAIR/LiveTalk-1.3B-V0.1", "Wan-AI/Wan2.1-T2V-1.3B", "facebook/wav2vec2-base-960h"]
+    assert [path.name for _, path in fetched] == ["lt", "lt", layout.LIVE_TALK_AUDIO]
+    assert layout.detect_layout(tmp_path / "lt").kind == "livetalk"
+    with pytest.raises(BadInput, match=r"choose one of live-avatar, livetalk-1\.3b"):
+        pull.pull(tmp_path, "another")

@@ -7,13 +7,13 @@ from typing import Any, Self
 
 import torch
 
-from everface.core.config import FPS, Deployment, StreamConfig
+from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.live.session import LiveSession
-from everface.models import LIVE_AVATAR
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
-from everface.models.live_avatar.model import LiveAvatar
+from everface.models.opened import open_model
+from everface.runtime.model import BlockFormat
 from everface.runtime.planning.placement import place
 from everface.runtime.registry import path_of
 from everface.runtime.scheduler import Scheduler
@@ -35,7 +35,7 @@ class Avatar:
         self.deployment = deployment or Deployment()
         if self.deployment.threads:
             torch.set_num_threads(self.deployment.threads)
-        self.model = LiveAvatar(Path(weights or DEFAULT_WEIGHTS), lora, self.deployment)
+        self.model = open_model(Path(weights or DEFAULT_WEIGHTS), lora, self.deployment)
         self.scheduler: Scheduler | None = None
         self.sampler = ""
 
@@ -48,7 +48,7 @@ class Avatar:
     def open(self, image: Path | str | torch.Tensor, stream: StreamConfig | None = None) -> Session:
         """A session that shows `image` speaking: a file, or float32 [3, H, W] in -1..1 of the right size.
 
-        Push 16 kHz mono float32 audio into it, poll uint8 frames [T, H, W, 3] at 25 fps out of it. Raises BadInput for an image or
+        Push 16 kHz mono float32 audio into it, poll uint8 frames [T, H, W, 3] at `format.fps` out of it. Raises BadInput for an image or
         configuration that cannot be used, Unavailable when there are too many sessions or a stage does not start.
         """
         stream = stream or StreamConfig()
@@ -61,9 +61,12 @@ class Avatar:
         `options`: those of `LiveSession` (idle, paced, playback_hz, outbox_s, jitter_s, cheaper). Raises as `open`.
         """
         stream = stream or StreamConfig()
-        if stream.sampler == "official":  # the ladder's first level for a slow machine
-            options = {"cheaper": ({"sampler": "official"}, {"sampler": "skip-null"}), **options}
-        return LiveSession(self.open(image, stream), **options)
+        return LiveSession(self.open(image, stream), **{"cheaper": self.model.cheaper(stream), **options})
+
+    @property
+    def format(self) -> BlockFormat:
+        """Frame rate, sizes of blocks, and sample rate, the same for every session."""
+        return self.model.format
 
     def fit(self, image: Path, stream: StreamConfig) -> torch.Tensor:
         """Read an image and bring it to the size of the stream: float32 [3, H, W] in -1..1, as `open` takes it. Raises BadInput."""
@@ -73,8 +76,8 @@ class Avatar:
         """Start the stages, once."""
         if self.scheduler is None:
             placement = place(self.model.roles(stream), self.deployment.placement)
-            log.info("placement %s, sampler %s, %d fps", placement, stream.sampler, FPS)
-            pipeline = start_pipeline(placement, path_of(LIVE_AVATAR), self.model.spec(stream), self.deployment)
+            log.info("placement %s, sampler %s, %d fps", placement, stream.sampler, self.format.fps)
+            pipeline = start_pipeline(placement, path_of(self.model.name), self.model.spec(stream), self.deployment)
             self.scheduler, self.sampler = Scheduler(pipeline, self.deployment.sessions), stream.sampler
         elif stream.sampler != self.sampler:
             raise BadInput(f"this avatar runs the {self.sampler} sampler: close it before opening a {stream.sampler} session")

@@ -14,7 +14,7 @@ import torch
 from everface.avatar.avatar import Avatar
 from everface.avatar.bench import cpu_name
 from everface.avatar.demo import AUDIO, IMAGE
-from everface.core.config import FPS, SAMPLE_RATE, Deployment, StreamConfig
+from everface.core.config import SAMPLE_RATE, Deployment, StreamConfig
 from everface.live.events import AudioFrame, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
 from everface.live.session import LiveSession
 from everface.media.audio import read_audio
@@ -97,7 +97,7 @@ def bench_live(
                 session.end_segment()
                 _watch(session, seen, rng.uniform(0.6, 1.8))
         stats = session.stats()
-    gaps = [abs(b - a - 1 / FPS) for a, b in zip(seen.stamps, seen.stamps[1:])]
+    gaps = [abs(b - a - 1 / avatar.format.fps) for a, b in zip(seen.stamps, seen.stamps[1:])]
     ordinary = float(np.percentile(seen.changes, 99)) if seen.changes else float("nan")
     return LiveReport(
         first_frame_ms=first_ms,

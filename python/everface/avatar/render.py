@@ -13,7 +13,7 @@ import psutil
 
 from everface.avatar.avatar import Avatar
 from everface.avatar.sources import AudioFile, open_stdin
-from everface.core.config import FPS, Deployment, StreamConfig
+from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.media.audio_stream import AudioStream
 from everface.media.output import check_output
@@ -24,7 +24,6 @@ from everface.runtime.events import VideoBlock
 from everface.runtime.session import WAIT_S, Session
 
 TAKE_S = 0.01  # for more audio, before finished blocks are looked for
-DROPPED_FRAMES = 3  # upstream's files lack the first three frames of a stream
 
 
 @dataclass(frozen=True)
@@ -97,16 +96,17 @@ def render_on(
     """`render` on a model that is loaded; `source` and `out` stand for the audio and out of `job`."""
     image_3HW = avatar.fit(job.image, job.stream)
     height, width = image_3HW.shape[-2:]
+    fps, dropped = avatar.format.fps, avatar.model.dropped_frames(job.stream)
     source.check()  # before the weights are loaded
     with avatar.open(image_3HW, job.stream) as session:
         info = source.info()  # of a pipe it may be long in coming, so the model is loaded meanwhile
-        total = None if info.duration_s is None else math.ceil(info.duration_s * FPS)
-        writing = VideoWriter(out, height, width, info.rate_hz, info.track_channels, keep_unfinished=job.keep_unfinished)
+        total = None if info.duration_s is None else math.ceil(info.duration_s * fps)
+        writing = VideoWriter(out, height, width, info.rate_hz, info.track_channels, fps=fps, keep_unfinished=job.keep_unfinished)
         with writing as writer:
             loaded = time.perf_counter()
             for blocks in _feed(session, source, writer):
                 for block in blocks:
-                    cut = DROPPED_FRAMES if block.index == 0 and job.stream.compat == "official" else 0
+                    cut = 0 if block.index else dropped
                     writer.write(block.frames_THW3[cut:].cpu().numpy())
                     if progress:
                         progress(writer.frames, total, writer.frames / (time.perf_counter() - loaded))
@@ -114,7 +114,7 @@ def render_on(
     return RenderReport(
         out=str(writing.saved),
         frames=frames,
-        seconds=frames / FPS,
+        seconds=frames / fps,
         width=width,
         height=height,
         render_s=done - loaded,

@@ -6,14 +6,19 @@ import argparse
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from everface import __version__
-from everface.cli.flags import MISSING, deployment
-from everface.cli.report import batch_bar, print_forecasts, print_report, progress_bar
+from everface.cli.flags import LIVE_TALK, MISSING, ask, deployment
+from everface.cli.report import batch_bar, print_forecasts, print_live_talk, print_report, progress_bar
 from everface.core import env
 from everface.core.config import StreamConfig
 from everface.core.errors import BadInput
 from everface.core.standard_streams import print_output
+
+if TYPE_CHECKING:
+    from everface.runtime.planning.forecast import Forecast
+    from everface.runtime.planning.placement import Placement
 
 
 def demo(args: argparse.Namespace) -> None:
@@ -99,7 +104,7 @@ def parity(args: argparse.Namespace) -> int:
 def pull(args: argparse.Namespace) -> None:
     from everface.weights.pull import pull
 
-    folder = pull(args.dir)
+    folder = pull(args.dir, args.model, lambda restriction: args.accept_license or ask(restriction))
     print_output(f"complete and verified; next: everface render IMAGE AUDIO -o OUT --weights {folder}")
 
 
@@ -110,7 +115,34 @@ def convert(args: argparse.Namespace) -> None:
     print_output(f"converted and merged into {env.cache_dir()}; {args.dir} now loads without conversion")
 
 
+def _simulate_live_talk(args: argparse.Namespace) -> None:
+    from everface.models.live_talk import forecast
+    from everface.models.live_talk.names import ROLES
+    from everface.runtime.planning.forecast import simulate
+    from everface.runtime.planning.placement import place
+
+    devices = args.devices or len(ROLES)
+    if args.step_ms is None:
+        print_live_talk(forecast.forecast_table(devices, args.transfer_ms, args.jitter, args.sessions, args.live), args.sessions)
+        return
+    decode_ms = forecast.decode_ms(forecast.CARDS[0], forecast.SIZE) if args.decode_ms is None else args.decode_ms
+    placement, times = place(ROLES, devices), forecast.block_times(args.step_ms, decode_ms, args.transfer_ms, jitter=args.jitter)
+    _print_forecast(placement, simulate(placement, times, sessions=args.sessions, live=args.live))
+
+
+def _print_forecast(placement: Placement, forecast: Forecast) -> None:
+    print(f"{'placement':<15} {' | '.join('+'.join(device) for device in placement.devices)}")
+    for name, value in asdict(forecast).items():
+        values = value if isinstance(value, tuple) else (value,)
+        print(f"{name:<15} {' '.join(f'{v:.3g}' if v < 10 else f'{v:.1f}' for v in values)}")
+
+
 def simulate(args: argparse.Namespace) -> None:
+    if args.model == LIVE_TALK:
+        if args.paper or args.steps != 4:
+            raise BadInput(f"--paper and --steps are of Live Avatar: leave them out with --model {LIVE_TALK}")
+        _simulate_live_talk(args)
+        return
     from everface.models.live_avatar import forecast
     from everface.models.live_avatar.names import role_specs
     from everface.runtime.planning.forecast import simulate
@@ -132,11 +164,7 @@ def simulate(args: argparse.Namespace) -> None:
     placement = place(roles, devices)
     decode_ms = forecast.PAPER_DECODE_MS if args.decode_ms is None else args.decode_ms
     times = forecast.block_times(args.steps, args.step_ms, decode_ms, args.transfer_ms, jitter=args.jitter)
-    report = asdict(simulate(placement, times, sessions=args.sessions, live=args.live))
-    print(f"{'placement':<15} {' | '.join('+'.join(device) for device in placement.devices)}")
-    for name, value in report.items():
-        values = value if isinstance(value, tuple) else (value,)
-        print(f"{name:<15} {' '.join(f'{v:.3g}' if v < 10 else f'{v:.1f}' for v in values)}")
+    _print_forecast(placement, simulate(placement, times, sessions=args.sessions, live=args.live))
 
 
 def doctor(args: argparse.Namespace) -> int:
@@ -146,7 +174,7 @@ def doctor(args: argparse.Namespace) -> int:
         return doctor(__version__)
     from everface.doctor.plan import Question, plan
 
-    names = ("devices", "memory_gib", "step_ms", "decode_ms", "sampler", "dtype", "sessions", "size")
+    names = ("model", "devices", "memory_gib", "step_ms", "decode_ms", "sampler", "dtype", "sessions", "size")
     return plan(Question(**{name: getattr(args, name) for name in names if getattr(args, name) is not None}))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from everface.core import env
 from everface.core.config import ATTENTIONS, DTYPES, SAMPLERS, Deployment, StreamConfig
 
 MISSING: Any = object()  # a path that was not given, since None is a standard stream
+LIVE_TALK = "livetalk-1.3b"
+RELEASED = ("live-avatar", LIVE_TALK)  # models that can be pulled and planned for
 PLACEMENTS = ("inline", "1", "2", "3", "4", "5")
 
 
@@ -40,6 +43,14 @@ def count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above zero")
     return int(text)
+
+
+def ask(statement: str) -> bool:
+    """Whether the user agrees, at a terminal; False without one."""
+    if not sys.stdin or not sys.stdin.isatty() or not sys.stderr.isatty():
+        return False
+    print(f"{statement}. Accept it? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def add_model_flags(p: argparse.ArgumentParser) -> None:

@@ -9,7 +9,17 @@ from typing import NoReturn
 
 from everface import __version__
 from everface.cli import commands
-from everface.cli.flags import MISSING, add_deployment_flags, add_model_flags, count, deployment, path_or_standard, pcm, size
+from everface.cli.flags import (
+    MISSING,
+    RELEASED,
+    add_deployment_flags,
+    add_model_flags,
+    count,
+    deployment,
+    path_or_standard,
+    pcm,
+    size,
+)
 from everface.cli.serve import add_serve
 from everface.core.config import COMPATS, SAMPLERS, Deployment, StreamConfig
 from everface.genbench.command_line import add_genbench
@@ -124,6 +134,7 @@ def _add_simulate(add: Add) -> None:
     example = "simulate --devices 5 --step-ms 122 --decode-ms 69"
     does = "forecast frame rate and first-frame latency, from given times or for every configuration from rates measured on an H200"
     p = add("simulate", commands.simulate, does, example)
+    p.add_argument("--model", choices=RELEASED, default=RELEASED[0], help="what to forecast (%(default)s)")
     p.add_argument("--paper", action="store_true", help="only compare forecasts of the paper's configurations with its figures")
     p.add_argument("--devices", type=count, metavar="N", help="devices, at most one per role, and in a table the most (default: 5)")
     p.add_argument("--steps", type=count, default=4, metavar="N", help="forwards per block (%(default)s)")
@@ -137,9 +148,12 @@ def _add_simulate(add: Add) -> None:
 
 
 def _add_pull(add: Add) -> None:
-    p = add("pull", commands.pull, "download the official weights, 47 GB; an interrupted download is resumed", "pull")
-    where = "folder to download to (default: live-avatar in the cache, see EVERFACE_CACHE)"
+    p = add("pull", commands.pull, "download a model's weights; an interrupted download is resumed", "pull livetalk-1.3b")
+    which = "Live Avatar, 47 GB, or LiveTalk, 18 GB, for non-commercial use only (%(default)s)"
+    p.add_argument("model", choices=RELEASED, nargs="?", default=RELEASED[0], help=which)
+    where = "folder to download to (default: one of the model's name in the cache, see EVERFACE_CACHE)"
     p.add_argument("--dir", type=Path, metavar="DIR", help=where)
+    p.add_argument("--accept-license", action="store_true", help="accept a license that forbids commercial use, instead of being asked")
 
 
 def _add_convert(add: Add) -> None:
@@ -150,17 +164,18 @@ def _add_convert(add: Add) -> None:
 
 
 def _add_doctor(add: Add) -> None:
-    does = "report what this machine has and lacks, or plan a placement of the official model"
+    does = "report what this machine has and lacks, or plan a placement of a released model"
     p = add("doctor", commands.doctor, does, "doctor")
-    p.add_argument("--plan", action="store_true", help="forecast the official model on every number of devices; mark the best")
+    p.add_argument("--plan", action="store_true", help="forecast a released model on every number of devices; mark the best")
+    p.add_argument("--model", choices=RELEASED, help="the model to plan for (live-avatar)")
     p.add_argument("--devices", type=count, metavar="N", help="devices to plan for (default: this machine's)")
     p.add_argument("--memory", type=float, dest="memory_gib", metavar="GIB", help="memory of each device (default: as detected)")
-    p.add_argument("--step-ms", type=float, metavar="MS", help="measured time of a forward (265.5, from the paper; see docs/tuning.md for an H200)")
-    p.add_argument("--decode-ms", type=float, metavar="MS", help="measured time of decoding a block (150, from the paper)")
+    p.add_argument("--step-ms", type=float, metavar="MS", help="measured time of a forward (265.5, from the paper; of LiveTalk a 24 GB card's as assumed)")
+    p.add_argument("--decode-ms", type=float, metavar="MS", help="measured time of decoding a block (150, from the paper; of LiveTalk as above)")
     p.add_argument("--sampler", choices=SAMPLERS, help=f"four forwards per block, or three ({StreamConfig.sampler})")
     p.add_argument("--dtype", choices=("bf16", "fp8", "fp8-attention"), help="dtype of the weights (bf16)")
     p.add_argument("--sessions", type=count, metavar="N", help="concurrent sessions (1)")
-    p.add_argument("--size", type=size, metavar="WxH", help="size of the video (704x384)")
+    p.add_argument("--size", type=size, metavar="WxH", help="size of the video (704x384, of LiveTalk 512x512)")
 
 
 def _add_engine(add: Add) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from everface.avatar.jobs import Job
     from everface.avatar.render import RenderReport
     from everface.models.live_avatar.step_costs import StepCost
+    from everface.models.live_talk.forecast import Card
     from everface.runtime.planning.forecast import Forecast
 
 
@@ -101,6 +102,25 @@ def print_report(report: RenderReport) -> None:
     error = print_output("\n".join(f"{name:<12} {value}" for name, value in rows.items()))
     if error and not error.reader_gone:
         print_line(f"everface: the figures cannot be printed ({error.strerror}), but the video is complete in {report.out}")
+
+
+def print_live_talk(rows: Sequence[tuple[Card, float, float, float, Sequence[Forecast]]], sessions: int) -> None:
+    """Print frames a second of LiveTalk on the cards of its forecast, and where their rates are from."""
+    from everface.models.live_talk.forecast import SIZE
+    from everface.models.live_talk.names import FPS
+
+    print(
+        f"LiveTalk-1.3B at {SIZE[1]}x{SIZE[0]}, {sessions} session(s): four forwards, decoding beside the clean forward. Real time is {FPS} frames per second.\n"
+        "Everything is forecast, from counted operations over the rates below; audio features left out.\n"
+    )
+    devices = "".join(f"{f'{n + 1} device' + 's' * (n > 0):>12}" for n in range(len(rows[0][4])))
+    print(f"{'card':<18} {'forward ms':>10} {'decode ms':>9} {'first frame ms':>14}{devices}")
+    for card, step_ms, decode_ms, first_ms, forecasts in rows:
+        cells = "".join(f"{f.fps:12.1f}" for f in forecasts)
+        print(f"{card.name:<18} {step_ms:10.1f} {decode_ms:9.1f} {first_ms:14.0f}{cells}")
+    print()
+    for card, *_ in rows:
+        print(f"{card.name:<18} linear {card.linear:g}, attention {card.attention:g}, decoder {card.decoder:g} TFLOP/s: {card.source}")
 
 
 def print_forecasts(rows: Sequence[tuple[str, StepCost, Sequence[Forecast]]], steps: int, sessions: int) -> None:

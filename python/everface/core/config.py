@@ -32,7 +32,36 @@ class _FromDict:
 
 
 @dataclass(frozen=True)
-class DiTConfig(_FromDict):
+class TransformerConfig(_FromDict):
+    """Sizes that the transformers of the Wan family have in common, named as in the official `config.json`."""
+
+    dim: int
+    ffn_dim: int
+    freq_dim: int
+    in_dim: int
+    out_dim: int
+    num_heads: int
+    num_layers: int
+    text_dim: int
+    text_len: int
+    eps: float
+    block_frames: int  # latent frames denoised together
+    window_blocks: int  # blocks that attend to each other through a KV cache, the current one included
+    patch_size: tuple[int, int, int]
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            raise BadWeights(f"dim {self.dim} does not split into {self.num_heads} heads of even width: correct config.json")
+        if self.num_layers > MAX_LAYERS:
+            raise BadWeights(f"num_layers {self.num_layers} is more than {MAX_LAYERS}: correct config.json")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+
+@dataclass(frozen=True)
+class DiTConfig(TransformerConfig):
     """Sizes of the causal S2V transformer, named as in the official `config.json`; the defaults are the released 14B model's."""
 
     dim: int = 5120
@@ -55,16 +84,39 @@ class DiTConfig(_FromDict):
     patch_size: tuple[int, int, int] = (1, 2, 2)
 
     def __post_init__(self) -> None:
-        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
-            raise BadWeights(f"dim {self.dim} does not split into {self.num_heads} heads of even width: correct config.json")
+        super().__post_init__()
         if any(not 0 <= i < self.num_layers for i in self.audio_inject_layers):
             raise BadWeights(f"audio_inject_layers {self.audio_inject_layers} need more layers than {self.num_layers}")
-        if self.num_layers > MAX_LAYERS:
-            raise BadWeights(f"num_layers {self.num_layers} is more than {MAX_LAYERS}: correct config.json")
 
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.num_heads
+
+@dataclass(frozen=True)
+class LiveTalkConfig(TransformerConfig):
+    """Sizes of LiveTalk's transformer; the defaults are the released 1.3B model's."""
+
+    dim: int = 1536
+    ffn_dim: int = 8960
+    freq_dim: int = 256
+    in_dim: int = 33  # noisy latents, the reference's, a mask
+    out_dim: int = 16
+    num_heads: int = 12
+    num_layers: int = 30
+    text_dim: int = 4096
+    text_len: int = 512
+    eps: float = 1e-6
+    audio_channels: int = 10752  # of a video frame: 14 hidden states of 768
+    audio_hidden_size: int = 32
+    audio_layers: tuple[int, ...] = tuple(range(2, 16))  # the audio is added before each of them
+    block_frames: int = 3
+    window_blocks: int = 5  # the sink included
+    sink_blocks: int = 3  # the first blocks of a stream, which stay in the cache
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if any(not 0 <= i < self.num_layers for i in self.audio_layers):
+            raise BadWeights(f"audio_layers {self.audio_layers} need more layers than {self.num_layers}: correct config.json")
+        if self.in_dim != 2 * self.out_dim + 1 or not 0 <= self.sink_blocks < self.window_blocks:
+            raise BadWeights(f"in_dim {self.in_dim} or a window of {self.window_blocks} blocks cannot be used: correct config.json")
 
 
 @dataclass(frozen=True)
@@ -174,12 +226,7 @@ class ModelConfig:
         return config
 
     def _check(self) -> None:
-        if self.size is not None:
-            try:
-                height, width = self.size
-                check_size(height, width)
-            except ValueError as error:  # BadInput is one
-                raise BadWeights(f"size {self.size} is not a height and a width ({error}): correct config.json") from None
+        _checked_size(self.size)
         if not 0 <= self.noise_correlation <= 1:
             raise BadWeights(f"noise_correlation {self.noise_correlation} is outside 0..1: correct config.json")
         if self.still_frames % 4 != 1 or self.still_frames > ModelConfig.still_frames:
@@ -196,6 +243,43 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class LiveTalkModelConfig:
+    """The sizes of every part of LiveTalk. The release has no configuration: without one, these are its sizes."""
+
+    dit: LiveTalkConfig = field(default_factory=LiveTalkConfig)
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    name: str = "livetalk-1.3b"
+    size: tuple[int, int] | None = (512, 512)  # (height, width) the model was trained at, None: any multiple of 64
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> LiveTalkModelConfig:
+        """Build from parsed JSON. Raises BadWeights."""
+        check_object(raw, "the configuration")
+        parts = {"dit": LiveTalkConfig, "vae": VAEConfig, "text": TextConfig}
+        size = raw.get("size", cls.size)
+        return cls(
+            **{k: c.from_dict(raw.get(k, {})) for k, c in parts.items()},
+            name=read_value("name", raw.get("name", cls.name), cls.name),
+            size=_checked_size(read_value("size", size, (SIZE_STRIDE, SIZE_STRIDE)) if size else None),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def _checked_size(size: tuple[int, ...] | None) -> tuple[int, int] | None:
+    """Raises BadWeights for what is not the size of a video."""
+    if size is None:
+        return None
+    try:
+        height, width = size
+        return check_size(height, width)
+    except ValueError as error:  # BadInput is one
+        raise BadWeights(f"size {size} is not a height and a width ({error}): correct config.json") from None
 
 
 SAMPLERS = ("official", "skip-null")

@@ -37,8 +37,8 @@ def check_peer(connected: socket.socket) -> None:
 class Connection:
     """`run` serves the client until it goes, or until `cut`."""
 
-    def __init__(self, connected: socket.socket, opener: Opener, version: str = "") -> None:
-        self._socket, self._opener, self._version = connected, opener, version
+    def __init__(self, connected: socket.socket, opener: Opener, fps: int, version: str = "") -> None:
+        self._socket, self._opener, self._fps, self._version = connected, opener, fps, version
         self._stream = SocketStream(connected, SEND_S)
         self.session: HostedSession | None = None
         self.refusal: Unavailable | None = None  # of new sessions
@@ -103,11 +103,11 @@ class Connection:
             raise BadInput(f"an image path or a prompt has more than {protocol.MOST_NAME} characters: use a shorter one")
         if not 0 <= request.outbox_ms <= 60_000:
             raise BadInput(f"an outbox of {request.outbox_ms} ms cannot be used: choose up to 60000")
-        frames = request.outbox_ms // 40
+        frames = request.outbox_ms * self._fps // 1000
         slots = request.slots or min(DEFAULT_SLOTS, max(SLOTS[0], frames // 2))
         if not SLOTS[0] <= slots <= SLOTS[1]:
             raise BadInput(f"{slots} slots cannot be used: choose {SLOTS[0]} to {SLOTS[1]}, or 0 for the engine's choice")
-        live, (height, width) = self._opener(request, max(0, frames - slots) * 0.04)
+        live, (height, width) = self._opener(request, max(0, frames - slots) / self._fps)
         try:
             ring = FrameRing(slots, height, width)
         except BaseException:
@@ -115,8 +115,7 @@ class Connection:
             raise
         self.session = HostedSession(self._stream, live, ring)  # which closes both
         form = live.format
-        fps = form.sample_rate // form.samples_per_frame
-        reply = protocol.OpenReply(width, height, slots, ring.slot_bytes, form.sample_rate, fps, WINDOW_MS)
+        reply = protocol.OpenReply(width, height, slots, ring.slot_bytes, form.sample_rate, form.fps, WINDOW_MS)
         self._stream.send(protocol.encode(reply), ring.descriptor)
         self.session.start()
 

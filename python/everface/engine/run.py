@@ -41,7 +41,7 @@ def run_engine(job: EngineJob) -> None:
     try:
         with Avatar(job.weights, job.lora, job.deployment) as avatar:
             avatar.start(StreamConfig(sampler=job.sampler))
-            engine = Engine(_opener(avatar, job.sampler), job.version)
+            engine = Engine(_opener(avatar, job.sampler), avatar.format.fps, job.version)
             try:
                 if listener:
                     print(f"everface engine: listening at {job.socket}", flush=True)

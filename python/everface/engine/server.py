@@ -58,10 +58,10 @@ def _remove_stale(path: Path) -> None:
 
 
 class Engine:
-    """Serves clients in threads. `opener` opens a live session for a request; it may be called from several threads at once."""
+    """Serves clients in threads. `opener` opens a live session for a request; it may be called from several threads at once. `fps`: of its sessions."""
 
-    def __init__(self, opener: Opener, version: str = "") -> None:
-        self._opener, self._version = opener, version
+    def __init__(self, opener: Opener, fps: int, version: str = "") -> None:
+        self._opener, self._fps, self._version = opener, fps, version
         self._connections: set[Connection] = set()
         self._lock = threading.Lock()
         self._draining = False
@@ -119,7 +119,7 @@ class Engine:
             if self._draining or len(self._connections) >= MOST_CONNECTIONS:
                 connected.close()
                 return
-            connection = Connection(connected, self._opener, self._version)
+            connection = Connection(connected, self._opener, self._fps, self._version)
             self._connections.add(connection)
         threading.Thread(target=self._run, args=(connection,), name="everface engine client", daemon=True).start()
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import deque
 
 WINDOW_S = 2.0  # in which late frames are counted
-MOST_LATE = 10  # frames in a window, a fifth of them: with as many it goes a level down
+MOST_LATE = 0.2  # of the frames in a window: with as many it goes a level down
 UP_S = 10.0  # without a late frame before the level above is tried
 MOST_UP_S = 160.0  # every trial that fails doubles that time, up to this
 TRIAL_S = 20.0  # a level that is left again so soon has failed
 
 
 class Ladder:
-    """Level 0 is full quality, `levels` - 1 the lowest. It counts frames, so a short stall changes nothing. Not thread-safe."""
+    """Level 0 is full quality, `levels` - 1 the lowest. It counts frames, so a short stall changes nothing. `fps`: of the cadence. Not thread-safe."""
 
-    def __init__(self, levels: int) -> None:
+    def __init__(self, levels: int, fps: int) -> None:
         self.level, self._lowest = 0, levels - 1
+        self._most_late = max(1, round(MOST_LATE * WINDOW_S * fps))
         self._late: deque[float] = deque()  # when a frame was late
         self._good_since_s: float | None = None
         self._raised_s = float("-inf")  # when the level was last raised
@@ -30,7 +31,7 @@ class Ladder:
             self._late.append(now_s)
         while self._late and self._late[0] < now_s - WINDOW_S:
             self._late.popleft()
-        if len(self._late) >= MOST_LATE and self.level < self._lowest:
+        if len(self._late) >= self._most_late and self.level < self._lowest:
             self._up_s = min(2 * self._up_s, MOST_UP_S) if now_s - self._raised_s < TRIAL_S else UP_S
             self._move(now_s, 1)
             return True

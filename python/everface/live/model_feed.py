@@ -30,6 +30,8 @@ class ModelFeed:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._frame, self._block = session.format.samples_per_frame, session.format.samples(1)
+        self._first = session.format.samples(0 if session.turn == 0 else 1)  # of the turn's first block
+        self._lookahead = session.format.lookahead_samples
         self.factor = 1  # of what is pushed from the next block on
         self._begin = session.accepted  # of the turn, a position of the model's
         self._spans = deque([_Span(session.accepted, session.accepted, 1)])
@@ -48,9 +50,10 @@ class ModelFeed:
 
     @property
     def complete(self) -> int:
-        """Behind the last block that the session has all audio of."""
-        incomplete = (self._session.accepted - self._begin) % self._block
-        return self.accepted - incomplete * self._spans[-1].factor
+        """Behind the last block that the session has all audio of, its look-ahead included."""
+        pushed = self._session.accepted - self._begin
+        ready = max(0, pushed - self._lookahead)
+        return self.accepted - (pushed - ready + self._begun(ready)) * self._spans[-1].factor
 
     @property
     def is_short(self) -> bool:
@@ -66,12 +69,12 @@ class ModelFeed:
         self._waiting_S = torch.cat([self._waiting_S, audio_S])
 
     def pad(self, whole: bool) -> None:
-        """Silence behind audio that is short, up to the end of the block. `whole`: where a block is complete, a block of silence."""
+        """Silence behind audio that is short, up to the end of the block. `whole`: where a block is complete, a block of silence; else nothing
+        follows soon, so the look-ahead of the block is silence too."""
         left, missing = self._waiting_S.numel(), self._missing()
-        if missing:
-            self.add(torch.zeros(max(0, missing * self._spans[-1].factor - left)))
-        elif whole or left:
-            self.add(torch.zeros(self._block * self.factor - left))
+        factor = self._spans[-1].factor if missing else self.factor
+        wanted = missing if missing else self._present() if whole or left else 0
+        self.add(torch.zeros(max(0, (wanted + (0 if whole else self._lookahead)) * factor - left)))
 
     def push(self, until: int | None) -> None:
         """Give the session what it has room for, up to a position."""
@@ -103,12 +106,22 @@ class ModelFeed:
         """The session was interrupted: nothing that waits is wanted."""
         accepted = self.accepted
         self._begin = self._session.accepted
+        self._first = self._session.format.samples(0 if self._session.turn == 0 else 1)
         self._spans = deque([_Span(self._begin, accepted, self.factor)])
         self._waiting_S = self._tail_S = torch.zeros(0)
 
     def _missing(self) -> int:
         """Samples of the model's that the present block lacks; 0 between two blocks."""
-        return -(self._session.accepted - self._begin) % self._block
+        begun = self._begun(self._session.accepted - self._begin)
+        return self._present() - begun if begun else 0
+
+    def _begun(self, pushed: int) -> int:
+        """Of so many samples of the model's in this turn, those behind the last whole block."""
+        return pushed if pushed < self._first else (pushed - self._first) % self._block
+
+    def _present(self) -> int:
+        """Length of the present block, in samples of the model's."""
+        return self._first if self._session.accepted - self._begin < self._first else self._block
 
     def _place_of(self, position: int, span: _Span) -> int:
         return span.output + (position - span.model) * span.factor

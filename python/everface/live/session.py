@@ -65,7 +65,7 @@ class LiveSession:
         self._resampler: StreamResampler | None = None
         self._feed = ModelFeed(session)
         self._jitter_s, self._cheaper = jitter_s, tuple(cheaper) or ({},)
-        self._ladder = Ladder(len(self._cheaper) + len(FACTORS))
+        self._ladder = Ladder(len(self._cheaper) + len(FACTORS), self._format.fps)
         self._level_from = 0  # position from which frames are made at the present level
         self._form: tuple[np.dtype, int] = (np.dtype(np.int16), 1)  # of the present segment: dtype and channels
         self._pad = False  # complete the last block with silence when all of it is pushed
@@ -250,7 +250,7 @@ class LiveSession:
 
     def _flush(self) -> None:
         """Push what waits, but at a pace no more than is soon shown: what waits can still be made at another level, or be interrupted."""
-        ahead_s = self._lead_s() + max(self._jitter_s, 2 * self._format.block_s)
+        ahead_s = self._lead_s() + max(self._jitter_s, 2 * self._format.block_s) + self._format.lookahead_samples / self._format.sample_rate
         self._feed.push(self._next_pts + int(ahead_s * self._format.sample_rate) if self._paced else None)
 
     def _lead_s(self) -> float:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from av.stream import Disposition
 
-from everface.core.config import FPS, SAMPLE_RATE
+from everface.core.config import SAMPLE_RATE
 from everface.core.errors import BadInput
 from everface.media.container import open_media
 from everface.media.decoding.decoder import decode_audio, stated_s
@@ -21,7 +21,7 @@ from everface.media.decoding.downmix import MonoMixer, mix_stereo
 from everface.media.decoding.losses import AudioChunk
 from everface.media.resampler import Resampler
 
-MIN_S = 1 / FPS  # one video frame
+MIN_S = 0.04
 
 
 @dataclass(frozen=True)

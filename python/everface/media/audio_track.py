@@ -11,7 +11,6 @@ import numpy as np
 import soxr
 from av.container import OutputContainer
 
-from everface.core.config import FPS
 from everface.core.errors import BadInput
 from everface.media.decoding.decoder import RATES
 
@@ -29,10 +28,10 @@ def check_format(rate_hz: int, channels: int) -> None:
 
 
 class AudioTrack:
-    """Audio of `rate_hz` with 1 or 2 channels in `container`, 25 video frames per second beside it. Not thread-safe."""
+    """Audio of `rate_hz` with 1 or 2 channels in `container`, `fps` video frames per second beside it. Not thread-safe."""
 
-    def __init__(self, container: OutputContainer, rate_hz: int, channels: int) -> None:
-        self._container = container
+    def __init__(self, container: OutputContainer, rate_hz: int, channels: int, fps: int) -> None:
+        self._container, self._fps = container, fps
         self._rate_hz = rate_hz if rate_hz in ENCODED_RATES else ENCODED_RATES[-1]
         self._layout, self._channels = ("mono", "stereo")[channels - 1], channels
         self._stream: Any = container.add_stream("aac", rate=self._rate_hz, layout=self._layout)
@@ -46,7 +45,7 @@ class AudioTrack:
 
     def ahead_s(self, frames: int) -> float:
         """Seconds by which the audio received is ahead of so many video frames."""
-        return self._received / self._rate_hz - frames / FPS
+        return self._received / self._rate_hz - frames / self._fps
 
     def add(self, audio: np.ndarray, frames: int) -> None:
         """Take audio, float32 [S] or [S, channels]; it waits for the video, of which `frames` are written. Raises BadInput."""
@@ -89,7 +88,7 @@ class AudioTrack:
         self._waiting.clear()
 
     def _missing(self, frames: int) -> int:
-        return frames * self._rate_hz // FPS - self._encoded
+        return frames * self._rate_hz // self._fps - self._encoded
 
     def _queue(self, audio_SC: np.ndarray) -> None:
         self._received += len(audio_SC)

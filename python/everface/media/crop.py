@@ -83,6 +83,15 @@ def plan_crop(height: int, width: int, size: tuple[int, int], compat: str = "eve
     )
 
 
+def plan_cover(height: int, width: int, size: tuple[int, int]) -> Crop:
+    """LiveTalk's: scaled until it covers `size` = (H, W), sides truncated, cut around the center with the odd row at the end. Where the
+    truncation leaves a side one pixel short, a black row or column follows it."""
+    H, W = size
+    scale = max(H / height, W / width)
+    resized_h, resized_w = int(height * scale), int(width * scale)
+    return Crop(resized_h, resized_w, max(0, H - resized_h), max(0, W - resized_w), -((H - resized_h) // 2), -((W - resized_w) // 2))
+
+
 def _cut(have: int, want: int) -> int:
     """First row of the center crop: half of the surplus, rounded half to even; minus half of the missing rows, rounded down."""
     return round((have - want) / 2) if have >= want else -((want - have) // 2)

@@ -15,7 +15,7 @@ from everface.core.config import check_size
 from everface.core.errors import BadInput, Unavailable
 from everface.core.log import log
 from everface.media.color import to_srgb
-from everface.media.crop import plan_crop
+from everface.media.crop import Crop, plan_crop
 
 MAX_PIXELS = 64_000_000  # refused from the header, before anything is decoded
 MAX_BYTES = 64 * 2**20
@@ -142,7 +142,11 @@ def fit_image(image_HW3: np.ndarray, size: tuple[int, int], compat: str = "everf
     Bilinear with antialiasing, then cropped around the center. compat "official" crops as the upstream code does, with black
     bars; the default covers the whole frame.
     """
-    crop = plan_crop(image_HW3.shape[0], image_HW3.shape[1], size, compat)
+    return crop_image(image_HW3, size, plan_crop(image_HW3.shape[0], image_HW3.shape[1], size, compat))
+
+
+def crop_image(image_HW3: np.ndarray, size: tuple[int, int], crop: Crop) -> torch.Tensor:
+    """The same by a given plan."""
     resized = Image.fromarray(image_HW3).resize((crop.resized_w, crop.resized_h), Image.Resampling.BILINEAR)
     H, W = size
     cut = resized.crop((crop.left, crop.top, crop.left + W, crop.top + H))  # Pillow fills the outside with black

@@ -40,7 +40,7 @@ BT709 = 1
 
 
 class VideoWriter:
-    """Writes `path` at 25 frames per second, with audio of `audio_rate_hz` and 1 or 2 channels (None: without audio).
+    """Writes `path` at `fps` frames per second, with audio of `audio_rate_hz` and 1 or 2 channels (None: without audio).
 
     Audio waits until the video has come as far, so that both end at the same time: missing audio becomes silence, surplus audio is
     dropped. The file grows under a hidden name and gets its own by `close`, which makes it an ordinary MP4. After an exception or
@@ -53,10 +53,10 @@ class VideoWriter:
 
     def __init__(
         self, path: str | Path | OutputPipe, height: int, width: int, audio_rate_hz: int | None = SAMPLE_RATE, audio_channels: int = 1, *,
-        keep_unfinished: bool = True,
+        fps: int = FPS, keep_unfinished: bool = True,
     ) -> None:  # fmt: skip
         self.path, self.height, self.width = path.path if isinstance(path, OutputPipe) else Path(path), height, width
-        self.frames = 0  # written so far
+        self.fps, self.frames = fps, 0  # written so far
         self._keep_unfinished = keep_unfinished
         if height < 2 or width < 2 or height % 2 or width % 2:
             even_h, even_w = max(height // 2, 1) * 2, max(width // 2, 1) * 2
@@ -83,13 +83,13 @@ class VideoWriter:
         live = isinstance(self._output, OutputPipe)
         self._container = av.open(self._output.target, "w", format="mp4", options=PIPE_OPTIONS if live else FILE_OPTIONS)
         try:
-            self._video: Any = self._container.add_stream("libx264", rate=FPS, options=VIDEO_OPTIONS | (LIVE if live else {}))
-            self._audio = AudioTrack(self._container, audio_rate_hz, channels) if audio_rate_hz is not None else None
+            self._video: Any = self._container.add_stream("libx264", rate=self.fps, options=VIDEO_OPTIONS | (LIVE if live else {}))
+            self._audio = AudioTrack(self._container, audio_rate_hz, channels, self.fps) if audio_rate_hz is not None else None
         except UnknownCodecError as error:
             raise Unavailable(f"this PyAV has no {error} encoder: install the av package from its wheel") from None
         self._video.width, self._video.height, self._video.pix_fmt = self.width, self.height, "yuv420p"
         context = self._video.codec_context
-        context.gop_size = FPS  # a keyframe, and so a fragment, every second
+        context.gop_size = self.fps  # a keyframe, and so a fragment, every second
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = 1  # limited
         self._reformatter = VideoReformatter()
@@ -110,7 +110,7 @@ class VideoWriter:
             for frame_HW3 in frames_THW3:
                 raw = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HW3), "rgb24")
                 frame = self._reformatter.reformat(raw, format="yuv420p", dst_colorspace=Colorspace.ITU709)
-                frame.pts, frame.time_base = self.frames, Fraction(1, FPS)
+                frame.pts, frame.time_base = self.frames, Fraction(1, self.fps)
                 self._container.mux(self._video.encode(frame))
                 self.frames += 1
                 if self._audio:
@@ -224,4 +224,4 @@ class VideoWriter:
             return ""
         before = "" if self.saved == self.path else f"{self.path} is as it was, and "
         after = f", but has no index ({self._output.fragmented})" if self._output.fragmented else ""
-        return f"{before}the first {self.frames / FPS:.1f} s are in {self.saved} and can be played{after}"
+        return f"{before}the first {self.frames / self.fps:.1f} s are in {self.saved} and can be played{after}"

@@ -2,6 +2,7 @@
 
 from everface.runtime.registry import register
 
-LIVE_AVATAR = "live-avatar"
+LIVE_AVATAR, LIVE_TALK = "live-avatar", "livetalk"
 
 register(LIVE_AVATAR, "everface.models.live_avatar.model:LiveAvatar")
+register(LIVE_TALK, "everface.models.live_talk.model:LiveTalk")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from everface.core.errors import BadInput
-from everface.parity import components, dit, frontends, stream
+from everface.parity import components, dit, frontends, live_talk, stream
 from everface.parity.golden import Golden, Missing, find_cases, select
 from everface.parity.report import Check, Line, count
 
@@ -24,7 +24,7 @@ DIT_CASES: dict[str, Case] = {
     "dit_stream_seq_fp16rope": stream.rounded_rotations,
     "dit_stream_tpp": stream.pipelined,
     "dit_stream_kv": stream.caches,
-}
+} | live_talk.LIVE_TALK_TRANSFORMER
 CASES: dict[str, Case] = DIT_CASES | {
     "rope": components.rope,
     "framepack": components.framepack,
@@ -37,7 +37,7 @@ CASES: dict[str, Case] = DIT_CASES | {
     "t5": frontends.t5,
     "vae": frontends.vae,
     "preprocess": frontends.preprocess,
-}
+} | live_talk.LIVE_TALK
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 

@@ -11,7 +11,6 @@ from fastapi import FastAPI, Response, WebSocket
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
-from everface.core.config import FPS
 from everface.serve.backend import IMAGES
 from everface.serve.errors import ErrorReport, add_handlers
 from everface.serve.guard import Guard
@@ -31,7 +30,7 @@ FILES = {"page.js": "text/javascript", "player.js": "text/javascript", "chart.js
 
 class About(BaseModel):
     images: list[str]
-    fps: int
+    fps: int | None  # null while the model is loaded
     speech: bool
 
 
@@ -70,7 +69,7 @@ def build_app(settings: ServeSettings, backend: LiveSource) -> FastAPI:
     @app.get("/v1/avatar", tags=["live"], responses={code: {"model": ErrorReport} for code in (401, 403)})
     def avatar() -> About:
         """What a live session may be started with, and whether POST /v1/speech speaks."""
-        return About(images=list(IMAGES), fps=FPS, speech=available())
+        return About(images=list(IMAGES), fps=backend.fps, speech=available())
 
     app.add_middleware(Guard, settings=settings, metrics=service.metrics)
     return app

@@ -61,6 +61,11 @@ class Backend:
         scheduler = self._avatar.scheduler if self._avatar else None
         return scheduler.pipeline.in_flight if scheduler else 0
 
+    @property
+    def fps(self) -> int | None:
+        """Frame rate of the model; None while it is loaded."""
+        return self._avatar.format.fps if self._avatar else None
+
     def close(self) -> None:
         """Within seconds; sessions still open fail."""
         with self._lock:

@@ -1,8 +1,10 @@
-"""The layouts of a model folder: the official one (facts of the release: Wan-AI/Wan2.2-S2V-14B), and our own smaller one.
+"""The layouts of a model folder: the official one (facts of the release: Wan-AI/Wan2.2-S2V-14B), our own smaller one, and LiveTalk's.
 
 official    config.json (the DiT's), diffusion_pytorch_model-*-of-*.safetensors + index, models_t5_umt5-xxl-enc-bf16.pth,
             google/umt5-xxl/, Wan2.1_VAE.pth, wav2vec2-large-xlsr-53-english/, and liveavatar.safetensors here or elsewhere
 everface    config.json (a whole ModelConfig), dit.safetensors, vae.safetensors; audio and text need no files
+livetalk    model.safetensors (the DiT, complete), models_t5_umt5-xxl-enc-bf16.pth, google/umt5-xxl/, Wan2.1_VAE.pth, wav2vec2-base-960h/;
+            the release has no config.json: one with sections dit, vae, text and size gives other sizes
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from everface.core.config import DiTConfig, ModelConfig
+from everface.core.config import DiTConfig, LiveTalkModelConfig, ModelConfig
 from everface.core.errors import BadWeights
 from everface.core.json_file import read_json
 
@@ -24,6 +26,8 @@ VAE = "Wan2.1_VAE.pth"
 AUDIO = "wav2vec2-large-xlsr-53-english"
 AUDIO_WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
 LORA = "liveavatar.safetensors"
+LIVE_TALK_DIT = "model.safetensors"
+LIVE_TALK_AUDIO = "wav2vec2-base-960h"
 OWN_DIT = "dit.safetensors"
 OWN_VAE = "vae.safetensors"
 
@@ -48,9 +52,9 @@ ARCHITECTURE: dict[str, Any] = {
 class Layout:
     """Paths of the parts of one model. A part that this model does not have is None."""
 
-    kind: str  # "official" or "everface"
+    kind: str  # "official", "everface" or "livetalk"
     root: Path
-    config: ModelConfig
+    config: ModelConfig | LiveTalkModelConfig
     dit: Path  # a safetensors file, or the index of several
     vae: Path  # .pth (official) or .safetensors
     text: Path | None = None
@@ -85,9 +89,13 @@ def _detect_layout(root: Path) -> Layout:
             "official", root, read_official_config(root / CONFIG), root / DIT_INDEX, root / VAE,
             root / TEXT, root / TOKENIZER, root / AUDIO, lora if lora.exists() else None,
         )  # fmt: skip
+    if (root / LIVE_TALK_DIT).exists():
+        config = LiveTalkModelConfig.from_dict(read_json(root / CONFIG) if (root / CONFIG).exists() else {})
+        text, tokenizer = (root / TEXT, root / TOKENIZER) if config.text.kind == "umt5" else (None, None)
+        return Layout("livetalk", root, config, root / LIVE_TALK_DIT, root / VAE, text, tokenizer, root / LIVE_TALK_AUDIO)
     raise BadWeights(
-        f"{root} holds neither the official weights ({CONFIG}, {DIT_INDEX}) nor a model of our own ({CONFIG}, {OWN_DIT}); "
-        "run `everface pull` or name another folder"
+        f"{root} holds neither the official weights ({CONFIG}, {DIT_INDEX}), nor LiveTalk ({LIVE_TALK_DIT}), nor a model of our own "
+        f"({CONFIG}, {OWN_DIT}); run `everface pull` or name another folder"
     )
 
 

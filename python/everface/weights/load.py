@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from everface.core import env
-from everface.core.config import ModelConfig
+from everface.core.config import LiveTalkModelConfig, ModelConfig
 from everface.core.errors import BadWeights
 from everface.weights.convert import convert_cached
 from everface.weights.files import Weights, first_of, open_file, open_index
@@ -97,11 +97,23 @@ class Checkpoint:
 
     @property
     def config(self) -> ModelConfig:
-        return self.layout.config
+        """Live Avatar's. Raises BadWeights for another model's weights."""
+        config = self.layout.config
+        if not isinstance(config, ModelConfig):
+            raise BadWeights(f"{self.layout.root} holds {config.name}, which cannot be used here: name a folder of Live Avatar or of our own model")
+        return config
+
+    @property
+    def live_talk(self) -> LiveTalkModelConfig:
+        """LiveTalk's. Raises BadWeights for another model's weights."""
+        config = self.layout.config
+        if not isinstance(config, LiveTalkModelConfig):
+            raise BadWeights(f"{self.layout.root} holds {config.name}, not LiveTalk: name another folder")
+        return config
 
     def dit(self, prefixes: Iterable[str] = ()) -> Weights:
-        """The DiT under its official key names, with the LoRA merged in; only a model of our own may be without."""
-        own = self.layout.kind == "everface"
+        """The DiT under its official key names, with the LoRA merged in; only the official model needs one."""
+        own = self.layout.kind != "official"
         base = open_file(self.layout.dit) if own else open_index(self.layout.dit)
         if self.lora is not None:
             base = open_index(merge_cached(base, self.lora, self._cache()))
@@ -133,9 +145,9 @@ class Checkpoint:
         """Convert and merge everything now, so that the processes started next only read."""
         self.dit()
         self.vae()
-        if self.config.text.kind == "umt5":
+        if self.layout.config.text.kind == "umt5":
             self.text()
-        if self.config.audio.kind == "wav2vec2":
+        if self.layout.kind == "livetalk" or self.config.audio.kind == "wav2vec2":
             self.audio()
 
     def _open(self, path: Path) -> Weights:
@@ -154,6 +166,8 @@ def open_checkpoint(root: Path, lora: Path | None = None, cache: Path | None = N
     """Open a model folder of either layout. `lora`: the adapter, if it is not `liveavatar.safetensors` in the folder itself;
     `cache`: where converted and merged weights go, by default `core.env.cache_dir()`."""
     layout = detect_layout(root)
+    if lora is not None and layout.kind == "livetalk":
+        raise BadWeights(f"{root} holds LiveTalk, whose weights are complete: leave the LoRA {lora} out")
     if lora is not None:
         read_lora(lora)  # now, not after minutes of other work
     return Checkpoint(layout, lora or layout.lora, cache)

@@ -1,8 +1,8 @@
-"""Fetch the official weights from the Hugging Face hub: base model and LoRA into one folder, a fixed commit of each.
+"""Fetch a model's weights from the Hugging Face hub: the files of several repositories into one folder, a fixed commit of each.
 
 The commit of `main` is resolved once and recorded in `pulled.json` in that folder, with size and sha256 of every file; later
 runs fetch exactly that commit. Every file is checked against its record once it is there; after that no network is needed.
-HF_HUB_OFFLINE is respected.
+HF_HUB_OFFLINE is respected. A license that forbids commercial use has to be accepted before anything is fetched.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import fnmatch
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import huggingface_hub
 from huggingface_hub import constants
 
 from everface.core import env
-from everface.core.errors import BadWeights, Unavailable
+from everface.core.errors import BadInput, BadWeights, Unavailable
 from everface.core.log import log
 from everface.weights import layout
 from everface.weights.store import hash_file, locked, write_text
@@ -34,33 +35,69 @@ PATTERNS = {
 RECORD = "pulled.json"
 
 
-def pull(folder: Path | None = None) -> Path:
-    """Fetch base model (46 GB) and LoRA (1.4 GB), or what is missing of them, and verify them; the hub shows its progress bars.
+class Part(NamedTuple):
+    """What a model takes from one repository, and the folder below the model's that it goes to."""
 
-    Returns the folder, ready for `open_checkpoint`; by default `live-avatar` in the cache. Raises Unavailable without network or
-    disk, BadWeights for a file that is not the published one. An interrupted pull continues where it stopped.
+    repo: str
+    patterns: list[str]
+    into: str = ""
+
+
+@dataclass(frozen=True)
+class Release:
+    """The published files of a model. `restriction`: what its license forbids, as a sentence that names it; "" for none."""
+
+    parts: tuple[Part, ...]
+    restriction: str = ""
+
+
+RELEASES = {
+    "live-avatar": Release(tuple(Part(repo, patterns) for repo, patterns in PATTERNS.items())),
+    "livetalk-1.3b": Release(
+        (
+            Part("GAIR/LiveTalk-1.3B-V0.1", [layout.LIVE_TALK_DIT]),
+            Part("Wan-AI/Wan2.1-T2V-1.3B", [layout.TEXT, layout.VAE, f"{layout.TOKENIZER}/*"]),
+            Part("facebook/wav2vec2-base-960h", ["config.json", layout.AUDIO_WEIGHTS[0]], layout.LIVE_TALK_AUDIO),
+        ),
+        "LiveTalk-1.3B is under CC BY-NC-SA 4.0 (https://creativecommons.org/licenses/by-nc-sa/4.0/), which forbids commercial use",
+    ),
+}
+
+
+def pull(folder: Path | None = None, model: str = "live-avatar", accepts: Callable[[str], bool] = lambda _: False) -> Path:
+    """Fetch the files of one of RELEASES, or what is missing of them, and verify them; the hub shows its progress bars.
+
+    Returns the folder, ready for `open_checkpoint`; by default one of the model's name in the cache. `accepts` is asked with a sentence
+    that names a license which forbids something. Raises BadInput if it is not accepted, Unavailable without network or disk, BadWeights for a
+    file that is not the published one. An interrupted pull continues where it stopped.
     """
-    folder = folder or env.cache_dir() / "live-avatar"
+    if model not in RELEASES:
+        raise BadInput(f"there is no model {model!r} to pull: choose one of {', '.join(RELEASES)}")
+    release, folder = RELEASES[model], folder or env.cache_dir() / model
+    if release.restriction and not accepts(release.restriction):
+        raise BadInput(f"{release.restriction}: nothing was downloaded; to accept it, pass --accept-license")
     with locked(folder / RECORD):
-        for repo in PATTERNS:
-            _pull_repository(repo, folder)
+        for part in release.parts:
+            _pull_part(part, folder / part.into)
     return folder
 
 
-def _pull_repository(repo: str, folder: Path) -> None:
-    entry = _read_record(folder).get(repo) or _resolve(repo, folder)
+def _pull_part(part: Part, folder: Path) -> None:
+    repo = part.repo
+    entry = _read_record(folder).get(repo) or _resolve(part, folder)
     missing = [name for name, f in entry["files"].items() if not _has_size(folder / name, f)]
     if entry["verified"] and not missing:
         return
     if missing:
-        _fetch(repo, entry, missing, folder)
+        _fetch(part, entry, missing, folder)
     for name, expected in entry["files"].items():
         if not _has_size(folder / name, expected) or expected["sha256"] not in (None, hash_file(folder / name)):
             raise BadWeights(f"{folder / name} is not the published file (wrong size or sha256); delete it and pull again")
     _write_record(folder, repo, entry | {"verified": True})
 
 
-def _fetch(repo: str, entry: dict[str, Any], missing: list[str], folder: Path) -> None:
+def _fetch(part: Part, entry: dict[str, Any], missing: list[str], folder: Path) -> None:
+    repo = part.repo
     _refuse_offline(f"{folder} lacks {missing[0]} of {repo}")
     log.info("pulling %s at %s", repo, entry["commit"])
     _write_record(folder, repo, entry | {"verified": False})
@@ -70,18 +107,19 @@ def _fetch(repo: str, entry: dict[str, Any], missing: list[str], folder: Path) -
             repo,
             revision=entry["commit"],
             local_dir=folder,
-            allow_patterns=PATTERNS[repo],
+            allow_patterns=part.patterns,
         )
 
 
-def _resolve(repo: str, folder: Path) -> dict[str, Any]:
+def _resolve(part: Part, folder: Path) -> dict[str, Any]:
     """Ask the hub, once, which commit `main` is now and what files it has, and record it."""
+    repo = part.repo
     _refuse_offline(f"{folder} has nothing of {repo}")
     with _hub(repo):
         info = huggingface_hub.HfApi().model_info(repo, revision="main", files_metadata=True)
-    wanted = [f for f in info.siblings or [] if any(fnmatch.fnmatch(f.rfilename, p) for p in PATTERNS[repo])]
+    wanted = [f for f in info.siblings or [] if any(fnmatch.fnmatch(f.rfilename, p) for p in part.patterns)]
     if not wanted or not info.sha:
-        raise Unavailable(f"{repo} has none of the files that Live Avatar needs; see its page on the hub")
+        raise Unavailable(f"{repo} has none of the files that this model needs; see its page on the hub")
     files = {f.rfilename: {"bytes": f.size or 0, "sha256": f.lfs.sha256 if f.lfs else None} for f in wanted}
     entry = {"commit": info.sha, "files": files, "verified": False}
     _write_record(folder, repo, entry)

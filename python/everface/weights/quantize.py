@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from everface.kernels.linear.fp8_linear import fp8_linear, quantize_tensor
+from everface.networks.transformer.backbone import Backbone
 from everface.networks.transformer.dit import DiT
 from everface.networks.transformer.layers import AudioInjector, TransformerBlock
 from everface.networks.transformer.linear import RowLinear
@@ -79,7 +80,7 @@ def quantize_per_row(dit: DiT) -> None:
 
 
 @torch.no_grad()
-def quantize_attention(dit: DiT, block: TransformerBlock) -> None:
+def quantize_attention(dit: Backbone, block: TransformerBlock) -> None:
     """Let a block of a fused model attend in 8 bits; the model's time embedding must be there. KV caches made before no longer fit."""
     e0_T6D = dit.time(torch.tensor(TIMES, dtype=torch.float64)).e0_6D
     attn, (shift, scale, *_) = block.self_attn, block.modulations(e0_T6D[None])
@@ -88,7 +89,7 @@ def quantize_attention(dit: DiT, block: TransformerBlock) -> None:
     attn.qkv_scales = QKVScales(attn.norm_q.weight, attn.norm_k.weight, bound_D, dit.cfg.num_heads)
 
 
-def quantize_block(block: TransformerBlock, dtype: str, dit: DiT) -> None:
+def quantize_block(block: TransformerBlock, dtype: str, dit: Backbone) -> None:
     """Quantize one block of a fused model in bfloat16 as a deployment's dtype asks: "fp8", "fp8-attention", or nothing."""
     for name in ROWS if dtype in FP8_DTYPES else ():
         _replace(block, name, RowLinear)

@@ -13,17 +13,15 @@ from itertools import pairwise
 import numpy as np
 import psutil
 
-from everface.core.config import FPS
-
 MEMORY_S = 60.0  # of video before growth of memory can be told from warming up
 SETTLED_S = 20.0  # of video that are left out at its beginning
 
 
 class SpeedMeter:
-    """Stamps of one clip. `loading_since`: time.perf_counter() before the model was loaded, for the first clip of a process."""
+    """Stamps of one clip of `fps` frames per second. `loading_since`: time.perf_counter() before the model was loaded, for the first clip of a process."""
 
-    def __init__(self, process: psutil.Process, loading_since: float | None = None) -> None:
-        self.process, self.loading_since = process, loading_since
+    def __init__(self, process: psutil.Process, fps: int, loading_since: float | None = None) -> None:
+        self.process, self.fps, self.loading_since = process, fps, loading_since
         self.began = self.ended = time.perf_counter()
         self.stamps: list[tuple[float, int]] = []  # when a block came, frames until then
         self.memory: list[tuple[float, float]] = []  # seconds of video, resident MB of the process and its children
@@ -36,8 +34,8 @@ class SpeedMeter:
         """A block is in hand."""
         done = (self.stamps[-1][1] if self.stamps else 0) + frames
         self.stamps.append((time.perf_counter(), done))
-        if not self.memory or done / FPS - self.memory[-1][0] >= 10:
-            self.memory.append((done / FPS, self._resident_mb()))
+        if not self.memory or done / self.fps - self.memory[-1][0] >= 10:
+            self.memory.append((done / self.fps, self._resident_mb()))
 
     def finished(self) -> None:
         self.ended = self.stamps[-1][0] if self.stamps else time.perf_counter()
@@ -53,7 +51,7 @@ class SpeedMeter:
         gaps_ms = [1e3 * (b[0] - a[0]) for a, b in pairwise(self.stamps)]
         if gaps_ms:
             found |= {f"block_ms_p{p}": float(np.percentile(gaps_ms, p)) for p in (50, 95, 99)}
-            plays_ms = [1e3 * (b[1] - a[1]) / FPS for a, b in pairwise([(0.0, 0), *self.stamps[:-1]])]
+            plays_ms = [1e3 * (b[1] - a[1]) / self.fps for a, b in pairwise([(0.0, 0), *self.stamps[:-1]])]
             found["deadline_misses"] = float(np.mean([gap > play for gap, play in zip(gaps_ms, plays_ms)]))
         found["rss_mb"] = self._resident_mb()
         return found | growth(self.memory)

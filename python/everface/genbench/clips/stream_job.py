@@ -47,7 +47,7 @@ def make_clip(avatar: Avatar, clip: Clip, stream: StreamConfig, meter: SpeedMete
     image_3HW = avatar.fit(Path(clip.image), stream)
     partial = Path(clip.out).with_suffix(".making.mp4")
     partial.unlink(missing_ok=True)
-    with VideoWriter(partial, *image_3HW.shape[-2:]) as writer, avatar.open(image_3HW, stream) as session:
+    with VideoWriter(partial, *image_3HW.shape[-2:], fps=avatar.format.fps) as writer, avatar.open(image_3HW, stream) as session:
         meter.opened()
 
         def keep(blocks: list[Any]) -> None:
@@ -77,7 +77,7 @@ def main() -> int:
         job.stream["size"] = tuple(size)
     with Avatar(*(Path(p) if p else None for p in (job.weights, job.lora)), Deployment(**job.deployment)) as avatar:  # type: ignore[arg-type]  checked where it was made
         for clip in job.clips:
-            meter = SpeedMeter(psutil.Process(os.getpid()), began)
+            meter = SpeedMeter(psutil.Process(os.getpid()), avatar.format.fps, began)
             try:
                 make_clip(avatar, clip, StreamConfig(**{**job.stream, "prompt": clip.prompt}), meter)  # type: ignore[arg-type]  as above
             except EverfaceError as error:

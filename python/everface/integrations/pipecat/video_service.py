@@ -37,10 +37,10 @@ DRAIN_S = 5.0  # beyond the speech that is left, at the end of the pipeline
 SAME_S = 1e-4  # sums of seconds that differ by less are the same
 
 
-def video_params(width: int, height: int) -> dict[str, Any]:
-    """What TransportParams needs to show frames of this size, in pixels, as they come."""
+def video_params(width: int, height: int, fps: int = FPS) -> dict[str, Any]:
+    """What TransportParams needs to show frames of this size, in pixels, as they come. `fps`: `Avatar.format.fps`, by default Live Avatar's."""
     size = {"video_out_width": width, "video_out_height": height}
-    return {"video_out_enabled": True, "video_out_is_live": True, "video_out_framerate": FPS, **size}
+    return {"video_out_enabled": True, "video_out_is_live": True, "video_out_framerate": fps, **size}
 
 
 class EverfaceVideoService(AIService):

@@ -11,14 +11,13 @@ import numpy as np
 from aiortc import MediaStreamTrack
 from aiortc.mediastreams import MediaStreamError
 
-from everface.core.config import FPS
 from everface.integrations.event_loop import read_event
 from everface.live.events import AudioFrame, VideoFrame
 from everface.live.session import LiveSession
 
 AUDIO_HZ = 48_000
 VIDEO_HZ = 90_000
-QUEUED = 3  # frames of a track that wait for its encoder: each is 40 ms of latency; beyond it the oldest are dropped
+QUEUED = 3  # frames of a track that wait for its encoder: each is a frame's time of latency; beyond it the oldest are dropped
 
 
 class SessionTrack(MediaStreamTrack):
@@ -46,7 +45,7 @@ class SessionFeed:
 
     def __init__(self, session: LiveSession) -> None:
         self.session, self.video, self.audio = session, SessionTrack("video"), SessionTrack("audio")
-        self._frames = 0
+        self._fps, self._frames = session.format.fps, 0
         self._samples = 0
         self._resampler: tuple[Any, av.AudioResampler] | None = None
 
@@ -64,10 +63,10 @@ class SessionFeed:
 
     def _put_video(self, event: VideoFrame) -> None:
         frame = av.VideoFrame.from_ndarray(event.image_HW3, format="rgb24")
-        frame.pts, frame.time_base = self._frames * VIDEO_HZ // FPS, Fraction(1, VIDEO_HZ)
+        frame.pts, frame.time_base = self._frames * VIDEO_HZ // self._fps, Fraction(1, VIDEO_HZ)
         self._frames += 1
-        behind = (self._frames - 1) * AUDIO_HZ // FPS - self._samples
-        if behind > AUDIO_HZ // FPS // 2:  # held frames have no audio, but its time goes on
+        behind = (self._frames - 1) * AUDIO_HZ // self._fps - self._samples
+        if behind > AUDIO_HZ // self._fps // 2:  # held frames have no audio, but its time goes on
             self._samples += behind
         self.video.put(frame)
 

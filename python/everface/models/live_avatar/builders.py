@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from everface.core.config import Deployment, ModelConfig
+from everface.core.config import Deployment, ModelConfig, TextConfig, TransformerConfig
 from everface.core.errors import BadInput
 from everface.core.json_file import read_json
 from everface.kernels.attention import backend
@@ -15,6 +15,7 @@ from everface.models.live_avatar.conditions import Conditioner
 from everface.networks.audio.causal_encoder import CausalAudioEncoder
 from everface.networks.audio.features import FrontEnd, LogMel
 from everface.networks.text import NoText, Prompter, TextEncoder, UMT5Encoder, load_tokenizer
+from everface.networks.transformer.backbone import Backbone
 from everface.networks.transformer.dit import DiT
 from everface.networks.uninitialized import uninitialized
 from everface.networks.video.vae import VAE
@@ -48,10 +49,7 @@ def select_attention(deployment: Deployment, head_dim: int) -> str:
 
 def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple[ModelConfig, DiT]:
     """The whole transformer on its device, ready for inference."""
-    on = torch.device(deployment.device)
-    least = {"fp8": (8, 9), FP8_ATTENTION: (9, 0)}.get(deployment.dtype, (0, 0))
-    if on.type == "cuda" and torch.cuda.get_device_capability(on) < least:
-        raise BadInput(f"{torch.cuda.get_device_name(on)} does not compute in {deployment.dtype}: choose bfloat16")
+    check_dtype(deployment)
     checkpoint = open_checkpoint(weights, lora)
     select_attention(deployment, checkpoint.config.dit.head_dim)
     with uninitialized():
@@ -60,9 +58,23 @@ def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple
     return checkpoint.config, dit
 
 
+def check_dtype(deployment: Deployment) -> None:
+    """Raises BadInput if the device does not compute in the deployment's dtype."""
+    on = torch.device(deployment.device)
+    least = {"fp8": (8, 9), FP8_ATTENTION: (9, 0)}.get(deployment.dtype, (0, 0))
+    if on.type == "cuda" and torch.cuda.get_device_capability(on) < least:
+        raise BadInput(f"{torch.cuda.get_device_name(on)} does not compute in {deployment.dtype}: choose bfloat16")
+
+
 def load_dit(dit: DiT, source: Mapping[str, torch.Tensor], deployment: Deployment) -> None:
     """Fill, fuse and quantize the transformer on its device, a block at a time: beside the 8-bit weights only one block is there in
     bfloat16. Raises BadWeights before anything is loaded."""
+    load_backbone(dit, source, deployment)
+    quantize_audio(dit.audio_injector, deployment.dtype)
+
+
+def load_backbone(dit: Backbone, source: Mapping[str, torch.Tensor], deployment: Deployment) -> None:
+    """`load_dit` of any model of the family, without what only Live Avatar has."""
     check_weights(dit, source)
     for name, module in dit.named_children():
         if module is not dit.blocks:
@@ -73,14 +85,13 @@ def load_dit(dit: DiT, source: Mapping[str, torch.Tensor], deployment: Deploymen
         quantize_block(block, deployment.dtype, dit)
         if deployment.text_weights == "host":
             block.cross_attn.keep_text_weights_on_host()
-    quantize_audio(dit.audio_injector, deployment.dtype)
     dit.eval().requires_grad_(False).fuse()
 
 
 def build_decoder(weights: Path, deployment: Deployment) -> VAE:
     """The VAE's decoder alone."""
     checkpoint = open_checkpoint(weights)
-    vae = VAE(checkpoint.config.vae, encoder=False)
+    vae = VAE(checkpoint.layout.config.vae, encoder=False)
     load_into(vae, checkpoint.vae(("conv2.", "decoder.")), dtype=decoder_dtype(deployment), device=deployment.device)
     return vae.eval().requires_grad_(False)
 
@@ -90,8 +101,7 @@ def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) 
     checkpoint = open_checkpoint(weights, lora)
     checkpoint.prepare()  # convert and merge here, once, before the stages start and only read
     config, dit = checkpoint.config, checkpoint.config.dit
-    vae, on = VAE(config.vae, decoder=False), deployment.device if deployment.image_encoder == "device" else "cpu"
-    load_into(vae, checkpoint.vae(("conv1.", "encoder.")), dtype=torch.float32, device=on)
+    vae, on = build_image_encoder(checkpoint, deployment)
     audio_encoder = CausalAudioEncoder(dit.dim, dit.audio_dim, dit.wav2vec_layers, dit.num_audio_token)
     load_into(audio_encoder, checkpoint.dit((AUDIO_ENCODER,)), AUDIO_ENCODER, torch.float32)
     front_end = build_front_end(checkpoint)
@@ -100,9 +110,17 @@ def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) 
             f"the sound front end gives {front_end.layers} layers of {front_end.channels} channels where the transformer wants "
             f"{dit.wav2vec_layers} of {dit.audio_dim}: the parts of {weights} do not belong together"
         )
-    for module in (vae, audio_encoder):
-        module.eval().requires_grad_(False)
-    return Conditioner(config, vae, audio_encoder, front_end, build_prompter(checkpoint), torch.device(on))
+    audio_encoder.eval().requires_grad_(False)
+    prompter = build_prompter(checkpoint, config.text, dit)
+    return Conditioner(config, vae, audio_encoder, front_end, prompter, on)
+
+
+def build_image_encoder(checkpoint: Checkpoint, deployment: Deployment) -> tuple[VAE, torch.device]:
+    """The VAE's encoder alone, in float32, and where it is."""
+    on = torch.device(deployment.device if deployment.image_encoder == "device" else "cpu")
+    vae = VAE(checkpoint.layout.config.vae, decoder=False)
+    load_into(vae, checkpoint.vae(("conv1.", "encoder.")), dtype=torch.float32, device=on)
+    return vae.eval().requires_grad_(False), on
 
 
 def build_front_end(checkpoint: Checkpoint) -> FrontEnd:
@@ -118,12 +136,11 @@ def build_front_end(checkpoint: Checkpoint) -> FrontEnd:
     return Wav2Vec2(model, int(WAV2VEC_LOOKBACK_S * rate), int(WAV2VEC_LOOKAHEAD_S * rate))
 
 
-def build_prompter(checkpoint: Checkpoint) -> Prompter:
+def build_prompter(checkpoint: Checkpoint, text: TextConfig, sizes: TransformerConfig) -> Prompter:
     """The prompt encoder, or zeros for a model trained without text."""
-    config = checkpoint.config
-    if config.text.kind == "none":
-        return NoText(config.dit.text_dim)
+    if text.kind == "none":
+        return NoText(sizes.text_dim)
     with uninitialized():
-        encoder = UMT5Encoder(config.text)
+        encoder = UMT5Encoder(text)
     load_into(encoder, checkpoint.text(), dtype=torch.float32)
-    return TextEncoder(encoder.eval(), load_tokenizer(checkpoint.tokenizer(), config.dit.text_len))
+    return TextEncoder(encoder.eval(), load_tokenizer(checkpoint.tokenizer(), sizes.text_len))

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from everface.core.config import Deployment, StreamConfig
+from everface.core.config import Deployment, ModelConfig, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.media.crop import target_size
-from everface.media.image import check_image, fit_image, read_image
+from everface.media.image import fit_image, read_image
+from everface.models import LIVE_AVATAR
 from everface.models.live_avatar import roles
 from everface.models.live_avatar.builders import build_conditioner
 from everface.models.live_avatar.conditions import Conditioner, Noise
@@ -20,64 +21,55 @@ from everface.models.live_avatar.loudness import LoudnessFollower
 from everface.models.live_avatar.names import FORWARDS, SINK, role_specs
 from everface.models.live_avatar.roles import DecodeRole, StepRole
 from everface.models.live_avatar.sink import SinkSession
+from everface.models.opened import OpenedModel
 from everface.runtime.messages import Params, Tensors
 from everface.runtime.model import BlockFormat, RoleSpec, Window
 
+DROPPED_FRAMES = 3
 
-class LiveAvatar:
+
+class LiveAvatar(OpenedModel[ModelConfig]):
     """A checkpoint opened in the process that owns the sessions: image, audio and prompt encoders. The roles build their own parts.
 
     Raises BadWeights.
     """
 
+    name = LIVE_AVATAR
+
     def __init__(self, weights: Path, lora: Path | None, deployment: Deployment) -> None:
         self.weights, self.lora, self.deployment = weights, lora, deployment
         self.conditioner = build_conditioner(weights, lora, deployment)
         self.config = self.conditioner.config
+        self.format = block_format(self.conditioner)
 
     @staticmethod
     def build_role(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
         return roles.build_role(name, spec)
 
-    @staticmethod
-    def roles(stream: StreamConfig) -> tuple[RoleSpec, ...]:
+    def roles(self, stream: StreamConfig) -> tuple[RoleSpec, ...]:
         return role_specs(stream.steps)
 
     def spec(self, stream: StreamConfig) -> dict[str, Any]:
-        """What `build_role` needs in whatever process, as plain data."""
         lora = str(self.lora) if self.lora else None
         return {"weights": str(self.weights), "lora": lora, "sampler": stream.sampler, "deployment": asdict(self.deployment)}
 
     def fit(self, image: Path, stream: StreamConfig) -> torch.Tensor:
-        """Read an image and bring it to the size of the stream: the model's own, the wanted one, or by its aspect ratio.
-
-        Returns float32 [3, H, W] in -1..1. Raises BadInput.
-        """
         image_HW3 = read_image(image)
-        size = self._stream_size(stream)
+        size = self.stream_size(stream)
         height, width = image_HW3.shape[:2]
         return fit_image(image_HW3, size or target_size(height, width, stream.area), stream.compat)
 
-    def _stream_size(self, stream: StreamConfig) -> tuple[int, int] | None:
-        """(height, width) that a stream must have; None if it follows the image."""
-        if self.config.size and stream.size and tuple(stream.size) != tuple(self.config.size):
-            height, width = self.config.size
-            raise BadInput(f"these weights were trained at {width}x{height} only: leave --size out, or choose other weights")
-        return stream.size or self.config.size
-
     def session(self, image: Path | torch.Tensor, stream: StreamConfig) -> LiveAvatarSession:
-        """The model's side of a new session. `image`: a file, or float32 [3, H, W] in -1..1 of the right size."""
         if stream.prompt and self.config.text.kind == "none":
             log.warning("these weights were trained without text: the prompt has no effect")
         return LiveAvatarSession(self, image, stream)
 
-    def image_tensor(self, image: Path | str | torch.Tensor, stream: StreamConfig) -> torch.Tensor:
-        """float32 [3, H, W] in -1..1 of an image file, or of such a tensor. Raises BadInput."""
-        if isinstance(image, torch.Tensor):
-            return check_image(image, self._stream_size(stream))
-        if not isinstance(image, str | Path):
-            raise BadInput(f"an image as {type(image).__name__} cannot be used: pass the path of a file, or float32 [3, H, W] in -1..1")
-        return self.fit(Path(image), stream)
+    def cheaper(self, stream: StreamConfig) -> tuple[dict[str, Any], ...]:
+        return ({"sampler": "official"}, {"sampler": "skip-null"}) if stream.sampler == "official" else ({},)
+
+    def dropped_frames(self, stream: StreamConfig) -> int:
+        """Upstream's files lack the first three."""
+        return DROPPED_FRAMES if stream.compat == "official" else 0
 
 
 class LiveAvatarSession(SinkSession):
@@ -95,7 +87,7 @@ class LiveAvatarSession(SinkSession):
         correlation = 0.0 if stream.compat == "official" else config.noise_correlation
         self._noise = Noise(stream.seed, self._latent, dit.block_frames, dit.window_blocks, correlation)
         super().__init__(dit.window_blocks if stream.refresh_sink else None)
-        self.format = block_format(conditioner)
+        self.format = model.format
         self._loudness = loudness_follower(conditioner, stream.compat)
 
     def initial_state(self) -> tuple[Tensors, Params]:

@@ -6,53 +6,36 @@ level and keeps its keys and values in the ring of that level; training builds i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from everface.core.config import DiTConfig
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.flow_step import flow_step_tokens, unpatchify
-from everface.kernels.fused.gate_norm_modulate import Pair
 from everface.kernels.fused.norm_rope import rotate
 from everface.kernels.fused.qk_norm_rope_store import Start
-from everface.kernels.fused.row_primitives import E4M3, to_e4m3
+from everface.kernels.fused.row_primitives import to_e4m3
 from everface.networks.audio.causal_encoder import CausalAudioEncoder
+from everface.networks.transformer.backbone import Backbone, StepMod, TimeMod
 from everface.networks.transformer.framepack import MOTION_GROUPS, FramePack, motion_tokens
 from everface.networks.transformer.kv_cache import KVCache, kv_pair
 from everface.networks.transformer.layers import (
     KV,
     AudioInjector,
     AudioKV,
-    BlockMod,
     Head,
     Patchify,
     Ring,
     TextKV,
     TransformerBlock,
 )
-from everface.networks.transformer.linear import Residual, linear_f32
-from everface.networks.transformer.qkv_scales import QKVScales
+from everface.networks.transformer.linear import Residual
 from everface.networks.transformer.rope import SINK_TIME, Rope, Time, frames_table, motion_table, sink_time
 
 NOISY, REFERENCE, MOTION = range(3)  # rows of trainable_cond_mask
-
-
-class TimeMod(NamedTuple):
-    """Embedding of a timestep, float32: `e_D` for the head, `e0_6D` for the blocks. Constant for a step role."""
-
-    e_D: torch.Tensor
-    e0_6D: torch.Tensor
-
-
-class StepMod(NamedTuple):
-    """Modulation of every block and of the head at a timestep: all that a streaming step needs of its time."""
-
-    blocks: list[BlockMod]
-    head: Pair
 
 
 class BlockPosition(NamedTuple):
@@ -64,7 +47,7 @@ class BlockPosition(NamedTuple):
     used: int  # slots filled then
 
 
-class DiT(nn.Module):
+class DiT(Backbone[DiTConfig]):
     """The whole model. `forward` streams; the `embed_*` methods, `blocks`, `inject`, `head` and `prefill` also serve training."""
 
     def __init__(self, cfg: DiTConfig) -> None:
@@ -86,34 +69,6 @@ class DiT(nn.Module):
         self.head = Head(cfg)
 
     # Embeddings
-
-    def time(self, t: float | torch.Tensor) -> TimeMod:
-        """Timestep(s), 0..1000, of any shape [...] -> e [..., D] and e0 [..., 6, D]. Angles are float64, the rest float32."""
-        device = self.head.modulation.device
-        half = self.cfg.freq_dim // 2
-        index = torch.arange(half, dtype=torch.float64, device=device)
-        angle = torch.as_tensor(t, dtype=torch.float64, device=device)[..., None] * 10000.0 ** (-index / half)
-        first, _, second = self.time_embedding
-        project = self.time_projection[1]
-        assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear) and isinstance(project, nn.Linear)
-        e = linear_f32(second, F.silu(linear_f32(first, torch.cat((angle.cos(), angle.sin()), dim=-1))))
-        return TimeMod(e, linear_f32(project, F.silu(e)).unflatten(-1, (6, -1)))
-
-    def embed_text(self, text_LC: torch.Tensor) -> torch.Tensor:
-        """Text features [..., L, C] cut or padded with zeros to text_len -> context [..., text_len, D]. Padding is attended to."""
-        text = text_LC[..., : self.cfg.text_len, :]
-        text = F.pad(text, (0, 0, 0, self.cfg.text_len - text.shape[-2]))
-        return self.text_embedding(text.to(self.dtype))
-
-    def text_kv(self, context_LD: torch.Tensor) -> list[KV]:
-        """Per layer (k_BKHd, v_BKHd) of a context [K, D] (B = 1) or [B, K, D]. A constant of the session."""
-        return list(self.text_layers(context_LD))
-
-    def text_layers(self, context_LD: torch.Tensor) -> Iterator[KV]:
-        """`text_kv` one layer at a time, so that no more than one has to be in memory."""
-        context_BLD = context_LD if context_LD.dim() == 3 else context_LD[None]
-        for block in self.transformer_blocks():
-            yield block.cross_attn.keys_values(context_BLD)
 
     def embed_patches(self, x_B16Fhw: torch.Tensor, pose_B16Fhw: torch.Tensor | None = None) -> torch.Tensor:
         """Noisy latents -> x_BFPD. Without a pose its latents are zeros, of which the encoder leaves its bias."""
@@ -193,21 +148,7 @@ class DiT(nn.Module):
             return x_BFPD
         return self.audio_injector(x_BFPD, self.cfg.audio_inject_layers.index(layer), local_BFKD, global_BFD)
 
-    # Streaming: first the constants, of a step, a text, a block's audio, a size of video; then the step itself
-
-    def modulations(self, time: TimeMod) -> StepMod:
-        """Modulation of every block and of the head at a timestep, constant for a step role."""
-        return StepMod(
-            [block.modulations(time.e0_6D[None, None]) for block in self.transformer_blocks()], self.head.modulations(time.e_D[None, None])
-        )
-
-    def stream_text_kv(self, text_kv: list[KV]) -> list[TextKV]:
-        """The text's keys and values for `tokens`, a layer each, from the result of `text_kv`. Constant for a session."""
-        return [self.stream_text_layer(layer, kv) for layer, kv in enumerate(text_kv)]
-
-    def stream_text_layer(self, layer: int, kv: KV) -> TextKV:
-        """One layer of it."""
-        return self.transformer_blocks()[layer].cross_attn.text_kv(kv)
+    # Streaming: first the constants, of a block's audio, of a size of video; then the step itself
 
     def audio_kv(self, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> list[AudioKV]:
         """Audio keys, values and modulation of one block, an injector each. The same for all denoising steps."""
@@ -285,23 +226,7 @@ class DiT(nn.Module):
         )  # fmt: skip
         return unpatchify(out, grid, self.head.patch)[0]
 
-    def fuse(self) -> DiT:
-        """For inference, after the weights are loaded: one GEMM for q, k and v, the head in float32. Parameter names change here."""
-        for block in self.transformer_blocks():
-            block.self_attn.fuse()
-        self.head.head.float()
-        return self
-
     # Sizes
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights, of everything but norms, time and head."""
-        return self.patch_embedding.weight.dtype
-
-    def grid(self, latent: torch.Tensor) -> tuple[int, int]:
-        """Rows and columns of tokens of a latent [..., h, w]."""
-        return latent.shape[-2] // self.cfg.patch_size[1], latent.shape[-1] // self.cfg.patch_size[2]
 
     def new_cache(self, h: int, w: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> KVCache:
         """An empty ring and sink for one denoising step of one session at latent size h x w; like the weights by default."""
@@ -309,17 +234,6 @@ class DiT(nn.Module):
         dtype, device = dtype or self.dtype, device or self.head.modulation.device
         pair = kv_pair((layers, sink[1] + ring, heads, width), dtype, device, self.quantized_dtype)
         return KVCache(*pair, torch.zeros(sink, dtype=dtype, device=device))
-
-    @property
-    def quantized_dtype(self) -> torch.dtype | None:
-        """The one-byte dtype of the KV cache where the blocks attend in 8 bits, else None."""
-        return E4M3 if self._qkv_scales() else None
-
-    def _qkv_scales(self) -> list[QKVScales]:
-        return [block.self_attn.qkv_scales for block in self.transformer_blocks() if block.self_attn.qkv_scales is not None]
-
-    def transformer_blocks(self) -> list[TransformerBlock]:
-        return [block for block in self.blocks if isinstance(block, TransformerBlock)]
 
 
 def cache_shape(cfg: DiTConfig, h: int, w: int) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from everface.core.config import DiTConfig
+from everface.core.config import DiTConfig, TransformerConfig
 from everface.kernels.attention.cross import cross, cross_quantized
 from everface.kernels.attention.self_attention import block_causal, block_causal_fp8
 from everface.kernels.fused.audio_inject import EPS as AUDIO_EPS
@@ -86,12 +86,16 @@ class Patchify(nn.Conv3d):
         super().__init__(channels, dim, kernel_size=patch, stride=patch)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return self.project(input, self.weight, self.bias)
+
+    def project(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """With other weights, for instance those of a part of the channels."""
         batch, channels, *size = input.shape
         pt, py, px = self.kernel_size
         t, y, x = (n // p for n, p in zip(size, self.kernel_size, strict=True))
         cut = input[:, :, : t * pt, : y * py, : x * px].reshape(batch, channels, t, pt, y, py, x, px)
         patch_BTPE = cut.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(batch, t, y * x, channels * pt * py * px)
-        return F.linear(patch_BTPE.to(self.weight.dtype), self.weight.flatten(1), self.bias)
+        return F.linear(patch_BTPE.to(weight.dtype), weight.flatten(1), bias)
 
 
 class RMSNorm(nn.Module):
@@ -109,7 +113,7 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Projections and norms that self, text and audio attention share."""
 
-    def __init__(self, cfg: DiTConfig) -> None:
+    def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()
         self.heads = (cfg.num_heads, cfg.head_dim)
         self.q = nn.Linear(cfg.dim, cfg.dim)
@@ -135,7 +139,7 @@ class SelfAttention(Attention):
     With `qkv_scales` set, streaming attends in 8 bits, over an e4m3 Ring.
     """
 
-    def __init__(self, cfg: DiTConfig) -> None:
+    def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__(cfg)
         self.qkv: nn.Linear | RowLinear | None = None
         self.qkv_scales: QKVScales | None = None
@@ -209,7 +213,7 @@ class CrossAttention(Attention):
 class TransformerBlock(nn.Module):
     """One transformer block: modulated self-attention, text attention, modulated FFN."""
 
-    def __init__(self, cfg: DiTConfig) -> None:
+    def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()
         self.eps = cfg.eps
         self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 6, cfg.dim), std=cfg.dim**-0.5))
@@ -318,7 +322,7 @@ class AudioInjector(nn.Module):
 class Head(nn.Module):
     """Tokens to velocity = noise - clean latent. All in float32, the result in the dtype of the tokens."""
 
-    def __init__(self, cfg: DiTConfig) -> None:
+    def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__()
         self.eps, self.patch = cfg.eps, cfg.patch_size[1:]
         self.modulation = nn.Parameter(nn.init.normal_(torch.empty(1, 2, cfg.dim), std=cfg.dim**-0.5))

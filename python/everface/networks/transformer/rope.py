@@ -66,7 +66,7 @@ def motion_table(
     device: torch.device | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Table of motion tokens. `pooled` lists (times, factor): frames of a grid coarser than `grid` by that factor."""
-    parts = []
+    parts = [torch.empty(0, head_dim // 2, 2, device=device)]
     for times, factor in pooled:
         rows, cols = (spaced_positions(n, n // factor).to(device) for n in grid)
         parts.append(grid_table(torch.tensor(times, device=device), rows, cols, head_dim, fp16=fp16))

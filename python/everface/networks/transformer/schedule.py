@@ -66,6 +66,30 @@ class Schedule:
         return euler(x, v, self.sigmas[step], self.sigmas[step + 1])
 
 
+def shifted_levels(steps: int = 4, shift: float = 5.0) -> tuple[float, ...]:
+    """`steps` noise levels from 1 down, spread evenly over 1..0 without the 0, then shifted. LiveTalk's, with shift 5."""
+    return tuple(shift * s / (1 + (shift - 1) * s) for s in (1 - i / steps for i in range(steps)))
+
+
+@dataclass(frozen=True)
+class RenoiseSchedule:
+    """Every step goes to clean latents, and, but for the last, from there with fresh noise to the next level. Step s begins at sigmas[s] and
+    sees timesteps[s], which the released model was given in bfloat16."""
+
+    sigmas: tuple[float, ...]
+    timesteps: tuple[float, ...]
+
+    @classmethod
+    def of_steps(cls, steps: int = 4, shift: float = 5.0) -> RenoiseSchedule:
+        levels = shifted_levels(steps, shift)
+        return cls(levels, tuple(float(torch.tensor(TRAIN_STEPS * s, dtype=torch.float64).bfloat16()) for s in levels))
+
+    def renoise(self, clean: torch.Tensor, noise: torch.Tensor, step: int) -> torch.Tensor:
+        """What step `step` begins with, in the dtype of `clean`, from float32 noise of that shape."""
+        sigma = self.sigmas[step]
+        return ((1 - sigma) * clean.float() + sigma * noise.float()).to(clean.dtype)
+
+
 def euler(x: torch.Tensor, v: torch.Tensor, sigma: float, sigma_next: float) -> torch.Tensor:
     """x + (sigma_next - sigma) * v in float32, in the dtype of x."""
     return flow_step(x, v, sigma, sigma_next)

@@ -70,9 +70,9 @@ class StreamConnection:
         self._live = live
         outbox = self._outbox = Outbox(self._limits.outbox_bytes, self._limits.stall_s)
         if start.format == "fmp4":
-            encoder: MediaEncoder = Mp4Encoder(start.rate_hz, start.channels)
+            encoder: MediaEncoder = Mp4Encoder(start.rate_hz, start.channels, live.format.fps)
         else:
-            encoder = JpegEncoder(start.channels, DTYPES[start.encoding])
+            encoder = JpegEncoder(start.channels, DTYPES[start.encoding], live.format.fps)
         self._encoder = encoder
         loop = asyncio.get_running_loop()
 

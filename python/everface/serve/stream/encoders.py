@@ -11,7 +11,6 @@ import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
 from PIL import Image
 
-from everface.core.config import FPS
 from everface.live.events import AudioFrame, VideoFrame
 from everface.media.audio_track import AudioTrack
 from everface.serve.stream.messages import HEADER, HELD, IDLE, JPEG, PCM
@@ -37,8 +36,8 @@ class MediaEncoder(Protocol):
 class JpegEncoder:
     """Each message: HEADER, then a JPEG, or PCM of the encoding that the client sends."""
 
-    def __init__(self, channels: int, dtype: str) -> None:
-        self.media_s = 0.0
+    def __init__(self, channels: int, dtype: str, fps: int) -> None:
+        self.media_s, self._frame_s = 0.0, 1 / fps
         self._channels, self._dtype = channels, np.dtype(dtype)
 
     def open(self, height: int, width: int) -> str:
@@ -48,7 +47,7 @@ class JpegEncoder:
         if isinstance(frame, AudioFrame):
             samples = _channels(_as(frame.samples_SC, self._dtype), self._channels)
             return [HEADER.pack(PCM, 0, self._channels, frame.rate_hz, frame.pts) + samples.tobytes()]
-        self.media_s += 1 / FPS
+        self.media_s += self._frame_s
         file = io.BytesIO()
         Image.fromarray(frame.image_HW3).save(file, "JPEG", quality=QUALITY)
         flags = IDLE * frame.idle | HELD * frame.held
@@ -61,9 +60,9 @@ class JpegEncoder:
 class Mp4Encoder:
     """H.264 and AAC. Its time is its own: it goes on without a hole over interruptions, held and dropped frames, as a player needs it."""
 
-    def __init__(self, rate_hz: int, channels: int) -> None:
-        self._rate_hz, self._channels = rate_hz, channels
-        self._silence = np.zeros((-(-rate_hz // FPS), channels), np.float32)
+    def __init__(self, rate_hz: int, channels: int, fps: int) -> None:
+        self._rate_hz, self._channels, self._fps = rate_hz, channels, fps
+        self._silence = np.zeros((-(-rate_hz // fps), channels), np.float32)
         self._pieces = _Pieces()
         self._frames = 0
         self._has_audio = True  # the last video frame has its audio
@@ -71,21 +70,21 @@ class Mp4Encoder:
 
     def open(self, height: int, width: int) -> str:
         self._container = av.open(self._pieces, "w", format="mp4", options=MP4_OPTIONS)
-        self._video = self._container.add_stream("libx264", rate=FPS, options=H264_OPTIONS)
+        self._video = self._container.add_stream("libx264", rate=self._fps, options=H264_OPTIONS)
         self._video.width, self._video.height, self._video.pix_fmt = width, height, "yuv420p"
         context = self._video.codec_context
-        context.gop_size = FPS
+        context.gop_size = self._fps
         context.colorspace = context.color_primaries = context.color_trc = BT709
         context.color_range = 1  # limited
         self._reformatter = VideoReformatter()
-        self._audio = AudioTrack(self._container, self._rate_hz, self._channels)
+        self._audio = AudioTrack(self._container, self._rate_hz, self._channels, self._fps)
         context.open()
         profile = bytes(context.extradata or b"").partition(b"\x00\x00\x01\x67")[2][:3]
         return f'video/mp4; codecs="avc1.{profile.hex() or "64001f"}, mp4a.40.2"'
 
     @property
     def media_s(self) -> float:
-        return self._frames / FPS
+        return self._frames / self._fps
 
     def encode(self, frame: VideoFrame | AudioFrame) -> list[bytes]:
         if isinstance(frame, AudioFrame):
@@ -97,7 +96,7 @@ class Mp4Encoder:
             self._has_audio = False
             raw = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame.image_HW3), "rgb24")
             image = self._reformatter.reformat(raw, format="yuv420p", dst_colorspace=Colorspace.ITU709)
-            image.pts, image.time_base = self._frames, Fraction(1, FPS)
+            image.pts, image.time_base = self._frames, Fraction(1, self._fps)
             self._frames += 1
             self._container.mux(self._video.encode(image))
         return self._pieces.take()

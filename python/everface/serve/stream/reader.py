@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from everface.core.config import FPS
 from everface.core.errors import EverfaceError
 from everface.core.log import log
 from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
@@ -75,7 +74,8 @@ class Reader:
             if not self._described:
                 self._described = True
                 height, width = event.image_HW3.shape[:2]
-                self._outbox.put({"type": "media", "width": width, "height": height, "fps": FPS, "mime": self._encoder.open(height, width)})
+                fps, mime = self._live.format.fps, self._encoder.open(height, width)
+                self._outbox.put({"type": "media", "width": width, "height": height, "fps": fps, "mime": mime})
             if not event.held:
                 self._shown(event.pts)
                 self._report_speech(not event.idle)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from everface.core.config import FPS, StreamConfig
+from everface.core.config import StreamConfig
 from everface.core.errors import BadInput
 from everface.live.events import AudioFrame, LiveSegmentEnd, VideoFrame
 from everface.live.session import LiveSession
@@ -24,8 +24,8 @@ def render_job(job: VideoJob, backend: LiveSource, stream: StreamConfig, limits:
     """Make `job.video`. Raises EverfaceError, or Aborted once the job is."""
     info = probe_audio(job.audio)
     channels = info.channels if info.channels <= 2 else 1
-    total = max(1, math.ceil((info.duration_s or limits.audio_s) * FPS))
     with backend.open_live(job.image, stream, idle=False, paced=False, playback_hz=info.rate_hz) as live:
+        total = max(1, math.ceil((info.duration_s or limits.audio_s) * live.format.fps))
         _render(job, live, info.rate_hz, channels, limits, lambda frames: setattr(job, "progress", min(99, 100 * frames // total)))
 
 
@@ -52,7 +52,7 @@ def _render(
             event = live.read(READ_S if waiting is None else 0.01)
             if isinstance(event, VideoFrame):
                 height, width = event.image_HW3.shape[:2]
-                writer = writer or VideoWriter(job.video, height, width, rate_hz, channels)
+                writer = writer or VideoWriter(job.video, height, width, rate_hz, channels, fps=live.format.fps)
                 writer.write(event.image_HW3[None])
                 progress(writer.frames)
             elif isinstance(event, AudioFrame) and writer is not None:

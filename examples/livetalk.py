@@ -1,0 +1,26 @@
+"""A talking face by LiveTalk-1.3B, block by block, with the weights of `everface pull livetalk-1.3b`.
+
+python examples/livetalk.py face.png speech.wav talk.mp4 weights/livetalk
+"""
+
+import sys
+from pathlib import Path
+
+from everface import Avatar, StreamConfig
+from everface.media.audio import read_audio
+from everface.media.video_writer import VideoWriter
+
+image, speech, out, weights = map(Path, sys.argv[1:])
+with Avatar(weights) as avatar:
+    picture_3HW = avatar.fit(image, StreamConfig())
+    with avatar.open(picture_3HW) as session, VideoWriter(out, *picture_3HW.shape[-2:], fps=avatar.format.fps) as video:
+        for audio_S in read_audio(speech, 8_000):  # half a second at 16 kHz
+            video.write_audio(audio_S)
+            while not session.push_audio(audio_S):
+                session.wait(0.2)
+                for block in session.poll():
+                    video.write(block.frames_THW3.numpy())
+        session.end_segment()
+        for block in session.frames():
+            video.write(block.frames_THW3.numpy())
+print(f"{out}: {video.frames} frames at {avatar.format.fps} per second")

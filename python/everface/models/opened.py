@@ -1,0 +1,75 @@
+"""What an avatar asks of a model whose weights are opened, and which model a folder of weights holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from everface.core.config import Deployment, LiveTalkModelConfig, ModelConfig, StreamConfig
+from everface.core.errors import BadInput
+from everface.media.image import check_image
+from everface.models import LIVE_AVATAR, LIVE_TALK
+from everface.runtime.model import BlockFormat, RoleSpec, SessionModel
+from everface.runtime.registry import load_model, path_of
+from everface.weights.layout import detect_layout
+
+Config = TypeVar("Config", ModelConfig, LiveTalkModelConfig)
+MODELS = {"official": LIVE_AVATAR, "everface": LIVE_AVATAR, "livetalk": LIVE_TALK}  # by the kind of a layout
+
+
+class OpenedModel(Generic[Config]):
+    """A checkpoint opened in the process that owns the sessions."""
+
+    name: str  # in the runtime's registry
+    config: Config
+    format: BlockFormat  # of every session
+
+    def roles(self, stream: StreamConfig) -> tuple[RoleSpec, ...]:
+        """Of a pipeline for such streams. Raises BadInput for a stream that the model cannot make."""
+        raise NotImplementedError
+
+    def spec(self, stream: StreamConfig) -> dict[str, Any]:
+        """What `build_role` needs in whatever process, as plain data."""
+        raise NotImplementedError
+
+    def session(self, image: Path | torch.Tensor, stream: StreamConfig) -> SessionModel:
+        """The model's side of a new session. `image`: a file, or float32 [3, H, W] in -1..1 of the right size."""
+        raise NotImplementedError
+
+    def fit(self, image: Path, stream: StreamConfig) -> torch.Tensor:
+        """Read an image and bring it to the size of the stream: the model's own, the wanted one, or by its aspect ratio.
+
+        Returns float32 [3, H, W] in -1..1. Raises BadInput.
+        """
+        raise NotImplementedError
+
+    def cheaper(self, stream: StreamConfig) -> tuple[dict[str, Any], ...]:
+        """Changes of a session, the first to full quality, each later one to less work a block: for a machine slower than real time."""
+        return ({},)
+
+    def dropped_frames(self, stream: StreamConfig) -> int:
+        """First frames of a stream that a file lacks."""
+        return 0
+
+    def image_tensor(self, image: Path | str | torch.Tensor, stream: StreamConfig) -> torch.Tensor:
+        """float32 [3, H, W] in -1..1 of an image file, or of such a tensor. Raises BadInput."""
+        if isinstance(image, torch.Tensor):
+            return check_image(image, self.stream_size(stream))
+        if not isinstance(image, str | Path):
+            raise BadInput(f"an image as {type(image).__name__} cannot be used: pass the path of a file, or float32 [3, H, W] in -1..1")
+        return self.fit(Path(image), stream)
+
+    def stream_size(self, stream: StreamConfig) -> tuple[int, int] | None:
+        """(height, width) that a stream must have; None if it follows the image."""
+        if self.config.size and stream.size and tuple(stream.size) != tuple(self.config.size):
+            height, width = self.config.size
+            raise BadInput(f"these weights were trained at {width}x{height} only: leave --size out, or choose other weights")
+        return stream.size or self.config.size
+
+
+def open_model(weights: Path, lora: Path | None, deployment: Deployment) -> OpenedModel[Any]:
+    """The model that a folder of weights holds. Raises BadWeights."""
+    model: Any = load_model(path_of(MODELS[detect_layout(weights).kind]))
+    return model(weights, lora, deployment)
