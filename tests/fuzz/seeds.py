@@ -6,6 +6,7 @@ import io
 import json
 import wave
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -32,6 +33,7 @@ def seeds() -> dict[str, dict[str, bytes]]:
         "image": images,
         "audio": audio,
         "stream": audio,
+        "video": {"mp4": video()},
         "safetensors": {"two": save({"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.bfloat16)}, {"made": "here"})},
         "lora": {"fits": save(lora)},
         "config": {"default": json.dumps(ModelConfig().to_dict()).encode()},
@@ -73,6 +75,18 @@ def encoded(name: str) -> bytes:
         frame = av.AudioFrame.from_ndarray(np.tile(samples, 3)[None], kind, "mono")
         frame.sample_rate = rate
         container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def video() -> bytes:
+    """Three frames of H.264."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream: Any = container.add_stream("libx264", rate=25)
+        stream.width = stream.height = 32
+        for n in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), 80 * n, np.uint8), "rgb24")))
         container.mux(stream.encode(None))
     return file.getvalue()
 

@@ -82,6 +82,19 @@ class AudioTarget(FileTarget):
                 assert 0 < len(chunk) <= CHUNK and np.isfinite(chunk).all() and np.abs(chunk).max() < 8
 
 
+class VideoTarget(FileTarget):
+    """A video file: its facts, and its first frames."""
+
+    def read(self, path: Path) -> None:
+        from everface.media.video import probe_video, read_frames
+
+        info = probe_video(path)
+        assert info.frames >= 0 and info.duration_s >= 0
+        if info.width * info.height <= 1 << 20:
+            for frame in itertools.islice(read_frames(path), 5):
+                assert frame.dtype == np.uint8 and frame.shape[2] == 3
+
+
 class StreamTarget:
     """Audio from a pipe."""
 
@@ -308,7 +321,7 @@ def _refuse(*_: Any, **__: Any) -> Any:
 
 
 TARGETS: dict[str, Callable[[], Target]] = {
-    "image": ImageTarget, "audio": AudioTarget, "stream": StreamTarget, "safetensors": SafetensorsTarget, "lora": LoraTarget,
+    "image": ImageTarget, "audio": AudioTarget, "video": VideoTarget, "stream": StreamTarget, "safetensors": SafetensorsTarget, "lora": LoraTarget,
     "config": ConfigTarget, "control": ControlTarget, "engine": EngineTarget, "manifest": ManifestTarget, "jobs": JobsTarget,
     "upload": UploadTarget,
 }  # fmt: skip
