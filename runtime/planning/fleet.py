@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from everface.core.errors import BadInput
 
 DAY_S = 86_400.0
-MOST_ARRIVALS = 1_500_000  # beyond it a fleet is simulated at a part of its size
+MOST_SESSIONS = 1_500_000  # beyond it a fleet is simulated at a part of its size
 DEPART, READY, STOP = 0, 1, 2
 Times = NDArray[np.float64]
 
@@ -83,21 +83,23 @@ class _Pipelines:
     def __init__(self, slots: int) -> None:
         self.slots = slots
         self.taken: dict[int, int] = {}
-        self.levels: list[dict[int, None]] = [{} for _ in range(slots + 1)]  # as ordered sets
+        self.levels: list[list[int]] = [[] for _ in range(slots + 1)]  # those that had so many; `taken` says whether they still have
         self.stamps: dict[int, int] = {}  # changes when a pipeline is used
         self.busy = 0
 
     def add(self, name: int) -> None:
         self.taken[name] = self.stamps[name] = 0
-        self.levels[0][name] = None
+        self.levels[0].append(name)
 
     def take(self) -> int | None:
         for level in range(self.slots - 1, -1, -1):
-            if self.levels[level]:
-                name = next(reversed(self.levels[level]))
-                self._move(name, level + 1)
-                self.busy += 1
-                return name
+            stack = self.levels[level]
+            while stack:
+                name = stack.pop()
+                if self.taken.get(name) == level:
+                    self._move(name, level + 1)
+                    self.busy += 1
+                    return name
         return None
 
     def release(self, name: int) -> bool:
@@ -107,11 +109,10 @@ class _Pipelines:
         return not self.taken[name]
 
     def remove(self, name: int) -> None:
-        del self.levels[0][name], self.taken[name], self.stamps[name]
+        del self.taken[name], self.stamps[name]
 
     def _move(self, name: int, level: int) -> None:
-        del self.levels[self.taken[name]][name]
-        self.levels[level][name] = None
+        self.levels[level].append(name)
         self.taken[name] = level
         self.stamps[name] += 1
 
@@ -120,7 +121,8 @@ class _Run:
     """One simulation."""
 
     def __init__(self, load: Load, fleet: Fleet, arrivals: Times, lengths: Times, residual: Times, end_s: float) -> None:
-        self.load, self.fleet, self.arrivals, self.lengths, self.end_s = load, fleet, arrivals, lengths, end_s
+        self.load, self.fleet, self.end_s = load, fleet, end_s
+        self.arrivals, self.lengths = arrivals.tolist(), lengths.tolist()
         self.pipelines = _Pipelines(fleet.slots)
         self.events: list[tuple[float, int, int, int]] = []  # time, kind, pipeline, stamp
         self.waiting: deque[int] = deque()  # indices of arrivals
@@ -136,7 +138,7 @@ class _Run:
         self.peak = len(self.pipelines.taken)
 
     def run(self) -> None:
-        times, number = self.arrivals.tolist(), 0
+        times, number = self.arrivals, 0
         while True:
             at = times[number] if number < len(times) else math.inf
             event = self.events[0][0] if self.events else math.inf
@@ -188,7 +190,8 @@ class _Run:
             self.starting -= 1
             self.pipelines.add(name)
             self._admit()
-            heapq.heappush(self.events, (self.now + self.fleet.linger_s, STOP, name, self.pipelines.stamps[name]))
+            if not self.pipelines.taken[name]:
+                heapq.heappush(self.events, (self.now + self.fleet.linger_s, STOP, name, self.pipelines.stamps[name]))
         elif self.pipelines.stamps.get(name) == stamp:
             if self._free() - self.fleet.slots >= self._spare(self.pipelines.busy) and self._count() > self.fleet.least:
                 self.pipelines.remove(name)
@@ -234,8 +237,7 @@ def simulate_fleet(load: Load, fleet: Fleet, hours: float = 1.0, seed: int = 0) 
     if hours <= 0:
         raise BadInput("simulate more than zero hours")
     end_s = 3600.0 * hours
-    expected = load.viewers * end_s / load.session_s
-    scale = min(1.0, MOST_ARRIVALS / expected)
+    scale = min(1.0, MOST_SESSIONS / (load.viewers * (1 + end_s / load.session_s)))
     if scale < 1:
         most = None if fleet.most is None else max(1, round(fleet.most * scale))
         load = Load(load.viewers * scale, load.session_s, load.session_cv, load.swing, load.patience_s)

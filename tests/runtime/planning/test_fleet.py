@@ -15,16 +15,16 @@ from everface.runtime.planning.fleet import Fleet, Load, erlang_b, erlang_c, ove
 def test_waits_are_those_of_erlang_c(servers: int, busy: float) -> None:
     offered, session_s = servers * busy, 60.0
     fixed = Fleet(least=servers, most=servers)
-    report = simulate_fleet(Load(offered, session_s), fixed, hours=2500 / offered, seed=1)
+    report = simulate_fleet(Load(offered, session_s), fixed, hours=1200 / offered, seed=1)
     waits = erlang_c(servers, offered)
     assert report.waited == pytest.approx(waits, rel=0.1)
     assert report.wait_mean_s == pytest.approx(waits * session_s / (servers - offered), rel=0.15)
-    assert report.utilisation == pytest.approx(busy, rel=0.05) and report.refused == 0 and report.gpus == servers
+    assert report.utilisation == pytest.approx(busy, rel=0.05) and report.refused == 0 and report.gpus == pytest.approx(servers)
 
 
 def test_losses_are_those_of_erlang_b_whatever_the_lengths() -> None:
     for cv in (0.5, 1.0, 2.0):
-        report = simulate_fleet(Load(8.0, 60.0, cv, patience_s=0.0), Fleet(slots=2, least=5, most=5), hours=200, seed=2)
+        report = simulate_fleet(Load(8.0, 60.0, cv, patience_s=0.0), Fleet(slots=2, least=5, most=5), hours=100, seed=2)
         assert report.refused == pytest.approx(erlang_b(10, 8.0), rel=0.1), cv
 
 
@@ -40,7 +40,7 @@ def test_a_seed_is_repeated() -> None:
 
 
 def test_warm_places_buy_short_waits() -> None:
-    load = Load(200, swing=0.8)
+    load = Load(60, swing=0.8)
     reports = [simulate_fleet(load, Fleet(warm=warm, cold_start_s=120), 24, seed=3) for warm in (0.0, 0.1, 0.4)]
     assert reports[0].wait_p99_s > reports[1].wait_p99_s >= reports[2].wait_p99_s == 0
     assert reports[0].gpu_hours_per_stream_hour < reports[1].gpu_hours_per_stream_hour < reports[2].gpu_hours_per_stream_hour
@@ -48,8 +48,8 @@ def test_warm_places_buy_short_waits() -> None:
 
 
 def test_a_fleet_follows_the_day() -> None:
-    by_day = simulate_fleet(Load(300, swing=0.9), Fleet(gpus=5), 24)
-    flat = simulate_fleet(Load(300), Fleet(gpus=5), 24)
+    by_day = simulate_fleet(Load(90, swing=0.9), Fleet(gpus=5), 24)
+    flat = simulate_fleet(Load(90), Fleet(gpus=5), 24)
     assert by_day.gpus_peak > 1.5 * flat.gpus_peak and by_day.gpus == pytest.approx(flat.gpus, rel=0.15)
 
 
@@ -59,16 +59,18 @@ def test_a_fleet_that_is_too_small_refuses() -> None:
     assert report.wait_p99_s <= 20
 
 
+@pytest.mark.long
 def test_a_hundred_thousand_viewers_take_seconds() -> None:
     began = time.process_time()
-    report = simulate_fleet(Load(100_000, 600.0), Fleet(most=110_000), 0.5)
+    report = simulate_fleet(Load(100_000, 600.0), Fleet(most=110_000), 0.2)
     assert time.process_time() - began < 20
-    assert report.scale == 1 and report.sessions == pytest.approx(300_000, rel=0.02) and report.wait_p99_s == 0
+    assert report.scale == 1 and report.sessions == pytest.approx(120_000, rel=0.02) and report.wait_p99_s == 0
 
 
+@pytest.mark.long
 def test_a_day_of_them_is_simulated_at_a_part_of_its_size() -> None:
-    report = simulate_fleet(Load(1e7, swing=0.5), Fleet(most=20_000_000), 0.05)
-    assert report.scale < 1 and report.gpus == pytest.approx(1e7 * 0.5 * 1.05, rel=0.1)
+    report = simulate_fleet(Load(1e7, swing=0.5), Fleet(most=20_000_000), 0.01)
+    assert report.scale < 0.2 and report.gpus == pytest.approx(1e7 * 0.5 * 1.05, rel=0.1)
 
 
 @pytest.mark.parametrize(
