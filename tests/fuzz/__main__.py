@@ -23,6 +23,7 @@ MEMORY_MB = 2048
 HANG_S = 10
 MOST_BYTES = 16_384
 SPARE_S = 120  # to start and to end
+OUTCOMES = {0: "ok", 124: "did not start or end in time"}
 
 
 def main() -> int:
@@ -50,7 +51,7 @@ def run(name: str, seconds: int) -> int:
         text = output.read().decode(errors="replace")
     counts = re.findall(r"^#(\d+).*?cov: (\d+)", text, re.MULTILINE)
     runs, coverage = counts[-1] if counts else ("0", "0")
-    print(f"{name:<12} {runs:>10} executions  {coverage:>6} edges  {'ok' if not code else f'FAULT, see {OUT / name}.log'}", flush=True)
+    print(f"{name:<12} {runs:>10} executions  {coverage:>6} edges  {OUTCOMES.get(code, 'FAULT')}, see {OUT / name}.log", flush=True)
     return code
 
 

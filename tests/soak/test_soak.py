@@ -12,10 +12,15 @@ import numpy as np
 import psutil
 import pytest
 from tests.live.faces import live_in_process
+from tests.runtime import toy
 
 from everface import cli
-from everface.core.config import SAMPLES_PER_FRAME
+from everface.core.config import SAMPLES_PER_FRAME, Deployment
 from everface.live.events import AudioFrame, LiveSegmentEnd, VideoFrame
+from everface.live.session import LiveSession
+from everface.runtime.planning.placement import place
+from everface.runtime.scheduler import Scheduler
+from everface.runtime.start import start_pipeline
 from everface.soak.rows import Row, SoakReport
 from everface.soak.run import watch_live
 from everface.soak.watchers import EventWatcher, FragmentWatcher, slope
@@ -134,3 +139,21 @@ def test_nothing_is_left_behind() -> None:
     with live_in_process(paced=False) as live:
         watch_live(live, 3.0, lambda row: None)
     assert threading.active_count() <= before
+
+
+@pytest.mark.parametrize("wrap", [2**31, 2**32])
+def test_a_live_session_goes_on_where_positions_wrap(wrap: int) -> None:
+    """2^31 samples of 16 kHz are 37 hours."""
+    pipeline = start_pipeline(place(toy.roles_of(2), "inline"), toy.MODEL, toy.SPEC, Deployment())
+    scheduler = Scheduler(pipeline)
+    try:
+        session = toy.open_at(scheduler).wait_open()
+        first = (wrap - 3 * 16_000) // SAMPLES_PER_FRAME * SAMPLES_PER_FRAME
+        session._buffer.begin = session._buffer.at = session._buffer.accepted = session._sent = session._shown = first
+        with LiveSession(session, paced=False) as live:
+            live._next_pts = first
+            watcher = watch_live(live, 12.0, lambda row: None)
+            assert live.position > wrap + 16_000
+    finally:
+        scheduler.close()
+    assert (watcher.seen.gaps, watcher.seen.disorder) == (0, 0) and abs(watcher.seen.av_ms) < 1
