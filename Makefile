@@ -10,6 +10,7 @@
 #   make fuzz      mutated inputs into every parser; needs everface[fuzz]
 #   make bench     time the stream on this machine
 #   make native    build everface._native and libeverface into python/everface/
+#   make release   sdist, wheel, bill of materials and checksums of the last commit in dist/, built twice to the same bits
 #   make install   build libeverface and install it, its headers and its CMake and pkg-config files below PREFIX
 #   make clean     remove .venv and everything that was built
 #
@@ -42,7 +43,7 @@ endif
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 NUMPY := numpy>=2.0,<2.4# the interpreter of triton 3.6 breaks on 2.4
 
-.PHONY: setup demo test test-all check gpu gpu-tree fuzz bench native install clean
+.PHONY: setup demo test test-all check gpu gpu-tree fuzz bench native release install clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -77,6 +78,9 @@ native: $(READY)
 	cmake -S . -B build/native -DPython_EXECUTABLE=$(INTERPRETER) -DCMAKE_INSTALL_LIBDIR=lib
 	cmake --build build/native
 	cmake --install build/native --prefix python/everface/sdk --component client
+
+release: $(READY)
+	$(RUN) -m deploy.release dist
 
 # Needs no Python.
 install:
