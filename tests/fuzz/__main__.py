@@ -22,7 +22,9 @@ NAMES = sorted(path.name for path in (HERE / "corpus").iterdir())
 MEMORY_MB = 2048
 HANG_S = 10
 MOST_BYTES = 16_384
-SPARE_S = 120  # to start and to end
+INSTRUMENTED = [f"everface.{room}" for room in ("core", "media", "weights", "serve", "engine", "provenance", "genbench.manifest", "avatar.jobs")]
+INSTRUMENTED += ["PIL", "multipart"]
+SPARE_S = 180  # to start and to end
 OUTCOMES = {0: "ok", 124: "did not start or end in time"}
 
 
@@ -61,7 +63,7 @@ def run_here(name: str, seconds: int) -> None:
         import atheris  # pyright: ignore[reportMissingImports]  it is installed for fuzzing only: everface[fuzz]
     except ModuleNotFoundError:
         sys.exit("fuzzing needs atheris: run pip install 'everface[fuzz]'")
-    with atheris.instrument_imports(include=["everface", "PIL", "multipart"], enable_loader_override=False):
+    with atheris.instrument_imports(include=INSTRUMENTED, enable_loader_override=False):
         from tests.fuzz.targets import TARGETS
 
         target = TARGETS[name]()

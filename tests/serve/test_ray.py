@@ -14,12 +14,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from everface.core.errors import BadInput
+from everface.serve.ray import build, fleet
 from everface.serve.settings import Limits, ServeSettings
 
 ray = pytest.importorskip("ray")
 serve = pytest.importorskip("ray.serve")
-
-from everface.serve.ray import build, fleet
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 SESSIONS, REPLICAS = 2, 3
