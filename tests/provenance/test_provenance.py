@@ -156,6 +156,17 @@ def test_a_key_that_cannot_be_used_is_refused_before_anything_is_rendered(tmp_pa
         find_signer()
 
 
+def test_without_a_home_videos_are_not_signed(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("EVERFACE_CACHE", "~nobody-has-this-name/cache")
+    assert find_signer() is None and "videos are not signed: there is no cache" in caplog.text
+
+
+def test_an_empty_folder_gets_a_key(key_folder: Path) -> None:
+    key_folder.mkdir(parents=True)
+    signer = find_signer()
+    assert signer and signer.credentials.generated
+
+
 def test_a_failure_to_sign_keeps_the_video(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def fail(source: Path, target: Path) -> None:
         target.write_bytes(b"half")

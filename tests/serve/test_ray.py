@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ PORT = 8123
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
+    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # a busy machine takes its time
     ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     yield

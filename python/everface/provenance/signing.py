@@ -69,7 +69,12 @@ def find_signer() -> VideoSigner | None:
 
     Raises BadInput for a key of the user's that cannot be used, Unavailable for one without the packages that it needs.
     """
-    return _find(*env.signing_dir())
+    try:
+        folder, chosen = env.signing_dir()
+    except Unavailable as error:  # there is no home for a cache
+        log.warning("videos are not signed: %s", error)
+        return None
+    return _find(folder, chosen)
 
 
 @cache
@@ -82,9 +87,9 @@ def _find(folder: Path | None, chosen: bool) -> VideoSigner | None:
             raise Unavailable(f"EVERFACE_SIGNING names a key, but the package {missing[0]} is missing: run pip install 'everface[provenance]'")
         log.info("videos are not signed, because everface[provenance] is not installed")
         return None
-    from everface.provenance.credentials import generate_credentials, is_private, read_credentials
+    from everface.provenance.credentials import KEY, generate_credentials, is_private, read_credentials
 
-    if not chosen and not folder.exists():
+    if not chosen and not (folder / KEY).exists():
         try:
             generate_credentials(folder)
         except OSError as error:
