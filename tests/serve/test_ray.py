@@ -10,12 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 from tests.serve.hosting import ToyBackend, next_event
+from tests.test_house import ROOT
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from everface.core.errors import BadInput
-from everface.serve.ray import build, fleet
+from everface.serve.ray import build, fleet, replica_app
 from everface.serve.settings import Limits, ServeSettings
 
 ray = pytest.importorskip("ray")
@@ -29,8 +31,10 @@ PORT = 8123
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # a busy machine takes its time
-    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    os.environ.update(RAY_raylet_start_wait_time_s="300")  # a busy machine takes its time
+    path = os.pathsep.join([str(ROOT / "python"), str(ROOT)])  # replicas import the toys
+    environment = {"env_vars": {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "EVERFACE_SIGNING": "off"}}
+    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20, runtime_env=environment)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     yield
     serve.shutdown()
@@ -127,6 +131,16 @@ def test_it_grows_with_open_sessions_and_shrinks_without_a_failed_one(cluster: N
     before = kept.frames
     wait(lambda: kept.frames > before + 20 or kept.ended_s)
     kept.socket.close()
+
+
+def test_a_replica_has_every_route_but_those_of_videos() -> None:
+    backend = ToyBackend()
+    try:
+        with TestClient(replica_app(ServeSettings(), backend), base_url="http://localhost") as client:
+            assert client.get("/healthz").status_code == client.get("/").status_code == client.get("/v1/avatar").status_code == 200
+            assert client.get("/v1/videos").status_code == client.post("/v1/videos", files={"audio": b"x"}).status_code == 404
+    finally:
+        backend.close()
 
 
 def test_arguments_are_checked() -> None:

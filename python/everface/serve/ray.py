@@ -45,18 +45,13 @@ def fleet(
         raise Unavailable(f"a fleet needs the package {error.name}: run pip install 'everface[ray]'") from None
     limits = settings.limits
 
-    def make() -> Any:
-        app = build_app(settings, make_backend(settings))
-        app.router.routes[:] = [route for route in app.router.routes if not _is_video(route)]
-        return app
-
     scaling = {
         "min_replicas": least, "max_replicas": most, "target_ongoing_requests": max(1.0, FILLED * limits.sessions),
-        "upscale_delay_s": 2.0, "downscale_delay_s": shrink_s, "metrics_interval_s": 1.0, "look_back_period_s": 4.0,
+        "upscale_delay_s": 2.0, "downscale_delay_s": shrink_s, "look_back_period_s": 4.0,
     }  # fmt: skip
     # The GPUs of one actor are of one host, and the workers of its pipeline inherit them.
     deployment = serve.deployment(
-        serve.ingress(make)(), name="everface", max_ongoing_requests=limits.sessions + SPARE, max_queued_requests=QUEUED,
+        serve.ingress(lambda: replica_app(settings, make_backend(settings)))(), name="everface", max_ongoing_requests=limits.sessions + SPARE, max_queued_requests=QUEUED,
         autoscaling_config=scaling, graceful_shutdown_timeout_s=math.ceil(limits.drain_s), health_check_period_s=2.0,
         ray_actor_options={"num_gpus": gpus, "num_cpus": 1},
     )  # fmt: skip
@@ -78,6 +73,13 @@ def build(arguments: Mapping[str, str]) -> Any:
     where = replace(Deployment(**{**usual, **given}), sessions=sessions)
     settings = ServeSettings(token=env.token(), weights=weights, lora=lora, stream=stream, deployment=where, limits=Limits(sessions=sessions))
     return fleet(settings, gpus=gpus, least=least, most=most)
+
+
+def replica_app(settings: ServeSettings, backend: LiveSource) -> Any:
+    """The server of one replica."""
+    app = build_app(settings, backend)
+    app.router.routes[:] = [route for route in app.router.routes if not _is_video(route)]
+    return app
 
 
 def _is_video(route: Any) -> bool:
