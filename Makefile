@@ -7,8 +7,10 @@
 #   make check     ruff and pyright over every source file
 #   make gpu       tests and benches on the CUDA device of this machine: what bench/results/ lacks, within nine minutes
 #   make gpu-tree  build/gpu-tree.tar.gz, all that `make gpu` needs on another machine
+#   make fuzz      mutated inputs into every parser; needs everface[fuzz]
 #   make bench     time the stream on this machine
 #   make native    build everface._native and libeverface into python/everface/
+#   make release   sdist, wheel, bill of materials and checksums of the last commit in dist/, built twice to the same bits
 #   make install   build libeverface and install it, its headers and its CMake and pkg-config files below PREFIX
 #   make clean     remove .venv and everything that was built
 #
@@ -18,6 +20,7 @@
 #   PY=python3               run with this interpreter as it is and set nothing up (a machine that has torch already)
 #   ROUND=1                  one of the three rounds of `make gpu`, each within nine minutes
 #   GPU='--soak 300'         options of `make gpu`: python -m bench.gpu --help
+#   SECONDS=60 TARGET=image  `make fuzz`: how long each target runs; only one of them
 #   WORKERS=3                test processes; more than cores, as many tests wait
 #   PREFIX=/usr/local        where `make install` installs to
 
@@ -40,7 +43,7 @@ endif
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 NUMPY := numpy>=2.0,<2.4# the interpreter of triton 3.6 breaks on 2.4
 
-.PHONY: setup demo test test-all check gpu gpu-tree bench native install clean
+.PHONY: setup demo test test-all check gpu gpu-tree fuzz bench native release install clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -64,6 +67,9 @@ gpu: $(READY)
 gpu-tree:
 	$(PYTHON) -m bench.tree build/gpu-tree.tar.gz
 
+fuzz: $(READY)
+	nice $(RUN) -m tests.fuzz --seconds $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60) $(if $(TARGET),--target $(TARGET))
+
 bench: $(READY)
 	$(RUN) -m everface bench
 
@@ -72,6 +78,9 @@ native: $(READY)
 	cmake -S . -B build/native -DPython_EXECUTABLE=$(INTERPRETER) -DCMAKE_INSTALL_LIBDIR=lib
 	cmake --build build/native
 	cmake --install build/native --prefix python/everface/sdk --component client
+
+release: $(READY)
+	$(RUN) -m deploy.release dist
 
 # Needs no Python.
 install:

@@ -19,11 +19,14 @@ METRICS = "syncnet dino qalign trust-qalign"
 # Adding a flag is a decision: it has an owner and a place here.
 FLAGS = {
     "demo": f"out {DEPLOYMENT}",
-    "render": f"out pcm batch {MODEL} {DEPLOYMENT} prompt seed compat force",
+    "render": f"out pcm batch {MODEL} {DEPLOYMENT} prompt seed compat force consent",
+    "verify": "trust",
     "serve": f"host port open token max-sessions max-jobs max-upload-mb max-audio-s idle-s lifetime-s {MODEL} {DEPLOYMENT}",
+    "soak": f"hours fast server out {MODEL} {DEPLOYMENT}",
     "bench": f"{MODEL} {DEPLOYMENT} preset segments repeats seconds json",
     "parity": "case dtype json",
-    "simulate": "model paper devices steps step-ms decode-ms transfer-ms jitter sessions live",
+    "simulate": "model paper devices steps step-ms decode-ms transfer-ms jitter sessions live "
+    "fleet hours session-s day idle-share warm cold-start-s patience-s gpus price",
     "pull": "dir accept-license",
     "convert": "lora",
     "config": "cflags libs cmake-dir",

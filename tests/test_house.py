@@ -25,6 +25,7 @@ FLOORS = {
     "runtime": 2,
     "weights": 3,
     "media": 3,
+    "provenance": 3,
     "models": 4,
     "live": 4,
     "avatar": 5,
@@ -36,6 +37,7 @@ FLOORS = {
     "parity": 6,
     "doctor": 6,
     "": 6,  # everface/__init__.py, the public face
+    "soak": 7,  # above serve, which it starts
     "genbench": 7,  # above train: its characters and its lip reader
     "cli": 8,
     "__main__": 9,

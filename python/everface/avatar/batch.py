@@ -44,6 +44,7 @@ class Batch:
     stream: StreamConfig = field(default_factory=StreamConfig)
     deployment: Deployment = field(default_factory=Deployment)
     overwrite: bool = False
+    consent: str = ""  # of all jobs
 
 
 @dataclass
@@ -101,12 +102,13 @@ def _run_job(
             if out.exists() and not batch.overwrite and not manifest.is_ours(job.out):
                 raise BadInput(f"{out} is there already, and no batch has made it: name another out, or pass --force to replace it")
             manifest.add(job.out, STARTED, line=job.line, inputs=inputs)
-            task = RenderJob(job.image, job.audio, out, stream=job.stream, deployment=batch.deployment, keep_unfinished=False)
+            task = RenderJob(job.image, job.audio, out, stream=job.stream, deployment=batch.deployment, keep_unfinished=False, consent=batch.consent)
             report = render_on(avatar, task, source, out, watcher.progress, began_s)
             if report.out != str(out):
                 raise BadInput(f"another {out} has appeared meanwhile, and the video is in {report.out}: name another out")
+            note = {"signed": report.signed, **({"consent": batch.consent} if batch.consent else {})}
             figures = {"frames": report.frames, "seconds": report.seconds, "render_s": round(report.render_s, 3), "bytes": out.stat().st_size}
-            manifest.add(job.out, DONE, line=job.line, inputs=inputs, **figures)
+            manifest.add(job.out, DONE, line=job.line, inputs=inputs, **figures, **note)
             result.rendered += 1
     except EverfaceError as failure:
         error, report = str(failure), None

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from everface.media.output import check_output
 from everface.media.output_pipe import OutputPipe, open_stdout
 from everface.media.video_writer import VideoWriter
 from everface.media.wav_stream import PCM
+from everface.provenance.audit import log_video
+from everface.provenance.signing import check_consent, find_signer
 from everface.runtime.events import VideoBlock
 from everface.runtime.session import WAIT_S, Session
 
@@ -40,6 +43,7 @@ class RenderJob:
     overwrite: bool = False
     pcm: PCM | None = None
     keep_unfinished: bool = True  # what is rendered when it is interrupted
+    consent: str = ""  # the note of who consented, in one line: goes into the signed manifest and the audit log
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class RenderReport:
     compat: str
     seed: int
     rss_mb: float  # of the process that owns the session, at the end
+    signed: bool
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -94,6 +99,7 @@ def render_on(
     avatar: Avatar, job: RenderJob, source: AudioFile | AudioStream, out: Path | OutputPipe, progress: Progress | None, began_s: float
 ) -> RenderReport:
     """`render` on a model that is loaded; `source` and `out` stand for the audio and out of `job`."""
+    signer, consent = find_signer(), check_consent(job.consent)
     image_3HW = avatar.fit(job.image, job.stream)
     height, width = image_3HW.shape[-2:]
     fps, dropped = avatar.format.fps, avatar.model.dropped_frames(job.stream)
@@ -101,7 +107,9 @@ def render_on(
     with avatar.open(image_3HW, job.stream) as session:
         info = source.info()  # of a pipe it may be long in coming, so the model is loaded meanwhile
         total = None if info.duration_s is None else math.ceil(info.duration_s * fps)
-        writing = VideoWriter(out, height, width, info.rate_hz, info.track_channels, fps=fps, keep_unfinished=job.keep_unfinished)
+        sign = partial(signer.sign, consent=consent) if signer else None
+        audio = info.rate_hz, info.track_channels
+        writing = VideoWriter(out, height, width, *audio, fps=fps, keep_unfinished=job.keep_unfinished, sign=sign)
         with writing as writer:
             loaded = time.perf_counter()
             for blocks in _feed(session, source, writer):
@@ -111,6 +119,7 @@ def render_on(
                     if progress:
                         progress(writer.frames, total, writer.frames / (time.perf_counter() - loaded))
             done, frames, first_s = time.perf_counter(), writer.frames, session.timeline.first_frame_s or 0.0
+    log_video(str(writing.saved), frames, job.stream.seed, writing.signed, consent)
     return RenderReport(
         out=str(writing.saved),
         frames=frames,
@@ -126,6 +135,7 @@ def render_on(
         compat=job.stream.compat,
         seed=job.stream.seed,
         rss_mb=psutil.Process().memory_info().rss / 1e6,
+        signed=writing.signed,
     )
 
 

@@ -40,7 +40,8 @@ def render(args: argparse.Namespace) -> None:
     from everface.media.wav_stream import PCM
 
     pcm = PCM(*args.pcm) if args.pcm else None
-    job = RenderJob(args.image, args.audio, args.out, args.weights, args.lora, stream, deployment(args), args.force, pcm)
+    where = deployment(args)
+    job = RenderJob(args.image, args.audio, args.out, args.weights, args.lora, stream, where, args.force, pcm, consent=args.consent)
     with progress_bar() as progress:
         report = render(job, progress)
     print_report(report)
@@ -53,11 +54,19 @@ def _render_batch(args: argparse.Namespace, stream: StreamConfig) -> None:
     from everface.avatar.jobs import read_jobs
 
     jobs = read_jobs(args.batch, stream)
-    batch = Batch(jobs, args.out, args.weights, args.lora, stream, deployment(args), args.force)
+    batch = Batch(jobs, args.out, args.weights, args.lora, stream, deployment(args), args.force, args.consent)
     with batch_bar(len(jobs)) as watcher:
         done = run_batch(batch, watcher)
     print_output(done.summary)
     done.check()
+
+
+def verify(args: argparse.Namespace) -> int:
+    from everface.provenance.verification import verify
+
+    verdict = verify(args.file, args.trust)
+    print_output("\n".join([f"{args.file}: {verdict.lines()[0]}", *verdict.lines()[1:]]))
+    return verdict.exit_code
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -148,6 +157,11 @@ def simulate(args: argparse.Namespace) -> None:
     from everface.runtime.planning.forecast import simulate
     from everface.runtime.planning.placement import place
 
+    if args.fleet is not None:
+        from everface.cli.fleet import simulate_fleets
+
+        simulate_fleets(args)
+        return
     if args.paper:
         print(f"{'configuration':<20} {'fps':>6} {'paper':>6}   {'first frame':>11} {'paper':>6}")
         for what, fps, paper_fps, first_ms, paper_ms in forecast.paper_table():

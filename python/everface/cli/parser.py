@@ -20,7 +20,9 @@ from everface.cli.flags import (
     pcm,
     size,
 )
+from everface.cli.fleet import add_fleet_flags
 from everface.cli.serve import add_serve
+from everface.cli.soak import add_soak
 from everface.core.config import COMPATS, SAMPLERS, Deployment, StreamConfig
 from everface.genbench.command_line import add_genbench
 from everface.train.command_line import add_train
@@ -55,7 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"everface {__version__}")
     add = _adder(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
     for add_arguments in (
-        _add_demo, _add_render, add_serve, _add_engine, _add_bench, _add_parity, _add_simulate, _add_pull, _add_convert, _add_doctor, _add_config,
+        _add_demo, _add_render, _add_verify, add_serve, _add_engine, _add_bench, _add_parity, _add_simulate, _add_pull, _add_convert, _add_doctor,
+        _add_config, add_soak,
     ):  # fmt: skip
         add_arguments(add)
     train = add("train", None, "train the bundled model, or evaluate a model", "train evaluate")
@@ -109,6 +112,20 @@ def _add_render(add: Add) -> None:
     compat = "official: reproduce upstream's known defects (%(default)s)"
     p.add_argument("--compat", choices=COMPATS, default=StreamConfig.compat, help=compat)
     p.add_argument("--force", action="store_true", help="replace OUT, when the new video is complete and not before")
+    consent = "who consented to this use of image and voice, in one line: goes into the signed manifest and the audit log"
+    p.add_argument("--consent", default="", metavar="TEXT", help=consent)
+
+
+def _add_verify(add: Add) -> None:
+    does = "tell whether a video is signed, and unchanged since (C2PA)"
+    more = (
+        "Exit codes: 0 signed and unchanged; 1 changed since it was signed, or its signature is damaged; 2 the file cannot be checked; "
+        "3 not signed; 4 signed and unchanged, but by nobody whom --trust accepts. Needs the extra everface[provenance]. What a signature "
+        "can show and what it cannot is in SECURITY.md."
+    )
+    p = add("verify", commands.verify, does, "verify talk.mp4", more)
+    p.add_argument("file", type=Path, metavar="FILE", help="an MP4")
+    p.add_argument("--trust", type=Path, metavar="PEM", help="root certificates of the signers that you accept")
 
 
 def _add_bench(add: Add) -> None:
@@ -145,6 +162,7 @@ def _add_simulate(add: Add) -> None:
     p.add_argument("--jitter", type=float, default=0.0, metavar="CV", help="of all times: deviation / mean (%(default)s)")
     p.add_argument("--sessions", type=count, default=1, metavar="N", help="sessions (%(default)s)")
     p.add_argument("--live", action="store_true", help="audio arrives as it is spoken, not all at once")
+    add_fleet_flags(p)
 
 
 def _add_pull(add: Add) -> None:

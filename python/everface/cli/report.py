@@ -98,6 +98,7 @@ def print_report(report: RenderReport) -> None:
         "first frame": f"{report.first_frame_s:.2f} s after the first audio",
         "placement": f"{report.placement}, sampler {report.sampler}, compat {report.compat}",
         "seed": f"{report.seed}",
+        **({"signed": "yes, as everface verify shows"} if report.signed else {}),
     }
     error = print_output("\n".join(f"{name:<12} {value}" for name, value in rows.items()))
     if error and not error.reader_gone:

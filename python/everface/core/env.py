@@ -54,6 +54,19 @@ def avoid_amx() -> None:
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
 
 
+def signing_dir() -> tuple[Path | None, bool]:
+    """Folder of the key that signs videos, and whether the user chose it. EVERFACE_SIGNING, else `signing` in the cache; None for "off"."""
+    value = os.environ.get("EVERFACE_SIGNING", "").strip()
+    if value == "off":
+        return None, True
+    if not value:
+        return cache_dir() / "signing", False
+    try:
+        return Path(value).expanduser(), True
+    except RuntimeError:
+        raise BadInput(f"EVERFACE_SIGNING is {value[:40]!r}, which names no home folder: set a folder, or off") from None
+
+
 def token() -> str | None:
     """What clients of `everface serve` must send. EVERFACE_TOKEN; None if it is empty."""
     return os.environ.get("EVERFACE_TOKEN", "").strip() or None

@@ -15,7 +15,7 @@ from av.stream import Disposition
 
 from everface.core.config import SAMPLE_RATE
 from everface.core.errors import BadInput
-from everface.media.container import open_media
+from everface.media.container import check_codec, open_media
 from everface.media.decoding.decoder import decode_audio, stated_s
 from everface.media.decoding.downmix import MonoMixer, mix_stereo
 from everface.media.decoding.losses import AudioChunk
@@ -46,6 +46,7 @@ def probe_audio(path: str | Path) -> AudioInfo:
             raise BadInput(f"{path} is a video: pass an audio file, for example its extracted audio track")
         if not container.streams.audio:
             raise BadInput(f"{path} contains no audio: pass an audio file")
+        check_codec(container.streams.audio[0], path)
         codec, seen, rate, channels = container.streams.audio[0].codec_context.name, 0, 0, 0
         for chunk in decode_audio(container, Path(path)):
             seen, rate, channels = seen + len(chunk.samples_SC), chunk.rate_hz, len(chunk.channels)

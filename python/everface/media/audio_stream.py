@@ -227,7 +227,7 @@ def _decode_container(stream: _Bytes, name: str) -> Iterator[AudioChunk]:
     except (FFmpegError, OSError, UnicodeError):
         raise refusal from None
     with container:
-        if not container.streams.audio:
+        if not container.streams.audio or container.streams.audio[0].codec_context is None:  # no decoder for it
             raise refusal
         packets = container.demux(container.streams.audio[0])
         resampler = av.AudioResampler(format="fltp")

@@ -6,8 +6,10 @@ import errno
 from pathlib import Path
 
 import av
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.video.stream import VideoStream
 
 from everface.core.errors import BadInput
 
@@ -35,3 +37,9 @@ def open_media(path: str | Path, what: str) -> InputContainer:
         if isinstance(error, PermissionError) or getattr(error, "errno", None) in (errno.EACCES, errno.ENAMETOOLONG):
             raise BadInput(f"the {what} file {path} cannot be read ({error}): check its name and permissions") from None
         raise BadInput(f"{path} is not a readable {what} file, or its start is damaged: convert or export it again") from None
+
+
+def check_codec(stream: AudioStream | VideoStream, path: str | Path) -> None:
+    """Raise BadInput where libav has no decoder for it: such a stream has no context."""
+    if stream.codec_context is None:  # pyright: ignore[reportUnnecessaryComparison]  PyAV's stubs do not say so
+        raise BadInput(f"{path} has a {stream.type} codec that cannot be decoded here: convert it")

@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from av.error import FFmpegError
@@ -25,6 +25,7 @@ from everface.media.output_pipe import OutputPipe, open_pipe
 from everface.media.video import probe_video
 
 MOST_STEM_BYTES = 200  # of a name that gets an addition: file systems allow 255 bytes in all
+MOST_UNFINISHED = 256 << 20  # bytes of an unfinished video that is signed; of one that is finished, any size
 UNFINISHED_S = 5.0  # most time to make an unfinished video an ordinary MP4: somebody pressed Ctrl-C and waits
 
 
@@ -47,6 +48,9 @@ def check_output(path: Path) -> None:
         raise BadInput(f"cannot write {path} ({error.strerror}): choose another name or place") from None
 
 
+Sign = Callable[[Path, Path], None]  # write the MP4 of the first path, signed, to the second
+
+
 class OutputFile:
     """The file for `path`; libav writes the video to `target`. Raises BadInput if it cannot be created. Not thread-safe."""
 
@@ -54,6 +58,8 @@ class OutputFile:
         self.path = path
         self.saved: Path | None = None  # where it is, once it is closed
         self.fragmented: str | None = None  # why it could not be made an ordinary MP4
+        self.sign: Sign | None = None  # an ordinary MP4 is signed before it gets its name
+        self.unsigned: str | None = None  # why it is not
         self.give_up_s = float("inf")  # when to stop trying, by time.monotonic()
         self._replaces = path.exists()  # there is an older file, which a finished one may replace
         self._hidden = self._hidden_name()
@@ -72,6 +78,8 @@ class OutputFile:
         if not finished:
             self.hurry()
         self._rewrite()
+        if self.sign:
+            self._sign(self.sign, finished)
         self._name(finished)
 
     def hurry(self) -> None:
@@ -105,19 +113,35 @@ class OutputFile:
 
     def _rewrite(self) -> None:
         try:
-            if shutil.disk_usage(self._hidden.parent).free < self.size():
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            other = self._hidden_name()
-            try:
-                rewrite(self._hidden, other, lambda: time.monotonic() > self.give_up_s)
-                other.replace(self._hidden)
-            finally:
-                other.unlink(missing_ok=True)
+            self._exchange(lambda old, new: rewrite(old, new, lambda: time.monotonic() > self.give_up_s))
         except OSError as error:
             self.fragmented = error.strerror or str(error)
         except Exception as error:  # a bug must not cost the video
             log.exception("%s could not be made an ordinary MP4", self._hidden)
             self.fragmented = f"{type(error).__name__}: {error}"
+
+    def _sign(self, sign: Sign, finished: bool) -> None:
+        if self.fragmented or not (finished or self.size() <= MOST_UNFINISHED):
+            self.unsigned = self.fragmented or "it is unfinished, and too large to sign while somebody waits"
+            return
+        try:
+            self._exchange(sign)
+        except (OSError, EverfaceError) as error:
+            self.unsigned = getattr(error, "strerror", None) or str(error)
+        except Exception as error:  # of a library: it must not cost the video
+            log.exception("%s could not be signed", self._hidden)
+            self.unsigned = f"{type(error).__name__}: {error}"
+
+    def _exchange(self, make: Callable[[Path, Path], None]) -> None:
+        """Replace the file by what `make` writes from it. Raises what `make` raises, and OSError without space for both; the file stays then."""
+        if shutil.disk_usage(self._hidden.parent).free < self.size():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        other = self._hidden_name()
+        try:
+            make(self._hidden, other)
+            other.replace(self._hidden)
+        finally:
+            other.unlink(missing_ok=True)
 
     def _name(self, finished: bool) -> None:
         """Give the file its name, once the disk has its data."""

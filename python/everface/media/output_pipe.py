@@ -26,6 +26,7 @@ class OutputPipe:
         self.path, self._standard = path, standard
         self.saved: Path | None = None
         self.fragmented: str | None = None
+        self.unsigned: str | None = "it left through a pipe while it was made"
         self.give_up_s = float("inf")  # when to stop waiting for the reader, by time.monotonic()
         self.target = self
         self._descriptor = descriptor

@@ -13,7 +13,7 @@ from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
 from everface.core.errors import BadInput
-from everface.media.container import open_media
+from everface.media.container import check_codec, open_media
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,8 @@ def _open_video(path: str | Path) -> Iterator[InputContainer]:
     with open_media(path, "video") as container:
         if not container.streams.video:
             raise BadInput(f"{path} contains no video: pass a video file")
+        for stream in (container.streams.video[0], *container.streams.audio[:1]):
+            check_codec(stream, path)
         yield container
 
 

@@ -8,6 +8,7 @@ last one second.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -26,7 +27,7 @@ from everface.core.errors import BadInput, Unavailable
 from everface.core.log import log
 from everface.core.standard_streams import OutputLost
 from everface.media.audio_track import MAX_SKEW_S, AudioTrack, check_format
-from everface.media.output import open_output
+from everface.media.output import Sign, open_output
 from everface.media.output_pipe import OutputPipe
 
 FILE_OPTIONS = {"movflags": "frag_keyframe+empty_moov+delay_moov+default_base_moof", "flush_packets": "1"}
@@ -45,7 +46,7 @@ class VideoWriter:
     Audio waits until the video has come as far, so that both end at the same time: missing audio becomes silence, surplus audio is
     dropped. The file grows under a hidden name and gets its own by `close`, which makes it an ordinary MP4. After an exception or
     Ctrl-C, what was written is kept, if `keep_unfinished`; it never replaces an older video. Without frames there is no file. A pipe,
-    named or opened already, gets a fragmented MP4 frame by frame. Not thread-safe.
+    named or opened already, gets a fragmented MP4 frame by frame. `sign` signs the file before it gets its name. Not thread-safe.
 
     Raises BadInput for a path, size or data that cannot be written, Unavailable without an encoder, when the disk is full, or when the
     reader of a named pipe is gone, OutputLost when that of stdout is.
@@ -53,7 +54,7 @@ class VideoWriter:
 
     def __init__(
         self, path: str | Path | OutputPipe, height: int, width: int, audio_rate_hz: int | None = SAMPLE_RATE, audio_channels: int = 1, *,
-        fps: int = FPS, keep_unfinished: bool = True,
+        fps: int = FPS, keep_unfinished: bool = True, sign: Sign | None = None,
     ) -> None:  # fmt: skip
         self.path, self.height, self.width = path.path if isinstance(path, OutputPipe) else Path(path), height, width
         self.fps, self.frames = fps, 0  # written so far
@@ -66,6 +67,9 @@ class VideoWriter:
         self._closed = False
         self._failure: Unavailable | OutputLost | None = None
         self._output = path if isinstance(path, OutputPipe) else open_output(self.path)
+        self._sign = sign
+        if sign and not isinstance(self._output, OutputPipe):
+            self._output.sign = sign
         # A thread of its own does all work on the file: Ctrl-C is raised in the caller's thread and must tear nothing.
         self._worker = ThreadPoolExecutor(1, "everface mp4")
         try:
@@ -78,6 +82,11 @@ class VideoWriter:
     def saved(self) -> Path | None:
         """Where the video is, once it is closed; None without frames."""
         return self._output.saved
+
+    @property
+    def signed(self) -> bool:
+        """Whether the video is signed, once it is closed."""
+        return self._sign is not None and self.saved is not None and self._output.unsigned is None
 
     def _open(self, audio_rate_hz: int | None, channels: int) -> None:
         live = isinstance(self._output, OutputPipe)
@@ -215,6 +224,9 @@ class VideoWriter:
         if reason := self._output.fragmented:
             advice = f"free some space and run ffmpeg -i {saved} -c copy -movflags +faststart NEW.mp4"
             log.warning("%s is complete, but has no index (%s), so players may not seek in it: %s", saved, reason, advice)
+        if self._sign and (reason := self._output.unsigned):
+            level = logging.INFO if isinstance(self._output, OutputPipe) else logging.WARNING
+            log.log(level, "%s is complete, but not signed: %s", saved, reason)
 
     def _remainder(self) -> str:
         """A sentence about what is left of an unfinished video, if anything is."""

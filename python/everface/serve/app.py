@@ -11,6 +11,7 @@ from fastapi import FastAPI, Response, WebSocket
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 
+from everface.provenance.signing import find_signer
 from everface.serve.backend import IMAGES
 from everface.serve.errors import ErrorReport, add_handlers
 from everface.serve.guard import Guard
@@ -37,6 +38,7 @@ class About(BaseModel):
 def build_app(settings: ServeSettings, backend: LiveSource) -> FastAPI:
     """The application; `app.state.service` is what its routes share. The backend is loaded when it starts and closed when it ends."""
     service = Service(settings, backend)
+    find_signer()  # a key that cannot be used is refused now, not at the first video
 
     def render(job: VideoJob) -> None:
         render_job(job, backend, service.stream(job.prompt, job.seed), settings.limits)

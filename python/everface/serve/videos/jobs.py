@@ -39,6 +39,7 @@ class VideoJob:
     image: Path
     prompt: str
     seed: int | None
+    consent: str = ""
     created_s: float = field(default_factory=time.time)
     status: str = QUEUED
     progress: int = 0  # percent

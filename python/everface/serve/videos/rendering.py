@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from everface.core.config import StreamConfig
 from everface.core.errors import BadInput
@@ -11,6 +12,8 @@ from everface.live.events import AudioFrame, LiveSegmentEnd, VideoFrame
 from everface.live.session import LiveSession
 from everface.media.audio import probe_audio, read_track
 from everface.media.video_writer import VideoWriter
+from everface.provenance.audit import log_video
+from everface.provenance.signing import find_signer
 from everface.serve.service import LiveSource
 from everface.serve.settings import Limits
 from everface.serve.uploads import too_long
@@ -26,13 +29,15 @@ def render_job(job: VideoJob, backend: LiveSource, stream: StreamConfig, limits:
     channels = info.channels if info.channels <= 2 else 1
     with backend.open_live(job.image, stream, idle=False, paced=False, playback_hz=info.rate_hz) as live:
         total = max(1, math.ceil((info.duration_s or limits.audio_s) * live.format.fps))
-        _render(job, live, info.rate_hz, channels, limits, lambda frames: setattr(job, "progress", min(99, 100 * frames // total)))
+        _render(job, live, info.rate_hz, channels, stream.seed, limits, lambda frames: setattr(job, "progress", min(99, 100 * frames // total)))
 
 
 def _render(
-    job: VideoJob, live: LiveSession, rate_hz: int, channels: int, limits: Limits, progress: Callable[[int], None]
+    job: VideoJob, live: LiveSession, rate_hz: int, channels: int, seed: int, limits: Limits, progress: Callable[[int], None]
 ) -> None:
     writer: VideoWriter | None = None
+    signer = find_signer()
+    sign = partial(signer.sign, consent=job.consent) if signer else None
     audio = read_track(job.audio, rate_hz // PIECES_PER_S)
     waiting, pushed, ended = next(audio, None), 0, False
     try:
@@ -52,7 +57,7 @@ def _render(
             event = live.read(READ_S if waiting is None else 0.01)
             if isinstance(event, VideoFrame):
                 height, width = event.image_HW3.shape[:2]
-                writer = writer or VideoWriter(job.video, height, width, rate_hz, channels, fps=live.format.fps)
+                writer = writer or VideoWriter(job.video, height, width, rate_hz, channels, fps=live.format.fps, sign=sign)
                 writer.write(event.image_HW3[None])
                 progress(writer.frames)
             elif isinstance(event, AudioFrame) and writer is not None:
@@ -66,3 +71,4 @@ def _render(
         raise
     assert writer is not None
     writer.close()
+    log_video(job.id, writer.frames, seed, writer.signed, job.consent)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from everface.core.errors import EverfaceError
 from everface.media.image import read_image
+from everface.provenance.signing import MOST_CONSENT, check_consent
 from everface.serve.backend import IMAGES
 from everface.serve.errors import ErrorReport, HttpError
 from everface.serve.service import Service
@@ -35,6 +36,7 @@ class VideoStatus(BaseModel):
     completed_at: int | None = None
     seed: int | None = None
     prompt: str = ""
+    consent: str = ""
     error: str | None = None
 
 
@@ -73,13 +75,18 @@ def video_routes(service: Service, jobs: Jobs) -> APIRouter:
         image: Annotated[UploadFile | None, File(description="a portrait: JPEG, PNG, WebP and others; without one, the bundled ada")] = None,
         prompt: Annotated[str, Form(max_length=2000)] = "",
         seed: Annotated[int | None, Form(ge=0, lt=2**63)] = None,
+        consent: Annotated[str, Form(max_length=MOST_CONSENT, description="who consented, in one line: is signed with the video")] = "",
     ) -> VideoStatus:
         """Render a video of the image speaking the audio."""
         if not service.ready:
             raise HttpError(503, "not_ready", "the server is loading or ending: try again later")
         try:
+            consent = check_consent(consent)
+        except EverfaceError as error:
+            raise HttpError(400, "bad_input", str(error)) from None
+        try:
             name, folder = jobs.new_folder()
-            job = VideoJob(name, folder, IMAGES["ada"] if image is None else folder / "image", prompt, seed)
+            job = VideoJob(name, folder, IMAGES["ada"] if image is None else folder / "image", prompt, seed, consent)
             _take(job, audio, image, limits)
             jobs.submit(job)
         except QueueFull as error:
@@ -139,5 +146,5 @@ def _video(job: VideoJob) -> VideoStatus:
     ended = None if job.ended_s is None else int(job.ended_s)
     return VideoStatus(
         id=job.id, status=job.status, progress=job.progress, created_at=int(job.created_s), completed_at=ended, seed=job.seed,  # pyright: ignore[reportArgumentType]  jobs.py has these four only
-        prompt=job.prompt, error=job.error,
+        prompt=job.prompt, consent=job.consent, error=job.error,
     )  # fmt: skip
