@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from tests.client.kills import COMMAND, TONE, descriptors, kill_once, read_for
+from tests.client.kills import COMMAND, TONE, descriptors, read_for
 from tests.engine.processes import engine_process
 
 from everface.client.engine_client import EngineClient
@@ -30,12 +30,6 @@ pytest.importorskip("cffi")
 def fake(prefix: Path) -> Iterator[EngineClient]:
     with EngineClient(fake=True, prefix=prefix) as engine:
         yield engine
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("seed", range(3))
-def test_a_killed_engine_comes_back_and_nothing_is_lost(prefix: Path, seed: int) -> None:
-    kill_once(prefix, seed)
 
 
 def test_a_stopped_engine_blocks_nobody(prefix: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.engine.processes import ROOT, BareClient, engine_process
+from tests.engine.processes import ROOT, BareClient, engine_process, held
 
 from everface.engine import protocol
 
@@ -35,17 +35,6 @@ def client(engine: subprocess.Popen[bytes], path: Path) -> Iterator[BareClient]:
     client = BareClient(path)
     yield client
     client.close()
-
-
-def held(process: subprocess.Popen[bytes]) -> tuple[int, int]:
-    """Descriptors of sockets and of frames' memory that a process holds."""
-    links = []
-    for entry in Path(f"/proc/{process.pid}/fd").iterdir():
-        try:
-            links.append(os.readlink(entry))
-        except FileNotFoundError:
-            continue
-    return sum(link.startswith("socket:") for link in links), sum("everface frames" in link for link in links)
 
 
 def push(client: BareClient, seconds: float, turn: int = 0) -> bytes:
