@@ -33,7 +33,7 @@ int main(int argc, char** argv) {
   ef_engine_config_defaults(&engine_config), ef_session_config_defaults(&config);
   if (argc > 4) engine_config.socket_path = argv[4];
   config.image = argv[1];
-  config.idle = config.paced = 0; /* the pipeline sets the pace */
+  config.idle = config.paced = 0, config.slots = 32; /* the pipeline sets the pace and holds so many frames at most */
   ef_engine* engine; ef_session* session;
   if (ef_engine_open(&engine_config, &engine) || ef_session_open(engine, &config, &session)) return fprintf(stderr, "%s\n", ef_last_error()), 1;
   gst_element_set_state(pipeline, GST_STATE_PLAYING);
