@@ -83,9 +83,9 @@ class HostedSession:
         self._over.set()
         self._stream.cut()
         self._live.close()
-        self._ring.close()
-        if self._thread.ident is not None:
+        if self._thread.ident is not None:  # else the client went before it began
             self._thread.join(STOP_S)
+        self._ring.close()  # at once, not when objects that refer to each other are collected
 
     # in
 
