@@ -1,5 +1,6 @@
 #include "protocol_ends.h"
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -101,7 +102,9 @@ void feed_engine(const std::string& bytes, bool abrupt) {
     char part[4096];
     pollfd watched{ends[0], POLLIN, 0};
     do {  // until the engine has read everything and closed its end
-      if (::poll(&watched, 1, kEndMs) != 1) {
+      int ready;
+      while ((ready = ::poll(&watched, 1, kEndMs)) < 0 && errno == EINTR) continue;  // libFuzzer has an alarm
+      if (ready != 1) {
         std::fprintf(stderr, "the fake engine does not end\n");
         std::abort();
       }
