@@ -54,7 +54,7 @@ def swscale(height: int, width: int, to: str) -> Callable[[], object]:
     rgb = av.VideoFrame.from_ndarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8), "rgb24")
     reformatter = VideoReformatter()
     options = {} if to == "BGRA" else {"dst_colorspace": Colorspace.ITU709, "dst_color_range": ColorRange.MPEG}
-    return lambda: reformatter.reformat(rgb, format=FORMATS[to][0], **options)  # type: ignore[arg-type]  the stub of PyAV wants each by name
+    return lambda: reformatter.reformat(rgb, format=FORMATS[to][0], threads=1, **options)  # type: ignore[arg-type]  the stub of PyAV wants each by name
 
 
 @pytest.mark.parametrize("size", SIZES)

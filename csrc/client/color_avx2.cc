@@ -10,18 +10,22 @@
 namespace everface::client {
 namespace {
 
-// A load takes 16 bytes for 4 pixels, so it ends up to 4 bytes, two pixels, behind what it is for.
-constexpr size_t kBehind = 2;
-
+// The same order of bytes in both halves.
 EVERFACE_AVX2 inline __m256i both(char a, char b, char c, char d, char e, char f, char g, char h, char i, char j, char k, char l, char m, char n,
                                   char o, char p) {
   return _mm256_broadcastsi128_si256(_mm_setr_epi8(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p));
 }
 
-// Eight pixels, four in each half.
+// Eight pixels: four at the begin of the low half, four at the end of the high one, so that nothing behind them is read.
 EVERFACE_AVX2 inline __m256i load(const uint8_t* at) {
-  const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)), high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 12));
+  const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)), high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(at + 8));
   return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+}
+
+// An order for what load() returns, from that of its low half. -1 stays.
+EVERFACE_AVX2 inline __m256i of_load(__m256i order) {
+  const __m256i four = _mm256_setr_epi32(0, 0, 0, 0, 0x04040404, 0x04040404, 0x04040404, 0x04040404);
+  return _mm256_add_epi8(order, _mm256_and_si256(four, _mm256_cmpgt_epi8(order, _mm256_set1_epi8(-1))));
 }
 
 EVERFACE_AVX2 inline void store(uint8_t* at, __m256i value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), value); }
@@ -40,11 +44,11 @@ bool has_avx2() {
 }
 
 EVERFACE_AVX2 size_t luma_avx2(const uint8_t* rgb, uint8_t* y, size_t width) {
-  const __m256i red_green = both(0, -1, 1, -1, 3, -1, 4, -1, 6, -1, 7, -1, 9, -1, 10, -1);
-  const __m256i blue = both(2, -1, -1, -1, 5, -1, -1, -1, 8, -1, -1, -1, 11, -1, -1, -1);
+  const __m256i red_green = of_load(both(0, -1, 1, -1, 3, -1, 4, -1, 6, -1, 7, -1, 9, -1, 10, -1));
+  const __m256i blue = of_load(both(2, -1, -1, -1, 5, -1, -1, -1, 8, -1, -1, -1, 11, -1, -1, -1));
   const __m256i of_red_green = _mm256_set1_epi32(kYG << 16 | kYR), of_blue = _mm256_set1_epi32(kYB), bias = _mm256_set1_epi32(kHalf + (16 << 15));
   size_t x = 0;
-  for (; x + 32 + kBehind <= width; x += 32) {
+  for (; x + 32 <= width; x += 32) {
     __m256i parts[4];
     for (size_t i = 0; i < 4; ++i) {
       const __m256i pixels = load(rgb + 3 * (x + 8 * i));
@@ -58,13 +62,13 @@ EVERFACE_AVX2 size_t luma_avx2(const uint8_t* rgb, uint8_t* y, size_t width) {
 }
 
 EVERFACE_AVX2 size_t chroma_avx2(const uint8_t* a, const uint8_t* b, uint8_t* u, uint8_t* v, size_t width, bool interleaved) {
-  const __m256i pairs = both(0, 3, 1, 4, 2, 5, -1, -1, 6, 9, 7, 10, 8, 11, -1, -1);  // red red green green blue blue 0 0, twice
+  const __m256i pairs = of_load(both(0, 3, 1, 4, 2, 5, -1, -1, 6, 9, 7, 10, 8, 11, -1, -1));  // red red green green blue blue 0 0, twice
   const __m256i ones = _mm256_set1_epi8(1), bias = _mm256_set1_epi32((kHalf << 2) + (128 << 17));
   const __m256i of_u = _mm256_broadcastsi128_si256(_mm_setr_epi16(kUR, kUG, kUB, 0, kUR, kUG, kUB, 0));
   const __m256i of_v = _mm256_broadcastsi128_si256(_mm_setr_epi16(kVR, kVG, kVB, 0, kVR, kVG, kVB, 0));
   const __m256i alternate = both(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15), apart = both(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15);
   size_t x = 0;
-  for (; x + 32 + kBehind <= width; x += 32) {
+  for (; x + 32 <= width; x += 32) {
     __m256i parts[4];
     for (size_t i = 0; i < 4; ++i) {
       const size_t at = 3 * (x + 8 * i);
@@ -86,10 +90,10 @@ EVERFACE_AVX2 size_t chroma_avx2(const uint8_t* a, const uint8_t* b, uint8_t* u,
 }
 
 EVERFACE_AVX2 size_t bgra_avx2(const uint8_t* rgb, uint8_t* out, size_t width) {
-  const __m256i order = both(2, 1, 0, -1, 5, 4, 3, -1, 8, 7, 6, -1, 11, 10, 9, -1);
+  const __m256i order = of_load(both(2, 1, 0, -1, 5, 4, 3, -1, 8, 7, 6, -1, 11, 10, 9, -1));
   const __m256i alpha = _mm256_set1_epi32(static_cast<int>(0xff000000u));
   size_t x = 0;
-  for (; x + 8 + kBehind <= width; x += 8) store(out + 4 * x, _mm256_or_si256(_mm256_shuffle_epi8(load(rgb + 3 * x), order), alpha));
+  for (; x + 8 <= width; x += 8) store(out + 4 * x, _mm256_or_si256(_mm256_shuffle_epi8(load(rgb + 3 * x), order), alpha));
   return x;
 }
 

@@ -48,7 +48,7 @@ void play(uint64_t seed) {
   config.idle = static_cast<int>(below(random, 2));
   config.paced = static_cast<int>(below(random, 2));
   config.format = static_cast<int>(below(random, 4));
-  config.width = 2 + static_cast<uint32_t>(below(random, 30));
+  config.width = 2 + static_cast<uint32_t>(below(random, 76));
   config.height = 1 + static_cast<uint32_t>(below(random, 30));
   config.slots = 2 + static_cast<uint32_t>(below(random, 6));
   ef_session* session = nullptr;

@@ -111,7 +111,7 @@ def test_a_drained_session_is_read_to_its_end(fake: EngineClient) -> None:
 
 def test_an_image_is_converted_into_memory_of_the_callers(prefix: Path, fake: EngineClient) -> None:
     ffi, lib = load_library(prefix)
-    for height, width in ((6, 10), (5, 7), (1, 1), (96, 128)):
+    for height, width in ((6, 10), (5, 7), (1, 1), (96, 128), (7, 75)):
         with fake.open_live("face.png", size=(height, width), seed=3) as session:
             out = ffi.new("const ef_event **")
             while lib.ef_session_poll(session._handle, 1000, out) or out[0].type != lib.EF_EVENT_VIDEO:
