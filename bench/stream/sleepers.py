@@ -12,24 +12,25 @@ from everface.runtime.model import BlockFormat, RoleSpec, SessionModel, Window
 
 MODEL = "bench.stream.sleepers:Sleepers"
 ROLES = tuple(RoleSpec(f"role{i}") for i in range(5))
-FRAMES = torch.zeros(12, 128, 128, 3, dtype=torch.uint8)
+SIZE = (128, 128)
 
 
 class Sleeper:
-    """Sleeps `ms` a block and passes the block on; the last role returns frames."""
+    """Sleeps `ms` a block and passes the block on; the last role returns frames of `size`, height and width."""
 
     def __init__(self, name: str, spec: dict[str, Any]):
         self.last, self.sleep_s = name == ROLES[-1].name, spec["ms"] / 1000
+        self.frames = torch.zeros(12, *spec.get("size", SIZE), 3, dtype=torch.uint8)
 
     def open(self, opening: OpenSession) -> None: ...
 
     def run(self, block: Block) -> Block:
         end_s = time.perf_counter() + self.sleep_s
-        time.sleep(self.sleep_s - 0.002)
+        time.sleep(max(0.0, self.sleep_s - 0.002))
         while time.perf_counter() < end_s:  # a sleep oversleeps by up to a millisecond, which is not what is measured here
             pass
         if self.last:
-            block.x = FRAMES
+            block.x = self.frames
         return block
 
     def close(self, closing: CloseSession) -> None: ...

@@ -2,25 +2,22 @@
 
 #include <cstring>
 
+#include "color_avx2.h"
+
 namespace everface::client {
 namespace {
-
-// Coefficients of BT.709 in limited range, in 1/32768.
-constexpr int kYR = 5983, kYG = 20127, kYB = 2032;     // 219/255 * (.2126, .7152, .0722)
-constexpr int kUR = -3298, kUG = -11094, kUB = 14392;  // 224/255 * 0.5 * B-Y
-constexpr int kVR = 14392, kVG = -13073, kVB = -1319;  // 224/255 * 0.5 * R-Y
-constexpr int kHalf = 1 << 14;
 
 inline uint8_t luma(int r, int g, int b) { return static_cast<uint8_t>((kYR * r + kYG * g + kYB * b + kHalf + (16 << 15)) >> 15); }
 
 void luma_row(const uint8_t* __restrict rgb, uint8_t* __restrict y, size_t width) {
-  for (size_t x = 0; x < width; ++x) y[x] = luma(rgb[3 * x], rgb[3 * x + 1], rgb[3 * x + 2]);
+  for (size_t x = has_avx2() ? luma_avx2(rgb, y, width) : 0; x < width; ++x) y[x] = luma(rgb[3 * x], rgb[3 * x + 1], rgb[3 * x + 2]);
 }
 
 // One row of chroma of two rows of pixels, which are the same row for the last one of an odd height. Step: 2 for NV12, 1 for I420.
 void chroma_row(const uint8_t* __restrict a, const uint8_t* __restrict b, uint8_t* __restrict u, uint8_t* __restrict v, size_t width,
                 size_t step) {
-  for (size_t x = 0; x < (width + 1) / 2; ++x) {
+  const size_t done = has_avx2() ? chroma_avx2(a, b, u, v, width, step == 2) : 0;
+  for (size_t x = done / 2; x < (width + 1) / 2; ++x) {
     const size_t left = 6 * x, right = 2 * x + 1 < width ? left + 3 : left;
     const int red = a[left] + a[right] + b[left] + b[right];
     const int green = a[left + 1] + a[right + 1] + b[left + 1] + b[right + 1];
@@ -31,7 +28,7 @@ void chroma_row(const uint8_t* __restrict a, const uint8_t* __restrict b, uint8_
 }
 
 void bgra_row(const uint8_t* __restrict rgb, uint8_t* __restrict out, size_t width) {
-  for (size_t x = 0; x < width; ++x) {
+  for (size_t x = has_avx2() ? bgra_avx2(rgb, out, width) : 0; x < width; ++x) {
     out[4 * x] = rgb[3 * x + 2];
     out[4 * x + 1] = rgb[3 * x + 1];
     out[4 * x + 2] = rgb[3 * x];

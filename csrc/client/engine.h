@@ -16,6 +16,8 @@ class FakeEngine;
 class Session;
 using Clock = std::chrono::steady_clock;
 
+inline Clock::time_point after(uint32_t ms) { return Clock::now() + std::chrono::milliseconds(ms); }
+
 class Engine {
  public:
   explicit Engine(const ef_engine_config& config);

@@ -7,7 +7,7 @@
 namespace everface::client {
 
 constexpr const char* kMagic = "everface";
-constexpr int kMajor = 1, kMinor = 0;
+constexpr int kMajor = 1, kMinor = 1;
 constexpr size_t kMostBytes = 1 << 20;  // of one message
 
 enum Tag {
@@ -31,6 +31,7 @@ enum Tag {
   kClosedNotice = 25,
   kAudioAck = 26,
   kStatsReply = 27,
+  kQualityNotice = 28,
 };
 
 }  // namespace everface::client

@@ -4,6 +4,7 @@
 
 #include <condition_variable>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -15,6 +16,8 @@
 #include "msgpack.h"
 
 namespace everface::client {
+
+constexpr uint32_t kMostSlots = 64;
 
 // The frames' memory, mapped for reading. It stays while a frame of it is borrowed.
 struct Frames {
@@ -81,8 +84,7 @@ class Session : public std::enable_shared_from_this<Session> {
   void release_slot(uint32_t slot, const Frames* of);
   void watch();
   void nudge();
-  template <class Done>
-  Error wait(Lock& lock, Time end, Done done);
+  Error wait(Lock& lock, Time end, const std::function<bool()>& done);
 
   const std::shared_ptr<Engine> engine_;
   const std::string image_, prompt_;

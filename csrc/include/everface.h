@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 #define EF_ABI_MAJOR 1
-#define EF_ABI_MINOR 1
+#define EF_ABI_MINOR 2
 
 #ifdef __cplusplus
 extern "C" {
@@ -41,6 +41,7 @@ typedef enum ef_status {
   EF_NO_MEMORY = 8
 } ef_status;
 
+/* A newer library may send types that are not here: release them. */
 typedef enum ef_event_type {
   EF_EVENT_VIDEO = 1,
   EF_EVENT_AUDIO = 2,       /* your own audio of the video frame before it */
@@ -49,7 +50,8 @@ typedef enum ef_event_type {
   EF_EVENT_RECOVERING = 5,  /* the engine lost something; frames stop until EF_EVENT_RECOVERED */
   EF_EVENT_RECOVERED = 6,
   EF_EVENT_ERROR = 7, /* what ended the session; EF_EVENT_CLOSED follows */
-  EF_EVENT_CLOSED = 8 /* the last event */
+  EF_EVENT_CLOSED = 8, /* the last event */
+  EF_EVENT_QUALITY = 9 /* since ABI 1.2: the machine is too slow for full quality, or fast enough again */
 } ef_event_type;
 
 typedef enum ef_sample_format { EF_INT16 = 0, EF_FLOAT32 = 1 } ef_sample_format;
@@ -94,7 +96,7 @@ typedef struct ef_event {
   size_t struct_size;
   int type;      /* ef_event_type; only the fields of its type are set */
   int64_t pts;   /* VIDEO, AUDIO: place in the stream, in samples of the model's rate since the session opened */
-  double time_s; /* the same in seconds; also of UNDERRUN */
+  double time_s; /* the same in seconds; also of UNDERRUN and QUALITY */
   uint64_t turn; /* VIDEO, AUDIO: interruptions before it */
   /* VIDEO */
   int format; /* ef_pixel_format */
@@ -121,7 +123,9 @@ typedef struct ef_event {
   uint64_t recomputed;
   /* ERROR, RECOVERING */
   int status; /* ef_status */
-  const char* text;
+  const char* text; /* also of QUALITY: how frames are made at this level */
+  /* QUALITY, since ABI 1.2 */
+  uint64_t level; /* 0: full quality */
 } ef_event;
 
 typedef struct ef_stats {

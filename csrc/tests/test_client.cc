@@ -1,32 +1,27 @@
-// Seeded runs of libeverface without an engine process, for sanitizers and for fuzzing.
+// Seeded runs of libeverface, for sanitizers and for fuzzing.
 //
-//   test_client threads SEED COUNT    sessions of the fake engine, used from several threads at once
-//   test_client client SEED COUNT     what an engine sends is changed at random: the client must end in order
-//   test_client engine SEED COUNT     what a client sends is changed at random: the fake engine must end in order
+//   test_client threads SEED COUNT [SOCKET]  sessions used from several threads at once, of the fake engine or of the one that listens at SOCKET
+//   test_client client SEED COUNT            what an engine sends is changed at random: the client must end in order
+//   test_client engine SEED COUNT            what a client sends is changed at random: the fake engine must end in order
+//   test_client replay FILE...               inputs that were kept: tests/csrc/corpus
 #include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <functional>
-#include <random>
+#include <iterator>
 #include <string>
-#include <sys/mman.h>
-#include <sys/socket.h>
 #include <thread>
-#include <unistd.h>
 #include <vector>
 
-#include "channel.h"
-#include "engine.h"
 #include "everface.h"
-#include "fake_engine.h"
 #include "msgpack.h"
 #include "protocol.h"
-#include "session.h"
+#include "protocol_ends.h"
 
 using namespace everface::client;
-using Random = std::mt19937_64;
 
 namespace {
 
@@ -35,15 +30,16 @@ namespace {
   std::abort();
 }
 
-uint64_t below(Random& random, uint64_t bound) { return random() % bound; }
-
 // threads
+
+const char* engine_socket = nullptr;  // nullptr: the fake engine
 
 void play(uint64_t seed) {
   Random random(seed);
   ef_engine_config engine_config;
   ef_engine_config_defaults(&engine_config);
-  engine_config.fake = 1;
+  engine_config.fake = !engine_socket;
+  engine_config.socket_path = engine_socket;
   ef_engine* engine = nullptr;
   if (ef_engine_open(&engine_config, &engine)) die("no engine", seed);
   ef_session_config config;
@@ -52,7 +48,7 @@ void play(uint64_t seed) {
   config.idle = static_cast<int>(below(random, 2));
   config.paced = static_cast<int>(below(random, 2));
   config.format = static_cast<int>(below(random, 4));
-  config.width = 2 + static_cast<uint32_t>(below(random, 30));
+  config.width = 2 + static_cast<uint32_t>(below(random, 76));
   config.height = 1 + static_cast<uint32_t>(below(random, 30));
   config.slots = 2 + static_cast<uint32_t>(below(random, 6));
   ef_session* session = nullptr;
@@ -147,7 +143,7 @@ int64_t number(Random& random) {
 std::string engine_messages(Random& random) {
   std::string out;
   for (uint64_t n = below(random, 12); n > 0; --n) {
-    switch (below(random, 10)) {
+    switch (below(random, 11)) {
       case 0: case 1: case 2: {
         Writer w(kFrameNotice, 6);
         out += w.integer(below(random, 4) ? 0 : number(random)).integer(below(random, 4) ? static_cast<int64_t>(below(random, 4)) : number(random))
@@ -163,98 +159,37 @@ std::string engine_messages(Random& random) {
       case 5: { Writer w(kSegmentNotice, 4); out += w.integer(number(random)).real(1).real(1).boolean(true).message(); break; }
       case 6: { Writer w(kAudioAck, 2); out += w.integer(0).integer(number(random)).message(); break; }
       case 7: { Writer w(kErrorNotice, 2); out += w.integer(number(random)).text("a sentence").message(); break; }
-      case 8: { Writer w(kRecoveredNotice, 2); out += w.real(1).integer(number(random)).message(); break; }
+      case 8: { Writer w(kQualityNotice, 3); out += w.integer(number(random)).text("fewer steps").real(1).message(); break; }
+      case 9: { Writer w(kRecoveredNotice, 2); out += w.real(1).integer(number(random)).message(); break; }
       default: { Writer w(static_cast<int>(below(random, 128)), 2); out += w.integer(number(random)).text("x").message(); }
     }
   }
   return out;
 }
 
-// Gives one connection: a socket that already holds what a changed engine would send.
-class ChangedEngine : public Engine {
- public:
-  ChangedEngine(const ef_engine_config& config, Random& random) : Engine(config), random_(random) {}
-  ~ChangedEngine() override {
-    if (ours_ >= 0) ::close(ours_);
-  }
-  int connect(Error& error) override {
-    int ends[2];
-    if (ours_ >= 0 || ::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends)) {
-      error = {EF_LOST, "gone"};
-      return -1;
-    }
-    ours_ = ends[0];
-    Writer hello(kEngineHello, 4);
-    std::string bytes = hello.integer(kMajor).integer(0).text("x").integer(1).message();
-    if (!below(random_, 4)) change(bytes, random_);
-    Writer reply(kOpenReply, 7);
-    const bool sane = below(random_, 3) > 0;
-    const auto value = [&](int64_t usual) { return sane || below(random_, 2) ? usual : number(random_); };
-    reply.integer(value(8)).integer(value(8)).integer(value(4)).integer(value(4096)).integer(value(16000)).integer(value(25)).integer(value(1000));
-    std::string opening = reply.message();
-    if (!below(random_, 6)) change(opening, random_);
-    std::string more = engine_messages(random_);
-    if (below(random_, 2)) change(more, random_);
-    bytes += opening + more;
-    const int memory = ::memfd_create("fuzz", MFD_CLOEXEC);
-    if (below(random_, 8)) [[maybe_unused]] const int done = ::ftruncate(memory, 4 * 4096);
-    if (below(random_, 10))
-      send_descriptor(ours_, bytes, memory, MSG_DONTWAIT);
-    else
-      [[maybe_unused]] const ssize_t sent = ::send(ours_, bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-    ::close(memory);
-    if (below(random_, 2)) {
-      ::close(ours_);
-      ours_ = -2;
-    }
-    return ends[1];
-  }
-
- private:
-  Random& random_;
-  int ours_ = -1;
-};
-
 void fuzz_client(uint64_t seed) {
   Random random(seed);
-  ef_engine_config engine_config;
-  ef_engine_config_defaults(&engine_config);
-  engine_config.socket_path = "none";
-  engine_config.timeout_ms = 0;
-  ef_session_config config;
-  ef_session_config_defaults(&config);
-  config.image = "i";
-  config.timeout_ms = 0;
-  config.format = static_cast<int>(below(random, 4));
-  const auto session = std::make_shared<Session>(std::make_shared<ChangedEngine>(engine_config, random), config);
-  if (session->open()) return;
-  static const int16_t samples[64] = {};
-  uint64_t turn = 0;
-  size_t taken = 0;
-  for (int i = 0; i < 12; ++i) {
-    const ef_event* event = nullptr;
-    switch (below(random, 6)) {
-      case 0: session->push(samples, 64, EF_INT16, 16000, 1, 0, taken); break;
-      case 1: session->interrupt(turn); break;
-      case 2: session->end_segment(); break;
-      default:
-        if (!session->poll(0, event)) {
-          volatile uint8_t touched = event->type == EF_EVENT_VIDEO ? event->plane[0][event->stride[0] * event->height - 1] : uint8_t{0};
-          (void)touched;
-          if (event->type == EF_EVENT_AUDIO && event->sample_count) touched = *static_cast<const uint8_t*>(event->samples);
-          ef_event_release(event);
-        }
-    }
-  }
-  session->close(static_cast<uint32_t>(below(random, 2)));
+  FromEngine from;
+  Writer hello(kEngineHello, 4);
+  from.bytes = hello.integer(kMajor).integer(0).text("x").integer(1).message();
+  if (!below(random, 4)) change(from.bytes, random);
+  Writer reply(kOpenReply, 7);
+  const bool sane = below(random, 3) > 0;
+  const auto value = [&](int64_t usual) { return sane || below(random, 2) ? usual : number(random); };
+  reply.integer(value(8)).integer(value(8)).integer(value(4)).integer(value(4096)).integer(value(16000)).integer(value(25)).integer(value(1000));
+  std::string opening = reply.message();
+  if (!below(random, 6)) change(opening, random);
+  std::string more = engine_messages(random);
+  if (below(random, 2)) change(more, random);
+  from.bytes += opening + more;
+  from.sized = below(random, 8);
+  from.passes = below(random, 10);
+  from.ends = below(random, 2);
+  feed_client(from, random);
 }
 
 void fuzz_engine(uint64_t seed) {
   Random random(seed);
-  int ends[2];
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends)) die("no socket", seed);
-  FakeEngine engine;
-  engine.serve(ends[1]);
   Writer hello(kClientHello, 3);
   std::string bytes = hello.text(kMagic).integer(kMajor).integer(0).message();
   Writer open(kOpenRequest, 10);
@@ -264,7 +199,8 @@ void fuzz_engine(uint64_t seed) {
     switch (below(random, 6)) {
       case 0: case 1: {
         Writer w(kAudioChunk, 5);
-        bytes += w.integer(0).integer(below(random, 4) ? 16000 : number(random)).integer(1).integer(0).bytes(std::string(below(random, 3000), 'a').data(), 0).message();
+        const std::string audio(below(random, 3000), 'a');
+        bytes += w.integer(0).integer(below(random, 4) ? 16000 : number(random)).integer(1).integer(0).bytes(audio.data(), audio.size()).message();
         break;
       }
       case 2: { Writer w(kSlotRelease, 1); bytes += w.integer(number(random)).message(); break; }
@@ -274,18 +210,30 @@ void fuzz_engine(uint64_t seed) {
     }
   }
   change(bytes, random);
-  [[maybe_unused]] const ssize_t sent = ::send(ends[0], bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);
-  if (below(random, 4) == 0) ::usleep(500);
-  ::close(ends[0]);
+  feed_engine(bytes, below(random, 4) == 0);
+}
+
+// Inputs as protocol_ends.h describes them, one a file.
+int replay(int count, char** paths) {
+  for (int i = 0; i < count; ++i) {
+    std::ifstream file(paths[i], std::ios::binary);
+    const std::vector<char> data{std::istreambuf_iterator<char>(file), {}};
+    if (!file || data.empty()) return std::fprintf(stderr, "%s cannot be read\n", paths[i]), 1;
+    feed(reinterpret_cast<const uint8_t*>(data.data()), data.size());
+  }
+  std::printf("replay: %d runs\n", count);
+  return 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 4) return std::fprintf(stderr, "usage: test_client threads|client|engine SEED COUNT\n"), 2;
-  const std::string mode = argv[1];
+  const std::string mode = argc > 1 ? argv[1] : "";
+  if (mode == "replay") return replay(argc - 2, argv + 2);
+  const auto run = mode == "threads" ? play : mode == "client" ? fuzz_client : mode == "engine" ? fuzz_engine : nullptr;
+  if (!run || argc < 4) return std::fprintf(stderr, "usage: test_client threads|client|engine SEED COUNT [SOCKET], or test_client replay FILE...\n"), 2;
+  if (argc > 4) engine_socket = argv[4];
   const uint64_t first = std::strtoull(argv[2], nullptr, 10), count = std::strtoull(argv[3], nullptr, 10);
-  const auto run = mode == "threads" ? play : mode == "client" ? fuzz_client : fuzz_engine;
   for (uint64_t seed = first; seed < first + count; ++seed) run(seed);
   std::printf("%s: %llu runs\n", mode.c_str(), static_cast<unsigned long long>(count));
 }

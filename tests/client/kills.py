@@ -1,16 +1,26 @@
-"""kill -9 of an engine at a random moment, under a client that goes on: `python -m tests.client.kills PREFIX SEED COUNT` for many."""
+"""kill -9 of an engine, of a stage of one, and of a client, at random moments, beside sessions that go on.
+
+`python -m tests.client.kills PREFIX SEED COUNT` for many: three kinds in turn, each from its seed.
+"""
 
 from __future__ import annotations
 
 import os
 import random
 import signal
+import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import psutil
+from tests.csrc.conftest import client_program
+from tests.engine.processes import engine_process, held
 
 from everface.client.engine_client import EngineClient, EngineSession
 from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, VideoFrame
@@ -18,7 +28,9 @@ from everface.runtime.events import Recovered, Recovering
 
 COMMAND = f"{sys.executable} -m tests.engine.toy_engine"
 TONE = (8000 * np.sin(np.arange(16_000) * 0.05)).astype(np.int16)
-LONGEST_S = 90.0
+LONGEST_S = 240.0
+READ_S, LATE_S = 0.05, 3.0  # what a read is allowed, and how much later it may return on a busy machine
+latest_s = 0.0  # the latest that one returned
 
 
 def descriptors() -> list[str]:
@@ -34,19 +46,22 @@ def descriptors() -> list[str]:
 
 def read_for(session: EngineSession, seconds: float, until: type | None = None) -> list[LiveEvent]:
     """Events of so long, or up to the first one of a class. Fails when a call takes longer than it was allowed to."""
+    global latest_s
     events: list[LiveEvent] = []
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s and not (until and any(isinstance(e, until) for e in events)):
         began_s = time.monotonic()
-        event = session.read(0.05)
-        assert time.monotonic() - began_s < 3.0, "a read of 50 ms took seconds"
+        event = session.read(READ_S)
+        late_s = time.monotonic() - began_s - READ_S
+        latest_s = max(latest_s, late_s)
+        assert late_s < LATE_S, f"a read of {READ_S} s returned {late_s:.2f} s late"
         if event is not None:
             events.append(event)
     return events
 
 
-def check_order(events: list[LiveEvent]) -> None:
-    """Every event order that is legal, and no other."""
+def check_order(events: list[LiveEvent], whole: bool) -> None:
+    """Every event order that is legal, and no other. whole: the engine was lost; of a stage, what was made before still comes."""
     media = [e for e in events if isinstance(e, VideoFrame | AudioFrame)]
     shown = [e.pts for e in media if isinstance(e, VideoFrame) and not e.held]
     assert shown == sorted(set(shown)), "frames out of order"
@@ -57,44 +72,141 @@ def check_order(events: list[LiveEvent]) -> None:
         if isinstance(event, Recovering | Recovered):
             assert lost == isinstance(event, Recovered), "recovered without a loss, or lost twice"
             lost = not lost
-        assert not (lost and isinstance(event, VideoFrame | AudioFrame)), "a frame between loss and recovery"
+        assert not (whole and lost and isinstance(event, VideoFrame | AudioFrame)), "a frame between loss and recovery"
     assert not lost
 
 
-def kill_once(prefix: Path, seed: int) -> None:
-    chance = random.Random(seed)
-    before = descriptors()
-    with EngineClient(command=COMMAND, prefix=prefix) as engine:
+def finish_segment(session: EngineSession) -> list[LiveEvent]:
+    """Pushes a second of audio, then reads up to the end of its segment, which is shown whole."""
+    while session.push_audio(TONE, timeout_s=1.0) == 0:
+        pass
+    session.end_segment()
+    events: list[LiveEvent] = []
+    while True:
+        events += read_for(session, LONGEST_S, LiveSegmentEnd)
+        last = events[-1]
+        assert isinstance(last, LiveSegmentEnd)
+        if not last.interrupted:
+            return events
+
+
+@dataclass
+class Host:
+    """An engine of two stages in processes of their own, that many kills happen to."""
+
+    prefix: Path
+    path: Path
+    process: subprocess.Popen[bytes]
+    client: Path  # a program that keeps opening sessions and uses each from several threads
+
+    def settle(self, before: tuple[int, int, int]) -> None:
+        """The engine holds what it held before."""
+        end_s = time.monotonic() + LONGEST_S
+        while self.holds() != before:
+            assert time.monotonic() < end_s, f"the engine holds {self.holds()}, and {before} before"
+            time.sleep(0.05)
+
+    def holds(self) -> tuple[int, int, int]:
+        """Sockets, memory of frames, processes."""
+        return *held(self.process), len(self.stages())
+
+    def rests(self) -> tuple[int, int, int]:
+        """What it holds once that stays the same: a connection ends a moment after its client."""
+        seen = [self.holds()]
+        while len(seen) < 8 or len(set(seen[-8:])) > 1:
+            time.sleep(0.05)
+            seen.append(self.holds())
+        return seen[-1]
+
+    def stages(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
+
+@contextmanager
+def host_of(prefix: Path) -> Iterator[Host]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "e.sock"
+        with engine_process(path, sys.executable, "-m", "tests.engine.toy_engine", "--socket", str(path), "--stages", "2") as process:
+            yield Host(prefix, path, process, client_program())
+
+
+def kill_engine(host: Host, chance: random.Random) -> None:
+    """Of the client's own, which starts it again."""
+    before, others = descriptors(), psutil.Process().children()
+    with EngineClient(command=COMMAND, prefix=host.prefix) as engine:
         sessions = [engine.open_live("toy", idle=chance.random() < 0.5, paced=False) for _ in range(2)]
         events: list[list[LiveEvent]] = [[], []]
         for session in sessions:
             session.push_audio(TONE)
         for at in range(2):
             events[at] += read_for(sessions[at], chance.uniform(0, 0.3))
-        [child] = psutil.Process().children()
+        [child] = [each for each in psutil.Process().children() if each not in others]
         child.send_signal(signal.SIGKILL)
         if chance.random() < 0.5:
             sessions[0].interrupt()
         for at, session in enumerate(sessions):
             events[at] += read_for(session, LONGEST_S, Recovered)
-            while session.push_audio(TONE, timeout_s=1.0) == 0:
-                pass
-            session.end_segment()
-            while True:
-                events[at] += read_for(session, LONGEST_S, LiveSegmentEnd)
-                last = events[at][-1]
-                assert isinstance(last, LiveSegmentEnd)
-                if not last.interrupted:
-                    break
-            check_order(events[at])
-            assert last.pushed_s == last.shown_s == 1.0
+            events[at] += finish_segment(session)
+            check_order(events[at], whole=True)
+            last = events[at][-1]
+            assert isinstance(last, LiveSegmentEnd) and last.pushed_s == last.shown_s == 1.0
         while sessions:
             sessions.pop().close()
         session = None  # the last one's handle is freed
     assert descriptors() == before
 
 
+def kill_stage(host: Host, chance: random.Random) -> None:
+    """The engine restarts it, and every frame comes."""
+    with EngineClient(host.path, prefix=host.prefix) as engine:
+        empty = host.rests()
+        with engine.open_live("toy", idle=False, paced=chance.random() < 0.3) as session:
+            events: list[LiveEvent] = []
+            for _ in range(4):
+                session.push_audio(TONE)
+            events += read_for(session, chance.uniform(0, 1.0))
+            stages = host.stages()
+            assert len(stages) == 2
+            stages[chance.randrange(2)].send_signal(signal.SIGKILL)
+            events += finish_segment(session)
+            check_order(events, whole=False)
+            last = events[-1]
+            assert isinstance(last, LiveSegmentEnd) and last.pushed_s == last.shown_s == 5.0
+            assert sum(isinstance(e, VideoFrame) for e in events) == 125
+        host.settle(empty)
+
+
+def kill_client(host: Host, chance: random.Random) -> None:
+    """The engine frees what it held, and another client's session notices nothing."""
+    with EngineClient(host.path, prefix=host.prefix) as engine, engine.open_live("toy", idle=False, paced=False) as session:
+        before = host.rests()
+        command = [str(host.client), "threads", str(chance.randrange(1 << 30)), "1000000", str(host.path)]
+        clients = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(chance.randint(1, 3))]
+        session.push_audio(TONE)
+        events = read_for(session, chance.uniform(0, 1.0))
+        for client in clients:
+            assert client.poll() is None, "a client ended by itself"
+            client.kill()
+        for client in clients:
+            client.wait()
+        events += finish_segment(session)
+        check_order(events, whole=True)
+        assert sum(isinstance(e, VideoFrame) for e in events) == 50
+        host.settle(before)
+
+
+KINDS: tuple[Callable[[Host, random.Random], None], ...] = (kill_engine, kill_stage, kill_client)
+
+
+def kill_once(host: Host, seed: int) -> None:
+    KINDS[seed % len(KINDS)](host, random.Random(seed))
+
+
 if __name__ == "__main__":
-    for number in range(int(sys.argv[2]), int(sys.argv[2]) + int(sys.argv[3])):
-        kill_once(Path(sys.argv[1]), number)
-        print(f"seed {number} is fine", flush=True)
+    with host_of(Path(sys.argv[1])) as the_host:
+        at_first = descriptors(), the_host.rests()
+        for number in range(int(sys.argv[2]), int(sys.argv[2]) + int(sys.argv[3])):
+            kill_once(the_host, number)
+            print(f"seed {number}, {KINDS[number % len(KINDS)].__name__}: fine; the latest read so far was {1e3 * latest_s:.0f} ms late", flush=True)
+        the_host.settle(at_first[1])
+        assert descriptors() == at_first[0], "a descriptor or a process is left"

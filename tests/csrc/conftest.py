@@ -67,3 +67,13 @@ def install_client(sanitize: str = "") -> Path:
         run("cmake", "--build", folder, "--target", "everface")
         run("cmake", "--install", folder, "--prefix", folder / "prefix", "--component", "client")
     return folder / "prefix"
+
+
+def client_program(sanitize: str = "") -> Path:
+    """test_client, built once per sanitizer."""
+    folder = install_client(sanitize).parent
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        run("cmake", "-S", ROOT, "-B", folder, "-DEVERFACE_TESTS=ON")
+        run("cmake", "--build", folder, "--target", "test_client")
+    return folder / "test_client"

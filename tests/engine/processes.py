@@ -43,6 +43,17 @@ def engine_process(path: Path, *command: str) -> Iterator[subprocess.Popen[bytes
         process.wait(10)
 
 
+def held(process: subprocess.Popen[bytes]) -> tuple[int, int]:
+    """Descriptors of sockets and of frames' memory that a process holds."""
+    links = []
+    for entry in Path(f"/proc/{process.pid}/fd").iterdir():
+        try:
+            links.append(os.readlink(entry))
+        except FileNotFoundError:
+            continue
+    return sum(link.startswith("socket:") for link in links), sum("everface frames" in link for link in links)
+
+
 class BareClient:
     """Speaks the protocol message by message. Descriptors that came are in `descriptors`."""
 

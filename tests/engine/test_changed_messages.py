@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.csrc.corpus import TO_ENGINE, streams
 from tests.runtime import toy
 
 from everface.core.config import Deployment
@@ -68,7 +69,8 @@ def messages(chance: random.Random) -> bytes:
     return bytes(data)
 
 
-def run_one(scheduler: Scheduler, opened: list[LiveSession], seed: int) -> None:
+def run_one(scheduler: Scheduler, opened: list[LiveSession], seed: int, sent: bytes | None = None) -> None:
+    """`sent`: these instead of messages from the seed."""
     chance = random.Random(seed)
 
     def open_session(request: protocol.OpenRequest, outbox_s: float) -> tuple[LiveSession, tuple[int, int]]:
@@ -81,7 +83,7 @@ def run_one(scheduler: Scheduler, opened: list[LiveSession], seed: int) -> None:
     serving.start()
     ours.setblocking(False)
     try:
-        ours.send(messages(chance))
+        ours.send(messages(chance) if sent is None else sent)
         time.sleep(chance.choice([0.0, 0.0, 0.002, 0.02]))
     except OSError:
         pass
@@ -98,6 +100,12 @@ def test_changed_messages_leave_nothing() -> None:
         for seed in range(150):
             run_one(scheduler, opened, seed)
         assert threading.active_count() == before
+
+
+def test_the_corpus_leaves_nothing() -> None:
+    with opener() as (scheduler, opened):
+        for seed, sent in enumerate(streams(TO_ENGINE)):
+            run_one(scheduler, opened, seed, sent)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import os
 import signal
@@ -11,12 +12,18 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
-from tests.engine.processes import ROOT, BareClient, engine_process
+from tests.client.kills import descriptors
+from tests.engine.processes import ROOT, BareClient, engine_process, held
 
 from everface.engine import protocol
+from everface.engine.frame_ring import FrameRing
+from everface.engine.hosted_session import HostedSession
+from everface.runtime.transport.socket_stream import SocketStream
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +42,6 @@ def client(engine: subprocess.Popen[bytes], path: Path) -> Iterator[BareClient]:
     client = BareClient(path)
     yield client
     client.close()
-
-
-def held(process: subprocess.Popen[bytes]) -> tuple[int, int]:
-    """Descriptors of sockets and of frames' memory that a process holds."""
-    links = []
-    for entry in Path(f"/proc/{process.pid}/fd").iterdir():
-        try:
-            links.append(os.readlink(entry))
-        except FileNotFoundError:
-            continue
-    return sum(link.startswith("socket:") for link in links), sum("everface frames" in link for link in links)
 
 
 def push(client: BareClient, seconds: float, turn: int = 0) -> bytes:
@@ -234,3 +230,23 @@ def test_an_engine_of_an_owner_ends_with_it() -> None:
     ours.close()
     assert process.wait(15) == 0
     client.close()
+
+
+def test_a_session_whose_client_went_before_it_began_frees_its_memory_at_once() -> None:
+    def frames() -> int:
+        return descriptors().count("/memfd")
+
+    before = frames()
+    ours, theirs = socket.socketpair()
+    live: Any = SimpleNamespace(close=lambda: None)
+    gc.disable()
+    try:
+        session = HostedSession(SocketStream(ours, 1.0), live, FrameRing(3, 8, 8))
+        assert frames() > before
+        session.close()
+        session.close()
+        assert frames() == before
+    finally:
+        gc.enable()
+        ours.close()
+        theirs.close()

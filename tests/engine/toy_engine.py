@@ -1,4 +1,4 @@
-"""An engine over the toy model, as a process: `python -m tests.engine.toy_engine --socket PATH`, or `--fd N`."""
+"""An engine over the toy model, as a process: `python -m tests.engine.toy_engine --socket PATH`, or `--fd N`; `--stages 2`: in processes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", type=Path)
     parser.add_argument("--fd", type=int)
+    parser.add_argument("--stages", default="inline", help="processes")
     args = parser.parse_args()
-    pipeline = start_pipeline(place(toy.roles_of(2), "inline"), toy.MODEL, toy.SPEC, Deployment())
+    pipeline = start_pipeline(place(toy.roles_of(2), args.stages), toy.MODEL, toy.SPEC, Deployment())
     scheduler = Scheduler(pipeline, 16)
 
     def open_session(request: OpenRequest, outbox_s: float) -> tuple[LiveSession, tuple[int, int]]:

@@ -18,7 +18,7 @@ import numpy as np
 from everface.client.library import load_library
 from everface.core.errors import BadInput, Unavailable
 from everface.live.audio_input import Samples, as_array
-from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, Underrun, VideoFrame
+from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
 from everface.live.stats import LiveStats
 from everface.runtime.events import Recovered, Recovering
 
@@ -198,6 +198,8 @@ class EngineSession:
             return LiveSegmentEnd(e.segment, e.pushed_s, e.shown_s, bool(e.interrupted))
         if e.type == lib.EF_EVENT_UNDERRUN:
             return Underrun(e.frames, e.time_s)
+        if e.type == lib.EF_EVENT_QUALITY:
+            return QualityChange(e.level, self._ffi.string(e.text).decode("utf-8", "replace"), e.time_s)
         if e.type == lib.EF_EVENT_RECOVERING:
             return Recovering(self._ffi.string(e.text).decode("utf-8", "replace"))
         if e.type == lib.EF_EVENT_RECOVERED:

@@ -70,10 +70,12 @@ class FrameRing:
             return self.slots - len(self._free)
 
     def close(self) -> None:
-        """Wakes whoever waits. The memory goes when its last view is gone. May be called twice."""
+        """Wakes whoever waits, and frees the memory. May be called twice. Nothing may be put after it."""
         with self._changed:
             if self._closed:
                 return
             self._closed = True
             self._changed.notify_all()
         os.close(self.descriptor)
+        with contextlib.suppress(BufferError):  # a frame is being copied into it: the memory goes with that view
+            self._map.close()

@@ -12,7 +12,7 @@ from everface.core.errors import BadInput, EverfaceError
 from everface.core.log import log
 from everface.engine import protocol
 from everface.engine.frame_ring import FrameRing
-from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, Underrun, VideoFrame
+from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
 from everface.live.session import LiveSession
 from everface.runtime.events import Recovered, Recovering
 from everface.runtime.transport.socket_stream import SocketStream
@@ -83,9 +83,9 @@ class HostedSession:
         self._over.set()
         self._stream.cut()
         self._live.close()
-        self._ring.close()
-        if self._thread.ident is not None:
+        if self._thread.ident is not None:  # else the client went before it began
             self._thread.join(STOP_S)
+        self._ring.close()  # at once, not when objects that refer to each other are collected
 
     # in
 
@@ -193,6 +193,8 @@ class HostedSession:
                 self._send(protocol.SegmentNotice(event.segment, event.pushed_s, event.shown_s, event.interrupted))
             case Underrun():
                 self._send(protocol.UnderrunNotice(event.frames, event.time_s))
+            case QualityChange():
+                self._send(protocol.QualityNotice(event.level, event.what, event.time_s))
             case Recovering():
                 self._send(protocol.RecoveringNotice(event.reason))
             case Recovered():

@@ -13,7 +13,7 @@ import struct
 import msgspec
 
 MAGIC = "everface"
-MAJOR, MINOR = 1, 0
+MAJOR, MINOR = 1, 1
 LENGTH = struct.Struct("<I")
 MOST_BYTES = 1 << 20  # of one message
 MOST_NAME = 4096  # characters of a path or a prompt
@@ -171,12 +171,20 @@ class StatsReply(msgspec.Struct, array_like=True, tag=27):
     repeated_frames: int
 
 
+class QualityNotice(msgspec.Struct, array_like=True, tag=28):
+    """Since 1.1. `level` 0 is full quality; `what` says how frames are made at this one."""
+
+    level: int
+    what: str
+    time_s: float
+
+
 Request = (
     ClientHello | OpenRequest | AudioPush | EndSegmentRequest | InterruptRequest | SlotRelease | StatsRequest | CloseRequest
 )  # fmt: skip
 Notice = (
     EngineHello | OpenReply | FrameNotice | AudioNotice | SegmentNotice | UnderrunNotice | RecoveringNotice | RecoveredNotice
-    | ErrorNotice | ClosedNotice | AudioAck | StatsReply
+    | ErrorNotice | ClosedNotice | AudioAck | StatsReply | QualityNotice
 )  # fmt: skip
 
 OK, BAD_INPUT, UNAVAILABLE, VERSION, LOST = 0, 1, 2, 3, 4  # the part of ef_status that travels
