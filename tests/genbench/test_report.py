@@ -6,7 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
+import soxr
 from PIL import Image
 from tests.genbench.conftest import Draw
 from tests.genbench.test_windows import write_video
@@ -17,6 +20,8 @@ from everface.genbench.comparison import compare_reports
 from everface.genbench.manifest import BenchmarkSet
 from everface.genbench.measures import MEASURES, gain
 from everface.genbench.report import read_report
+from everface.genbench.windows import soundtrack
+from everface.media.video import read_frames
 
 
 @pytest.fixture
@@ -50,6 +55,44 @@ def test_a_run_of_videos_is_reported_and_ranked(
     table = capsys.readouterr().out
     assert "| A/V offset, frames | 0 | -5 | -5 | worse |" in table and "| failures | 1 of 2 | 1 of 2 |" in table
     assert "better" in compare_reports(second, first)
+
+
+def reencode(source: Path, path: Path, late: int = 0) -> None:
+    """As another system's file: MPEG-4 at 30 frames per second and few bits, stereo AAC of 44.1 kHz, the audio so many frames later."""
+    frames, pcm_S = list(read_frames(source)), np.concatenate(list(soundtrack(source, source)))
+    pcm_S = np.pad(pcm_S, (late * 640, 0))[: len(pcm_S)]
+    path.parent.mkdir(exist_ok=True)
+    with av.open(str(path), "w") as container:
+        video, audio = container.add_stream("mpeg4", rate=30), container.add_stream("aac", rate=44_100, layout="stereo")
+        assert isinstance(video, av.VideoStream) and isinstance(audio, av.AudioStream)
+        video.height, video.width, video.pix_fmt, video.bit_rate = *frames[0].shape[:2], "yuv420p", 400_000
+        for n in range(len(frames) * 30 // 25):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(frames[n * 25 // 30], format="rgb24")))
+        sound = av.AudioFrame.from_ndarray(np.stack([soxr.resample(pcm_S, 16_000, 44_100)] * 2).astype(np.float32), format="fltp", layout="stereo")
+        sound.sample_rate = 44_100
+        container.mux(audio.encode(sound))
+        for stream in (video, audio):
+            container.mux(stream.encode(None))
+
+
+def test_reencoded_videos_are_ranked(small_set: BenchmarkSet, tmp_path: Path, draw: Draw) -> None:
+    """A system's own files, the same with few bits and at another rate, and these out of sync: in this order, for these reasons."""
+    own, again, late = (tmp_path / name for name in ("own", "again", "late"))
+    own.mkdir()
+    write_video(own / "s-0.mp4", draw)
+    reencode(own / "s-0.mp4", again / "s-0.mp4")
+    reencode(own / "s-0.mp4", late / "s-0.mp4", late=4)
+    measures = {}
+    for folder in (own, again, late):
+        assert run(f"dir:{folder}", small_set, tmp_path / f"out-{folder.name}", "--limit", "1") == 0
+        measures[folder.name] = {name: s.mean for name, s in read_report(tmp_path / f"out-{folder.name}").measures.items()}
+    for name in ("av_offset", "lip_lag"):
+        assert (measures["own"][name], measures["again"][name], measures["late"][name]) == (0, 0, -4)
+        assert gain(name, measures["again"][name], measures["late"][name]) < 0
+    assert measures["own"]["lip_corr"] > measures["again"]["lip_corr"] > 0.9
+    assert measures["own"]["av_confidence"] > measures["again"]["av_confidence"] > 0
+    table = compare_reports(read_report(tmp_path / "out-again"), read_report(tmp_path / "out-late"))
+    assert "| A/V offset, frames | 0 | -4 | -4 | worse |" in table and "| lip lag, frames (truth) | 0 | -4 | -4 | worse |" in table
 
 
 def test_the_page_plays_the_clips(videos: tuple[Path, Path], small_set: BenchmarkSet, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import torch
 from everface import __version__
 from everface.avatar.bench import cpu_name
 from everface.core.errors import BadInput
+from everface.genbench.clips.live_latency import SPEECH, LatencyRecord
 from everface.genbench.clips.runner import ClipRecord
 from everface.genbench.measures import COLUMNS, MEASURES, TABLE_2, TABLE_5, TABLE_7
 from everface.genbench.scoring import ClipScore
@@ -41,14 +42,18 @@ class GenBenchReport(msgspec.Struct):
 
 
 def summarize(
-    system: str, set_name: str, settings: dict[str, object], records: list[ClipRecord], scores: list[ClipScore]
+    system: str, set_name: str, settings: dict[str, object], records: list[ClipRecord], scores: list[ClipScore], latency: LatencyRecord | None = None
 ) -> GenBenchReport:
-    """The report of clips and their scores."""
+    """The report of clips, their scores and what a live session was measured at."""
     failures = {record.id: record.error for record in records if record.error} | {score.id: score.error for score in scores if score.error}
     begins = sorted({window.begin_s for score in scores for window in score.windows})
-    windows = {f"{begin:g}": _statistics([w.measures for s in scores for w in s.windows if w.begin_s == begin]) for begin in begins}
-    measures = windows.get("0", {}) | _statistics([record.speed for record in records if not record.error])
+    latency, made = latency or LatencyRecord(), [record for record in records if not record.error]
+    quality = {begin: [w.measures for s in scores for w in s.windows if w.begin_s == begin] for begin in begins}
+    measures = _statistics(quality.get(0.0, [])) | _statistics([record.speed for record in made]) | _statistics([latency.measures])
+    windows = {f"{begin:g}": _statistics([*rows, *(r.windows.get(f"{begin:g}", {}) for r in made)]) for begin, rows in quality.items()}
     missing = {name: reason for score in scores for window in score.windows for name, reason in window.missing.items() if name not in measures}
+    if latency.error:
+        missing |= dict.fromkeys(SPEECH, latency.error)
     return GenBenchReport(system, set_name, settings, environment(), len(records), failures, _ordered(measures), windows, missing)
 
 
@@ -111,7 +116,8 @@ def to_markdown(report: GenBenchReport) -> str:
         lines += ["", "## Windows", "", *_window_table(report)]
     if report.failures:
         lines += ["", "## Failures", "", *(f"- `{id}`: {error}" for id, error in report.failures.items())]
-    return "\n".join([*lines, "", *_paper_tables(report), ""])
+    about = [f"- {MEASURES[name].title}: {MEASURES[name].about}." for name in MEASURES if name in report.measures]
+    return "\n".join([*lines, "", *_paper_tables(report), "", "## What was measured", "", *about, ""])
 
 
 def _window_table(report: GenBenchReport) -> list[str]:
