@@ -34,7 +34,7 @@ MEASURES = {
     "block_flicker": Measure("block-edge flicker", 0, 2, 1.0, about="change every 12 frames over change inside; 1 is seamless"),
     "motion": Measure("motion, gray levels", 0, about="mean change per frame inside the face"),
     "expression_std": Measure("expression deviation, gray levels", 0, about="standard deviation over time inside the face"),
-    "frozen": Measure("frozen frames, share", -1, 3, about="share of frames that are the frame before"),
+    "frozen": Measure("frozen frames, share", -1, 3, about="share of frames that equal the one before"),
     "fps": Measure("FPS", 1, 1, paper="FPS", about="frames / seconds from the open session to the last frame in hand, decoding included"),
     "fps_with_loading": Measure("FPS with loading", 1, 2, about="frames / seconds of the whole process, loading included"),
     "first_frame_s": Measure("first frame, s", -1, about="from the open session, its model warm, to the first block in hand"),

@@ -17,6 +17,8 @@ from everface.genbench.clips.runner import ClipRecord
 from everface.genbench.measures import COLUMNS, MEASURES, TABLE_2, TABLE_5, TABLE_7
 from everface.genbench.scoring import ClipScore
 
+SHOWN = ("weights", "lora", "size", "seed", "sampler", "dtype", "device", "placement", "threads", "seconds")  # of the settings
+
 
 class Statistic(msgspec.Struct):
     """Of one measure over clips."""
@@ -103,30 +105,47 @@ def figure(name: str, value: float) -> str:
 
 def to_markdown(report: GenBenchReport) -> str:
     """Tables of the report, with the paper's."""
-    lines = [f"# GenBench: {report.system} on {report.set_name}", ""]
-    lines += [f"{report.clips - len(report.failures)} of {report.clips} clips. " + ", ".join(f"{k} {v}" for k, v in report.environment.items() if v) + ".", ""]
-    if report.settings:
-        lines += ["Settings: " + ", ".join(f"{name} {value}" for name, value in report.settings.items() if value) + ".", ""]
+    lines = [f"# GenBench: {report.system} on {report.set_name}", "", *(f"{line}\n" for line in describe_run(report))]
     lines += ["| measure | mean | least | most | clips |", "|---|---|---|---|---|"]
     for name, s in report.measures.items():
         lines.append(f"| {MEASURES[name].title} | {figure(name, s.mean)} | {figure(name, s.least)} | {figure(name, s.most)} | {s.clips} |")
-    for name, reason in report.missing.items():
-        lines.append(f"| {MEASURES[name].title} | not available: {reason} | | | |")
+    lines += [f"| {titles} | not available: {reason} | | | |" for titles, reason in group_missing(report)]
     if len(report.windows) > 1:
-        lines += ["", "## Windows", "", *_window_table(report)]
+        head, *rows = (f"| {' | '.join(row)} |" for row in window_table(report))
+        lines += ["", "## Windows", "", head, "|---|" + "---|" * len(report.windows), *rows]
     if report.failures:
         lines += ["", "## Failures", "", *(f"- `{id}`: {error}" for id, error in report.failures.items())]
     about = [f"- {MEASURES[name].title}: {MEASURES[name].about}." for name in MEASURES if name in report.measures]
     return "\n".join([*lines, "", *_paper_tables(report), "", "## What was measured", "", *about, ""])
 
 
-def _window_table(report: GenBenchReport) -> list[str]:
+def describe_run(report: GenBenchReport) -> list[str]:
+    """How many clips, where, and with what settings, as sentences."""
+    machine = ", ".join(f"{name} {value}" for name, value in report.environment.items() if value)
+    lines = [f"{report.clips - len(report.failures)} of {report.clips} clips. Mean, least and most are over clips. {machine}."]
+    settings = list_settings(report.settings)
+    return [*lines, f"Settings: {settings}."] if settings else lines
+
+
+def list_settings(settings: dict[str, object]) -> str:
+    """Those that a reader asks for first; report.json has all."""
+    return ", ".join(f"{name} {settings[name]}" for name in SHOWN if settings.get(name))
+
+
+def group_missing(report: GenBenchReport) -> list[tuple[str, str]]:
+    """(titles, reason) of measures that are not available, one row a reason."""
+    reasons = dict.fromkeys(report.missing.values())
+    return [(", ".join(MEASURES[name].title for name in MEASURES if report.missing.get(name) == reason), reason) for reason in reasons]
+
+
+def window_table(report: GenBenchReport) -> list[list[str]]:
+    """Rows of cells, the first of titles: the means of every window."""
     begins = list(report.windows)
-    rows = [f"| measure | {' | '.join(f'{b}-{float(b) + 10:g} s' for b in begins)} |", "|---|" + "---|" * len(begins)]
+    rows = [["measure", *(f"{float(begin):g}-{float(begin) + 10:g} s" for begin in begins)]]
     for name in MEASURES:
         if any(name in window for window in report.windows.values()):
-            cells = (figure(name, report.windows[b][name].mean) if name in report.windows[b] else "" for b in begins)
-            rows.append(f"| {MEASURES[name].title} | {' | '.join(cells)} |")
+            cells = (figure(name, report.windows[begin][name].mean) if name in report.windows[begin] else "" for begin in begins)
+            rows.append([MEASURES[name].title, *cells])
     return rows
 
 

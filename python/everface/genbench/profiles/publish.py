@@ -14,7 +14,7 @@ from everface.genbench.build import open_set
 from everface.genbench.clips.systems import EverfaceSystem
 from everface.genbench.profiles.distance import FrameDistances, compare_frames, psnr, read_raw
 from everface.genbench.profiles.offered import Profile, offered_profiles
-from everface.genbench.report import GenBenchReport
+from everface.genbench.report import GenBenchReport, list_settings
 from everface.genbench.scoring import MetricWeights
 from everface.genbench.session import Steps, run
 
@@ -98,12 +98,11 @@ COLUMNS = {
     "PSNR, dB": ("psnr", 1), "worst frame": ("psnr_worst_frame", 1), "SSIM": ("ssim", 4), "its worst frame": ("ssim_worst_frame", 4),
     "lip correlation": ("lip_corr", 3), "lip lag": ("lip_lag", 0), "motion": ("motion_ratio", 3), "speed": ("speed_ratio", 2),
 }  # fmt: skip
-SHOWN = ("weights", "lora", "size", "seed", "sampler", "dtype", "device", "placement", "threads", "seconds")  # of the settings
 
 
 def to_markdown(report: ProfileReport) -> str:
     """The table, with what has to be known to read it."""
-    first, settings = report.rows[0], ", ".join(f"{name} {report.settings[name]}" for name in SHOWN if report.settings.get(name))
+    first = report.rows[0]
     lines = ["# Accelerated profiles beside the exact one", ""]
     clips = f"{first.clips} clip{'s' * (first.clips != 1)} of the set {report.set_name}, {first.frames} frames, before any video encoder"
     lines += [f"{clips}. PSNR and SSIM are to the first row, motion and speed are ratios to it; the lag is the largest of a clip.", ""]
@@ -115,7 +114,7 @@ def to_markdown(report: ProfileReport) -> str:
         lines.append(f"| {row.name}{mark} | {' | '.join(cells)} |")
     lines += ["", *(f"({number}) {note[0].upper()}{note[1:]}." for number, note in enumerate(notes, 1))]
     machine = ", ".join(f"{name} {value}" for name, value in report.environment.items() if value)
-    return "\n".join([*lines, "", f"The first row: {settings}.", "", f"{machine}; load average before: {report.load:.1f}.", ""])
+    return "\n".join([*lines, "", f"The first row: {list_settings(report.settings)}.", "", f"{machine}; load average before: {report.load:.1f}.", ""])
 
 
 def _cell(row: ProfileRow, name: str, digits: int) -> str:
