@@ -31,7 +31,7 @@ MAX_LAG = 8
 
 @cache
 def window() -> ClipWindow:
-    sample = Sample("head", str(IMAGE), str(VIDEO), 5.0, face=FACE)
+    sample = Sample("head", str(IMAGE), str(VIDEO), 10.0, face=FACE)
     return next(read_windows(VIDEO, sample, BenchmarkSet(Path("/"), [sample])))
 
 

@@ -48,7 +48,7 @@ def test_a_run_of_videos_is_reported_and_ranked(
     assert run(f"dir:{videos[0]}", small_set, good) == run(f"dir:{videos[1]}", small_set, late) == 0
     text = capsys.readouterr().out
     assert "1 of 2 clips" in text and "`s-1`: there is no s-1.mp4" in text and "| Live Avatar | 3.44 | 4.51 | 7.03 |" in text
-    assert "| Sync-C, Sync-D, SyncNet offset, frames | not available: needs SyncNet's weights" in text and "| **this run** | n/a | n/a |" in text
+    assert "| Sync-C · Sync-D · SyncNet offset, frames | not available: needs SyncNet's weights" in text and "| **this run** | n/a | n/a |" in text
     first, second = read_report(good), read_report(late)
     assert (first.measures["lip_lag"].mean, second.measures["lip_lag"].mean) == (0, -5)
     assert (first.measures["av_offset"].mean, second.measures["av_offset"].mean) == (0, -5)
@@ -164,7 +164,7 @@ def test_windows_of_a_stream_have_quality_and_speed_side_by_side(small_set: Benc
     text = to_markdown(report)
     assert "| FPS | 31.0 | 29.0 |" in text and "| silence to speech p50, ms | 400 |" in text and "- FPS: frames / seconds" in text
     failed = summarize("everface", "long", {}, [record], [score], LatencyRecord(error="no speech"))
-    assert "| silence to speech p50, ms, silence to speech p95, ms | not available: no speech |" in to_markdown(failed)
+    assert "| silence to speech p50, ms · silence to speech p95, ms | not available: no speech |" in to_markdown(failed)
 
 
 def test_every_measure_says_what_it_is() -> None:

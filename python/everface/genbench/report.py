@@ -135,7 +135,7 @@ def list_settings(settings: dict[str, object]) -> str:
 def group_missing(report: GenBenchReport) -> list[tuple[str, str]]:
     """(titles, reason) of measures that are not available, one row a reason."""
     reasons = dict.fromkeys(report.missing.values())
-    return [(", ".join(MEASURES[name].title for name in MEASURES if report.missing.get(name) == reason), reason) for reason in reasons]
+    return [(" · ".join(MEASURES[name].title for name in MEASURES if report.missing.get(name) == reason), reason) for reason in reasons]
 
 
 def window_table(report: GenBenchReport) -> list[list[str]]:

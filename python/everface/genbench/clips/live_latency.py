@@ -54,7 +54,7 @@ def _measure(system: EverfaceSystem) -> LatencyRecord:
         return LatencyRecord(msgspec.json.decode(lines[-1] if lines else b"", type=dict[str, float]))
     except msgspec.DecodeError:
         said = done.stderr.decode(errors="replace").strip().splitlines()
-        return LatencyRecord(error=f"the live session ended with {done.returncode}: {said[-1][:300] if said else 'it printed nothing'}")
+        return LatencyRecord(error=said[-1][:300] if said else f"the live session ended with {done.returncode} and printed nothing")
 
 
 def main() -> int:
