@@ -21,7 +21,7 @@ from everface.genbench.clips.runner import ClipRecord
 from everface.genbench.comparison import compare_reports
 from everface.genbench.manifest import BenchmarkSet
 from everface.genbench.measures import MEASURES, gain
-from everface.genbench.report import read_report, summarize, to_markdown, window_table
+from everface.genbench.report import GenBenchReport, Statistic, read_report, summarize, to_markdown, window_table
 from everface.genbench.scoring import ClipScore, WindowScore
 from everface.genbench.windows import soundtrack
 from everface.media.video import read_frames
@@ -165,6 +165,16 @@ def test_windows_of_a_stream_have_quality_and_speed_side_by_side(small_set: Benc
     assert "| FPS | 31.0 | 29.0 |" in text and "| silence to speech p50, ms | 400 |" in text and "- FPS: frames / seconds" in text
     failed = summarize("everface", "long", {}, [record], [score], LatencyRecord(error="no speech"))
     assert "| silence to speech p50, ms · silence to speech p95, ms | not available: no speech |" in to_markdown(failed)
+
+
+def test_offsets_that_cancel_are_worse_than_none() -> None:
+    def of(*offsets: float) -> GenBenchReport:
+        scores = [ClipScore(str(i), "", [WindowScore(0.0, {"av_offset": offset}, {})]) for i, offset in enumerate(offsets)]
+        return summarize("dir:a", "short", {}, [ClipRecord(str(i), "a.mp4") for i in range(len(offsets))], scores)
+
+    assert of(5, -5).measures["av_offset"] == Statistic(0, -5, 5, 2, 5)
+    assert "| A/V offset, frames | 0 | 0 | +0 | worse |" in compare_reports(of(0, 0), of(5, -5))
+    assert "| A/V offset, frames | 0 | 0 | +0 |  |" in compare_reports(of(0, 0), of(0, 0))
 
 
 def test_every_measure_says_what_it_is() -> None:

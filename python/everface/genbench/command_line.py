@@ -75,7 +75,7 @@ def add_genbench(
         with _progress() as steps:
             made = run(system, args.set, args.out, _sets(), args.limit, args.seconds, _weights(args), steps)
         print_output(to_markdown(made))
-        print_line(f"written: {args.out}/report.json, report.md, report.html, sheet.png")
+        print_line(f"written: {args.out}/report.html, which plays the clips, report.md and report.json")
         return 1 if len(made.failures) == made.clips else 0
 
     def profiles(args: argparse.Namespace) -> None:

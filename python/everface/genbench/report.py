@@ -21,12 +21,13 @@ SHOWN = ("weights", "lora", "size", "seed", "sampler", "dtype", "device", "place
 
 
 class Statistic(msgspec.Struct):
-    """Of one measure over clips."""
+    """Of one measure over clips. `off`: mean distance from the measure's ideal, if it has one: offsets of 5 and -5 have a good mean."""
 
     mean: float
     least: float
     most: float
     clips: int
+    off: float | None = None
 
 
 class GenBenchReport(msgspec.Struct):
@@ -63,7 +64,9 @@ def _statistics(rows: list[dict[str, float]]) -> dict[str, Statistic]:
     found = dict[str, Statistic]()
     for name in {name for row in rows for name in row}:
         values = [row[name] for row in rows if name in row]
-        found[name] = Statistic(statistics.fmean(values), min(values), max(values), len(values))
+        ideal = MEASURES[name].ideal
+        off = None if ideal is None else statistics.fmean(abs(value - ideal) for value in values)
+        found[name] = Statistic(statistics.fmean(values), min(values), max(values), len(values), off)
     return _ordered(found)
 
 
@@ -106,7 +109,8 @@ def figure(name: str, value: float) -> str:
 def to_markdown(report: GenBenchReport) -> str:
     """Tables of the report, with the paper's."""
     lines = [f"# GenBench: {report.system} on {report.set_name}", "", *(f"{line}\n" for line in describe_run(report))]
-    lines += ["| measure | mean | least | most | clips |", "|---|---|---|---|---|"]
+    if report.measures:
+        lines += ["| measure | mean | least | most | clips |", "|---|---|---|---|---|"]
     for name, s in report.measures.items():
         lines.append(f"| {MEASURES[name].title} | {figure(name, s.mean)} | {figure(name, s.least)} | {figure(name, s.most)} | {s.clips} |")
     lines += [f"| {titles} | not available: {reason} | | | |" for titles, reason in group_missing(report)]
@@ -115,6 +119,8 @@ def to_markdown(report: GenBenchReport) -> str:
         lines += ["", "## Windows", "", head, "|---|" + "---|" * len(report.windows), *rows]
     if report.failures:
         lines += ["", "## Failures", "", *(f"- `{id}`: {error}" for id, error in report.failures.items())]
+    if not report.measures:
+        return "\n".join([*lines, ""])
     about = [f"- {MEASURES[name].title}: {MEASURES[name].about}." for name in MEASURES if name in report.measures]
     return "\n".join([*lines, "", *_paper_tables(report), "", "## What was measured", "", *about, ""])
 
