@@ -90,6 +90,6 @@ def test_a_live_session_that_cannot_start_gives_its_reason(tmp_path: Path) -> No
 
 
 @pytest.mark.long
-def test_the_bundled_model_has_a_latency(tmp_path: Path) -> None:
-    found = measure_latency(EverfaceSystem({}, {"threads": 2}), tmp_path)
+def test_a_live_session_has_a_latency(small_model: Path, tmp_path: Path) -> None:
+    found = measure_latency(EverfaceSystem({}, {"threads": 1}, small_model), tmp_path)
     assert found.error == "" and 0 < found.measures["speech_ms_p50"] <= found.measures["speech_ms_p95"] < 10_000

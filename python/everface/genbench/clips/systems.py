@@ -66,8 +66,8 @@ class EverfaceSystem:
         return [sys.executable, "-m", "everface.genbench.clips.stream_job"]
 
     def job(self, clips: list[Clip]) -> EverfaceJob:
-        paths = [str(path) if path else None for path in (self.weights, self.lora)]
-        return EverfaceJob(clips, dict(self.stream), dict(self.deployment), *paths, self.raw)
+        weights, lora = (str(path) if path else None for path in (self.weights, self.lora))
+        return EverfaceJob(clips, dict(self.stream), dict(self.deployment), weights, lora, self.raw)
 
     def settings(self) -> dict[str, object]:
         """What the report records of it."""
