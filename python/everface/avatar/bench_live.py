@@ -15,7 +15,6 @@ from everface.avatar.avatar import Avatar
 from everface.avatar.bench import cpu_name
 from everface.avatar.demo import AUDIO, IMAGE
 from everface.core.config import FPS, SAMPLE_RATE, Deployment, StreamConfig
-from everface.core.errors import Unavailable
 from everface.live.events import AudioFrame, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
 from everface.live.session import LiveSession
 from everface.media.audio import read_audio
@@ -82,8 +81,6 @@ def bench_live(
     with Avatar(weights, lora, deployment) as avatar, avatar.open_live(IMAGE, stream) as session:
         opened_s = time.monotonic()
         _watch(session, seen, WARM_UP_S)
-        if not seen.stamps:
-            raise Unavailable(f"no frame came in the first {WARM_UP_S:g} s: this machine is too slow or too busy for a live session")
         first_ms = 1e3 * (seen.stamps[0] - opened_s)
         seen.stamps.clear()
         for number in range(segments):
