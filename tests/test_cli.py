@@ -34,6 +34,7 @@ FLAGS = {
     "doctor": "plan model devices memory step-ms decode-ms sampler dtype sessions size",
     "genbench build": "from out limit",
     "genbench run": f"set system out limit seconds seed {MODEL} {DEPLOYMENT} {METRICS}",
+    "genbench profiles": f"set out limit seconds seed {MODEL} {DEPLOYMENT}",
     "genbench report": METRICS,
     "genbench diff": "",
 }

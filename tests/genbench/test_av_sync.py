@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 from tests.genbench.conftest import Draw, late_audio
 
 from everface.genbench.metrics.av_sync import AVSync
@@ -38,6 +39,15 @@ def test_the_shipped_reader_is_trusted_on_true_video(draw: Draw) -> None:
     for seed in range(3):
         found = LipTruth().measure(draw(seed))
         assert found["lip_corr"] >= 0.97 and found["lip_lag"] == 0 and 0.9 < found["lip_amplitude"] < 1.1
+
+
+def test_a_mouth_that_opens_half_as_far_is_seen(draw: Draw) -> None:
+    """Each frame is brought half way to the closed mouth of the reference image."""
+    window = draw(0)
+    frames = window.frames_THW3.float()
+    weak = replace(window, frames_THW3=(0.5 * frames + 0.5 * window.reference_HW3.float()).to(torch.uint8))
+    full, half = LipTruth().measure(window)["lip_amplitude"], LipTruth().measure(weak)["lip_amplitude"]
+    assert half < 0.8 * full
 
 
 def test_what_is_not_known_gives_no_number(draw: Draw) -> None:

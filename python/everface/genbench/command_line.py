@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from everface.genbench.scoring import MetricWeights
 
 Adder = Callable[..., argparse.ArgumentParser]
-NAMES = {"set": "making the set", "clips": "making clips", "scores": "scoring"}
+NAMES = {"set": "making the set", "clips": "making clips", "latency": "a live session", "scores": "scoring"}
 
 
 def build(args: argparse.Namespace) -> None:
@@ -75,8 +75,19 @@ def add_genbench(
         with _progress() as steps:
             made = run(system, args.set, args.out, _sets(), args.limit, args.seconds, _weights(args), steps)
         print_output(to_markdown(made))
-        print_line(f"written: {args.out}/report.json, report.md, report.html, sheet.png")
+        print_line(f"written: {args.out}/report.html, which plays the clips, report.md and report.json")
         return 1 if len(made.failures) == made.clips else 0
+
+    def profiles(args: argparse.Namespace) -> None:
+        from everface.core.config import StreamConfig
+        from everface.genbench.profiles.publish import publish_profiles, to_markdown
+
+        stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler)
+        with _progress() as steps:
+            model = args.weights, args.lora
+            made = publish_profiles(stream, deployment(args), model, args.set, args.out, _sets(), args.limit, args.seconds, steps)
+        print_output(to_markdown(made))
+        print_line(f"written: {args.out}/profiles.json, profiles.md, and a run in a folder for each profile")
 
     def add_weight_flags(p: argparse.ArgumentParser) -> None:
         p.add_argument("--syncnet", type=Path, metavar="FILE", help="SyncNet's weights, .safetensors: for Sync-C and Sync-D")
@@ -100,6 +111,14 @@ def add_genbench(
     p.add_argument("--seed", type=int, default=420, help="of everface (%(default)s)")
     add_model_flags(p)
     add_weight_flags(p)
+
+    p = add("profiles", profiles, "measure how far each accelerated profile is from the exact one", "profiles -o out/profiles")
+    p.add_argument("--set", default="short", metavar="SET", help="short, long, or a manifest or its folder (%(default)s)")
+    p.add_argument("-o", "--out", type=Path, default=Path("out/profiles"), metavar="DIR", help="for clips and the report (%(default)s)")
+    p.add_argument("--limit", type=count, default=4, metavar="N", help="only the first samples (%(default)s)")
+    p.add_argument("--seconds", type=count, metavar="S", help="of each clip (its voice's duration)")
+    p.add_argument("--seed", type=int, default=420, help="of all profiles (%(default)s)")
+    add_model_flags(p)
 
     p = add("report", report, "score a run's clips again, for example with other weights, and report", "report out/genbench")
     p.add_argument("dir", type=Path, metavar="DIR", help="folder of a run")
@@ -138,7 +157,7 @@ def _progress() -> Iterator[Any]:
     def step(phase: str, many: int, thing: str, frames: int) -> None:
         if phase not in tasks:
             tasks[phase] = bar.add_task(NAMES[phase], total=many, thing="")
-        shown = f"{thing}, {frames} frames" if thing else ""
+        shown = f"{thing}, {frames} frames" if frames else thing
         bar.update(tasks[phase], advance=0 if thing else 1, thing=shown)
 
     with contextlib.suppress(OSError):  # the terminal is gone: the work goes on

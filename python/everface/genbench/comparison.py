@@ -21,9 +21,9 @@ def compare_reports(before: GenBenchReport, after: GenBenchReport) -> str:
         a, b = before.measures.get(name), after.measures.get(name)
         if a and b:
             digits, change = MEASURES[name].digits, b.mean - a.mean
-            sign = gain(name, a.mean, b.mean)
+            sign = gain(name, a.mean, b.mean) if a.off is None or b.off is None else a.off - b.off
             shown = f"{change:+.{digits}f}"
-            word = WORDS[(sign > 0) - (sign < 0)] if float(shown) else ""
+            word = WORDS[(sign > 0) - (sign < 0)] if round(sign, digits) else ""
             lines.append(f"| {MEASURES[name].title} | {figure(name, a.mean)} | {figure(name, b.mean)} | {shown} | {word} |")
         elif a or b:
             cells = [figure(name, side.mean) if side else "not available" for side in (a, b)]

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from everface.genbench.clips.runner import ClipRecord
-from everface.genbench.manifest import BenchmarkSet
+from everface.genbench.manifest import BenchmarkSet, Sample
 from everface.genbench.measures import MEASURES
-from everface.genbench.report import GenBenchReport, figure
+from everface.genbench.report import GenBenchReport, describe_run, figure, group_missing, window_table
 from everface.genbench.scoring import ClipScore
 from everface.media.image import read_image
 from everface.media.video import probe_video, read_frames
@@ -23,7 +23,10 @@ SHEET_CLIPS, SHEET_FRAMES, TILE = 16, 8, 128  # rows, columns, pixels
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2em auto;max-width:1200px;padding:0 1em;color:#222}
 table{border-collapse:collapse}td,th{padding:.15em .8em;border-bottom:1px solid #ddd;text-align:left}
 .clips{display:grid;grid-template-columns:repeat(auto-fill,minmax(260px,1fr));gap:1.2em}
-.clips video{width:100%;background:#000}.clips p{margin:.2em 0;font-size:13px}.failed{color:#a00}img{max-width:100%}"""
+.clips video{width:100%;background:#000}.clips p,details{margin:.2em 0;font-size:13px}.failed{color:#a00}img{max-width:100%}
+.n{text-align:right}.w{color:#666;font-size:13px}"""
+HEADINGS = {"sheet.png": "Each clip's image, and frames over its length", "windows.png": "Over the stream"}
+TELLING = ("lip_corr", "lip_lag", "sync_c", "av_offset", "dino_s", "iqa", "motion")  # of a clip
 
 
 def write_page(report: GenBenchReport, records: list[ClipRecord], scores: list[ClipScore], benchmark: BenchmarkSet, out: Path) -> list[Path]:
@@ -72,24 +75,49 @@ def _to_html(
     report: GenBenchReport, records: list[ClipRecord], scores: dict[str, ClipScore], benchmark: BenchmarkSet, out: Path, images: list[str]
 ) -> str:
     title = html.escape(f"GenBench: {report.system} on {report.set_name}")
-    rows = [f"<tr><td>{MEASURES[n].title}<td>{figure(n, s.mean)}<td>{figure(n, s.least)}<td>{figure(n, s.most)}<td>{s.clips}" for n, s in report.measures.items()]
-    rows += [f"<tr><td>{MEASURES[n].title}<td colspan=4>not available: {html.escape(reason)}" for n, reason in report.missing.items()]
+    about = "".join(f"<p>{html.escape(line)}" for line in describe_run(report))
     samples = {sample.id: sample for sample in benchmark.samples}
-    clips = []
-    for record in records:
-        tags = samples[record.id].tags
-        about = html.escape(" · ".join(part for part in (record.id, tags.style, tags.language) if part))
-        if record.error:
-            clips.append(f'<div><b>{about}</b><p class="failed">{html.escape(record.error)}</div>')
-            continue
-        score = scores.get(record.id)
-        measures = score.windows[0].measures if score and score.windows else {}
-        figures = ", ".join(f"{MEASURES[n].title} {figure(n, measures[n])}" for n in MEASURES if n in measures)
-        source = quote(os.path.relpath(record.video, out))
-        clips.append(f'<div><video controls preload="metadata" src="{source}"></video><b>{about}</b><p>{html.escape(figures)}</div>')
-    pictures = "".join(f'<h2>{name.removesuffix(".png").title()}</h2><img src="{name}" alt="{name}">' for name in images)
+    clips = [_clip(record, samples[record.id], scores.get(record.id), out) for record in records]
+    pictures = "".join(f'<h2>{HEADINGS[name]}</h2><img src="{name}" alt="{HEADINGS[name]}">' for name in images)
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>'
-        f"<table><tr><th>measure<th>mean<th>least<th>most<th>clips{''.join(rows)}</table>"
-        f'<h2>Clips</h2><div class="clips">{"".join(clips)}</div>{pictures}</html>\n'
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>{about}'
+        f"<table><tr><th>measure<th>mean<th>least<th>most<th>clips<th>what it is{''.join(_rows(report))}</table>"
+        f'{_windows(report)}<h2>Clips</h2><div class="clips">{"".join(clips)}</div>{pictures}</html>\n'
+    )
+
+
+def _rows(report: GenBenchReport) -> list[str]:
+    rows = [
+        f"<tr><td>{MEASURES[n].title}{_numbers(figure(n, s.mean), figure(n, s.least), figure(n, s.most), str(s.clips))}"
+        f'<td class="w">{html.escape(MEASURES[n].about)}'
+        for n, s in report.measures.items()
+    ]
+    return rows + [f'<tr><td>{titles}<td colspan="5" class="w">not available: {html.escape(reason)}' for titles, reason in group_missing(report)]
+
+
+def _numbers(*cells: str) -> str:
+    return "".join(f'<td class="n">{cell}' for cell in cells)
+
+
+def _windows(report: GenBenchReport) -> str:
+    """The table by window, if there is more than one."""
+    if len(report.windows) < 2:
+        return ""
+    head, *rows = window_table(report)
+    cells = "".join(f"<tr><td>{title}{_numbers(*values)}" for title, *values in rows)
+    return f"<h2>Windows of the stream</h2><table><tr><th>{'<th>'.join(head)}{cells}</table>"
+
+
+def _clip(record: ClipRecord, sample: Sample, score: ClipScore | None, out: Path) -> str:
+    """A video with its most telling figures; the others unfold."""
+    about = html.escape(" · ".join(part for part in (record.id, sample.tags.style, sample.tags.language) if part))
+    if record.error:
+        return f'<div><b>{about}</b><p class="failed">{html.escape(record.error)}</div>'
+    measures = score.windows[0].measures if score and score.windows else {}
+    few = " · ".join(f"{MEASURES[n].title} {figure(n, measures[n])}" for n in TELLING if n in measures)
+    others = "<br>".join(f"{MEASURES[n].title} {figure(n, measures[n])}" for n in MEASURES if n in measures)
+    source = quote(os.path.relpath(record.video, out)) + "#t=0.04"  # so that the first frame is shown, not black
+    return (
+        f'<div><video controls preload="metadata" src="{source}"></video><b>{about}</b><p>{html.escape(few)}'
+        f"<details><summary>all figures</summary>{others}</details></div>"
     )

@@ -12,18 +12,22 @@ import torch
 from everface import __version__
 from everface.avatar.bench import cpu_name
 from everface.core.errors import BadInput
+from everface.genbench.clips.live_latency import SPEECH, LatencyRecord
 from everface.genbench.clips.runner import ClipRecord
 from everface.genbench.measures import COLUMNS, MEASURES, TABLE_2, TABLE_5, TABLE_7
 from everface.genbench.scoring import ClipScore
 
+SHOWN = ("weights", "lora", "size", "seed", "sampler", "dtype", "device", "placement", "threads", "seconds")  # of the settings
+
 
 class Statistic(msgspec.Struct):
-    """Of one measure over clips."""
+    """Of one measure over clips. `off`: mean distance from the measure's ideal, if it has one: offsets of 5 and -5 have a good mean."""
 
     mean: float
     least: float
     most: float
     clips: int
+    off: float | None = None
 
 
 class GenBenchReport(msgspec.Struct):
@@ -41,14 +45,18 @@ class GenBenchReport(msgspec.Struct):
 
 
 def summarize(
-    system: str, set_name: str, settings: dict[str, object], records: list[ClipRecord], scores: list[ClipScore]
+    system: str, set_name: str, settings: dict[str, object], records: list[ClipRecord], scores: list[ClipScore], latency: LatencyRecord | None = None
 ) -> GenBenchReport:
-    """The report of clips and their scores."""
+    """The report of clips, their scores and what a live session was measured at."""
     failures = {record.id: record.error for record in records if record.error} | {score.id: score.error for score in scores if score.error}
     begins = sorted({window.begin_s for score in scores for window in score.windows})
-    windows = {f"{begin:g}": _statistics([w.measures for s in scores for w in s.windows if w.begin_s == begin]) for begin in begins}
-    measures = windows.get("0", {}) | _statistics([record.speed for record in records if not record.error])
+    latency, made = latency or LatencyRecord(), [record for record in records if not record.error]
+    quality = {begin: [w.measures for s in scores for w in s.windows if w.begin_s == begin] for begin in begins}
+    measures = _statistics(quality.get(0.0, [])) | _statistics([record.speed for record in made]) | _statistics([latency.measures])
+    windows = {f"{begin:g}": _statistics([*rows, *(r.windows.get(f"{begin:g}", {}) for r in made)]) for begin, rows in quality.items()}
     missing = {name: reason for score in scores for window in score.windows for name, reason in window.missing.items() if name not in measures}
+    if latency.error:
+        missing |= dict.fromkeys(SPEECH, latency.error)
     return GenBenchReport(system, set_name, settings, environment(), len(records), failures, _ordered(measures), windows, missing)
 
 
@@ -56,7 +64,9 @@ def _statistics(rows: list[dict[str, float]]) -> dict[str, Statistic]:
     found = dict[str, Statistic]()
     for name in {name for row in rows for name in row}:
         values = [row[name] for row in rows if name in row]
-        found[name] = Statistic(statistics.fmean(values), min(values), max(values), len(values))
+        ideal = MEASURES[name].ideal
+        off = None if ideal is None else statistics.fmean(abs(value - ideal) for value in values)
+        found[name] = Statistic(statistics.fmean(values), min(values), max(values), len(values), off)
     return _ordered(found)
 
 
@@ -98,29 +108,50 @@ def figure(name: str, value: float) -> str:
 
 def to_markdown(report: GenBenchReport) -> str:
     """Tables of the report, with the paper's."""
-    lines = [f"# GenBench: {report.system} on {report.set_name}", ""]
-    lines += [f"{report.clips - len(report.failures)} of {report.clips} clips. " + ", ".join(f"{k} {v}" for k, v in report.environment.items() if v) + ".", ""]
-    if report.settings:
-        lines += ["Settings: " + ", ".join(f"{name} {value}" for name, value in report.settings.items() if value) + ".", ""]
-    lines += ["| measure | mean | least | most | clips |", "|---|---|---|---|---|"]
+    lines = [f"# GenBench: {report.system} on {report.set_name}", "", *(f"{line}\n" for line in describe_run(report))]
+    if report.measures:
+        lines += ["| measure | mean | least | most | clips |", "|---|---|---|---|---|"]
     for name, s in report.measures.items():
         lines.append(f"| {MEASURES[name].title} | {figure(name, s.mean)} | {figure(name, s.least)} | {figure(name, s.most)} | {s.clips} |")
-    for name, reason in report.missing.items():
-        lines.append(f"| {MEASURES[name].title} | not available: {reason} | | | |")
+    lines += [f"| {titles} | not available: {reason} | | | |" for titles, reason in group_missing(report)]
     if len(report.windows) > 1:
-        lines += ["", "## Windows", "", *_window_table(report)]
+        head, *rows = (f"| {' | '.join(row)} |" for row in window_table(report))
+        lines += ["", "## Windows", "", head, "|---|" + "---|" * len(report.windows), *rows]
     if report.failures:
         lines += ["", "## Failures", "", *(f"- `{id}`: {error}" for id, error in report.failures.items())]
-    return "\n".join([*lines, "", *_paper_tables(report), ""])
+    if not report.measures:
+        return "\n".join([*lines, ""])
+    about = [f"- {MEASURES[name].title}: {MEASURES[name].about}." for name in MEASURES if name in report.measures]
+    return "\n".join([*lines, "", *_paper_tables(report), "", "## What was measured", "", *about, ""])
 
 
-def _window_table(report: GenBenchReport) -> list[str]:
+def describe_run(report: GenBenchReport) -> list[str]:
+    """How many clips, where, and with what settings, as sentences."""
+    machine = ", ".join(f"{name} {value}" for name, value in report.environment.items() if value)
+    lines = [f"{report.clips - len(report.failures)} of {report.clips} clips. Mean, least and most are over clips. {machine}."]
+    settings = list_settings(report.settings)
+    return [*lines, f"Settings: {settings}."] if settings else lines
+
+
+def list_settings(settings: dict[str, object]) -> str:
+    """Those that a reader asks for first; report.json has all."""
+    return ", ".join(f"{name} {settings[name]}" for name in SHOWN if settings.get(name))
+
+
+def group_missing(report: GenBenchReport) -> list[tuple[str, str]]:
+    """(titles, reason) of measures that are not available, one row a reason."""
+    reasons = dict.fromkeys(report.missing.values())
+    return [(" · ".join(MEASURES[name].title for name in MEASURES if report.missing.get(name) == reason), reason) for reason in reasons]
+
+
+def window_table(report: GenBenchReport) -> list[list[str]]:
+    """Rows of cells, the first of titles: the means of every window."""
     begins = list(report.windows)
-    rows = [f"| measure | {' | '.join(f'{b}-{float(b) + 10:g} s' for b in begins)} |", "|---|" + "---|" * len(begins)]
+    rows = [["measure", *(f"{float(begin):g}-{float(begin) + 10:g} s" for begin in begins)]]
     for name in MEASURES:
         if any(name in window for window in report.windows.values()):
-            cells = (figure(name, report.windows[b][name].mean) if name in report.windows[b] else "" for b in begins)
-            rows.append(f"| {MEASURES[name].title} | {' | '.join(cells)} |")
+            cells = (figure(name, report.windows[begin][name].mean) if name in report.windows[begin] else "" for begin in begins)
+            rows.append([MEASURES[name].title, *cells])
     return rows
 
 

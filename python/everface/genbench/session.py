@@ -9,8 +9,9 @@ import msgspec
 
 from everface.core.errors import BadInput
 from everface.genbench.build import SETS, open_set
+from everface.genbench.clips.live_latency import measure_latency, read_latency
 from everface.genbench.clips.runner import ClipRecord, read_record, run_system
-from everface.genbench.clips.systems import System
+from everface.genbench.clips.systems import EverfaceSystem, System
 from everface.genbench.manifest import BenchmarkSet, digest
 from everface.genbench.page import write_page
 from everface.genbench.report import GenBenchReport, summarize, to_markdown
@@ -44,6 +45,10 @@ def run(
     (out / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(plan)))
     many = len(benchmark.samples)
     records = run_system(system, benchmark, out, seconds, lambda clip, frames: steps("clips", many, clip, frames))
+    if isinstance(system, EverfaceSystem) and not system.raw and any(not record.error for record in records):
+        steps("latency", 1, "idle and speech in turn", 0)
+        measure_latency(system, out)
+        steps("latency", 1, "", 0)
     return write_report(plan, benchmark, records, out, weights, steps)
 
 
@@ -65,7 +70,7 @@ def write_report(
     """Score and write report.json, report.md, report.html and the images."""
     scores = score_clips(benchmark, records, out, weights, lambda _: steps("scores", len(records), "", 0))
     settings = plan.settings | ({"seconds": plan.seconds} if plan.seconds else {})
-    report = summarize(plan.system, plan.set_name, settings, records, scores)
+    report = summarize(plan.system, plan.set_name, settings, records, scores, read_latency(out))
     (out / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
     (out / "report.md").write_text(to_markdown(report))
     write_page(report, records, scores, benchmark, out)

@@ -30,6 +30,7 @@ class ClipRecord(msgspec.Struct):
     video: str = ""  # path; "" if it failed
     error: str = ""
     speed: dict[str, float] = msgspec.field(default_factory=dict)
+    windows: dict[str, dict[str, float]] = msgspec.field(default_factory=dict)  # of speed, by the window's first second
 
 
 Report = Callable[[str, int], None]  # id of the clip in work ("": one is finished), frames so far
@@ -121,7 +122,7 @@ def _by_everface(system: EverfaceSystem, clips: list[Clip], report: Report) -> I
                         continue
                     clip = left.pop(0)
                     error = said.get("error", "")
-                    yield ClipRecord(clip.id, "" if error else clip.out, error, said.get("speed", {}))
+                    yield ClipRecord(clip.id, "" if error else clip.out, error, said.get("speed", {}), said.get("windows", {}))
             if left:
                 stderr.seek(0)
                 clip = left.pop(0)

@@ -13,7 +13,10 @@ from itertools import pairwise
 import numpy as np
 import psutil
 
+from everface.genbench.windows import BEGINS_S, WINDOW_S
+
 MEMORY_S = 60.0  # of video before growth of memory can be told from warming up
+EVERY_S = 5.0  # of video between two looks at memory
 SETTLED_S = 20.0  # of video that are left out at its beginning
 
 
@@ -34,7 +37,7 @@ class SpeedMeter:
         """A block is in hand."""
         done = (self.stamps[-1][1] if self.stamps else 0) + frames
         self.stamps.append((time.perf_counter(), done))
-        if not self.memory or done / self.fps - self.memory[-1][0] >= 10:
+        if not self.memory or done / self.fps - self.memory[-1][0] >= EVERY_S:
             self.memory.append((done / self.fps, self._resident_mb()))
 
     def finished(self) -> None:
@@ -55,6 +58,21 @@ class SpeedMeter:
             found["deadline_misses"] = float(np.mean([gap > play for gap, play in zip(gaps_ms, plays_ms)]))
         found["rss_mb"] = self._resident_mb()
         return found | growth(self.memory)
+
+    def windows(self) -> dict[str, dict[str, float]]:
+        """FPS, block intervals and memory in each of the windows that quality is measured in, by the window's first second."""
+        found = dict[str, dict[str, float]]()
+        for begin in BEGINS_S:
+            inside = [stamp for stamp in self.stamps if begin <= stamp[1] / FPS <= begin + WINDOW_S]
+            resident = [mb for at, mb in self.memory if begin <= at <= begin + WINDOW_S]
+            if len(inside) > 2:
+                (first_s, first), (last_s, last) = inside[0], inside[-1]
+                gaps_ms = [1e3 * (b[0] - a[0]) for a, b in pairwise(inside)]
+                found[f"{begin:g}"] = {
+                    "fps": (last - first) / max(last_s - first_s, 1e-9), "block_ms_p50": float(np.percentile(gaps_ms, 50)),
+                    "block_ms_p99": float(np.percentile(gaps_ms, 99)), **({"rss_mb": resident[-1]} if resident else {}),
+                }  # fmt: skip
+        return found
 
     def _resident_mb(self) -> float:
         family = [self.process, *self.process.children(recursive=True)]

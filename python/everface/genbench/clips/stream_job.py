@@ -1,7 +1,7 @@
 """The process in which everface makes clips: an EverfaceJob as JSON on stdin, one JSON object a line on stdout.
 
     {"id": "short-000", "frames": 120}               progress
-    {"id": "short-000", "speed": {"fps": 51.2, ..}}  done
+    {"id": "short-000", "speed": {"fps": 51.2, ..}, "windows": {"0": {"fps": 52.0, ..}}}  done
     {"id": "short-000", "error": "..."}              failed; the next clip follows
 """
 
@@ -13,6 +13,8 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,10 @@ import numpy as np
 import psutil
 
 from everface.avatar.avatar import Avatar
-from everface.core.config import SAMPLE_RATE, Deployment, StreamConfig
+from everface.core.config import SAMPLE_RATE, StreamConfig
 from everface.core.errors import EverfaceError
 from everface.genbench.clips.speed import SpeedMeter
-from everface.genbench.clips.systems import Clip, EverfaceJob
+from everface.genbench.clips.systems import Clip, EverfaceJob, raw_path
 from everface.media.audio import read_audio
 from everface.media.video_writer import VideoWriter
 from everface.runtime.session import WAIT_S
@@ -42,18 +44,23 @@ def looped_audio(path: Path, seconds: float) -> Iterator[np.ndarray]:
         left -= len(chunk_S)
 
 
-def make_clip(avatar: Avatar, clip: Clip, stream: StreamConfig, meter: SpeedMeter) -> None:
-    """Stream one clip into its file. Raises EverfaceError."""
+def make_clip(avatar: Avatar, clip: Clip, stream: StreamConfig, meter: SpeedMeter, raw: bool = False) -> None:
+    """Stream one clip into its file, and with `raw` its frames' bytes into another beside it. Raises EverfaceError."""
     image_3HW = avatar.fit(Path(clip.image), stream)
     partial = Path(clip.out).with_suffix(".making.mp4")
     partial.unlink(missing_ok=True)
-    with VideoWriter(partial, *image_3HW.shape[-2:], fps=avatar.format.fps) as writer, avatar.open(image_3HW, stream) as session:
+    writing = VideoWriter(partial, *image_3HW.shape[-2:], fps=avatar.format.fps)
+    with ExitStack() as files, writing as writer, avatar.open(image_3HW, stream) as session:
+        raw_file = files.enter_context(open(raw_path(clip.out), "wb")) if raw else None
         meter.opened()
 
         def keep(blocks: list[Any]) -> None:
             for block in blocks:
                 meter.add_block(len(block.frames_THW3))
-                writer.write(block.frames_THW3.cpu().numpy())
+                frames_THW3 = block.frames_THW3.cpu().numpy()
+                writer.write(frames_THW3)
+                if raw_file:
+                    raw_file.write(frames_THW3.tobytes())
                 print(json.dumps({"id": clip.id, "frames": writer.frames}), flush=True)
 
         for audio_S in looped_audio(Path(clip.audio), clip.seconds):
@@ -73,17 +80,16 @@ def main() -> int:
     """Make all clips of the job on stdin."""
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=EverfaceJob)
     began: float | None = time.perf_counter()
-    if isinstance(size := job.stream.get("size"), list):  # JSON has no tuples
-        job.stream["size"] = tuple(size)
-    with Avatar(*(Path(p) if p else None for p in (job.weights, job.lora)), Deployment(**job.deployment)) as avatar:  # type: ignore[arg-type]  checked where it was made
+    weights, lora, stream, deployment = job.parts()
+    with Avatar(weights, lora, deployment) as avatar:
         for clip in job.clips:
             meter = SpeedMeter(psutil.Process(os.getpid()), avatar.format.fps, began)
             try:
-                make_clip(avatar, clip, StreamConfig(**{**job.stream, "prompt": clip.prompt}), meter)  # type: ignore[arg-type]  as above
+                make_clip(avatar, clip, replace(stream, prompt=clip.prompt), meter, job.raw)
             except EverfaceError as error:
                 print(json.dumps({"id": clip.id, "error": str(error)}), flush=True)
             else:
-                print(json.dumps({"id": clip.id, "speed": meter.measures()}), flush=True)
+                print(json.dumps({"id": clip.id, "speed": meter.measures(), "windows": meter.windows()}), flush=True)
             began = None
     return 0
 

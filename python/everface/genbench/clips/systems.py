@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
 
 FIELDS = ("image", "audio", "out", "id", "prompt", "seconds")
@@ -27,6 +28,11 @@ class Clip(msgspec.Struct):
     seconds: float = 0.0  # of video to make
 
 
+def raw_path(video: str | Path) -> Path:
+    """Where the bytes of a clip's frames are: uint8 RGB [T, H, W, 3]."""
+    return Path(video).with_suffix(".rgb")
+
+
 class EverfaceJob(msgspec.Struct):
     """What the process of everface is to make, on its standard input."""
 
@@ -35,24 +41,33 @@ class EverfaceJob(msgspec.Struct):
     deployment: dict[str, object]
     weights: str | None = None
     lora: str | None = None
+    raw: bool = False  # also keep each frame's bytes, at raw_path(out)
+
+    def parts(self) -> tuple[Path | None, Path | None, StreamConfig, Deployment]:
+        """Weights, LoRA, stream and deployment. JSON has no tuples, so a size comes as a list."""
+        stream = {name: tuple(value) if isinstance(value, list) else value for name, value in self.stream.items()}
+        weights, lora = (Path(path) if path else None for path in (self.weights, self.lora))
+        return weights, lora, StreamConfig(**stream), Deployment(**self.deployment)  # type: ignore[arg-type]  checked where they were made
 
 
 @dataclass(frozen=True)
 class EverfaceSystem:
-    """everface with any weights and placement, in one process for all clips."""
+    """everface with any weights and placement, in one process for all clips. `raw`: it keeps every frame's bytes as well, in OUT with the
+    suffix .rgb, so that two runs can be compared without a video encoder in between."""
 
     stream: Mapping[str, object] = field(default_factory=dict)
     deployment: Mapping[str, object] = field(default_factory=dict)
     weights: Path | None = None
     lora: Path | None = None
+    raw: bool = False
     spec = "everface"
 
     def command(self) -> list[str]:
         return [sys.executable, "-m", "everface.genbench.clips.stream_job"]
 
     def job(self, clips: list[Clip]) -> EverfaceJob:
-        paths = [str(path) if path else None for path in (self.weights, self.lora)]
-        return EverfaceJob(clips, dict(self.stream), dict(self.deployment), *paths)
+        weights, lora = (str(path) if path else None for path in (self.weights, self.lora))
+        return EverfaceJob(clips, dict(self.stream), dict(self.deployment), weights, lora, self.raw)
 
     def settings(self) -> dict[str, object]:
         """What the report records of it."""

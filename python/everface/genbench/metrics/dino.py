@@ -1,6 +1,6 @@
 """Dino-S, the paper's measure of identity: the mean cosine between DINOv2's class token of a frame and that of the reference image.
 
-dino_s = mean over frames, five a second, of cos(f(frame), f(reference)). Weights: a folder as `huggingface-cli download facebook/dinov2-base`
+dino_s = mean over frames, five a second, of cos(f(frame), f(reference)). Weights: a folder as `hf download facebook/dinov2-base`
 makes it (Oquab et al. 2023, arXiv 2304.07193; Apache-2.0), loaded by transformers. The paper does not say which size it took.
 """
 

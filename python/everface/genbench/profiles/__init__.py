@@ -1,0 +1,1 @@
+"""Accelerated profiles and their distance from the exact one, on the same seed and clips: `everface genbench profiles`."""
