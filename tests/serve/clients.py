@@ -18,7 +18,9 @@ STREAM = "/v1/avatar/stream"
 START = {"type": "start", "format": "jpeg"}
 POLLED = ("/healthz", "/v1/videos", "/readyz", "/v1/avatar")
 POLL_S = 0.2
+OUTCOMES = ("slow readers", "half-open, closed by the server", "garbage", "refused uploads", "status 429")  # of the kinds, in their order
 FLOOD_PER_S, FLOOD_S, FLOOD_SOCKETS = 1000, 10.0, 20
+SEEN_S = 60.0  # for what a bad client must come to, once
 HELD = 2  # a flag of a JPEG
 UPLOAD = 10 << 30
 UPGRADE = (
@@ -93,10 +95,21 @@ async def _until(stop: asyncio.Event, work: list[Awaitable[Any]]) -> None:
 
 
 async def bad_clients(stop: asyncio.Event, port: int, count: int) -> Counter[str]:
-    """The first `count` kinds at once, each again and again. What the server did to them."""
+    """The first `count` kinds at once, each again and again, and once at least. What the server did to them."""
     counts: Counter[str] = Counter()
     kinds = (slow_reader, half_open, garbage, upload, flood)
-    await _until(stop, [_again(kinds[i % len(kinds)], port, counts) for i in range(count)])
+    seen = asyncio.Event()
+
+    async def stop_when_seen() -> None:
+        await stop.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SEEN_S):
+                while not all(counts[outcome] for outcome in OUTCOMES[:count]):
+                    await asyncio.sleep(0.1)
+        seen.set()
+        await asyncio.sleep(60)
+
+    await _until(seen, [stop_when_seen(), *(_again(kinds[i % len(kinds)], port, counts) for i in range(count))])
     return counts
 
 
@@ -146,8 +159,9 @@ async def half_open(port: int, counts: Counter[str]) -> None:
     opened = [await _open(port, first) for first in (b"", UPGRADE[:40], half, UPGRADE)]
     counts["half-open"] += len(opened)
     try:
-        await asyncio.gather(*(_to_end(reader) for reader, _ in opened))
-        counts["half-open, closed by the server"] += len(opened)
+        for closed in asyncio.as_completed([_to_end(reader) for reader, _ in opened]):
+            await closed
+            counts["half-open, closed by the server"] += 1
     finally:
         for _, writer in opened:
             writer.transport.abort()

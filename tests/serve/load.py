@@ -55,7 +55,7 @@ class Phase:
     begin_s: float
     end_s: float = 0.0
     peak_mb: float = 0.0
-    stored_mb: float = 0.0  # most that lay in the server's temporary folder
+    stored_mb: float = 0.0  # most that the server's temporary files had, with those that have no name
     cpu: float = 0.0  # cores that the server used
     counts: dict[str, int] = field(default_factory=dict)  # of the bad clients
 
@@ -139,7 +139,7 @@ class Clients:
 
     def stop(self) -> Any:
         self._ours.send("stop")
-        said = self._ours.recv() if self._ours.poll(60) else None
+        said = self._ours.recv() if self._ours.poll(120) else None
         self._process.join(10)
         assert said is not None, "the clients did not end"
         return said
@@ -173,7 +173,7 @@ def run(server: ServerProcess, folder: Path, clients: int, bad: int, live: int, 
         while time.monotonic() < phase.begin_s + seconds:
             time.sleep(0.2)
             phase.peak_mb = max(phase.peak_mb, Usage.of(server.pid).rss_mb)
-            phase.stored_mb = max(phase.stored_mb, size_of(folder) / 2**20)
+            phase.stored_mb = max(phase.stored_mb, stored(server.pid, folder) / 2**20)
         phase.end_s = time.monotonic()
         phase.cpu = (Usage.of(server.pid).cpu_s - began.cpu_s) / (phase.end_s - phase.begin_s)
         phase.counts = others.stop()
@@ -199,11 +199,12 @@ def settled(pid: int, as_before: Usage | None) -> Usage:
     return Usage.of(pid)
 
 
-def size_of(folder: Path) -> int:
+def stored(pid: int, folder: Path) -> int:
+    """Bytes of the files below a folder that the process has open."""
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # it is gone
-            total += path.stat().st_size if path.is_file() else 0
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):  # it is closed
+            total += path.stat().st_size if os.readlink(path).startswith(str(folder)) else 0
     return total
 
 

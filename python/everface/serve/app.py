@@ -72,7 +72,7 @@ def build_app(settings: ServeSettings, backend: LiveSource) -> FastAPI:
         await StreamConnection(socket, service).run()
 
     @app.get("/v1/avatar", tags=["live"], responses={code: {"model": ErrorReport} for code in (401, 403)})
-    def avatar() -> About:
+    async def avatar() -> About:
         """What a live session may be started with, and whether POST /v1/speech speaks."""
         return About(images=list(IMAGES), fps=FPS, speech=available())
 
@@ -82,15 +82,15 @@ def build_app(settings: ServeSettings, backend: LiveSource) -> FastAPI:
 
 def _add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
-    def page() -> Response:
+    async def page() -> Response:
         return FileResponse(PAGE / "index.html")
 
     @app.get("/page/{name}", include_in_schema=False)
-    def file(name: str) -> Response:
+    async def file(name: str) -> Response:
         if name in FILES:
             return FileResponse(PAGE / name, media_type=FILES[name])
         return Response(status_code=404)
 
     @app.get("/page/images/{name}", include_in_schema=False)
-    def image(name: str) -> Response:
+    async def image(name: str) -> Response:
         return FileResponse(IMAGES[name]) if name in IMAGES else Response(status_code=404)

@@ -72,14 +72,14 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": ErrorReport} for code in (400, 401, 403, 422, 429, *statuses)}
 
 
-def find(session_id: NAME, request: Request) -> HttpSession:
+async def find(session_id: NAME, request: Request) -> HttpSession:
     """The session that a path names."""
     if (session := request.app.state.sessions.get(session_id)) is None:
         raise HttpError(404, "no_session", "there is no session of this id: it ended long ago")
     return session
 
 
-def find_open(session: Annotated[HttpSession, Depends(find)]) -> HttpSession:
+async def find_open(session: Annotated[HttpSession, Depends(find)]) -> HttpSession:
     if session.ended is not None:
         raise HttpError(409, "ended", f"this session has ended{': ' + session.ended.reason if session.ended.reason else ''}: open another")
     return session
