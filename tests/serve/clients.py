@@ -18,7 +18,7 @@ STREAM = "/v1/avatar/stream"
 START = {"type": "start", "format": "jpeg"}
 POLLED = ("/healthz", "/v1/videos", "/readyz", "/v1/avatar")
 POLL_S = 0.2
-OUTCOMES = ("slow readers", "half-open, closed by the server", "garbage", "refused uploads", "status 429")  # of the kinds, in their order
+OUTCOMES = ("slow readers", "half-open, closed by the server", "garbage", "refused uploads", "requests sent")  # of the kinds, in their order
 FLOOD_PER_S, FLOOD_S, FLOOD_SOCKETS = 1000, 10.0, 20
 SEEN_S = 60.0  # for what a bad client must come to, once
 HELD = 2  # a flag of a JPEG
@@ -184,17 +184,19 @@ async def upload(port: int, counts: Counter[str]) -> None:
     head = b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x\r\nTransfer-Encoding: chunked\r\n\r\n"
     part = b"--x\r\nContent-Disposition: form-data; name=audio; filename=a\r\n\r\n"
     reader, writer = await _open(port, head + b"%x\r\n%b\r\n" % (len(part), part))
-    piece, sent = b"10000\r\n" + bytes(65_536) + b"\r\n", 0
+    answer = asyncio.ensure_future(reader.read(100))  # read while it is sent: a reset would lose it
+    piece, sent = b"40000\r\n" + bytes(1 << 18) + b"\r\n", 0
     try:
         with contextlib.suppress(OSError):
-            while sent < UPLOAD and not reader.at_eof():
+            while sent < UPLOAD and not answer.done():
                 writer.write(piece)
                 await writer.drain()
-                sent += 65_536
-                await asyncio.sleep(0.002)  # of a network of 30 MB/s
-        counts["refused uploads"] += b" 413 " in await reader.read(100)
+                sent += 1 << 18
+                await asyncio.sleep(0.005)  # of a network of 50 MB/s
+        counts["refused uploads"] += b" 413 " in await answer
         counts["MB sent"] += sent >> 20
     finally:
+        answer.cancel()
         writer.transport.abort()
 
 
@@ -217,6 +219,7 @@ async def flood(port: int, counts: Counter[str]) -> None:
                 sent += 1
             await asyncio.sleep(0.01)
         counts["requests sent"] += sent
+        await asyncio.sleep(3600)  # once is enough
     finally:
         for task in reading:
             task.cancel()
