@@ -158,6 +158,17 @@ def test_an_unknown_session_is_404_and_a_wrong_id_422(host: Host, method: str, m
     error_of(host.http.request(method, f"{SESSIONS}/1{more}", headers=headers), 422)
 
 
+def test_a_server_that_ends_says_so_and_completes_the_response() -> None:
+    with hosted(limits=Limits(drain_s=0.2, requests_per_s=1e6)) as host:
+        path = opened(host, format="jpeg")
+        with reading(host, path, "?events=true") as body:
+            assert host.loop is not None
+            host.loop.call_soon_threadsafe(host.server.end)
+        said = [part for part in parts(iter(body)) if isinstance(part, dict)]
+    assert [event["type"] for event in said if event["type"] != "stats"] == ["started", "closing", "error"]
+    assert "server has ended" in said[-1]["message"]
+
+
 def test_a_server_that_is_not_ready_opens_nothing() -> None:
     with hosted() as host:
         host.service.backend.state = "loading"  # type: ignore[misc]  the toy's can be set
