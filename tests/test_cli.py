@@ -21,7 +21,7 @@ FLAGS = {
     "demo": f"out {DEPLOYMENT}",
     "render": f"out pcm batch {MODEL} {DEPLOYMENT} prompt seed compat force consent",
     "verify": "trust",
-    "serve": f"host port open token max-sessions max-jobs max-upload-mb max-audio-s idle-s lifetime-s {MODEL} {DEPLOYMENT}",
+    "serve": f"host port open token max-sessions max-jobs max-upload-mb max-audio-s idle-s lifetime-s push-to {MODEL} {DEPLOYMENT}",
     "soak": f"hours fast server out {MODEL} {DEPLOYMENT}",
     "bench": f"{MODEL} {DEPLOYMENT} preset segments repeats seconds json",
     "parity": "case dtype json",

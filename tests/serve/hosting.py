@@ -74,8 +74,8 @@ class Host:
 
 
 @contextmanager
-def hosted(backend: Any = None, token: str | None = None, limits: Limits | None = None) -> Iterator[Host]:
-    settings = ServeSettings(port=0, token=token, limits=limits or Limits())
+def hosted(backend: Any = None, token: str | None = None, limits: Limits | None = None, push_to: tuple[str, ...] = ()) -> Iterator[Host]:
+    settings = ServeSettings(port=0, token=token, limits=limits or Limits(requests_per_s=1e6), push_to=push_to)  # tests ask often
     listening = listen(settings.host, 0)
     server = Server(settings, cast(Any, backend or ToyBackend()))
     host = Host(server, listening.getsockname()[1])

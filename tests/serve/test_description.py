@@ -42,6 +42,7 @@ def test_requests_get_what_is_described(host: Host, mode: str) -> None:
 
 def test_every_route_is_described(host: Host) -> None:
     paths = host.http.get("/openapi.json").json()["paths"]
-    wanted = ["/healthz", "/metrics", "/readyz", "/v1/avatar", "/v1/speech", "/v1/videos", "/v1/videos/{video_id}", "/v1/videos/{video_id}/content"]
+    live = [f"/v1/videos/sessions{more}" for more in ("", "/{session_id}", "/{session_id}/chunks", "/{session_id}/interrupt")]
+    wanted = ["/healthz", "/metrics", "/readyz", "/v1/avatar", "/v1/speech", "/v1/videos", *live, "/v1/videos/{video_id}", "/v1/videos/{video_id}/content"]
     assert sorted(paths) == wanted
     assert all("401" in method["responses"] for path in paths.values() for method in path.values())

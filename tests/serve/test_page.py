@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,35 +93,37 @@ def probe(page: Any, seconds: float = 2.0) -> dict[str, float]:
     return page.evaluate(PROBE, int(seconds / 0.08))
 
 
+def probe_until(page: Any, fits: Callable[[dict[str, float]], bool], seconds: float = 2.0, timeout_s: float = 60.0) -> dict[str, float]:
+    """Look and listen until it is as it should be: how soon that is depends on the machine."""
+    end_s = time.monotonic() + timeout_s
+    while not fits(seen := probe(page, seconds)):
+        assert time.monotonic() < end_s, (seen, page.inner_text("#problem"), page.problems)
+    return seen
+
+
 def test_it_plays_speaks_is_interrupted_and_listens(page: Any) -> None:
+    first = probe(page)
+    probe_until(page, lambda seen: seen["frames"] > first["frames"] + 20 and seen["at"] > first["at"] + 1)  # alive before anybody speaks
     idle = probe(page)
-    later = probe(page)
-    assert later["frames"] > idle["frames"] + 20 and later["at"] > idle["at"] + 1  # the face is alive before anybody speaks
-    assert later["loudest"] < 0.001
+    assert idle["loudest"] < 0.001
 
     page.set_input_files("#file", SPEECH)
     until(page, "document.getElementById('latency').textContent.endsWith('ms')")
-    speaking = probe(page, 4.0)
-    assert speaking["loudest"] > 0.02 and speaking["motion"] > 3 * later["motion"], (speaking, later)
+    speaking = probe_until(page, lambda seen: seen["loudest"] > 0.02 and seen["motion"] > 3 * idle["motion"], 4.0)
     if image := os.environ.get("EVERFACE_PAGE_IMAGE"):  # for the documentation
         page.screenshot(path=image)
 
     page.click("#interrupt")
     until(page, "document.getElementById('turnaround').textContent.endsWith('ms')")
-    time.sleep(2.0)
-    settled = probe(page)
-    assert settled["loudest"] < 0.001 and settled["motion"] < speaking["motion"] / 3, (settled, speaking)
+    settled = probe_until(page, lambda seen: seen["loudest"] < 0.001 and seen["motion"] < speaking["motion"] / 3)
 
     page.click("#microphone")
     until(page, "document.getElementById('microphone').textContent === 'Stop'")
     assert page.is_checked("#mute")  # it would hear itself
-    time.sleep(2.0)
-    listening = probe(page, 4.0)
-    assert listening["motion"] > 2 * settled["motion"], (listening, settled)
+    listening = probe_until(page, lambda seen: seen["motion"] > 2 * settled["motion"], 4.0)
     page.click("#microphone")
     page.click("#interrupt")
-    time.sleep(2.0)
-    assert probe(page)["motion"] < listening["motion"] / 2
+    probe_until(page, lambda seen: seen["motion"] < listening["motion"] / 2)
     assert page.problems == [] and page.is_hidden("#problem")
 
 
@@ -133,7 +135,7 @@ def test_another_image_and_what_is_none(page: Any, tmp_path: Path) -> None:
     before = look()
     page.click("#images button:nth-child(2)")
     until(page, "document.querySelector('#images button:nth-child(2)').getAttribute('aria-pressed') === 'true'")
-    end_s = time.monotonic() + 40
+    end_s = time.monotonic() + 60
     while sum(abs(a - b) for a, b in zip(before, look())) < 2000:
         assert time.monotonic() < end_s
         time.sleep(0.2)
@@ -153,7 +155,5 @@ def test_typed_text_is_spoken_where_espeak_is(page: Any) -> None:
     page.uncheck("#mute")
     page.fill("#text", "This is a sentence that was typed, and it is long enough to be seen and heard.")
     page.click("#say button")
-    end_s = time.monotonic() + 60
-    while probe(page)["loudest"] < 0.02:
-        assert time.monotonic() < end_s, page.inner_text("#problem")
+    probe_until(page, lambda seen: seen["loudest"] > 0.02)
     assert page.problems == []

@@ -66,7 +66,8 @@ def test_a_signal_lets_sessions_and_renders_end(small_model: Path, number: signa
         assert process.poll() is None  # the session is not over
         socket.send(json.dumps({"type": "close"}))
         assert end_of(socket)[1] == 1000
-        assert process.wait(15) == 0 and process.stderr and process.stderr.read() == ""
+        assert process.wait(60) == 0 and process.stderr
+        assert [line for line in process.stderr if "quality level" not in line] == []  # which a busy machine goes down and up
 
 
 @pytest.mark.slow
@@ -77,7 +78,7 @@ def test_a_second_signal_ends_it_at_once_and_clients_are_told(small_model: Path)
         next_event(socket, "closing")
         process.send_signal(signal.SIGTERM)
         assert end_of(socket)[1] == 1012
-        assert process.wait(15) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.mark.slow

@@ -11,13 +11,16 @@ import pytest
 from tests.serve.hosting import TOKEN, Host, hosted
 
 from everface.core.errors import BadInput
-from everface.serve import speech
+from everface.serve import guard, protocol, speech
+from everface.serve.rate import MOST_ADDRESSES, RequestRate
 from everface.serve.server import listen
 from everface.serve.settings import Limits, ServeSettings
 
 ROUTES = [
     ("GET", "/"), ("GET", "/page/page.js"), ("GET", "/page/images/ada"), ("GET", "/v1/avatar"), ("POST", "/v1/speech"), ("GET", "/v1/videos"),
     ("POST", "/v1/videos"), ("GET", "/v1/videos/x"), ("GET", "/v1/videos/x/content"), ("DELETE", "/v1/videos/x"), ("GET", "/healthz"),
+    ("POST", "/v1/videos/sessions"), ("GET", "/v1/videos/sessions"), ("GET", "/v1/videos/sessions/x"), ("DELETE", "/v1/videos/sessions/x"),
+    ("GET", "/v1/videos/sessions/x/chunks"), ("POST", "/v1/videos/sessions/x/chunks"), ("POST", "/v1/videos/sessions/x/interrupt"),
     ("GET", "/readyz"), ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/nowhere"),
 ]  # fmt: skip
 
@@ -73,6 +76,48 @@ def test_ten_gigabytes_are_refused_by_their_header(host: Host) -> None:
             kind = b"multipart/form-data; boundary=x" if path == "/v1/videos" else b"application/json"
             raw.sendall(b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: %s\r\nContent-Length: 10737418240\r\n\r\n" % (path.encode(), kind))
             assert raw.recv(64).startswith(b"HTTP/1.1 413")
+
+
+def test_an_address_that_asks_too_often_waits_and_others_do_not() -> None:
+    with hosted(limits=Limits(requests_per_s=1.0)) as host:
+        assert host.http.get("/healthz").status_code == 200
+        while (refused := host.http.get("/healthz")).status_code == 200:
+            pass
+        assert refused.status_code == 429 and refused.headers["retry-after"] == "1" and "this address" in refused.json()["error"]["message"]
+        other = httpx.Client(transport=httpx.HTTPTransport(local_address="127.0.0.2"))
+        assert other.get(f"http://127.0.0.1:{host.port}/healthz").status_code == 200
+
+
+def test_tokens_come_back_with_time_and_addresses_are_forgotten() -> None:
+    now_s = [0.0]
+    rate = RequestRate(10.0, lambda: now_s[0])
+    assert [rate.allows("a") for _ in range(21)] == [True] * 20 + [False]
+    now_s[0] += 0.3
+    assert [rate.allows("a") for _ in range(4)] == [True] * 3 + [False]
+    for number in range(MOST_ADDRESSES):
+        rate.allows(str(number))
+    assert len(rate._buckets) == MOST_ADDRESSES and rate.allows("a")
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /h"])
+def test_a_connection_that_does_not_ask_is_closed(host: Host, sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "ASK_S", 0.3)
+    with socket.create_connection(("127.0.0.1", host.port), 20) as raw:
+        raw.sendall(sent)
+        answer = b""
+        while data := raw.recv(4096):
+            answer += data
+        assert answer.startswith(b"HTTP/1.1 200") == (b"\r\n\r\n" in sent)
+
+
+def test_a_body_that_does_not_come_is_408(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "PIECE_S", 0.3)
+    with socket.create_connection(("127.0.0.1", host.port), 20) as raw:
+        raw.sendall(b"POST /v1/speech HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+        answer = b""
+        while data := raw.recv(4096):
+            answer += data
+        assert answer.startswith(b"HTTP/1.1 408") and answer.count(b"HTTP/1.1") == 1
 
 
 def test_health_readiness_and_metrics(host: Host) -> None:

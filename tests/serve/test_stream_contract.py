@@ -1,7 +1,8 @@
-"""The session contract over the WebSocket. Cases that are about Python's types or the caller's own queue are not the network's."""
+"""The session contract over the WebSocket and over plain HTTP. Cases that are about Python's types or the caller's own queue are not the network's."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,14 +18,23 @@ from tests.live.test_contract import (  # noqa: F401 pytest collects them here t
     test_the_face_is_alive_before_the_first_audio_and_between_segments,
     test_without_a_pace_nothing_is_lost,
 )
-from tests.serve.faces import websocket_live
+from tests.serve.faces import HttpSession, RemoteSession, WebSocketSession, remote_live
+
+FACES = {
+    "WebSocket": (WebSocketSession, read_sync), "WebSocket, async": (WebSocketSession, read_async), "HTTP": (HttpSession, read_sync),
+}  # fmt: skip
 
 
-@pytest.fixture(params=[read_sync, read_async])
-def read(request: pytest.FixtureRequest) -> Any:
-    return request.param
+@pytest.fixture(params=FACES)
+def face(request: pytest.FixtureRequest) -> Any:
+    return FACES[request.param]
 
 
 @pytest.fixture
-def live() -> Any:
-    return websocket_live
+def read(face: tuple[type[RemoteSession], Any]) -> Any:
+    return face[1]
+
+
+@pytest.fixture
+def live(face: tuple[type[RemoteSession], Any]) -> Any:
+    return partial(remote_live, face[0])

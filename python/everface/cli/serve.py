@@ -31,6 +31,8 @@ def add_serve(add: Callable[..., argparse.ArgumentParser]) -> None:
     p.add_argument("--max-audio-s", type=count, default=600, metavar="S", help="length of a video (%(default)s)")
     p.add_argument("--idle-s", type=count, default=300, metavar="S", help="end a live session when its client is silent for so long (%(default)s)")
     p.add_argument("--lifetime-s", type=count, default=3600, metavar="S", help="end a live session after so long (%(default)s)")
+    push = "let sessions be pushed to RTMP addresses that begin so, or into this folder as HLS; may be repeated"
+    p.add_argument("--push-to", action="append", default=[], metavar="PLACE", help=push)
     add_model_flags(p)
 
 
@@ -50,4 +52,4 @@ def serve(args: argparse.Namespace) -> None:
     stream = StreamConfig(size=args.size, sampler=args.sampler)
     device = dataclasses.replace(deployment(args), sessions=args.max_sessions + 1)  # and one for the render
     token = args.token or env.token()
-    serve(ServeSettings(args.host, args.port, token, args.weights, args.lora, stream, device, limits, __version__), args.open)
+    serve(ServeSettings(args.host, args.port, token, args.weights, args.lora, stream, device, limits, tuple(args.push_to), __version__), args.open)

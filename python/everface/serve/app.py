@@ -20,6 +20,8 @@ from everface.serve.service import LiveSource, Service
 from everface.serve.settings import ServeSettings
 from everface.serve.speech import available, speech_routes
 from everface.serve.stream.connection import StreamConnection
+from everface.serve.stream.http_routes import session_routes
+from everface.serve.stream.http_session import HttpSessions
 from everface.serve.videos.jobs import Jobs, VideoJob
 from everface.serve.videos.rendering import render_job
 from everface.serve.videos.routes import video_routes
@@ -47,18 +49,20 @@ def build_app(settings: ServeSettings, backend: LiveSource) -> FastAPI:
     service.metrics.watch("everface_renders_waiting", "Renders that wait", lambda: jobs.waiting)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         threading.Thread(target=backend.load, name="everface load", daemon=True).start()
         try:
             yield
         finally:
+            await app.state.sessions.close()
             await service.blocking(jobs.close)
             await service.blocking(backend.close)
             service.close()
 
     app = FastAPI(title="everface", version=settings.version, lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.service = service
+    app.state.service, app.state.sessions = service, HttpSessions(service)
     add_handlers(app)
+    app.include_router(session_routes(service, app.state.sessions))  # before the videos: sessions is no video's name
     app.include_router(video_routes(service, jobs))
     app.include_router(speech_routes())
     app.include_router(health_routes(service))
@@ -69,7 +73,7 @@ def build_app(settings: ServeSettings, backend: LiveSource) -> FastAPI:
         await StreamConnection(socket, service).run()
 
     @app.get("/v1/avatar", tags=["live"], responses={code: {"model": ErrorReport} for code in (401, 403)})
-    def avatar() -> About:
+    async def avatar() -> About:
         """What a live session may be started with, and whether POST /v1/speech speaks."""
         return About(images=list(IMAGES), fps=backend.fps, speech=available())
 
@@ -79,15 +83,15 @@ def build_app(settings: ServeSettings, backend: LiveSource) -> FastAPI:
 
 def _add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
-    def page() -> Response:
+    async def page() -> Response:
         return FileResponse(PAGE / "index.html")
 
     @app.get("/page/{name}", include_in_schema=False)
-    def file(name: str) -> Response:
+    async def file(name: str) -> Response:
         if name in FILES:
             return FileResponse(PAGE / name, media_type=FILES[name])
         return Response(status_code=404)
 
     @app.get("/page/images/{name}", include_in_schema=False)
-    def image(name: str) -> Response:
+    async def image(name: str) -> Response:
         return FileResponse(IMAGES[name]) if name in IMAGES else Response(status_code=404)

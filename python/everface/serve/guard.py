@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hmac
 import json
+import re
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -14,12 +15,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
 from everface.serve.metrics import Metrics
+from everface.serve.rate import RequestRate
 from everface.serve.settings import LOCAL_NAMES, ServeSettings
 
 COOKIE = "everface_token"
 PROTOCOL = "everface."  # a subprotocol of everface.TOKEN carries the token, where a client cannot set headers
 MOST_BODY = 64 << 10  # bytes of a body that is no upload
 LINGER_S, LINGER_BYTES = 1.0, 8 << 20  # of a refused body
+PIECE_S = 20.0  # between two pieces of a body
+HOLD_S, MOST_HELD = 1.0, 64  # responses to who asks too often are held back: a connection is as slow as they are
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -33,7 +37,12 @@ HEADERS = {
     "permissions-policy": "microphone=(self), camera=(), geolocation=()",
     "cache-control": "no-store",
 }
-TYPES = {("POST", "/v1/videos"): "multipart/form-data", ("POST", "/v1/speech"): "application/json"}
+FORM = ("multipart/form-data",)
+TYPES = {
+    ("POST", "/v1/videos"): FORM, ("POST", "/v1/videos/sessions"): FORM, ("POST", "/v1/speech"): ("application/json",),
+    ("POST", "/v1/videos/sessions/ID/chunks"): ("application/octet-stream", "audio/wav", "audio/x-wav", "audio/wave"),
+}  # fmt: skip
+UPLOADS = [route for route in TYPES if route[1].startswith("/v1/videos")]
 
 
 class Guard:
@@ -42,14 +51,16 @@ class Guard:
     def __init__(self, app: Any, settings: ServeSettings, metrics: Metrics) -> None:
         self._app, self._token, self._metrics = app, settings.token, metrics
         self._names = {*LOCAL_NAMES, settings.host.lower()}
-        self._most = {("POST", "/v1/videos"): settings.limits.upload_bytes + MOST_BODY}
+        self._most = dict.fromkeys(UPLOADS, settings.limits.upload_bytes + MOST_BODY)
+        self._rate, self._held = RequestRate(settings.limits.requests_per_s), 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        problem = self._problem(scope, headers)
+        too_often = not self._rate.allows((scope.get("client") or ("",))[0])
+        problem = TOO_OFTEN if too_often else self._problem(scope, headers)
         if scope["type"] == "websocket":
             if problem:
                 await _deny(send, scope, *problem)
@@ -61,6 +72,8 @@ class Guard:
         if problem is None and self._token and scope["path"] == "/" and _query_token(scope):
             await self._remember(self._wrapped(send))
             return
+        if too_often:
+            await self._hold()
         if problem:
             await _answer(self._wrapped(send), *problem, receive)
         else:
@@ -77,23 +90,39 @@ class Guard:
         return None
 
     def _body_problem(self, scope: Any, headers: Headers) -> tuple[int, str, str] | None:
-        route = (scope["method"], scope["path"])
+        route = _route(scope)
         wanted, most = TYPES.get(route), self._most.get(route, MOST_BODY)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length[:20]) > most:
             return _too_large(most)
-        if wanted and headers.get("content-type", "").partition(";")[0].strip().lower() != wanted:
-            return 415, "wrong_type", f"the body must be {wanted}: set the Content-Type"
+        if wanted and headers.get("content-type", "").partition(";")[0].strip().lower() not in wanted:
+            return 415, "wrong_type", f"the body must be {' or '.join(wanted[:2])}: set the Content-Type"
         return None
+
+    async def _hold(self) -> None:
+        """The next request of this connection is read only when this one has its response."""
+        if self._held < MOST_HELD:
+            self._held += 1
+            try:
+                await asyncio.sleep(HOLD_S)
+            finally:
+                self._held -= 1
 
     async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
         """Count the body as it comes. Beyond the limit the response is 413, and for the route the client is gone."""
-        most, read, refused = self._most.get((scope["method"], scope["path"]), MOST_BODY), 0, False
+        most, read, refused, complete = self._most.get(_route(scope), MOST_BODY), 0, False, False
         wrapped = self._wrapped(send)
 
         async def counted() -> Any:
-            nonlocal read, refused
-            message = await receive()
+            nonlocal read, refused, complete
+            try:
+                async with asyncio.timeout(None if complete or refused else PIECE_S):
+                    message = await receive()
+            except TimeoutError:
+                refused = True
+                await _answer(wrapped, *TOO_SLOW, receive)
+                return {"type": "http.disconnect"}
+            complete = not message.get("more_body", False)
             read += len(message.get("body", b""))
             if read > most and not refused:
                 refused = True
@@ -126,6 +155,15 @@ class Guard:
         cookie = f"{COOKIE}={self._token}; HttpOnly; SameSite=Strict; Path=/"
         await send({"type": "http.response.start", "status": 303, "headers": [(b"location", b"/"), (b"set-cookie", cookie.encode())]})
         await send({"type": "http.response.body", "body": b""})
+
+
+TOO_OFTEN = 429, "too_often", "too many requests came from this address: send fewer, and try again in a second"
+TOO_SLOW = 408, "too_slow", f"nothing more of the body came for {PIECE_S:g} s: send it in one go"
+
+
+def _route(scope: Any) -> tuple[str, str]:
+    """Method and path, without a session's name."""
+    return scope["method"], re.sub("(?<=^/v1/videos/sessions/)[^/]+", "ID", scope["path"])
 
 
 def _too_large(most: int) -> tuple[int, str, str]:
@@ -172,7 +210,9 @@ async def _answer(send: Any, status: int, code: str, message: str, receive: Any)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if status == 413:
+    if status == 429:
+        headers.append((b"retry-after", b"1"))
+    if status in (408, 413):
         headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -17,6 +17,7 @@ from everface.core.errors import BadInput
 from everface.core.standard_streams import print_output
 from everface.serve.app import build_app
 from everface.serve.backend import Backend
+from everface.serve.protocol import Protocol
 from everface.serve.service import Service
 from everface.serve.settings import ServeSettings
 
@@ -34,7 +35,7 @@ class Server(uvicorn.Server):
         self.settings, self.backend = settings, backend
         super().__init__(
             uvicorn.Config(
-                self.app, log_config=None, access_log=False, lifespan="on", server_header=False, ws="websockets-sansio", ws_ping_interval=PING_S,
+                self.app, http=Protocol, log_config=None, access_log=False, lifespan="on", server_header=False, ws="websockets-sansio", ws_ping_interval=PING_S,
                 ws_ping_timeout=PING_S, ws_max_size=settings.limits.upload_bytes, ws_per_message_deflate=False, h11_max_incomplete_event_size=32_768,
                 limit_concurrency=256, timeout_keep_alive=10, timeout_graceful_shutdown=5,
             )
@@ -72,6 +73,7 @@ class Server(uvicorn.Server):
                 while self.service.busy and not self.should_exit:
                     await asyncio.sleep(POLL_S)
         self.should_exit = True
+        await self.app.state.sessions.close()
 
     async def _watch_backend(self) -> None:
         while self.backend.state == "loading":

@@ -19,6 +19,7 @@ class Limits:
 
     sessions: int = 4  # live sessions at once
     jobs: int = 8  # renders that wait
+    requests_per_s: float = 100.0  # of one address, twice as many at once
     upload_bytes: int = 32 << 20  # of one request's image and audio together
     image_pixels: int = 16_000_000
     audio_s: float = 600.0  # of decoded audio in one render
@@ -45,6 +46,7 @@ class ServeSettings:
     stream: StreamConfig = field(default_factory=StreamConfig)
     deployment: Deployment = field(default_factory=Deployment)
     limits: Limits = field(default_factory=Limits)
+    push_to: tuple[str, ...] = ()  # addresses and folders that sessions may be pushed to: those that begin so
     version: str = "unknown"  # of everface, for the description of the routes
 
     def __post_init__(self) -> None:

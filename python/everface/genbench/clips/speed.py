@@ -63,7 +63,7 @@ class SpeedMeter:
         """FPS, block intervals and memory in each of the windows that quality is measured in, by the window's first second."""
         found = dict[str, dict[str, float]]()
         for begin in BEGINS_S:
-            inside = [stamp for stamp in self.stamps if begin <= stamp[1] / FPS <= begin + WINDOW_S]
+            inside = [stamp for stamp in self.stamps if begin <= stamp[1] / self.fps <= begin + WINDOW_S]
             resident = [mb for at, mb in self.memory if begin <= at <= begin + WINDOW_S]
             if len(inside) > 2:
                 (first_s, first), (last_s, last) = inside[0], inside[-1]

@@ -30,7 +30,7 @@ class MediaEncoder(Protocol):
     def media_s(self) -> float: ...
     def open(self, height: int, width: int) -> str: ...
     def encode(self, frame: VideoFrame | AudioFrame) -> list[bytes]: ...
-    def close(self) -> None: ...
+    def close(self) -> list[bytes]: ...  # what is left
 
 
 class JpegEncoder:
@@ -53,8 +53,8 @@ class JpegEncoder:
         flags = IDLE * frame.idle | HELD * frame.held
         return [HEADER.pack(JPEG, flags, 0, 0, frame.pts) + file.getvalue()]
 
-    def close(self) -> None:
-        pass
+    def close(self) -> list[bytes]:
+        return []
 
 
 class Mp4Encoder:
@@ -101,10 +101,13 @@ class Mp4Encoder:
             self._container.mux(self._video.encode(image))
         return self._pieces.take()
 
-    def close(self) -> None:
+    def close(self) -> list[bytes]:
         if self._container is not None:
+            self._audio.finish(self._frames)
+            self._container.mux(self._video.encode(None))
             self._container.close()
             self._container = None
+        return self._pieces.take()
 
     def _add_audio(self, samples_SC: np.ndarray) -> None:
         self._audio.add(samples_SC, self._frames)

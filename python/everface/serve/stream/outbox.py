@@ -24,6 +24,7 @@ class Outbox:
         self._most, self._stall_s = most_bytes, stall_s
         self._messages: deque[Message] = deque()
         self._bytes = 0
+        self._stale: Callable[[Message], bool] = lambda _: False
         self._closed = False
         self._room = threading.Condition()
         self._loop = asyncio.get_running_loop()
@@ -73,8 +74,9 @@ class Outbox:
             await self._filled.wait()
 
     def drop(self, stale: Callable[[Message], bool]) -> None:
-        """An interruption: what is stale goes."""
+        """An interruption: what is stale goes, and so does what comes of it later, since a frame may be on its way to `put`."""
         with self._room:
+            self._stale = stale
             self._messages = deque(m for m in self._messages if not stale(m))
             self._bytes = sum(_size(m) for m in self._messages)
             self._room.notify_all()
@@ -84,8 +86,9 @@ class Outbox:
         return self._bytes
 
     def _add(self, message: Message) -> None:
-        self._messages.append(message)
-        self._bytes += _size(message)
+        if not self._stale(message):
+            self._messages.append(message)
+            self._bytes += _size(message)
 
 
 def _size(message: Message) -> int:

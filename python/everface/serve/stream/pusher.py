@@ -26,6 +26,7 @@ class Pusher:
         self._waiting: deque[np.ndarray | None] = deque()  # None: the end of a segment
         self._samples = 0
         self._turn = 0
+        self._full = False  # the session has no room now
         self._filled = asyncio.Event()
 
     def add(self, data: bytes) -> None:
@@ -55,6 +56,11 @@ class Pusher:
     def waiting_s(self) -> float:
         return self._samples / self._rate_hz
 
+    async def settled(self) -> None:
+        """Until all of it is pushed, or waits for room."""
+        while (self._waiting or self._samples) and not self._full:
+            await asyncio.sleep(0)
+
     async def drained(self) -> None:
         """Until all of it is pushed."""
         while self._waiting or self._samples:
@@ -81,11 +87,13 @@ class Pusher:
             except BadInput as error:
                 self._samples -= len(samples_SC)
                 self._complain(str(error))
-                return
+                break
             self._samples -= taken
             samples_SC = samples_SC[taken:]
-            if len(samples_SC):
+            self._full = bool(len(samples_SC))
+            if self._full:
                 await asyncio.sleep(WAIT_S)
+        self._full = False
 
     def _put(self, *pieces: np.ndarray | None) -> None:
         self._waiting.extend(pieces)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from everface.core.errors import EverfaceError
@@ -54,6 +55,8 @@ class Reader:
                     break
                 if event is not None and not self._send(event):
                     break
+            for message in self._encoder.close():
+                self._outbox.put(message)
         except SlowReader:
             code, reason = 1013, "the messages were not read in time: read them as they come, or ask for smaller ones"
         except EverfaceError as error:
@@ -62,7 +65,8 @@ class Reader:
             log.exception("a live session could not be encoded")
             code, reason = 1011, "this session ended by a bug of everface: open another"
         finally:
-            self._encoder.close()
+            with suppress(Exception):  # it has ended with what it could not encode
+                self._encoder.close()
         self._ended(code, reason)
 
     def _send(self, event: LiveEvent) -> bool:

@@ -55,7 +55,7 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {code: {"model": ErrorReport} for code in (400, 401, 403, 422, *statuses)}
 
 
-def find(video_id: NAME, request: Request) -> VideoJob:
+async def find(video_id: NAME, request: Request) -> VideoJob:
     """The job that a path names."""
     if (job := request.app.state.service.jobs.get(video_id)) is None:
         raise HttpError(404, "no_video", GONE)
@@ -94,17 +94,17 @@ def video_routes(service: Service, jobs: Jobs) -> APIRouter:
         return _video(job)
 
     @router.get("", responses=_refusals())
-    def list_all() -> VideoList:
+    async def list_all() -> VideoList:
         """All videos that are there, the newest first."""
         return VideoList(data=[_video(job) for job in jobs.all()])
 
     @router.get("/{video_id}", responses=_refusals(404))
-    def get(job: Found) -> VideoStatus:
+    async def get(job: Found) -> VideoStatus:
         """How far it is."""
         return _video(job)
 
     @router.get("/{video_id}/content", response_class=FileResponse, responses={200: {"content": {"video/mp4": {}}}, **_refusals(404, 409)})
-    def content(job: Found) -> FileResponse:
+    async def content(job: Found) -> FileResponse:
         """The MP4, once it is completed."""
         if job.status != DONE:
             reason = f"this video has failed: {job.error}" if job.status == FAILED else "this video is not complete yet: ask for its status first"

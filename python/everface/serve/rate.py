@@ -1,0 +1,28 @@
+"""How many requests one address may send: a bucket of tokens for each, filled at a steady rate."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+MOST_ADDRESSES = 4096  # that are remembered: the longest unused is forgotten, its bucket is full again
+BURST_S = 2.0  # of requests at once
+
+
+class RequestRate:
+    """Used from the event loop only."""
+
+    def __init__(self, per_s: float, now: Callable[[], float] = time.monotonic) -> None:
+        self._per_s, self._most, self._now = per_s, per_s * BURST_S, now
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when they were counted
+
+    def allows(self, address: str) -> bool:
+        """Take a token. False where there is none."""
+        now_s = self._now()
+        tokens, at_s = self._buckets.pop(address, (self._most, now_s))
+        tokens = min(self._most, tokens + (now_s - at_s) * self._per_s)
+        self._buckets[address] = (tokens - 1 if tokens >= 1 else tokens, now_s)
+        if len(self._buckets) > MOST_ADDRESSES:
+            self._buckets.popitem(last=False)
+        return tokens >= 1
