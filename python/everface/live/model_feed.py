@@ -30,6 +30,7 @@ class ModelFeed:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._frame, self._block = session.format.samples_per_frame, session.format.samples(1)
+        self._lookahead = session.format.lookahead_samples
         self.factor = 1  # of what is pushed from the next block on
         self._begin = session.accepted  # of the turn, a position of the model's
         self._spans = deque([_Span(session.accepted, session.accepted, 1)])
@@ -48,9 +49,10 @@ class ModelFeed:
 
     @property
     def complete(self) -> int:
-        """Behind the last block that the session has all audio of."""
-        incomplete = (self._session.accepted - self._begin) % self._block
-        return self.accepted - incomplete * self._spans[-1].factor
+        """Behind the last block that the session has all audio of, what it looks ahead to included."""
+        there = self._session.accepted - self._begin
+        blocks = max(0, there - self._lookahead) // self._block
+        return self.accepted - (there - blocks * self._block) * self._spans[-1].factor
 
     @property
     def is_short(self) -> bool:
