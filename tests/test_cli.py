@@ -21,7 +21,7 @@ FLAGS = {
     "demo": f"out {DEPLOYMENT}",
     "render": f"out pcm batch {MODEL} {DEPLOYMENT} prompt seed compat force",
     "serve": f"host port open token max-sessions max-jobs max-upload-mb max-audio-s idle-s lifetime-s {MODEL} {DEPLOYMENT}",
-    "bench": f"{MODEL} {DEPLOYMENT} segments repeats seconds json",
+    "bench": f"{MODEL} {DEPLOYMENT} segments minutes repeats seconds json",
     "parity": "case dtype json",
     "simulate": "paper devices steps step-ms decode-ms transfer-ms jitter sessions live",
     "pull": "dir",

@@ -198,6 +198,18 @@ def test_frames_held_after_an_interruption_are_no_underrun_and_not_held_against_
     assert stats.underruns == sum(isinstance(e, Underrun) for e in events) <= 1  # the first block of all takes longer than was thought
 
 
+def test_the_picture_fades_over_an_interruption_and_does_not_jump() -> None:
+    with slow(0.15) as session:
+        session.push_audio(tone(16_000, 2.0))
+        read_sync(session, lambda events: any(not e.idle for e in video(events)))
+        session.interrupt()
+        after = video(read_sync(session, lambda events: sum(not e.held for e in video(events)) >= 12))
+    new = next(n for n, e in enumerate(after) if not e.held)
+    steps = [int(np.abs(b.image_HW3.astype(np.int16) - a.image_HW3).max()) for a, b in itertools.pairwise(after)]
+    assert new > 2 and not any(steps[: new - 1]) and 0 < steps[new - 1] <= 255 / 9 + 1
+    assert all(e.pts >= after[new].pts for e in after)
+
+
 def test_a_model_that_looks_far_ahead_stays_alive() -> None:
     """Idle silence is pushed until a block has all that it looks ahead to."""
     with slow(0.0, lookahead_samples=15_360) as session:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from everface.core.config import FPS, Deployment, StreamConfig
+from everface.core.config import FPS, LIVE_WINDOW_S, Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.live.session import LiveSession
@@ -63,6 +64,8 @@ class Avatar:
         stream = stream or StreamConfig()
         if stream.sampler == "official":  # the ladder's first level for a slow machine
             options = {"cheaper": ({"sampler": "official"}, {"sampler": "skip-null"}), **options}
+        if stream.audio_window_s is None:
+            stream = replace(stream, audio_window_s=LIVE_WINDOW_S)
         return LiveSession(self.open(image, stream), **options)
 
     def fit(self, image: Path, stream: StreamConfig) -> torch.Tensor:

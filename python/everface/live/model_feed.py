@@ -32,7 +32,7 @@ class ModelFeed:
         self._frame, self._block = session.format.samples_per_frame, session.format.samples(1)
         self._lookahead = session.format.lookahead_samples
         self.factor = 1  # of what is pushed from the next block on
-        self._begin = session.accepted  # of the turn, a position of the model's
+        self._begin = self.begin = session.accepted  # of the turn: a position of the model's, and of the output
         self._spans = deque([_Span(session.accepted, session.accepted, 1)])
         self._waiting_S = torch.zeros(0)
         self._tail_S = torch.zeros(0)  # what followed the last piece
@@ -103,7 +103,7 @@ class ModelFeed:
 
     def restart(self) -> None:
         """The session was interrupted: nothing that waits is wanted."""
-        accepted = self.accepted
+        accepted = self.begin = self.accepted
         self._begin = self._session.accepted
         self._spans = deque([_Span(self._begin, accepted, self.factor)])
         self._waiting_S = self._tail_S = torch.zeros(0)

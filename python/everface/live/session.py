@@ -24,9 +24,10 @@ from everface.core.errors import BadInput, EverfaceError, Unavailable
 from everface.core.log import log
 from everface.live.audio_input import Samples, StreamResampler, as_array
 from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
+from everface.live.fade import Fade
 from everface.live.ladder import Ladder
 from everface.live.model_feed import ModelFeed
-from everface.live.outbox import Outbox
+from everface.live.reader_queue import ReaderQueue
 from everface.live.playback import Playback, Segment
 from everface.live.stats import LiveStats
 from everface.runtime.events import SegmentEnd
@@ -60,7 +61,7 @@ class LiveSession:
         self._format = session.format
         self._frame = self._format.samples_per_frame
         self.frame_s = self._frame / self._format.sample_rate
-        self._out = Outbox(2 * max(2, int(outbox_s / self.frame_s)), lossy=paced)  # video and audio frames
+        self._out = ReaderQueue(2 * max(2, int(outbox_s / self.frame_s)), lossy=paced)  # video and audio frames
         self._playback = Playback(self._format.sample_rate)
         self._segment: Segment | None = None
         self._resampler: StreamResampler | None = None
@@ -73,6 +74,7 @@ class LiveSession:
         self._pushed_s = 0.0  # when audio came last
         self._ready: deque[tuple[int, np.ndarray, bool]] = deque()  # (pts, image, whether it is a repetition) that wait for their time
         self._last: np.ndarray | None = None
+        self._fade = Fade()
         self._next_pts = 0
         self._due_s: float | None = None  # of the next frame
         self._short = 0  # frames held in the present underrun
@@ -126,6 +128,8 @@ class LiveSession:
             self._out.drop_media()
             self._ready.clear()
             self._next_pts, self._refilling = self._feed.accepted, True
+            if self._idle and self._paced:
+                self._fade.begin(self._last)
             self._changed.notify_all()
         return turn
 
@@ -196,6 +200,11 @@ class LiveSession:
     def position(self) -> int:
         """Samples of the model's rate that the session has accepted, idle silence included: where audio pushed now would stand."""
         return self._feed.end
+
+    @property
+    def turn_begin(self) -> int:
+        """Position of the first frame since the last interruption; a frame before it would be stale."""
+        return self._feed.begin
 
     @property
     def timeline(self) -> Timeline:
@@ -364,6 +373,7 @@ class LiveSession:
             self._short = 0
         rate = self._format.sample_rate
         idle = self._playback.at(pts) is None
+        image_HW3 = self._fade.apply(image_HW3)
         self._last, self._next_pts = image_HW3, pts + self._frame
         if self._idle or not idle:  # else it shows the silence that filled up a segment's last block
             samples, hz = self._playback.slice(pts, pts + self._frame, self._playback_hz, 1)

@@ -7,7 +7,7 @@ from collections import deque
 from everface.live.events import AudioFrame, LiveEvent, VideoFrame
 
 
-class Outbox:
+class ReaderQueue:
     """`most`: video and audio frames that may wait. With `lossy`, the oldest of them go when there are more; an event never does. Not thread-safe."""
 
     def __init__(self, most: int, lossy: bool) -> None:
