@@ -27,8 +27,8 @@ from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, QualityC
 from everface.live.fade import Fade
 from everface.live.ladder import Ladder
 from everface.live.model_feed import ModelFeed
-from everface.live.reader_queue import ReaderQueue
 from everface.live.playback import Playback, Segment
+from everface.live.reader_queue import ReaderQueue
 from everface.live.stats import LiveStats
 from everface.runtime.events import SegmentEnd
 from everface.runtime.exit_hook import close_at_exit
