@@ -29,7 +29,7 @@ from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_dit
 from everface.networks.transformer.dit import DiT, cache_shape
 
 SESSIONS = [1, 2, 4, 8]
-SECONDS, ROUNDS = 6, 15
+SECONDS, ROUNDS = 4, 15
 LATENT = (16, 16)
 TIME = 857.7
 
@@ -46,7 +46,7 @@ def test_throughput(benchmark: Any, sessions: int) -> None:
     audio_S = torch.as_tensor(next(read_audio(AUDIO, SECONDS * SAMPLE_RATE))).contiguous()
     with Avatar(deployment=Deployment(sessions=max(SESSIONS))) as avatar:
 
-        def once() -> int:
+        def once(sessions: int) -> int:
             frames, opened = 0, [avatar.open(IMAGE) for _ in range(sessions)]
             began_s.append(time.perf_counter())
             for session in opened:
@@ -62,8 +62,8 @@ def test_throughput(benchmark: Any, sessions: int) -> None:
 
         began_s: list[float] = []
         ended_s: list[float] = []
-        once()
-        frames = benchmark.pedantic(once, rounds=1)
+        once(1)
+        frames = benchmark.pedantic(once, (sessions,), rounds=1)
     fps = frames / (ended_s[-1] - began_s[-1])
     record(benchmark, sessions=sessions, fps=fps, fps_each=fps / sessions, realtime_sessions=fps / FPS)
 
