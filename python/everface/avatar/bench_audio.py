@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +24,12 @@ from everface.models.live_avatar.builders import build_front_end
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.audio.wav2vec import Wav2Vec2, build_wav2vec2, normalize_window
 from everface.runtime.audio_buffer import AudioBuffer
-from everface.runtime.model import BlockFormat, Window
+from everface.runtime.model import BlockFormat
 from everface.weights.load import open_checkpoint
 
 WINDOWS_S = ((2.0, 0.0), (4.0, 0.0), (4.0, 0.24), (2.0, 0.48), LIVE_WINDOW_S, RENDER_WINDOW_S)
 SETTLED_S = 2.0  # from which on blocks are "later" ones
+PAUSE_S, PAUSE_PEAK = 6.0, 0.001
 BASE = {
     "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072, "feat_extract_norm": "layer",
     "conv_bias": True, "do_stable_layer_norm": True,
@@ -45,7 +46,7 @@ class WindowError:
     first: float  # blocks of the first SETTLED_S, mean over layers
     later: float  # the others
     by_layer: tuple[float, ...]  # of the others; 0: what the convolutions give
-    jump_db: float  # the largest change of level from one of these blocks to the next
+    jump_db: float  # as `level_jump_db`
     block_ms: float  # median, of the features of a block
 
 
@@ -94,28 +95,37 @@ def _random_state() -> dict[str, torch.Tensor]:
 
 def _measure(model: torch.nn.Module, pcm_S: torch.Tensor, whole_LCT: torch.Tensor, window_s: tuple[float, float], by: str) -> WindowError:
     back, ahead = (int(seconds * SAMPLE_RATE) for seconds in window_s)
-    past = PAST_FRAMES * SAMPLES_PER_FRAME
     front_end = Wav2Vec2(model, back, ahead, normalized=True)  # type: ignore[arg-type]  # that of another Wav2Vec2
-    format = BlockFormat(lookback_samples=back + past, lookahead_samples=ahead)
-    apply: Callable[[Window], torch.Tensor] = lambda window: normalize_window(window.audio_S)  # noqa: E731 one of two
-    if by == "running":
-        apply = AudioNormalizer(format.lookback_samples, ahead).apply
-    buffer, blocks, gains_db, times_ms = AudioBuffer(format), list[torch.Tensor](), list[float](), list[float]()
-    buffer.add(pcm_S)
-    buffer.ended = True
-    while (window := buffer.take_window(len(blocks), 0)) is not None:
-        normalized_S = apply(window)
+    format = BlockFormat(lookback_samples=back + PAST_FRAMES * SAMPLES_PER_FRAME, lookahead_samples=ahead)
+    blocks, times_ms = list[torch.Tensor](), list[float]()
+    for _, normalized_S in _normalized(pcm_S, format, by):
         began_s = time.perf_counter()
         blocks.append(front_end.features(normalized_S, PAST_FRAMES + format.frames)[..., PAST_FRAMES:])
         times_ms.append(1e3 * (time.perf_counter() - began_s))
-        gains_db.append(20 * float(torch.log10(normalized_S.std() / window.audio_S.std().clamp(min=1e-6))))
     streamed_LCT = torch.cat(blocks, -1)[..., : whole_LCT.shape[-1]]
-    settled = int(SETTLED_S * SAMPLE_RATE) // format.samples(1)
-    frame = settled * format.frames
-    by_layer = [_error(streamed[:, frame:], whole[:, frame:]) for streamed, whole in zip(streamed_LCT, whole_LCT, strict=True)]
-    first = statistics.mean(_error(streamed[:, :frame], whole[:, :frame]) for streamed, whole in zip(streamed_LCT, whole_LCT, strict=True))
-    jump_db = float(np.abs(np.diff(gains_db[settled:])).max())
-    return WindowError(*window_s, by, first, statistics.mean(by_layer), tuple(by_layer), jump_db, statistics.median(times_ms))
+    frame = int(SETTLED_S * SAMPLE_RATE) // format.samples(1) * format.frames
+    pairs = list(zip(streamed_LCT, whole_LCT, strict=True))
+    by_layer = [_error(streamed_CT[:, frame:], whole_CT[:, frame:]) for streamed_CT, whole_CT in pairs]
+    first = statistics.mean(_error(streamed_CT[:, :frame], whole_CT[:, :frame]) for streamed_CT, whole_CT in pairs)
+    return WindowError(*window_s, by, first, statistics.mean(by_layer), tuple(by_layer), level_jump_db(pcm_S, format, by), statistics.median(times_ms))
+
+
+def level_jump_db(pcm_S: torch.Tensor, format: BlockFormat, by: str) -> float:
+    """The largest change of the normalized level from one block to the next, after SETTLED_S, in speech with two pauses of faint noise."""
+    noise_S = PAUSE_PEAK * torch.randn(int(PAUSE_S * SAMPLE_RATE), generator=torch.Generator().manual_seed(0))
+    spoken_S = torch.cat([pcm_S, noise_S, pcm_S, noise_S, pcm_S])
+    gains_db = [20 * float(torch.log10(normalized_S.std() / audio_S.std())) for audio_S, normalized_S in _normalized(spoken_S, format, by)]
+    return float(np.abs(np.diff(gains_db[int(SETTLED_S / format.block_s) :])).max())
+
+
+def _normalized(pcm_S: torch.Tensor, format: BlockFormat, by: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The windows of a stream of this audio, as they came and normalized."""
+    normalizer, buffer, index = AudioNormalizer(format.lookback_samples, format.lookahead_samples), AudioBuffer(format), 0
+    buffer.add(pcm_S)
+    buffer.ended = True
+    while (window := buffer.take_window(index, 0)) is not None:
+        yield window.audio_S, normalizer.apply(window) if by == "running" else normalize_window(window.audio_S)
+        index += 1
 
 
 def _error(got_CT: torch.Tensor, want_CT: torch.Tensor) -> float:
