@@ -23,7 +23,7 @@ FLAGS = {
     "verify": "trust",
     "serve": f"host port open token max-sessions max-jobs max-upload-mb max-audio-s idle-s lifetime-s push-to {MODEL} {DEPLOYMENT}",
     "soak": f"hours fast server out {MODEL} {DEPLOYMENT}",
-    "bench": f"{MODEL} {DEPLOYMENT} preset segments repeats seconds json",
+    "bench": f"{MODEL} {DEPLOYMENT} preset segments minutes repeats seconds json",
     "parity": "case dtype json",
     "simulate": "model paper devices steps step-ms decode-ms transfer-ms jitter sessions live "
     "fleet hours session-s day idle-share warm cold-start-s patience-s gpus price",

@@ -130,7 +130,7 @@ typedef struct ef_event {
 
 typedef struct ef_stats {
   size_t struct_size;
-  uint64_t frames, idle_frames, held_frames, underruns;
+  uint64_t frames, idle_frames, held_frames, underruns; /* without what is held after an interruption */
   uint64_t dropped_frames; /* you did not take them in time */
   double queued_s;         /* of accepted audio that was not shown yet */
   double block_ms;         /* median time of a block in the engine; -1: not known yet */

@@ -17,7 +17,7 @@ from tests.runtime import toy
 
 from everface.core.config import Deployment
 from everface.live import ladder as ladder_module
-from everface.live.events import LiveEvent, LiveSegmentEnd, QualityChange, VideoFrame
+from everface.live.events import LiveEvent, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
 from everface.live.ladder import MOST_UP_S, UP_S, WINDOW_S, Ladder
 from everface.live.model_feed import ModelFeed
 from everface.live.session import LiveSession
@@ -117,12 +117,14 @@ register("slow", "tests.live.test_ladder:SlowModel")
 
 
 @contextmanager
-def slow(sleep_s: float, cheaper: tuple[dict[str, Any], ...] = ({"forwards": 2}, {"forwards": 1}), **options: Any) -> Iterator[LiveSession]:
+def slow(
+    sleep_s: float, cheaper: tuple[dict[str, Any], ...] = ({"forwards": 2}, {"forwards": 1}), lookahead_samples: int = 0, **options: Any
+) -> Iterator[LiveSession]:
     SPEED["sleep_s"] = sleep_s
     pipeline = start_pipeline(place(toy.roles_of(2), "inline"), "tests.live.test_ladder:SlowModel", toy.SPEC, Deployment())
     scheduler = Scheduler(pipeline)
     try:
-        with LiveSession(scheduler.open_session(SlowSession()).wait_open(), cheaper=cheaper, **options) as session:
+        with LiveSession(scheduler.open_session(SlowSession(lookahead_samples=lookahead_samples)).wait_open(), cheaper=cheaper, **options) as session:
             yield session
     finally:
         scheduler.close()
@@ -184,14 +186,41 @@ def test_step_two_shows_frames_longer_with_the_callers_audio_at_its_speed(monkey
     assert end.shown_s == end.pushed_s == pytest.approx(12.0)
 
 
-def test_frames_held_after_an_interruption_are_not_held_against_the_machine() -> None:
-    with slow(0.18) as session:  # 0.36 s for a block of 0.48 s: it keeps up, but a new turn waits for its first block
+def test_frames_held_after_an_interruption_are_no_underrun_and_not_held_against_the_machine() -> None:
+    with slow(0.18) as session:  # 0.54 s for a block of 0.48 s, two at a time: it keeps up, but a new turn waits for its first block
+        events: list[LiveEvent] = []
         for _ in range(4):
-            read_sync(session, lambda events: len(video(events)) >= 25)
+            events += read_sync(session, lambda events: len(video(events)) >= 25)
             session.interrupt()
-        read_sync(session, lambda events: len(video(events)) >= 25)
+        events += read_sync(session, lambda events: len(video(events)) >= 25)
         stats = session.stats()
-    assert stats.held_frames >= 3 * 7 and stats.level_changes == 0
+    assert stats.refill_frames >= 3 * 7 and stats.level_changes == 0
+    assert stats.underruns == sum(isinstance(e, Underrun) for e in events) <= 1  # the first block of all takes longer than was thought
+
+
+def test_the_picture_fades_over_an_interruption_and_does_not_jump() -> None:
+    with slow(0.15) as session:
+        session.push_audio(tone(16_000, 2.0))
+        read_sync(session, lambda events: any(not e.idle for e in video(events)))
+        session.interrupt()
+        after = video(read_sync(session, lambda events: sum(not e.held for e in video(events)) >= 12))
+    new = next(n for n, e in enumerate(after) if not e.held)
+    steps = [int(np.abs(b.image_HW3.astype(np.int16) - a.image_HW3).max()) for a, b in itertools.pairwise(after)]
+    assert new > 2 and not any(steps[: new - 1]) and 0 < steps[new - 1] <= 255 / 9 + 1
+    assert all(e.pts >= after[new].pts for e in after)
+
+
+def test_a_model_that_looks_far_ahead_stays_alive() -> None:
+    """Idle silence is pushed until a block has all that it looks ahead to."""
+    with slow(0.0, lookahead_samples=15_360) as session:
+        events = read_sync(session, lambda events: len(video(events)) >= 40)
+        session.push_audio(tone(16_000, 1.0))
+        session.end_segment()
+        events += read_sync(session, lambda events: any(isinstance(e, LiveSegmentEnd) for e in events))
+        stats = session.stats()
+    places = [e.pts for e in video(events) if not e.held]
+    assert places == [640 * i for i in range(len(places))] and stats.level == 0
+    assert sum(not e.idle for e in video(events)) == 25
 
 
 def test_an_unpaced_session_never_lowers_its_quality() -> None:

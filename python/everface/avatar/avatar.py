@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from everface.core.config import Deployment, StreamConfig
+from everface.core.config import LIVE_WINDOW_S, Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.live.session import LiveSession
@@ -61,11 +62,13 @@ class Avatar:
         `options`: those of `LiveSession` (idle, paced, playback_hz, outbox_s, jitter_s, cheaper). Raises as `open`.
         """
         stream = stream or StreamConfig()
+        if stream.audio_window_s is None:
+            stream = replace(stream, audio_window_s=LIVE_WINDOW_S)
         return LiveSession(self.open(image, stream), **{"cheaper": self.model.cheaper(stream), **options})
 
     @property
     def format(self) -> BlockFormat:
-        """Frame rate, sizes of blocks, and sample rate, the same for every session."""
+        """Frame rate, sizes of blocks, and sample rate, the same for every session; a session's audio window may be another."""
         return self.model.format
 
     def fit(self, image: Path, stream: StreamConfig) -> torch.Tensor:

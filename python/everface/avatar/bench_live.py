@@ -1,67 +1,29 @@
-"""`everface bench live`: latency, cadence and seams of a live session on this machine, at the pace of the clock."""
+"""`everface bench live`: latency, cadence, seams and memory of a live session on this machine, at the pace of the clock."""
 
 from __future__ import annotations
 
 import os
-import random
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from everface.avatar.avatar import Avatar
 from everface.avatar.bench import cpu_name
-from everface.avatar.demo import AUDIO, IMAGE
-from everface.core.config import SAMPLE_RATE, Deployment, StreamConfig
-from everface.live.events import AudioFrame, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
-from everface.live.session import LiveSession
-from everface.media.audio import read_audio
+from everface.avatar.demo import IMAGE
+from everface.avatar.live_report import Figure, LiveReport, figure
+from everface.avatar.live_scenario import SEAMS, TERMS, Scenario, Seen
+from everface.core.config import Deployment, StreamConfig
+from everface.live.stats import LiveStats
 
 WARM_UP_S = 3.0  # of idle motion before anything is counted
-CHUNK_S = 0.02  # audio comes as a microphone's does
-
-
-@dataclass(frozen=True)
-class LiveReport:
-    """Milliseconds as (p50, p95, p99) unless said otherwise."""
-
-    first_frame_ms: float  # of the stream, from the opened session on; nothing was said yet
-    onset_ms: tuple[float, float, float]  # from the first chunk of speech to its first video frame
-    interrupt_ms: tuple[float, float, float]  # from an interruption to the first idle frame after it
-    stale_frames: int  # frames of interrupted audio that came after their interruption
-    jitter_ms: tuple[float, float, float]  # of the cadence: how far from a frame's time a frame came after the one before
-    seam_ratio: float  # largest change between two frames at a seam over the 99th percentile of ordinary motion
-    underruns: int
-    held_frames: int
-    frames: int
-    segments: int
-    machine: str
-    load: float  # 1-minute load average before the run: above 0.5, distrust the figures
-
-
-@dataclass
-class _Seen:
-    """What a run has shown so far."""
-
-    stamps: list[float] = field(default_factory=list[float])
-    changes: list[float] = field(default_factory=list[float])
-    seams: list[float] = field(default_factory=list[float])
-    underruns: int = 0
-    last: np.ndarray | None = None
-    idle: bool = True
-    seam_frames: int = 0  # frames to come that belong to a seam
-
-    def add(self, frame: VideoFrame, at_s: float) -> None:
-        self.stamps.append(at_s)
-        if frame.idle != self.idle:
-            self.idle, self.seam_frames = frame.idle, 2
-        if self.last is not None and not frame.held:
-            change = float(np.abs(frame.image_HW3.astype(np.int16) - self.last).mean())
-            (self.seams if self.seam_frames > 0 else self.changes).append(change)
-        self.seam_frames -= 1
-        self.last = frame.image_HW3
+SETTLED_S = 60.0  # after which memory is taken as the start, or a tenth of a short run
+MOST_DRIFT = 0.1  # of audio against video, frames a minute: one frame in ten minutes
+MOST_GROWTH_MB = 10.0
+MOST_SEAM = 1.5  # times the 99th percentile of ordinary motion
+LEAST_SEAMS = 100
 
 
 def bench_live(
@@ -70,91 +32,73 @@ def bench_live(
     stream: StreamConfig | None = None,
     deployment: Deployment | None = None,
     segments: int = 10,
+    minutes: float | None = None,
 ) -> LiveReport:
-    """Speak and pause `segments` times into one live session, chunk by chunk as a microphone does; every second time, interrupt."""
-    load = os.getloadavg()[0]
-    speech_S = np.asarray(next(read_audio(AUDIO, 4 * SAMPLE_RATE)))
-    rng, seen = random.Random(0), _Seen()
-    onsets: list[float] = []
-    interrupts: list[float] = []
-    stale = 0
-    with Avatar(weights, lora, deployment) as avatar, avatar.open_live(IMAGE, stream) as session:
-        opened_s = time.monotonic()
-        _watch(session, seen, WARM_UP_S)
-        first_ms = 1e3 * (seen.stamps[0] - opened_s)
-        seen.stamps.clear()
-        for number in range(segments):
-            seconds = rng.uniform(1.0, 2.5)
-            latency_s = _speak(session, seen, speech_S[: int(seconds * SAMPLE_RATE)])
-            if latency_s is not None:
-                onsets.append(latency_s)
-            if number % 2:
-                turn_s = time.monotonic()
-                begin = session.position
-                session.interrupt()
-                stale += _watch(session, seen, 1.2, since=begin, reached=interrupts, began_s=turn_s)
-            else:
-                session.end_segment()
-                _watch(session, seen, rng.uniform(0.6, 1.8))
-        stats = session.stats()
-    gaps = [abs(b - a - 1 / avatar.format.fps) for a, b in zip(seen.stamps, seen.stamps[1:])]
-    ordinary = float(np.percentile(seen.changes, 99)) if seen.changes else float("nan")
+    """Speak and pause `segments` times, or for so many minutes, chunk by chunk as a microphone does; every second time, interrupt."""
+    load, process, began_s = os.getloadavg()[0], psutil.Process(), time.monotonic()
+    resident_mb: list[float] = []
+    with Avatar(weights, lora, deployment) as avatar:
+        with avatar.open_live(IMAGE, stream) as session:
+            Scenario(session).next_frame()
+            cold_ms = 1e3 * (time.monotonic() - began_s)
+        began_s = time.monotonic()
+        with avatar.open_live(IMAGE, stream) as session:
+            scenario = Scenario(session)
+            scenario.next_frame()
+            warm_ms = 1e3 * (time.monotonic() - began_s)
+            scenario.watch(WARM_UP_S)
+            scenario.seen, before, began_s = Seen(), session.stats(), time.monotonic()
+            settled_s = min(SETTLED_S, 6.0 * (minutes or 0.0))
+
+            def over(turns: int) -> bool:
+                past_s = time.monotonic() - began_s
+                if not resident_mb and past_s >= settled_s:
+                    resident_mb.append(process.memory_info().rss / 1e6)
+                return past_s >= 60 * minutes if minutes else turns >= segments
+
+            turns = scenario.converse(over)
+            past_s, after = time.monotonic() - began_s, session.stats()
+            resident_mb.append(process.memory_info().rss / 1e6)
     return LiveReport(
-        first_frame_ms=first_ms,
-        onset_ms=_percentiles(onsets),
-        interrupt_ms=_percentiles(interrupts),
-        stale_frames=stale,
-        jitter_ms=_percentiles(gaps),
-        seam_ratio=max(seen.seams, default=float("nan")) / ordinary,
-        underruns=seen.underruns,
-        held_frames=stats.held_frames,
-        frames=stats.frames,
-        segments=segments,
-        machine=f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}",
-        load=load,
-    )
+        (figure("first frame, cold", "ms", [cold_ms]), figure("first frame, warm", "ms", [warm_ms]), *_figures(scenario.seen, before, after, resident_mb, 1e3 / avatar.format.fps)),
+        past_s / 60, turns, after.frames - before.frames, f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}", load,
+    )  # fmt: skip
 
 
-def _speak(session: LiveSession, seen: _Seen, speech_S: np.ndarray) -> float | None:
-    """Push chunks at the pace of the clock. Returns how long after the first of them its first video frame came, in seconds."""
-    chunk, began_s = int(CHUNK_S * SAMPLE_RATE), time.monotonic()
-    latency_s: float | None = None
-    for number, at in enumerate(range(0, len(speech_S), chunk)):
-        session.push_audio(speech_S[at : at + chunk], SAMPLE_RATE, timeout_s=1.0)
-        until_s = began_s + (number + 1) * CHUNK_S
-        while (left_s := until_s - time.monotonic()) > 0:
-            event = session.read(left_s)
-            if isinstance(event, VideoFrame):
-                seen.add(event, time.monotonic())
-                if latency_s is None and not event.idle:
-                    latency_s = time.monotonic() - began_s
-            seen.underruns += isinstance(event, Underrun)
-    return latency_s
+def _figures(seen: Seen, before: LiveStats, after: LiveStats, resident_mb: list[float], frame_ms: float) -> list[Figure]:
+    ordinary = float(np.percentile(seen.ordinary, 99)) if seen.ordinary else float("nan")
+    minutes = np.asarray(seen.av_stamps) / 60
+    offsets_ms = 1e3 * np.asarray(seen.av_offsets_s)
+    drift = [abs(float(np.polyfit(minutes - minutes[0], offsets_ms, 1)[0]))] if len(minutes) > 1 else []
+    interruptions = max(1, len(seen.refills_s))
+    return [
+        figure("speech to its first frame", "ms", _ms(seen.onsets_s), ("p95", 900)),
+        *_terms(seen.onset_terms_s),
+        figure("interruption to last stale frame", "ms", _ms(seen.stale_s), ("most", frame_ms)),
+        figure("interruption to first new frame", "ms", _ms(seen.refills_s), ("p99", 600)),
+        *_terms(seen.refill_terms_s),
+        figure("cadence jitter", "ms", [abs(1e3 * (b - a) - frame_ms) for a, b in zip(seen.stamps, seen.stamps[1:])], ("p99", 10)),
+        figure("underruns", "", [after.underruns - before.underruns], ("most", 0)),
+        figure("frames held in underruns", "", [after.held_frames - before.held_frames]),
+        figure("frames held after an interruption, mean", "", [(after.refill_frames - before.refill_frames) / interruptions]),
+        figure("quality levels changed", "", [after.level_changes - before.level_changes]),
+        figure("audio behind video", "ms", np.abs(offsets_ms).tolist(), ("most", frame_ms)),
+        figure("drift of audio and video", "ms/min", drift, ("most", MOST_DRIFT * frame_ms)),
+        figure("memory at the start", "MB", resident_mb[:1]),
+        figure("memory grown", "MB", [resident_mb[-1] - resident_mb[0]] if len(resident_mb) > 1 else [], ("most", MOST_GROWTH_MB)),
+        *(figure(f"seam, {name}", "x motion", [change / ordinary for change in seen.seams[name]], ("most", MOST_SEAM)) for name in SEAMS),
+        _enough_seams(sum(map(len, seen.seams.values()))),
+    ]
 
 
-def _watch(
-    session: LiveSession, seen: _Seen, seconds: float, since: int | None = None, reached: list[float] | None = None, began_s: float = 0.0
-) -> int:
-    """Read for so long. Frames that show audio before position `since` are stale; when the first later one came goes into `reached`."""
-    end_s, stale, waiting = time.monotonic() + seconds, 0, reached is not None
-    while (left_s := end_s - time.monotonic()) > 0:
-        event = session.read(left_s)
-        if isinstance(event, VideoFrame):
-            seen.add(event, time.monotonic())
-            if since is not None and not event.held:
-                stale += event.pts < since
-                if waiting and reached is not None and event.pts >= since:
-                    reached.append(time.monotonic() - began_s)
-                    waiting = False
-        elif isinstance(event, Underrun):
-            seen.underruns += 1
-        else:
-            assert event is None or isinstance(event, AudioFrame | LiveSegmentEnd | QualityChange), event
-    return stale
+def _terms(terms_s: list[tuple[float, ...]]) -> list[Figure]:
+    """What the time in the row above consists of."""
+    return [figure(f"  of it {name}", "ms", _ms([parts[i] for parts in terms_s])) for i, name in enumerate(TERMS)]
 
 
-def _percentiles(seconds: list[float]) -> tuple[float, float, float]:
-    if not seconds:
-        return float("nan"), float("nan"), float("nan")
-    p50, p95, p99 = np.percentile(seconds, (50, 95, 99))
-    return round(1e3 * float(p50), 1), round(1e3 * float(p95), 1), round(1e3 * float(p99), 1)
+def _enough_seams(count: int) -> Figure:
+    return Figure("seams", "", 1, count, count, count, count, f">= {LEAST_SEAMS}", count >= LEAST_SEAMS)
+
+
+def _ms(seconds: list[float]) -> list[float]:
+    return [1e3 * s for s in seconds]

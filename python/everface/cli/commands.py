@@ -71,6 +71,7 @@ def verify(args: argparse.Namespace) -> int:
 
 def bench(args: argparse.Namespace) -> None:
     from everface.avatar.bench import bench
+    from everface.avatar.bench_audio import bench_audio
     from everface.avatar.bench_live import bench_live
 
     if args.preset:
@@ -83,10 +84,17 @@ def bench(args: argparse.Namespace) -> None:
         print(measure_block(args.weights, deployment(args), args.size).table())
         return
     if args.what == "live":
-        report = asdict(bench_live(args.weights, args.lora, stream, deployment(args), args.segments))
+        live = bench_live(args.weights, args.lora, stream, deployment(args), args.segments, args.minutes)
+        report, text = {**asdict(live), "passed": live.passed}, live.table()
+    elif args.what == "audio":
+        audio = bench_audio(args.weights, args.seconds)
+        report, text = asdict(audio), audio.table()
     else:
         report = asdict(bench(args.weights, args.lora, stream, deployment(args), args.repeats, args.seconds))
-    print(json.dumps(report) if args.json else "\n".join(f"{k:<15} {v}" for k, v in report.items()))
+        text = "\n".join(f"{k:<15} {v}" for k, v in report.items())
+    if args.json not in (None, True):
+        args.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report) if args.json is True else text)
 
 
 def _bench_preset(args: argparse.Namespace) -> None:

@@ -130,13 +130,17 @@ def _add_verify(add: Add) -> None:
 
 def _add_bench(add: Add) -> None:
     p = add("bench", commands.bench, "measure the speed of a session on this machine", "bench --threads 2")
-    p.add_argument("what", choices=("speed", "live", "ops"), nargs="?", default="speed", help="frames per second; latency and cadence live; or time by op (%(default)s)")
+    what = "frames per second; latency and cadence live; audio features of a stream against the whole file's; or time by op (%(default)s)"
+    p.add_argument("what", choices=("speed", "live", "audio", "ops"), nargs="?", default="speed", help=what)
     add_model_flags(p)
     p.add_argument("--preset", choices=("tiny", "heads-256", "heads-384"), help="instead of weights: random ones of a size that everface train has")
     p.add_argument("--segments", type=count, default=10, metavar="N", help="live: times to speak and pause (%(default)s)")
+    minutes = "live: speak and pause for so long instead. Exit code 0 also where a figure misses its bar: this measures, it does not judge"
+    p.add_argument("--minutes", type=count, metavar="M", help=minutes)
     p.add_argument("--repeats", type=count, default=5, metavar="N", help="measured runs, after one warm-up (%(default)s)")
     p.add_argument("--seconds", type=count, default=8, metavar="S", help="seconds of audio in each run (%(default)s)")
-    p.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    as_json = "print one JSON object and nothing else; with a FILE, write it there and print as ever"
+    p.add_argument("--json", type=Path, nargs="?", const=True, metavar="FILE", help=as_json)
 
 
 def _add_parity(add: Add) -> None:

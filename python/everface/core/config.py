@@ -18,6 +18,7 @@ SIZE_STRIDE = 64  # sides of a video are multiples of it, in pixels
 MAX_SIDE = 2048  # longest side of a video, in pixels
 MAX_LAYERS = 1024
 MAX_CHANNELS = 2048  # of the VAE
+MAX_WINDOW_S = 8.0  # of audio before or behind a block
 
 
 class _FromDict:
@@ -283,6 +284,7 @@ def _checked_size(size: tuple[int, ...] | None) -> tuple[int, int] | None:
 
 
 SAMPLERS = ("official", "skip-null")
+RENDER_WINDOW_S, LIVE_WINDOW_S = (4.0, 1.0), (4.0, 0.48)  # audio before and behind a block, where the front end looks so far: docs/numerics.md
 COMPATS = ("everface", "official")
 DTYPES = ("float32", "bfloat16", "fp8", "fp8-attention")  # fp8: GEMMs; fp8-attention: GEMMs and attention. See docs/numerics.md
 ATTENTIONS = ("auto", "triton", "gluon", "cudnn", "flash", "flash-attn", "xformers")  # described in kernels/attention/backend.py
@@ -316,6 +318,7 @@ class StreamConfig:
     compat: str = "everface"  # official reproduces upstream's known defects
     prompt: str = ""
     refresh_sink: bool = True  # after the first clip the first generated latent replaces the image as the attention sink
+    audio_window_s: tuple[float, float] | None = None  # that wav2vec2 sees before and behind a block; None: RENDER_WINDOW_S, live LIVE_WINDOW_S
 
     def __post_init__(self) -> None:
         _check_choice("sampler", self.sampler, SAMPLERS)
@@ -324,6 +327,8 @@ class StreamConfig:
             raise BadInput(f"seed {self.seed} is outside 0..2^63-1: choose another")
         if self.size:
             check_size(*self.size)
+        if self.audio_window_s and not all(0 <= seconds <= MAX_WINDOW_S for seconds in self.audio_window_s):
+            raise BadInput(f"an audio window of {self.audio_window_s} s cannot be used: give two times from 0 to {MAX_WINDOW_S:g}")
 
     @property
     def steps(self) -> int:

@@ -33,7 +33,7 @@ class ModelFeed:
         self._first = session.format.samples(0 if session.turn == 0 else 1)  # of the turn's first block
         self._lookahead = session.format.lookahead_samples
         self.factor = 1  # of what is pushed from the next block on
-        self._begin = session.accepted  # of the turn, a position of the model's
+        self._begin = self.begin = session.accepted  # of the turn: a position of the model's, and of the output
         self._spans = deque([_Span(session.accepted, session.accepted, 1)])
         self._waiting_S = torch.zeros(0)
         self._tail_S = torch.zeros(0)  # what followed the last piece
@@ -104,7 +104,7 @@ class ModelFeed:
 
     def restart(self) -> None:
         """The session was interrupted: nothing that waits is wanted."""
-        accepted = self.accepted
+        accepted = self.begin = self.accepted
         self._begin = self._session.accepted
         self._first = self._session.format.samples(0 if self._session.turn == 0 else 1)
         self._spans = deque([_Span(self._begin, accepted, self.factor)])

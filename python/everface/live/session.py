@@ -24,9 +24,11 @@ from everface.core.errors import BadInput, EverfaceError, Unavailable
 from everface.core.log import log
 from everface.live.audio_input import Samples, StreamResampler, as_array
 from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
+from everface.live.fade import Fade
 from everface.live.ladder import Ladder
 from everface.live.model_feed import ModelFeed
 from everface.live.playback import Playback, Segment
+from everface.live.reader_queue import ReaderQueue
 from everface.live.stats import LiveStats
 from everface.runtime.events import SegmentEnd
 from everface.runtime.exit_hook import close_at_exit
@@ -59,7 +61,7 @@ class LiveSession:
         self._format = session.format
         self._frame = self._format.samples_per_frame
         self.frame_s = self._frame / self._format.sample_rate
-        self._most = 2 * max(2, int(outbox_s / self.frame_s))  # video and audio frames in the outbox
+        self._out = ReaderQueue(2 * max(2, int(outbox_s / self.frame_s)), lossy=paced)  # video and audio frames
         self._playback = Playback(self._format.sample_rate)
         self._segment: Segment | None = None
         self._resampler: StreamResampler | None = None
@@ -71,13 +73,13 @@ class LiveSession:
         self._pad = False  # complete the last block with silence when all of it is pushed
         self._pushed_s = 0.0  # when audio came last
         self._ready: deque[tuple[int, np.ndarray, bool]] = deque()  # (pts, image, whether it is a repetition) that wait for their time
-        self._out: deque[LiveEvent] = deque()
         self._last: np.ndarray | None = None
+        self._fade = Fade()
         self._next_pts = 0
         self._due_s: float | None = None  # of the next frame
         self._short = 0  # frames held in the present underrun
-        self._refilling = False  # after an interruption, until its first frame: what is held then is not the machine's slowness
-        self._count = {"frames": 0, "idle": 0, "held": 0, "underruns": 0, "dropped": 0, "levels": 0, "repeated": 0}
+        self._refilling = False  # after an interruption, until its first frame: no machine has that at once, so it is no underrun
+        self._count = {"frames": 0, "idle": 0, "held": 0, "refill": 0, "underruns": 0, "levels": 0, "repeated": 0}
         self._failed: EverfaceError | None = None
         self._closed = False
         self._lock = threading.RLock()  # taken itself, not through the condition: see runtime/session.py
@@ -119,13 +121,15 @@ class LiveSession:
             turn = self._session.interrupt()
             for segment in self._playback.drop():
                 shown = max(0, min(segment.dropped, segment.pushed))
-                self._out.append(LiveSegmentEnd(segment.number, segment.pushed / segment.rate_hz, shown / segment.rate_hz, True))
+                self._out.put(LiveSegmentEnd(segment.number, segment.pushed / segment.rate_hz, shown / segment.rate_hz, True))
             self._segment = self._resampler = None
             self._feed.restart()
             self._pad = False
-            self._out = deque(e for e in self._out if not isinstance(e, VideoFrame | AudioFrame))
+            self._out.drop_media()
             self._ready.clear()
             self._next_pts, self._refilling = self._feed.accepted, True
+            if self._idle and self._paced:
+                self._fade.begin(self._last)
             self._changed.notify_all()
         return turn
 
@@ -161,7 +165,7 @@ class LiveSession:
         with self._lock:
             self._changed.wait_for(lambda: self._out or self._failed or self._closed, timeout_s)
             if self._out:
-                return self._out.popleft()
+                return self._out.take()
             if self._failed:
                 raise self._failed
             return None
@@ -198,6 +202,11 @@ class LiveSession:
         return self._feed.end
 
     @property
+    def turn_begin(self) -> int:
+        """Position of the first frame since the last interruption; a frame before it would be stale."""
+        return self._feed.begin
+
+    @property
     def timeline(self) -> Timeline:
         """Wall times of the last blocks. Read it only, and copy `blocks` before iterating."""
         return self._session.timeline
@@ -206,10 +215,10 @@ class LiveSession:
         with self._lock:
             times = sorted(b.seconds for b in list(self._session.timeline.blocks)[-32:] if b.seconds is not None)
             return LiveStats(
-                self._count["frames"], self._count["idle"], self._count["held"], self._count["underruns"], self._count["dropped"],
+                self._count["frames"], self._count["idle"], self._count["held"], self._count["underruns"], self._out.dropped,
                 (self._feed.end - self._next_pts) / self._format.sample_rate,
                 1e3 * times[len(times) // 2] if times else None, self._session.timeline.first_frame_s,
-                self._ladder.level, self._count["levels"], self._count["repeated"],
+                self._ladder.level, self._count["levels"], self._count["repeated"], self._count["refill"],
             )  # fmt: skip
 
     # inside
@@ -308,7 +317,7 @@ class LiveSession:
 
     def _collect(self) -> None:
         """Take what is finished; without a pace the reader's own is the pace, and what it does not take stays in the runtime's bounds."""
-        if not self._paced and self._media() >= self._most:
+        if not self._paced and self._out.full:
             return
         for block in self._session.poll():
             for i, frame in enumerate(block.frames_THW3.cpu().numpy()):
@@ -316,7 +325,7 @@ class LiveSession:
                 self._ready.extend((pts + n * self._frame, frame, n > 0) for n in range(factor))
         for event in self._session.events():
             if not isinstance(event, SegmentEnd):
-                self._out.append(event)
+                self._out.put(event)
                 self._changed.notify_all()
 
     def _give_out(self) -> None:
@@ -354,44 +363,33 @@ class LiveSession:
         self._count["levels"] += 1
         what = ", ".join(f"{name} {value}" for name, value in change.items()) or "full quality"
         what += f", each frame shown for {self._feed.factor}" if below >= 0 else ""
-        self._out.append(QualityChange(level, what, self._next_pts / self._format.sample_rate))
+        self._out.put(QualityChange(level, what, self._next_pts / self._format.sample_rate))
         log.warning("session %d: quality level %d from %.1f s on: %s", self._session.id, level, self._level_from / self._format.sample_rate, what)
 
     def _give_frame(self, pts: int, image_HW3: np.ndarray, repeated: bool) -> None:
         if self._short:
             self._count["underruns"] += 1
-            self._out.append(Underrun(self._short, pts / self._format.sample_rate))
+            self._out.put(Underrun(self._short, pts / self._format.sample_rate))
             self._short = 0
         rate = self._format.sample_rate
         idle = self._playback.at(pts) is None
+        image_HW3 = self._fade.apply(image_HW3)
         self._last, self._next_pts = image_HW3, pts + self._frame
         if self._idle or not idle:  # else it shows the silence that filled up a segment's last block
             samples, hz = self._playback.slice(pts, pts + self._frame, self._playback_hz, 1)
-            self._out.append(VideoFrame(image_HW3, pts, pts / rate, idle, repeated))
+            self._out.put(VideoFrame(image_HW3, pts, pts / rate, idle, repeated))
             self._count["repeated"] += repeated
-            self._out.append(AudioFrame(samples, hz, pts, pts / rate))
+            self._out.put(AudioFrame(samples, hz, pts, pts / rate))
             self._count["frames"] += 1
             self._count["idle"] += idle
         for segment in self._playback.finished(self._next_pts):
             seconds = segment.pushed / segment.rate_hz
-            self._out.append(LiveSegmentEnd(segment.number, seconds, seconds, False))
-        self._bound()
+            self._out.put(LiveSegmentEnd(segment.number, seconds, seconds, False))
         self._changed.notify_all()
 
     def _hold(self) -> None:
         assert self._last is not None
-        self._short += 1
-        self._count["held"] += 1
-        self._out.append(VideoFrame(self._last, self._next_pts, self._next_pts / self._format.sample_rate, True, held=True))
-        self._bound()
+        self._short += not self._refilling
+        self._count["refill" if self._refilling else "held"] += 1
+        self._out.put(VideoFrame(self._last, self._next_pts, self._next_pts / self._format.sample_rate, True, held=True))
         self._changed.notify_all()
-
-    def _media(self) -> int:
-        return sum(isinstance(e, VideoFrame | AudioFrame) for e in self._out)
-
-    def _bound(self) -> None:
-        """A reader that is too slow for the pace loses the oldest frames, never an event."""
-        while self._paced and len(self._out) > self._most and self._media() > self._most:
-            at = next(i for i, e in enumerate(self._out) if isinstance(e, VideoFrame | AudioFrame))
-            self._count["dropped"] += isinstance(self._out[at], VideoFrame)
-            del self._out[at]

@@ -11,8 +11,8 @@ class LiveStats:
 
     frames: int
     idle_frames: int
-    held_frames: int
-    underruns: int
+    held_frames: int  # that were due and missing: the last one was shown instead
+    underruns: int  # times that frames were, one or more in a row
     dropped_frames: int  # a slow reader did not take them in time
     queued_s: float  # of accepted audio that was not shown yet
     block_ms: float | None  # median time of a block in the pipeline
@@ -20,3 +20,4 @@ class LiveStats:
     level: int  # of the ladder now, 0: full quality
     level_changes: int
     repeated_frames: int  # frames that stood for more than one, by the ladder
+    refill_frames: int = 0  # the last one shown again from an interruption to the first frame after it; an engine does not count them

@@ -20,6 +20,7 @@ class Metrics:
             "everface_first_frame_seconds", "First audio of a live session to its first frame", buckets=SECONDS, registry=registry
         )
         self.underruns = Counter("everface_underruns", "Times that frames were not ready in time", registry=registry)
+        self.refill_frames = Counter("everface_refill_frames", "Frames held from an interruption to the first frame after it", registry=registry)
         self.sessions = Counter("everface_sessions_opened", "Live sessions that were admitted", registry=registry)
         self.refused = Counter("everface_sessions_refused", "Live sessions that were refused: too many, or draining", registry=registry)
         self.renders = Counter("everface_renders", "Renders that ended, by how", ["status"], registry=registry)

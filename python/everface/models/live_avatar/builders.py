@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from everface.core.config import Deployment, ModelConfig, TextConfig, TransformerConfig
+from everface.core.config import RENDER_WINDOW_S, SAMPLE_RATE, Deployment, ModelConfig, TextConfig, TransformerConfig
 from everface.core.errors import BadInput
 from everface.core.json_file import read_json
 from everface.kernels.attention import backend
@@ -24,7 +24,6 @@ from everface.weights.quantize import FP8_ATTENTION, quantize_audio, quantize_bl
 
 DEFAULT_WEIGHTS = Path(__file__).parents[2] / "default"
 AUDIO_ENCODER = "casual_audio_encoder."
-WAV2VEC_LOOKBACK_S, WAV2VEC_LOOKAHEAD_S = 4.0, 1.0  # offline; docs/numerics.md has what shorter windows cost
 
 
 def dtype_of(deployment: Deployment) -> torch.dtype:
@@ -124,7 +123,7 @@ def build_image_encoder(checkpoint: Checkpoint, deployment: Deployment) -> tuple
 
 
 def build_front_end(checkpoint: Checkpoint) -> FrontEnd:
-    """Log-mel for models trained on it, wav2vec2 for the official one."""
+    """Log-mel for models trained on it, wav2vec2 for the official one, which takes windows that `AudioNormalizer` normalized."""
     audio = checkpoint.config.audio
     if audio.kind == "logmel":
         return LogMel(audio.mels, audio.hops)
@@ -132,8 +131,8 @@ def build_front_end(checkpoint: Checkpoint) -> FrontEnd:
 
     sizes = read_json(checkpoint.audio_folder() / "config.json")
     model = build_wav2vec2(sizes, dict(checkpoint.audio()))
-    rate = 16_000
-    return Wav2Vec2(model, int(WAV2VEC_LOOKBACK_S * rate), int(WAV2VEC_LOOKAHEAD_S * rate))
+    back_s, ahead_s = RENDER_WINDOW_S
+    return Wav2Vec2(model, int(back_s * SAMPLE_RATE), int(ahead_s * SAMPLE_RATE), normalized=True)
 
 
 def build_prompter(checkpoint: Checkpoint, text: TextConfig, sizes: TransformerConfig) -> Prompter:

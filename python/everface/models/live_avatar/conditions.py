@@ -5,9 +5,11 @@ Runs in the process that owns the sessions; nothing here needs the big transform
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 
-from everface.core.config import LATENT_FRAMES, SAMPLES_PER_FRAME, ModelConfig, StreamConfig
+from everface.core.config import LATENT_FRAMES, SAMPLE_RATE, SAMPLES_PER_FRAME, ModelConfig, StreamConfig
 from everface.networks.audio.causal_encoder import PAST_FRAMES, CausalAudioEncoder
 from everface.networks.audio.features import FrontEnd
 from everface.networks.text import Prompter
@@ -41,6 +43,14 @@ class Conditioner:
     @property
     def lookahead_samples(self) -> int:
         return self.front_end.lookahead_samples
+
+    def windowed(self, window_s: tuple[float, float] | None) -> Conditioner:
+        """The same with so many seconds of audio before and behind a block, where the front end has a choice; None: its own."""
+        if window_s is None:
+            return self
+        other = copy(self)
+        other.front_end = self.front_end.windowed(*(int(seconds * SAMPLE_RATE) for seconds in window_s))
+        return other
 
     @torch.inference_mode()
     def initial_state(self, image_3HW: torch.Tensor, stream: StreamConfig) -> Tensors:

@@ -15,6 +15,7 @@ from everface.media.crop import target_size
 from everface.media.image import fit_image, read_image
 from everface.models import LIVE_AVATAR
 from everface.models.live_avatar import roles
+from everface.models.live_avatar.audio_normalizer import AudioNormalizer
 from everface.models.live_avatar.builders import build_conditioner
 from everface.models.live_avatar.conditions import Conditioner, Noise
 from everface.models.live_avatar.loudness import LoudnessFollower
@@ -81,21 +82,22 @@ class LiveAvatarSession(SinkSession):
         self._model, self._stream = model, stream
         rgb_3HW = model.image_tensor(image, stream)
         self._tensors = conditioner.initial_state(rgb_3HW, stream)
+        self._conditioner = conditioner.windowed(stream.audio_window_s)
         self._size = tuple(rgb_3HW.shape)
         height, width = rgb_3HW.shape[-2:]
         self._latent = (dit.in_dim, height // config.vae.stride[1], width // config.vae.stride[2])
         correlation = 0.0 if stream.compat == "official" else config.noise_correlation
         self._noise = Noise(stream.seed, self._latent, dit.block_frames, dit.window_blocks, correlation)
         super().__init__(dit.window_blocks if stream.refresh_sink else None)
-        self.format = model.format
-        self._loudness = loudness_follower(conditioner, stream.compat)
+        self.format = block_format(self._conditioner)
+        self._level = audio_level(self._conditioner, stream.compat)
 
     def initial_state(self) -> tuple[Tensors, Params]:
         return self._tensors, {"seed": self._stream.seed, "rope_fp16": self._stream.compat == "official"}
 
     def prepare(self, index: int, window: Window) -> Tensors:
-        audio_S = self._loudness.apply(window) if self._loudness else window.audio_S
-        return self._model.conditioner.block(audio_S, self._stream.compat)
+        audio_S = self._level.apply(window) if self._level else window.audio_S
+        return self._conditioner.block(audio_S, self._stream.compat)
 
     def initial_x(self, index: int, retry: int) -> torch.Tensor:
         if retry:  # other noise
@@ -136,8 +138,8 @@ def block_format(conditioner: Conditioner) -> BlockFormat:
     )
 
 
-def loudness_follower(conditioner: Conditioner, compat: str) -> LoudnessFollower | None:
-    """A new one for a session. None where the level does not matter, as wav2vec2's windows are normalized, and for upstream's behavior."""
-    if conditioner.config.audio.kind != "logmel" or compat == "official":
-        return None
-    return LoudnessFollower(conditioner.lookback_samples, conditioner.lookahead_samples)
+def audio_level(conditioner: Conditioner, compat: str) -> LoudnessFollower | AudioNormalizer | None:
+    """What brings a session's audio to the level that the model knows, a new one. None for log-mel with upstream's behavior."""
+    if conditioner.config.audio.kind != "logmel":
+        return AudioNormalizer(conditioner.lookback_samples, conditioner.lookahead_samples)
+    return None if compat == "official" else LoudnessFollower(conditioner.lookback_samples, conditioner.lookahead_samples)

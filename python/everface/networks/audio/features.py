@@ -29,6 +29,10 @@ class FrontEnd(Protocol):
         """[lookback + 640 frames + lookahead] float32 samples at 16 kHz -> [L, C, frames] float32 of exactly those frames."""
         ...
 
+    def windowed(self, lookback_samples: int, lookahead_samples: int) -> FrontEnd:
+        """The same with another window, where it has a choice."""
+        ...
+
 
 def check_window(front_end: FrontEnd, pcm_S: Tensor, frames: int) -> None:
     """Raises ValueError for a window of another length, which would silently shift audio against video."""
@@ -84,6 +88,10 @@ class LogMel(nn.Module):
         self.filters_FM: Tensor
         self.register_buffer("window_W", (window_W / window_W.square().sum().sqrt()).float(), persistent=False)
         self.register_buffer("filters_FM", mel_filters(mels, self.WINDOW // 2 + 1), persistent=False)
+
+    def windowed(self, lookback_samples: int, lookahead_samples: int) -> LogMel:
+        """Itself: no more than its window is in its features."""
+        return self
 
     @torch.no_grad()
     def features(self, pcm_S: Tensor, frames: int) -> Tensor:

@@ -89,19 +89,25 @@ def bucket(x_LTC: Tensor, clip_frames: int) -> Tensor:
 class Wav2Vec2:
     """Front end over a Wav2Vec2Model: L = layers + 1, C = hidden size. Bidirectional, so its window's length is part of its result.
 
-    lookback_samples: past the model sees, 2 s by default; lookahead_samples: future it waits for. Model's device and dtype;
-    features come back as float32 on that device.
+    lookback_samples: past the model sees, 2 s by default; lookahead_samples: future it waits for; normalized: windows come normalized, by
+    statistics of more than themselves. Model's device and dtype; features come back as float32 on that device.
     """
 
-    def __init__(self, model: Wav2Vec2Model, lookback_samples: int = 2 * SAMPLE_RATE, lookahead_samples: int = 0) -> None:
+    def __init__(
+        self, model: Wav2Vec2Model, lookback_samples: int = 2 * SAMPLE_RATE, lookahead_samples: int = 0, normalized: bool = False
+    ) -> None:  # fmt: skip
         strides = math.prod(model.config.conv_stride)
         if strides != HOP:
             raise BadWeights(f"this wav2vec2 model takes {strides} samples a step, everface needs {HOP} (50 Hz)")
         if lookback_samples < 0 or lookahead_samples < 0:
             raise BadInput("the audio window cannot look back or ahead by less than 0 samples: give 0 or more")
-        self.model = model
+        self.model, self.normalized = model, normalized
         self.layers, self.channels = model.config.num_hidden_layers + 1, model.config.hidden_size
         self.lookback_samples, self.lookahead_samples = lookback_samples, lookahead_samples
+
+    def windowed(self, lookback_samples: int, lookahead_samples: int) -> Wav2Vec2:
+        """The same model with another window."""
+        return Wav2Vec2(self.model, lookback_samples, lookahead_samples, self.normalized)
 
     @torch.no_grad()
     def hidden_states(self, wav_S: Tensor) -> Tensor:
@@ -130,7 +136,8 @@ class Wav2Vec2:
         nonzero = torch.nonzero(pcm_S[: self.lookback_samples])
         first = int(nonzero[0]) if len(nonzero) else self.lookback_samples
         cut = first // HOP * HOP
-        states_LTC = self.hidden_states(normalize_window(pcm_S[cut:].float()))
+        window_S = pcm_S[cut:].float()
+        states_LTC = self.hidden_states(window_S if self.normalized else normalize_window(window_S))
         return self._at_frames(states_LTC, (self.lookback_samples - cut) / HOP, frames)
 
     def whole_file_features(self, pcm_S: Tensor, clip_frames: int = 48, compat: str = "official") -> Tensor:

@@ -26,7 +26,7 @@ class Watch:
         self._began_s = self._active_s = time.monotonic()
         self._shown: deque[tuple[int, float]] = deque(maxlen=KEPT)
         self._reported = -1  # index of the last block that was reported
-        self._underruns = 0
+        self._underruns = self._refill_frames = 0
         self._first = False
 
     def active(self) -> None:
@@ -49,13 +49,14 @@ class Watch:
     def _stats(self) -> dict[str, Any]:
         stats = self._live.stats()
         self._metrics.underruns.inc(stats.underruns - self._underruns)
-        self._underruns = stats.underruns
+        self._metrics.refill_frames.inc(stats.refill_frames - self._refill_frames)
+        self._underruns, self._refill_frames = stats.underruns, stats.refill_frames
         if stats.first_frame_s is not None and not self._first:
             self._first = True
             self._metrics.first_frame.observe(stats.first_frame_s)
         return {
             "type": "stats", "time_s": round(time.monotonic() - self._began_s, 3), "frames": stats.frames, "idle_frames": stats.idle_frames,
-            "held_frames": stats.held_frames, "underruns": stats.underruns, "dropped_frames": stats.dropped_frames,
+            "held_frames": stats.held_frames, "underruns": stats.underruns, "refill_frames": stats.refill_frames, "dropped_frames": stats.dropped_frames,
             "queued_s": round(stats.queued_s, 3), "block_ms": stats.block_ms, "first_frame_s": stats.first_frame_s,
             "unread_bytes": self._outbox.waiting_bytes, "blocks": self._blocks(),
         }  # fmt: skip

@@ -24,7 +24,7 @@ from everface.core.memory import keep_freed_memory
 from everface.kernels.fused.flow_step import flow_step
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_conditioner, build_decoder, build_dit
 from everface.models.live_avatar.conditions import Noise
-from everface.models.live_avatar.model import block_format, loudness_follower
+from everface.models.live_avatar.model import audio_level, block_format
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, SessionState, StepRole
 from everface.networks.transformer.dit import BlockPosition
 from everface.networks.transformer.rope import SINK_TIME
@@ -143,7 +143,7 @@ class OfflineStream:
         """Denoised blocks: `x` the latents [16, n, h, w], `frames` the number of video frames that have audio. The audio is mono at
         16 kHz, in pieces of any length; it may be endless."""
         conditioner = self.model.conditioner
-        buffer, loudness = AudioBuffer(block_format(conditioner)), loudness_follower(conditioner, "everface")
+        buffer, loudness = AudioBuffer(block_format(conditioner)), audio_level(conditioner, "everface")
         index, clean = 0, dict[str, Tensor]()
         for pcm_S in chain(audio, [None]):
             if pcm_S is None:
