@@ -67,12 +67,12 @@ class ModelFeed:
     def add(self, audio_S: torch.Tensor) -> None:
         self._waiting_S = torch.cat([self._waiting_S, audio_S])
 
-    def pad(self, whole: bool) -> None:
-        """Silence behind audio that is short, up to the end of the block. `whole`: where a block is complete, a block of silence."""
+    def pad(self) -> None:
+        """Silence behind audio that is short, up to the end of the block."""
         left, missing = self._waiting_S.numel(), self._missing()
         if missing:
             self.add(torch.zeros(max(0, missing * self._spans[-1].factor - left)))
-        elif whole or left:
+        elif left:
             self.add(torch.zeros(self._block * self.factor - left))
 
     def push(self, until: int | None) -> None:
