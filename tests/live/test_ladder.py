@@ -257,7 +257,7 @@ def test_a_factor_begins_with_a_block_and_ends_with_one(factor: int, piece: int)
         feed.add(part_S)
         feed.push(None)
         assert feed.end == sum(p.numel() for p in pieces[: number + 1])
-    feed.pad(whole=False)
+    feed.pad()
     feed.push(None)
     assert feed.is_short and feed.accepted == feed.complete and session.accepted % 7680 == 0
     frames, where = session.accepted // 640, 0

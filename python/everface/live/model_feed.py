@@ -68,13 +68,12 @@ class ModelFeed:
     def add(self, audio_S: torch.Tensor) -> None:
         self._waiting_S = torch.cat([self._waiting_S, audio_S])
 
-    def pad(self, whole: bool) -> None:
-        """Silence behind audio that is short, up to the end of the block. `whole`: where a block is complete, a block of silence; else nothing
-        follows soon, so the look-ahead of the block is silence too."""
+    def pad(self) -> None:
+        """Silence behind audio that is short, up to the end of the block, and for what the block looks ahead to, as nothing follows soon."""
         left, missing = self._waiting_S.numel(), self._missing()
         factor = self._spans[-1].factor if missing else self.factor
-        wanted = missing if missing else self._present() if whole or left else 0
-        self.add(torch.zeros(max(0, (wanted + (0 if whole else self._lookahead)) * factor - left)))
+        wanted = missing if missing else self._present() if left else 0
+        self.add(torch.zeros(max(0, (wanted + self._lookahead) * factor - left)))
 
     def push(self, until: int | None) -> None:
         """Give the session what it has room for, up to a position."""

@@ -78,7 +78,7 @@ class LiveSession:
         self._next_pts = 0
         self._due_s: float | None = None  # of the next frame
         self._short = 0  # frames held in the present underrun
-        self._refilling = False  # after an interruption, until its first frame: no machine has that at once, so it is no underrun
+        self._refilling = True  # until the first frame, of all or after an interruption: no machine has that at once, so it is no underrun
         self._count = {"frames": 0, "idle": 0, "held": 0, "refill": 0, "underruns": 0, "levels": 0, "repeated": 0}
         self._failed: EverfaceError | None = None
         self._closed = False
@@ -276,9 +276,9 @@ class LiveSession:
         self._pad = not self._idle
 
     def _pad_block(self) -> None:
-        """Complete the last block with silence; for `idle`, where it is complete, push a whole one."""
+        """Complete the last block with silence."""
         if self._feed.is_short:
-            self._feed.pad(whole=self._idle)
+            self._feed.pad()
             self._pad = False
             self._flush()
 
@@ -303,17 +303,21 @@ class LiveSession:
             time.sleep(TICK_S if self._ready else 0.0)
 
     def _keep_alive(self) -> None:
-        """Push silence when the video would run out and no audio of the caller's is on its way."""
+        """Push silence when no audio of the caller's is on its way, frame by frame, so that there is always just enough for speech that begins
+        now to be collected and made into a block before the video runs out. After an interruption, a block first."""
         if not self._idle:
             return
         paused = self._segment is not None and self._now() - self._pushed_s > STALL_S
         if self._segment is not None and not paused:
             return
-        ahead_s = (self._feed.complete - self._next_pts) / self._format.sample_rate  # a block that is not complete is not made
-        if ahead_s < self._lead_s():
+        wanted_s = self._format.block_s + self._format.lookahead_samples / self._format.sample_rate + (0.0 if self._refilling else self._lead_s())
+        missing = self._next_pts + int(wanted_s * self._format.sample_rate) - self._feed.end
+        if missing > 0:
             if paused:
                 self._end_segment()
-            self._pad_block()
+            step = self._frame * self._feed.factor
+            self._feed.add(torch.zeros(-(-missing // step) * step))
+            self._flush()
 
     def _collect(self) -> None:
         """Take what is finished; without a pace the reader's own is the pace, and what it does not take stays in the runtime's bounds."""
