@@ -55,6 +55,7 @@ def test_batches_have_one_shape_and_repeat(frames: Path) -> None:
     for step in range(2, 7):
         (a, wa), (b, wb) = first.batch(step, False), second.batch(step, False)
         assert torch.equal(a, b) and torch.equal(wa, wb)
+    a, wa = first.batch(7, False)
     assert a.shape == (3, 13, 32, 32, 3) and wa.shape == (3, 1, 1, 32, 32)
     first.close()
     second.close()
