@@ -77,7 +77,7 @@ def test_a_live_session_keeps_its_time(avatar: Avatar, face: Path) -> None:
             event = live.read(60.0)
             assert event is not None
             events.append(event)
-    video, audio = ([e for e in events if isinstance(e, kind)] for kind in (VideoFrame, AudioFrame))
+    video, audio = [e for e in events if isinstance(e, VideoFrame)], [e for e in events if isinstance(e, AudioFrame)]
     assert [e.pts for e in video] == [1000 * n for n in range(16)]
     assert np.array_equal(np.concatenate([e.samples_SC for e in audio])[:, 0], SPEECH_S)
 
