@@ -97,7 +97,7 @@ def test_the_probe_asks_with_the_token() -> None:
             self.send_response(200 if good else 503)
             self.end_headers()
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
     try:

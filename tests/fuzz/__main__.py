@@ -11,10 +11,12 @@ corpus/TARGET/fault-WHAT, which tests/fuzz/test_fuzz.py runs from then on.
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 OUT = HERE.parents[1] / "build" / "fuzz"
@@ -60,7 +62,7 @@ def run(name: str, seconds: int) -> int:
 def run_here(name: str, seconds: int) -> None:
     """Does not return: libFuzzer ends the process."""
     try:
-        import atheris  # pyright: ignore[reportMissingImports]  it is installed for fuzzing only: everface[fuzz]
+        atheris: Any = importlib.import_module("atheris")  # installed for fuzzing only
     except ModuleNotFoundError:
         sys.exit("fuzzing needs atheris: run pip install 'everface[fuzz]'")
     with atheris.instrument_imports(include=INSTRUMENTED, enable_loader_override=False):

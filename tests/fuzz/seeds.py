@@ -69,7 +69,7 @@ def encoded(name: str) -> bytes:
     codec = {"flac": "flac", "mp3": "mp3", "ogg": "libopus", "mp4": "aac"}[name]
     rate = 48_000 if name == "ogg" else 16_000
     with av.open(file, "w", format=name) as container:
-        stream = container.add_stream(codec, rate=rate, layout="mono")
+        stream: Any = container.add_stream(codec, rate=rate, layout="mono")
         kind = "fltp" if name == "mp4" else "flt" if name == "ogg" else "s16p" if name == "mp3" else "s16"
         samples = tone if kind.startswith("s16") else (tone / 32768).astype(np.float32)
         frame = av.AudioFrame.from_ndarray(np.tile(samples, 3)[None], kind, "mono")

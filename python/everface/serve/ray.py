@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +68,8 @@ def build(arguments: Mapping[str, str]) -> Any:
         raise BadInput(f"gpus, sessions, least and most are whole numbers ({error}): correct them") from None
     weights, lora = (Path(given.pop(name)) if name in given else None for name in ("weights", "lora"))
     stream = StreamConfig(sampler=given.pop("sampler", "skip-null"))
-    usual = {"device": "cuda", "dtype": "bfloat16"} if gpus else {}
-    where = replace(Deployment(**{**usual, **given}), sessions=sessions)
+    device, dtype = ("cuda", "bfloat16") if gpus else ("cpu", "float32")
+    where = Deployment(given.get("placement", "inline"), given.get("device", device), given.get("dtype", dtype), sessions=sessions)
     settings = ServeSettings(token=env.token(), weights=weights, lora=lora, stream=stream, deployment=where, limits=Limits(sessions=sessions))
     return fleet(settings, gpus=gpus, least=least, most=most)
 
