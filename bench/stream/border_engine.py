@@ -39,7 +39,7 @@ def main(path: str, height: int, width: int) -> None:
         def opener(request: OpenRequest, outbox_s: float) -> tuple[LiveSession, tuple[int, int]]:
             return open_live(scheduler, request.idle, request.paced, outbox_s), (height, width)
 
-        Engine(opener).serve(listen(Path(path)))
+        Engine(opener, fps=25).serve(listen(Path(path)))
 
 
 if __name__ == "__main__":

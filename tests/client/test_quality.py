@@ -25,13 +25,13 @@ def test_a_change_of_quality_is_an_event(prefix: Path, tmp_path: Path) -> None:
         def opener(request: OpenRequest, outbox_s: float) -> tuple[LiveSession, tuple[int, int]]:
             return live, (8, 8)
 
-        engine = Engine(opener)
+        engine = Engine(opener, fps=25)
         threading.Thread(target=engine.serve, args=(listen(tmp_path / "e.sock"),), daemon=True).start()
         with EngineClient(tmp_path / "e.sock", prefix=prefix) as client, client.open_live("toy", idle=False, paced=False) as session:
             session.push_audio(TONE)
             assert isinstance(read_for(session, 20, VideoFrame)[-1], VideoFrame)
             with live._changed:
-                live._out.append(change)
+                live._out.put(change)
                 live._changed.notify_all()
             assert read_for(session, 20, QualityChange)[-1] == change
         engine.stop(0.0)

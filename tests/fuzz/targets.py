@@ -211,7 +211,7 @@ class EngineTarget:
         opened = hello + protocol.encode(protocol.OpenRequest("face.png", 1, False, False))
         client, served = socket.socketpair()
         with Faults(), client:
-            connection = Connection(served, _open_nothing)
+            connection = Connection(served, _open_nothing, 25)
             thread = threading.Thread(target=connection.run, daemon=True)
             thread.start()
             client.settimeout(END_S)

@@ -122,7 +122,7 @@ def test_the_servers_mp4_goes_on_where_counters_wrap(first: int) -> None:
     """The muxer counts 512 a frame: 2^31 after 46 hours, 2^32 after 93; audio at 48 kHz reaches 2^31 after 12, 2^32 after 25."""
     from everface.serve.stream.encoders import Mp4Encoder
 
-    encoder, watcher = Mp4Encoder(48_000, 1), FragmentWatcher()
+    encoder, watcher = Mp4Encoder(48_000, 1, 25), FragmentWatcher()
     encoder._frames = first
     encoder.open(64, 64)
     encoder._audio._received = encoder._audio._encoded = first * 1920

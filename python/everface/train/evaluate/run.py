@@ -17,6 +17,7 @@ from torch import Tensor
 from everface.avatar.avatar import Avatar
 from everface.core.config import SAMPLE_RATE, Deployment
 from everface.core.errors import BadInput
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.networks.video.vae import VAE
 from everface.train.evaluate.ablate import ablate, check_rows
 from everface.train.evaluate.compare import CLIP_S, compare
@@ -43,7 +44,7 @@ def run_quality(
     with speech_folder(speech) as folder, Avatar(weights, None, deployment) as avatar:
         audio = held_out_audio(folder, characters, seconds)
         vae = VAE(avatar.model.config.vae).eval()
-        load_into(vae, open_checkpoint(avatar.model.weights).vae())
+        load_into(vae, open_checkpoint(weights or DEFAULT_WEIGHTS).vae())
 
         def generate(image_3HW: Tensor, pcm_S: Tensor) -> Tensor:
             with avatar.open(image_3HW) as session:
