@@ -20,7 +20,7 @@ from everface.genbench.manifest import BenchmarkSet, Sample
 from everface.genbench.metrics.av_sync import AVSync
 from everface.genbench.windows import ClipWindow, read_windows
 
-VIDEO = Path(__file__).parents[1] / "golden" / "speaking_head.mp4"
+VIDEO = Path(__file__).parent / "data" / "speaking_head.mp4"
 IMAGE = Path(__file__).parents[2] / "python/everface/default/mia.png"  # a reference is read, but not used here
 LANDMARKS = Path("/usr/share/dlib/shape_predictor_68_face_landmarks.dat")
 FACE = (0.25, 0.305, 0.765, 0.82)  # as dlib finds it

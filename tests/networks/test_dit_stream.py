@@ -27,10 +27,7 @@ def close(got: torch.Tensor, wanted: torch.Tensor, tolerance: float, name: str) 
     torch.testing.assert_close(got, wanted, atol=tolerance, rtol=0, msg=lambda m: f"{name}: {m}")
 
 
-def stream(
-    dit: DiT, data: Data, seq: Data, sinks: dict[int, tuple[torch.Tensor, torch.Tensor]], *, kv: Data | None = None,
-    rope_fp16: bool = False,
-) -> None:  # fmt: skip
+def stream(dit: DiT, data: Data, seq: Data, sinks: dict[int, tuple[torch.Tensor, torch.Tensor]], *, kv: Data | None = None) -> None:
     """Run every block of `data`. `sinks`: block -> (reference, motion) latents that fill the sink before it."""
     schedule = Schedule.for_sampler("official")
     text_kv = dit.text_kv(dit.embed_text(data.get("context", seq["context"])))
@@ -41,7 +38,7 @@ def stream(
     checked = 0
     for b in range(len(data["rel_dist"])):
         if b in sinks:
-            refill = dit.prefill_sink(*sinks[b], text_kv, rope_fp16=rope_fp16)
+            refill = dit.prefill_sink(*sinks[b], text_kv)
             for cache in caches:
                 cache.prime(*refill)
             clip = sorted(sinks).index(b)
@@ -59,7 +56,7 @@ def stream(
             if "x_in" in data:
                 close(x, data["x_in"][b, s], 1e-4, f"x_in {b} {s}")
             rel = int(data["rel_dist"][b, s])
-            v = dit(x, times[s], text_kv, audio, caches[s], b, rel, rope_fp16=rope_fp16)
+            v = dit(x, times[s], text_kv, audio, caches[s], b, rel)
             if "velocity" in data:
                 close(v, data["velocity"][b, s], 1e-4, f"velocity {b} {s}")
                 checked += 1
@@ -79,22 +76,6 @@ def stream(
 def test_sequential_with_its_caches(dit: DiT, seq: Data) -> None:
     sink = (seq["ref_latents"], seq["motion_latents"])
     stream(dit, seq, seq, {0: sink}, kv=load_file(GOLDEN / "dit_stream_kv.safetensors"))
-
-
-def test_sequential_with_constant_distance(dit: DiT, seq: Data) -> None:
-    data = load_file(GOLDEN / "dit_stream_seq_rel30.safetensors")
-    stream(dit, data, seq, {0: (seq["ref_latents"], seq["motion_latents"])})
-
-
-def test_sequential_with_rounded_rotations(dit: DiT, seq: Data) -> None:
-    data = load_file(GOLDEN / "dit_stream_seq_fp16rope.safetensors")
-    stream(dit, data, seq, {0: (seq["ref_latents"], seq["motion_latents"])}, rope_fp16=True)
-
-
-def test_sequential_with_online_decode_refreshes_the_sink(dit: DiT, seq: Data) -> None:
-    data = load_file(GOLDEN / "dit_stream_seq_online.safetensors")
-    sinks = {4 * i: (data[f"ref_latents_clip{i}"], data[f"motion_latents_clip{i}"]) for i in (0, 1)}
-    stream(dit, data, seq, sinks)
 
 
 def test_pipelined_refreshes_the_reference_only(dit: DiT, seq: Data) -> None:

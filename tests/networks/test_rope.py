@@ -13,7 +13,7 @@ from everface.kernels.fused.norm_rope import rotate
 from everface.networks.transformer.framepack import MOTION_GROUPS
 from everface.networks.transformer.rope import axis_pairs, frames_table, motion_table, sink_time, spaced_positions
 
-FILES = {"rope_hd64_4x8": ((4, 8), 64), "rope_hd128_5x3": ((5, 3), 128)}
+FILES = {"rope_hd128_5x3": ((5, 3), 128)}
 
 
 def block_of(name: str) -> int:
