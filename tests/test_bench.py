@@ -90,6 +90,7 @@ def test_sessions_and_steps_run_without_them(bare: dict[str, str], tmp_path: Pat
     assert (folder / "step.jsonl").read_bytes() == before
 
 
+@pytest.mark.long
 def test_a_soak_outlasts_the_limit_of_a_test(bare: dict[str, str], tmp_path: Path) -> None:
     words = ["--parts", "session", "--attention", "triton-e4m3", "--soak", "3"]
     done = run_bench(bare | {"PYTEST_TIMEOUT": "1"}, tmp_path, *words)

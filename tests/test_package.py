@@ -105,6 +105,7 @@ def test_sdist_holds_every_source_but_the_teachers_weights(sdist: Path) -> None:
     assert held == {packaged(path) for path in sources() if path not in SYMLINKS} - GENERATED - LEFT_OUT
 
 
+@pytest.mark.long
 def test_house_rules_hold_in_the_sdist(unpacked: Path) -> None:
     said = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_house.py", cwd=unpacked)
     assert " passed" in said and "failed" not in said

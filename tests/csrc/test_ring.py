@@ -22,7 +22,7 @@ def fixed_addresses() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # a busy machine can be fifty times slower
-@pytest.mark.parametrize("sanitize", TIMELINES, ids=lambda s: s or "plain")
+@pytest.mark.parametrize("sanitize", [pytest.param(s, marks=[pytest.mark.long] if s else [], id=s or "plain") for s in TIMELINES])
 def test_timelines(build: Build, sanitize: str) -> None:
     folder = build(sanitize)
     for mode, count in TIMELINES[sanitize].items():

@@ -285,7 +285,7 @@ class Faults(logging.Handler):
 class _NoFrames:
     """A live session that checks what it gets and shows nothing."""
 
-    format = SimpleNamespace(sample_rate=16_000, samples_per_frame=640)
+    format = SimpleNamespace(sample_rate=16_000, samples_per_frame=640, fps=25)
     position = 0
 
     def __init__(self) -> None:

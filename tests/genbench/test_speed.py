@@ -40,7 +40,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
 
 
 def test_figures_follow_from_the_stamps(clock: SimpleNamespace) -> None:
-    meter = SpeedMeter(FakeProcess(), loading_since=0.0)  # type: ignore[arg-type]  all that it asks of a process
+    meter = SpeedMeter(FakeProcess(), 25, loading_since=0.0)  # type: ignore[arg-type]  all that it asks of a process
     clock.s = 3.0
     meter.opened()
     clock.s = 3.5
@@ -59,7 +59,7 @@ def test_figures_follow_from_the_stamps(clock: SimpleNamespace) -> None:
 
 
 def test_windows_have_their_own_figures(clock: SimpleNamespace) -> None:
-    meter = SpeedMeter(FakeProcess())  # type: ignore[arg-type]  as above
+    meter = SpeedMeter(FakeProcess(), 25)  # type: ignore[arg-type]  as above
     meter.opened()
     for n in range(300):  # 144 s of video, from 72 s on half as fast
         clock.s += 0.12 if n < 150 else 0.24
@@ -71,7 +71,7 @@ def test_windows_have_their_own_figures(clock: SimpleNamespace) -> None:
 
 
 def test_a_clip_without_blocks_has_no_figures() -> None:
-    meter = SpeedMeter(FakeProcess())  # type: ignore[arg-type]  as above
+    meter = SpeedMeter(FakeProcess(), 25)  # type: ignore[arg-type]  as above
     assert meter.measures() == meter.windows() == {} == growth([])
 
 

@@ -56,6 +56,11 @@ class ModelFeed:
         return self.accepted - (pushed - ready + self._begun(ready)) * self._spans[-1].factor
 
     @property
+    def reach(self) -> int:
+        """From the beginning of the present block, or of the next one, to what must be there for it to be made."""
+        return (self._present() + self._lookahead) * (self._spans[-1].factor if self._missing() else self.factor)
+
+    @property
     def is_short(self) -> bool:
         """All is pushed, but for less than a frame."""
         factor = self._spans[-1].factor if self._missing() else self.factor

@@ -26,6 +26,7 @@ from everface.live.audio_input import Samples, StreamResampler, as_array
 from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
 from everface.live.fade import Fade
 from everface.live.ladder import Ladder
+from everface.live.lead import lead_s
 from everface.live.model_feed import ModelFeed
 from everface.live.playback import Playback, Segment
 from everface.live.reader_queue import ReaderQueue
@@ -37,8 +38,6 @@ from everface.runtime.session import CLOSED, Session
 from everface.runtime.timeline import Timeline
 
 STALL_S = 0.5  # without a push an open segment counts as paused: idle motion goes on
-MARGIN_S = 0.10  # of video that should be ready beyond what the pipeline takes for a block
-FIRST_BLOCK_S = 0.5  # what the pipeline is thought to take before it was measured
 TICK_S = 0.005
 FACTORS = (2, 3)  # of the ladder's last levels: output frames that one frame of the model's is shown for
 STOP_S = 5.0  # for the thread to end: it never waits for long
@@ -259,12 +258,13 @@ class LiveSession:
 
     def _flush(self) -> None:
         """Push what waits, but at a pace no more than is soon shown: what waits can still be made at another level, or be interrupted."""
-        ahead_s = self._lead_s() + max(self._jitter_s, 2 * self._format.block_s) + self._format.lookahead_samples / self._format.sample_rate
-        self._feed.push(self._next_pts + int(ahead_s * self._format.sample_rate) if self._paced else None)
+        rate = self._format.sample_rate
+        ahead_s = self._lead_s() + max(self._jitter_s, self._format.block_s + self._feed.reach / rate)
+        self._feed.push(self._next_pts + int(ahead_s * rate) if self._paced else None)
 
     def _lead_s(self) -> float:
         """How long before its time the audio of a block must be there."""
-        return (self.stats().block_ms or 1e3 * FIRST_BLOCK_S) / 1e3 + MARGIN_S
+        return lead_s(self._session.timeline.blocks)
 
     def _end_segment(self) -> None:
         segment, resampler = self._segment, self._resampler
@@ -310,8 +310,8 @@ class LiveSession:
         paused = self._segment is not None and self._now() - self._pushed_s > STALL_S
         if self._segment is not None and not paused:
             return
-        wanted_s = self._format.block_s + self._format.lookahead_samples / self._format.sample_rate + (0.0 if self._refilling else self._lead_s())
-        missing = self._next_pts + int(wanted_s * self._format.sample_rate) - self._feed.end
+        lead_s = 0.0 if self._refilling else self._lead_s()
+        missing = self._next_pts + self._feed.reach + int(lead_s * self._format.sample_rate) - self._feed.end
         if missing > 0:
             if paused:
                 self._end_segment()

@@ -80,7 +80,7 @@ def stream(session: Session, strike: Callable[[], float]) -> tuple[list[VideoBlo
     return blocks, reported_s - struck_s, resumed_s - struck_s, recovered
 
 
-@pytest.mark.parametrize("fault", [pytest.param(f, marks=[pytest.mark.long] if f in ("nan", "memory") else []) for f in FAULTS])
+@pytest.mark.parametrize("fault", [pytest.param(f, marks=[pytest.mark.long] if f != "kill" else []) for f in FAULTS])
 def test_every_stage_in_turn(pipeline: ProcessPipeline, fault: str, capsys: pytest.CaptureFixture[str]) -> None:
     costs = []
     for rank, role in enumerate(ROLES):
