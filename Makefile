@@ -41,7 +41,6 @@ INTERPRETER := $(CURDIR)/$(VENV)/bin/python
 endif
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
-NO_PYC := --no-compile# most of what comes along is never imported
 NUMPY := numpy>=2.0,<2.4# the interpreter of triton 3.6 breaks on 2.4
 
 .PHONY: setup demo test test-all check gpu gpu-tree fuzz bench native release install clean
@@ -109,8 +108,8 @@ else ifdef TORCH_INDEX
 	$(PIP) install --index-url "$(TORCH_INDEX)" torch==2.13.0
 else
 	@if nvidia-smi -L >/dev/null 2>&1 || [ "$$(uname -sm)" != "Linux x86_64" ]; then \
-	  $(PIP) install $(NO_PYC) torch==2.13.0; \
-	elif ! $(PIP) install $(NO_PYC) torch==2.13.0+cpu; then \
+	  $(PIP) install torch==2.13.0; \
+	elif ! $(PIP) install torch==2.13.0+cpu; then \
 	  echo "everface: the CPU build of torch could not be installed; pip says why above." >&2; \
 	  echo "everface: if pip found none, name the index of PyTorch's CPU wheels (see its 'Get started' page): make TORCH_INDEX=ADDRESS" >&2; \
 	  echo "everface: or take the build that brings gigabytes of CUDA: make TORCH=torch==2.13.0" >&2; \
@@ -122,7 +121,7 @@ endif
 # A CUDA build of torch brings its own triton; elsewhere 3.6.0 lets the tests run the kernels under its interpreter.
 $(VENV)/.ready: pyproject.toml setup.py $(VENV)/.torch
 	torch=$$($(VENV)/bin/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))') && \
-	$(PIP) install $(NO_PYC) --no-build-isolation -e ".[test,check]" "$$torch" "$(NUMPY)"
+	$(PIP) install --no-build-isolation -e ".[test,check]" "$$torch" "$(NUMPY)"
 	@if [ "$$(uname -sm)" = "Linux x86_64" ] && ! $(VENV)/bin/python -c 'import triton' 2>/dev/null; then \
 	  $(PIP) install triton==3.6.0; \
 	fi
