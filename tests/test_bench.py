@@ -139,6 +139,7 @@ def main(out: Path, *words: str) -> int:
         signal.signal(signal.SIGTERM, handler)
 
 
+@pytest.mark.long
 def test_a_part_killed_at_its_limit_keeps_what_it_had(
     part: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

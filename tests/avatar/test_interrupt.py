@@ -82,7 +82,7 @@ def names(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "placement"), [(signal.SIGINT, "inline"), (signal.SIGINT, "2"), (signal.SIGTERM, "2"), (signal.SIGHUP, "inline")]
+    ("number", "placement"), [(signal.SIGINT, "inline"), pytest.param(signal.SIGINT, "2", marks=pytest.mark.long), (signal.SIGTERM, "2"), (signal.SIGHUP, "inline")]
 )
 def test_it_leaves_a_playable_file_and_no_process(start: Start, tmp_path: Path, number: int, placement: str) -> None:
     process, out = start("--placement", placement), tmp_path / "x.mp4"
@@ -95,7 +95,7 @@ def test_it_leaves_a_playable_file_and_no_process(start: Start, tmp_path: Path, 
     assert names(tmp_path) == ["x.mp4"]
 
 
-@pytest.mark.parametrize(("placement", "pause_s"), [("inline", 0.0), ("inline", 0.1), ("2", 0.05)])
+@pytest.mark.parametrize(("placement", "pause_s"), [("inline", 0.0), ("inline", 0.1), pytest.param("2", 0.05, marks=pytest.mark.long)])
 def test_three_signals_in_a_row_are_one(start: Start, tmp_path: Path, placement: str, pause_s: float) -> None:
     process = start("--placement", placement)
     for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGINT):

@@ -73,7 +73,7 @@ def truth(small_model: Path, face: Path) -> torch.Tensor:
     return sequential(small_model, face, "official")
 
 
-@pytest.mark.parametrize("placement", ["inline", "2", "3", "4", "5"])
+@pytest.mark.parametrize("placement", ["inline", "2", *(pytest.param(n, marks=pytest.mark.long) for n in "34"), "5"])
 def test_every_placement_computes_the_sequential_bits(small_model: Path, face: Path, truth: torch.Tensor, placement: str) -> None:
     latents = streamed(small_model, face, placement, "official")
     assert latents.shape == truth.shape == (BLOCKS, 16, 3, 8, 8)

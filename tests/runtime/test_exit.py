@@ -48,7 +48,7 @@ def run(code: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@pytest.mark.parametrize(("end", "placement"), [*((end, "inline") for end in ENDS), ("sys.exit(7)", "2")])
+@pytest.mark.parametrize(("end", "placement"), [*((end, "inline") for end in ENDS), pytest.param("sys.exit(7)", "2", marks=pytest.mark.long)])
 def test_a_program_ends_as_it_wants_to(end: str, placement: str) -> None:
     """A thread inside torch used to abort the process: exit by signal 6, four times in four."""
     done = run(AVATAR.format(placement=placement, root=ROOT) + end)

@@ -51,7 +51,7 @@ def started(port: int) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_signal_lets_sessions_and_renders_end(small_model: Path, number: signal.Signals) -> None:
     with serving(small_model) as (process, port):
         socket = started(port)

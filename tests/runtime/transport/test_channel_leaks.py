@@ -33,7 +33,7 @@ def held_at_last(base: tuple[int, int, int]) -> tuple[int, int, int]:
     return held()
 
 
-@pytest.mark.parametrize(("kind", "times"), [("shared", 200), pytest.param("gloo", 200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kind", "times"), [("shared", 200), pytest.param("gloo", 200, marks=pytest.mark.long)])
 def test_two_hundred_channels_leave_nothing(kind: str, times: int, folder: Path) -> None:
     def use_channel(turn: int) -> None:
         sender, receiver = open_both(kind, folder / f"0.{turn}")
