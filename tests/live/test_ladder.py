@@ -198,6 +198,18 @@ def test_frames_held_after_an_interruption_are_no_underrun_and_not_held_against_
     assert stats.underruns == sum(isinstance(e, Underrun) for e in events) <= 1  # the first block of all takes longer than was thought
 
 
+def test_idle_motion_goes_on_after_an_interruption_where_frames_are_shown_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block takes twice the silence there."""
+    monkeypatch.setattr(ladder_module, "UP_S", 1000.0)
+    with slow(0.35, cheaper=()) as session:
+        read_sync(session, lambda events: len(changes(events)) == 1, 30.0)
+        SPEED["sleep_s"] = 0.0
+        session.interrupt()
+        events = read_sync(session, lambda events: sum(not e.held for e in video(events)) >= 60, 20.0)
+        assert session.stats().level == 1
+    assert sum(not e.held for e in video(events)) >= 60
+
+
 def test_the_picture_fades_over_an_interruption_and_does_not_jump() -> None:
     with slow(0.15) as session:
         session.push_audio(tone(16_000, 2.0))

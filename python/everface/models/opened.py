@@ -61,6 +61,14 @@ class OpenedModel(Generic[Config]):
             raise BadInput(f"an image as {type(image).__name__} cannot be used: pass the path of a file, or float32 [3, H, W] in -1..1")
         return self.fit(Path(image), stream)
 
+    def replacement(self, image: Path | str | torch.Tensor, stream: StreamConfig, size: tuple[int, ...]) -> torch.Tensor:
+        """`image_tensor` of an image that a session of this (3, height, width) is to show from now on. Raises BadInput if it has another."""
+        rgb_3HW = self.image_tensor(image, stream)
+        if tuple(rgb_3HW.shape) != size:
+            (_, height, width), given = size, "x".join(map(str, rgb_3HW.shape[:0:-1]))
+            raise BadInput(f"an image of {given} cannot replace one of {width}x{height}: open a session for it")
+        return rgb_3HW
+
     def stream_size(self, stream: StreamConfig) -> tuple[int, int] | None:
         """(height, width) that a stream must have; None if it follows the image."""
         if self.config.size and stream.size and tuple(stream.size) != tuple(self.config.size):

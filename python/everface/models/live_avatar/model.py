@@ -110,10 +110,7 @@ class LiveAvatarSession(SinkSession):
         steps or fewer."""
         update: Tensors = {}
         if image is not None:
-            rgb_3HW = self._model.image_tensor(image, self._stream)
-            if tuple(rgb_3HW.shape) != self._size:
-                (_, height, width), given = self._size, "x".join(map(str, rgb_3HW.shape[:0:-1]))
-                raise BadInput(f"an image of {given} cannot replace one of {width}x{height}: open a session for it")
+            rgb_3HW = self._model.replacement(image, self._stream, self._size)
             state = self._model.conditioner.image_state(rgb_3HW)
             update = {SINK: state["reference"], "motion": state["motion"]}
             self._sink.skip()
