@@ -72,7 +72,7 @@ def frame(number: int, held: bool = False) -> list[VideoFrame | AudioFrame]:
 
 
 def watched(*events: VideoFrame | AudioFrame | LiveSegmentEnd) -> tuple[int, int, int]:
-    watcher = EventWatcher()
+    watcher = EventWatcher(25)
     for event in events:
         watcher.add(event)
     return watcher.seen.frames, watcher.seen.gaps, watcher.seen.disorder
@@ -89,7 +89,7 @@ def test_what_the_watcher_of_events_sees() -> None:
     assert watched(*f0, *frame(1, held=True), *f2) == (3, 0, 0)  # the ladder showed one for two
     ends = [LiveSegmentEnd(n, 1, 1, False) for n in (1, 2, 3)]
     assert watched(ends[0], ends[2]) == (0, 0, 1) and watched(ends[0], ends[0]) == (0, 0, 1) and watched(*ends) == (0, 0, 0)
-    watcher = EventWatcher()
+    watcher = EventWatcher(25)
     for event in (*f0, f1[0]):
         watcher.add(event)
     watcher.jump()

@@ -117,8 +117,8 @@ class _Session:
 
 def watch_live(live: LiveSession, seconds: float, add: Show, process: psutil.Process | None = None) -> EventWatcher:
     """Drive a session for so many seconds of media."""
-    watcher, clock, process = EventWatcher(), _Clock(seconds), process or psutil.Process()
-    talker = Talker(_Session(live, watcher), read_speech())
+    watcher, clock, process = EventWatcher(live.format.fps), _Clock(seconds), process or psutil.Process()
+    talker = Talker(_Session(live, watcher), read_speech(), live.format.fps)
     while watcher.seen.media_s < seconds:
         event = live.read(1.0)
         if event is not None:
@@ -164,7 +164,7 @@ def _soak_server(job: SoakJob, add: Show) -> None:
 def watch_socket(socket: Any, seconds: float, process: psutil.Process, add: Show) -> FragmentWatcher:
     """Drive a started connection for so many seconds of media; `process` is the server's."""
     watcher, clock = FragmentWatcher(), _Clock(seconds)
-    talker, spoken = Talker(_Socket(socket), read_speech()), 0
+    talker, spoken = None, 0
     while watcher.seen.media_s < seconds:
         try:
             message = socket.recv(1.0)
@@ -173,8 +173,10 @@ def watch_socket(socket: Any, seconds: float, process: psutil.Process, add: Show
             pass
         if clock.due(watcher.seen.media_s):
             add(look(process, watcher.seen, clock.wall_s))
-        for _ in range(watcher.seen.frames - spoken):
-            talker.frame()
+        if watcher.seen.frames:  # its rate is known
+            talker = talker or Talker(_Socket(socket), read_speech(), watcher.seen.fps)
+            for _ in range(watcher.seen.frames - spoken):
+                talker.frame()
         spoken = watcher.seen.frames
     add(look(process, watcher.seen, clock.wall_s))
     return watcher

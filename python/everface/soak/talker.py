@@ -7,9 +7,9 @@ from typing import Protocol
 
 import numpy as np
 
-from everface.core.config import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME
+from everface.core.config import SAMPLE_RATE
 
-AHEAD_FRAMES = 38  # of audio that is pushed at once when speech begins: a session cannot show what it does not have
+AHEAD_S = 1.52  # of audio that is pushed at once when speech begins: a session cannot show what it does not have
 
 
 class Hears(Protocol):
@@ -24,15 +24,16 @@ class Hears(Protocol):
 
 
 class Talker:
-    """Call `frame` for every frame that was shown."""
+    """Call `frame` for every frame that was shown, of `fps` a second."""
 
-    def __init__(self, to: Hears, speech_S: np.ndarray, seed: int = 0) -> None:
-        self._to, self._speech_S, self._rng = to, speech_S, random.Random(seed)
+    def __init__(self, to: Hears, speech_S: np.ndarray, fps: int, seed: int = 0) -> None:
+        self._to, self._speech_S, self._fps, self._rng = to, speech_S, fps, random.Random(seed)
+        self._ahead, self._frame = round(AHEAD_S * fps), SAMPLE_RATE // fps  # frames, samples
         self.segments = self.interruptions = 0
         self._at = 0  # of the speech
         self._speak = 0  # frames of audio to push in this segment
         self._cut = 0  # frames until an interruption, 0: none
-        self._pause = FPS  # frames until speech begins
+        self._pause = fps  # frames until speech begins
 
     def frame(self) -> None:
         if self._pause:
@@ -45,25 +46,25 @@ class Talker:
             if not self._cut:
                 self._to.interrupt()
                 self.interruptions += 1
-                self._pause = self._rng.randint(1, 3 * FPS)
+                self._pause = self._rng.randint(1, 3 * self._fps)
         else:
             self._push(1)
             if not self._speak:
                 self._to.end_segment()
-                self._pause = AHEAD_FRAMES + self._rng.randint(1, 4 * FPS)
+                self._pause = self._ahead + self._rng.randint(1, 4 * self._fps)
 
     def _begin(self) -> None:
         self.segments += 1
-        self._speak = self._rng.randint(2 * FPS, 8 * FPS)
-        self._cut = self._rng.randint(1, self._speak - AHEAD_FRAMES) if self.segments % 3 == 0 else 0
-        self._push(AHEAD_FRAMES)
+        self._speak = self._rng.randint(2 * self._fps, 8 * self._fps)
+        self._cut = self._rng.randint(1, self._speak - self._ahead) if self.segments % 3 == 0 else 0
+        self._push(self._ahead)
 
     def _push(self, frames: int) -> None:
         frames = min(frames, self._speak)
         self._speak -= frames
         for _ in range(frames):
-            piece = self._speech_S[self._at : self._at + SAMPLES_PER_FRAME]
-            self._at = (self._at + SAMPLES_PER_FRAME) % (len(self._speech_S) - SAMPLES_PER_FRAME)
+            piece = self._speech_S[self._at : self._at + self._frame]
+            self._at = (self._at + self._frame) % (len(self._speech_S) - self._frame)
             self._to.push(piece)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from everface.core.config import FPS, SAMPLES_PER_FRAME
+from everface.core.config import FPS, SAMPLE_RATE
 from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, Underrun, VideoFrame
 from everface.media.fragments import boxes
 from everface.runtime.events import Recovering
@@ -17,6 +17,7 @@ from everface.runtime.events import Recovering
 class Watched:
     """Counts until now. `gaps`: frames that were not where they belong. `disorder`: events in a wrong order, or twice."""
 
+    fps: int = FPS  # of the model; a connection says it before its first frame
     frames: int = 0
     gaps: int = 0
     disorder: int = 0
@@ -27,14 +28,14 @@ class Watched:
 
     @property
     def media_s(self) -> float:
-        return self.frames / FPS
+        return self.frames / self.fps
 
 
 class EventWatcher:
-    """Of the events of a LiveSession. Not thread-safe."""
+    """Of the events of a LiveSession with so many frames per second. Not thread-safe."""
 
-    def __init__(self) -> None:
-        self.seen = Watched()
+    def __init__(self, fps: int) -> None:
+        self.seen = Watched(fps)
         self._next: int | None = None  # pts of the frame to come
         self._least = False  # after an interruption a frame may be at `_next` or behind it
         self._audio_of: int | None = None  # the frame that waits for its audio
@@ -57,7 +58,7 @@ class EventWatcher:
                 if self._repeated:
                     self._place(event.pts)
                 self._audio_of = None
-                seen.av_ms += 1e3 * (len(event.samples_SC) / event.rate_hz - 1 / FPS)
+                seen.av_ms += 1e3 * (len(event.samples_SC) / event.rate_hz - 1 / seen.fps)
             case LiveSegmentEnd():
                 seen.segments += 1
                 seen.disorder += event.segment != seen.segments
@@ -68,13 +69,12 @@ class EventWatcher:
             case _:
                 pass
 
-
     def _place(self, pts: int) -> None:
         """A frame of the stream, and not one that is held until the next is ready."""
         if self._next is not None and (pts < self._next or (pts > self._next and not self._least)):
             self.seen.gaps += 1
         self.seen.frames += 1
-        self._next, self._least = pts + SAMPLES_PER_FRAME, False
+        self._next, self._least = pts + SAMPLE_RATE // self.seen.fps, False
 
 
 class FragmentWatcher:
@@ -96,6 +96,9 @@ class FragmentWatcher:
                 self._box(name, content)
             return
         seen = self.seen
+        if message["type"] == "media":
+            assert isinstance(message["fps"], int)
+            seen.fps = message["fps"]
         if message["type"] == "segment_end":
             seen.segments += 1
             seen.disorder += message["segment"] != seen.segments
