@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.csrc.conftest import ROOT, run
-from tests.engine.processes import engine_process, held, wait_for_socket
+from tests.engine.processes import WITHOUT_CLIENTS, engine_process, held, wait_for_socket
 
 FRAME_BYTES = 8 * 8 * 3
 RATE_HZ = 16_000
@@ -62,7 +62,6 @@ def epoll_server(prefix: Path, folder: Path, engine: Path) -> Iterator[Path]:
 
 def test_one_thread_serves_many_clients(prefix: Path, tmp_path: Path) -> None:
     with engine_process(tmp_path / "e.sock") as engine:
-        empty = held(engine)
         with epoll_server(prefix, tmp_path, tmp_path / "e.sock") as path:
             videos: dict[int, bytes] = {}
             clients = [threading.Thread(target=lambda at=at: videos.update({at: talk(path, 0.4 + 0.2 * at, 0.5 * (at == 0))})) for at in range(6)]
@@ -78,9 +77,9 @@ def test_one_thread_serves_many_clients(prefix: Path, tmp_path: Path) -> None:
                 frames = [video[i : i + FRAME_BYTES] for i in range(0, len(video), FRAME_BYTES)]
                 assert len(video) % FRAME_BYTES == 0 and len(frames) >= (0.4 + 0.2 * at) * 25 - 1 and len(set(frames)) >= 4
         end_s = time.monotonic() + DEADLINE_S
-        while held(engine) != empty and time.monotonic() < end_s:
+        while held(engine) != WITHOUT_CLIENTS and time.monotonic() < end_s:
             time.sleep(0.05)
-        assert held(engine) == empty
+        assert held(engine) == WITHOUT_CLIENTS
 
 
 def test_a_gstreamer_pipeline_gets_the_frames_and_the_audio(prefix: Path, tmp_path: Path) -> None:

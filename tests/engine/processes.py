@@ -14,6 +14,9 @@ from pathlib import Path
 from everface.engine import protocol
 
 ROOT = Path(__file__).parents[2]
+WITHOUT_CLIENTS = (1, 0)
+"""What `held` reads of an engine over the toy model that no client is connected to: the socket it listens at. Measured at a test's start it
+may hold the connection of `wait_for_socket` too, which the engine closes a moment later."""
 
 
 def wait_for_socket(path: Path, process: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:

@@ -157,19 +157,17 @@ def test_a_client_that_dies_frees_everything_it_held(engine: subprocess.Popen[by
         "print('open', flush=True)\n"
         "while True: clients[0].receive()\n"
     )
-    time.sleep(0.5)
-    before = held(engine)
     for _ in range(3):
         process = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE)
         assert process.stdout and process.stdout.readline() == b"open\n"
-        assert held(engine)[1] >= before[1] + 3
+        assert held(engine)[1] >= 3
         time.sleep(0.2)
         process.kill()
         process.wait()
         end_s = time.monotonic() + 10
-        while held(engine) != before and time.monotonic() < end_s:
+        while held(engine) != WITHOUT_CLIENTS and time.monotonic() < end_s:
             time.sleep(0.05)
-        assert held(engine) == before
+        assert held(engine) == WITHOUT_CLIENTS
         process.stdout.close()
 
 
