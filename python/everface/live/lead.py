@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from everface.runtime.timeline import BlockTiming
 
-MARGIN_S = 0.05  # of video that should be ready beyond what the pipeline takes for a block
+MARGIN_S = 0.08  # of video that should be ready beyond what the pipeline takes for a block
 FIRST_BLOCK_S = 0.5  # what the pipeline is thought to take before it was measured
 RECENT = 32  # blocks that count
 
