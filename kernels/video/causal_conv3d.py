@@ -18,6 +18,7 @@ Kernel
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -32,10 +33,19 @@ PAST = 2  # frames
 # --- reference
 
 
+@functools.cache
+def cpu_dtypes() -> frozenset[torch.dtype]:
+    """Those that this CPU convolves in hardware: float32, and bfloat16 with AVX-512 BF16 or AMX, three to four times as fast."""
+    if not torch.backends.mkldnn.is_available():
+        return frozenset()
+    native = any(getattr(torch.cpu, f"_is_{unit}_supported", bool)() for unit in ("avx512_bf16", "amx_tile"))
+    return frozenset((torch.float32, torch.bfloat16) if native else (torch.float32,))
+
+
 def conv3d_reference(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
-    """`F.conv3d`. Float32 on a CPU without gradient calls oneDNN directly: for one small clip torch would take a far slower path. On a GPU
+    """`F.conv3d`. On a CPU without gradient it calls oneDNN directly: for one small clip torch would take a far slower path. On a GPU
     training goes by two-dimensional convolutions, whose backward pass cuDNN does well in bfloat16."""
-    direct = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    direct = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype in cpu_dtypes()
     learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
     if x_BCTHW.is_cuda and (learns or torch.is_autocast_enabled("cuda")):
         return conv3d_by_frames(x_BCTHW, weight, bias, padding)
@@ -294,8 +304,8 @@ def norm_silu_conv3d(
     """causal_conv3d of norm_silu(x, gamma). On a CPU the norm writes next to the past, so that no frame is copied."""
     b, c, t, h, w = x_BCTHW.shape
     learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
-    plain = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if learns or not plain or past_BC2HW is None or past_BC2HW.dtype != torch.float32:
+    plain = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype in cpu_dtypes() and not torch.is_autocast_enabled("cpu")
+    if learns or not plain or past_BC2HW is None or past_BC2HW.dtype != x_BCTHW.dtype:
         return causal_conv3d(norm_silu(x_BCTHW, gamma), past_BC2HW, weight, bias, residual_BCTHW)
     u_BTHWC = x_BCTHW.new_empty((b, PAST + t, h, w, c))
     norm_silu_into(u_BTHWC[:, PAST:], x_BCTHW, gamma)

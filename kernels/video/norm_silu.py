@@ -37,7 +37,8 @@ def norm_silu_reference(x_BCx: Tensor, gamma: Tensor) -> Tensor:
 
 
 def norm_silu_into(out_BxC: Tensor, x_BCx: Tensor, gamma: Tensor) -> None:
-    """The same bits, float32, written to a tensor with the channels last: where a convolution reads them (see norm_silu_conv3d)."""
+    """The same written to a tensor with the channels last, where a convolution reads it (see norm_silu_conv3d): the same bits in float32, and
+    in bfloat16 each operation rounded."""
     x_BxC = x_BCx.movedim(1, -1)
     norm_Bx1 = torch.linalg.vector_norm(x_BxC, dim=-1, keepdim=True).clamp_min_(1e-12)
     torch.mul(x_BxC, x_BxC.shape[-1] ** 0.5 / norm_Bx1, out=out_BxC)

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everface.kernels.video.causal_conv3d import channels_last, compile_spec, launch, runs_kernel
+from everface.kernels.video.causal_conv3d import channels_last, compile_spec, cpu_dtypes, launch, runs_kernel
 
 # --- reference
 
@@ -39,8 +39,9 @@ def upsample_conv_folded(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, s
     b, c, t, h, w = x_BCTHW.shape
     x_BTFHWC = x_BCTHW.movedim(1, -1).unflatten(-1, (side, c // side)).movedim(4, 2)
     x_NHWC = F.pad(x_BTFHWC.reshape(b * t * side, h, w, c // side), (0, 0, 1, 1, 1, 1))
-    taps = weight.new_tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # [upper or lower pixel, tap on x, tap of W]
-    folded = torch.einsum("prk,qsl,oikl->pqoirs", taps, taps, weight).flatten(0, 2).contiguous(memory_format=torch.channels_last)
+    taps = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # [upper or lower pixel, tap on x, tap of W]
+    folded = torch.einsum("prk,qsl,oikl->pqoirs", taps, taps, weight.float()).flatten(0, 2).to(weight.dtype)
+    folded = folded.contiguous(memory_format=torch.channels_last)
     four = F.conv2d(x_NHWC.permute(0, 3, 1, 2), folded, None if bias is None else bias.repeat(4)).permute(0, 2, 3, 1)
     four_NHWpqC = four.unflatten(-1, (2, 2, -1))  # over one pixel more than x has, on each axis
     y_NHpWqC = four.new_empty((b * t * side, h, 2, w, 2, weight.shape[0]))
@@ -57,7 +58,7 @@ def upsample_conv(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, side: in
     """The op."""
     if not runs_kernel(x_BCTHW, weight, bias):
         learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
-        folds = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype == torch.float32 and not learns
+        folds = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype in cpu_dtypes() and not learns
         return (upsample_conv_folded if folds else upsample_conv_reference)(x_BCTHW, weight, bias, side)
     x_BTHWC = channels_last(x_BCTHW)
     b, t, h, w, _ = x_BTHWC.shape

@@ -181,14 +181,15 @@ def test_close_wakes_a_reader_and_ends_the_session(live: Any, read: Any) -> None
 
 
 def test_idle_motion_reaches_so_far_that_speech_can_be_collected_and_made(live: Any, read: Any) -> None:
-    """At any moment, so that the video does not run out where speech begins: a block, and what the pipeline takes."""
+    """At any moment, so that the video does not run out where speech begins: a block, and what the pipeline takes. Read just after a frame was
+    given out, when the next is a frame's time away."""
     with live() as session:
         read(session, lambda events: len(video(events)) >= 15)
         queued_s: list[float] = []
         for _ in range(25):
             read(session, lambda events: len(video(events)) >= 1)
             queued_s.append(session.stats().queued_s)
-    assert np.median(queued_s) > 0.5
+    assert np.median(queued_s) > 0.48 + 0.01
 
 
 def test_an_underrun_is_held_counted_and_told(live: Any) -> None:

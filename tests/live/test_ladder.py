@@ -232,7 +232,7 @@ def test_a_model_that_looks_far_ahead_stays_alive() -> None:
         stats = session.stats()
     places = [e.pts for e in video(events) if not e.held]
     assert places == [640 * i for i in range(len(places))] and stats.level == 0
-    assert sum(not e.idle for e in video(events)) == 25
+    assert sum(not e.idle for e in video(events)) in (25, 26)  # a second of speech, which may begin within a frame
 
 
 def test_an_unpaced_session_never_lowers_its_quality() -> None:

@@ -19,7 +19,7 @@ def test_blocks_that_waited_do_not_count() -> None:
     assert lead_s(queued[1:]) > 1.0  # there are no others
 
 
-def test_a_slow_block_in_five_is_not_the_measure_and_one_in_three_is() -> None:
-    for every, wanted in ((5, 0.2), (3, 0.4)):
+def test_a_slow_block_in_fifteen_is_not_the_measure_and_one_in_five_is() -> None:
+    for every, wanted in ((15, 0.2), (5, 0.4)):
         blocks = [BlockTiming(n, 0, n, n + (0.4 if n % every == 0 else 0.2)) for n in range(30)]
         assert lead_s(blocks) == pytest.approx(wanted + MARGIN_S)

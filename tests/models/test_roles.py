@@ -13,7 +13,7 @@ import torch
 from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
 from everface.core.errors import BadInput, Unavailable
 from everface.kernels.fused.flow_step import flow_step_tokens
-from everface.models.live_avatar.builders import dtype_of
+from everface.models.live_avatar.builders import decoder_dtype, dtype_of
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
 from everface.networks.transformer.dit import DiT
 from everface.networks.transformer.schedule import Schedule, sink_distance
@@ -254,7 +254,7 @@ def test_every_role_notes_whether_all_was_finite(bad: bool, dtype: str) -> None:
     d, deployment = denoiser(dtype=dtype), Deployment(dtype=dtype)
     torch.manual_seed(2)
     vae = VAE(VAEConfig(dim=4, encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1, 1)), encoder=False)
-    roles = [*(StepRole(d, SCHEDULE, s) for s in range(4)), DecodeRole(vae.eval(), deployment)]
+    roles = [*(StepRole(d, SCHEDULE, s) for s in range(4)), DecodeRole(vae.eval().to(decoder_dtype(deployment)), deployment)]
     for role in roles:
         role.open(opening())
     b = block(0)

@@ -12,9 +12,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from everface.core.config import VAEConfig
+from everface.core.config import Deployment, VAEConfig
 from everface.core.errors import BadInput, BadWeights
-from everface.kernels.video.causal_conv3d import conv3d_by_frames
+from everface.kernels.video.causal_conv3d import conv3d_by_frames, cpu_dtypes
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_decoder, decoder_dtype
 from everface.networks.video.vae import VAE
 from everface.networks.video.vae_layers import patchify, unpatchify
 
@@ -239,3 +240,27 @@ def test_convolutions_by_frames_are_the_same() -> None:
         x, weight, bias = torch.randn(2, 5, 7, 6, 8, generator=g), torch.randn(4, 5, 3, space, space, generator=g), torch.randn(4, generator=g)
         padding = [0, space // 2, space // 2]
         close(conv3d_by_frames(x, weight, bias, padding), torch.nn.functional.conv3d(x, weight, bias, 1, padding), 1e-4)
+
+
+@pytest.mark.skipif(torch.bfloat16 not in cpu_dtypes(), reason="needs a CPU that multiplies bfloat16")
+@torch.inference_mode()
+def test_a_cpu_decodes_in_bfloat16_what_it_decodes_in_float32() -> None:
+    """On the bundled weights, cut into calls as a session cuts, and by the direct convolutions: others take seconds a block."""
+    z = torch.randn(1, 16, 9, 16, 16, generator=torch.Generator().manual_seed(0))
+    videos = dict[str, torch.Tensor]()
+    for name in ("float32", "bfloat16"):
+        deployment = Deployment(dtype=name)
+        vae, dtype = build_decoder(DEFAULT_WEIGHTS, deployment), decoder_dtype(deployment)
+        assert str(dtype) == f"torch.{name}"
+        stream = vae.stream()
+        with torch.profiler.profile() as profile:
+            videos[name] = torch.cat([vae.decode_stream(part.to(dtype), stream) for part in z.split(3, 2)], 2).float()
+        assert not any("slow_conv3d" in event.key for event in profile.key_averages())
+        assert all(cache is None or cache.dtype == dtype for cache in stream.caches)
+    error = (videos["bfloat16"].clamp(-1, 1) - videos["float32"].clamp(-1, 1)) / 2
+    assert -10 * error.square().mean().log10() > 50  # dB
+
+
+@pytest.mark.skipif(torch.bfloat16 in cpu_dtypes(), reason="this CPU multiplies bfloat16")
+def test_a_cpu_without_bfloat16_decodes_in_float32() -> None:
+    assert decoder_dtype(Deployment(dtype="bfloat16")) == torch.float32

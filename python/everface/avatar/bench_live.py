@@ -61,7 +61,7 @@ def bench_live(
             resident_mb.append(process.memory_info().rss / 1e6)
     return LiveReport(
         (figure("first frame, cold", "ms", [cold_ms]), figure("first frame, warm", "ms", [warm_ms]), *_figures(scenario.seen, before, after, resident_mb, 1e3 / avatar.format.fps)),
-        past_s / 60, turns, after.frames - before.frames, f"{cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}", load,
+        past_s / 60, turns, after.frames - before.frames, f"{avatar.deployment.dtype}, {cpu_name()}, {os.cpu_count()} cores, torch {torch.__version__}", load,
     )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def bench(args: argparse.Namespace) -> None:
         print(measure_block(args.weights, deployment(args), args.size).table())
         return
     if args.what == "live":
-        live = bench_live(args.weights, args.lora, stream, deployment(args), args.segments, args.minutes)
+        live = bench_live(args.weights, args.lora, stream, deployment(args, live=True), args.segments, args.minutes)
         report, text = {**asdict(live), "passed": live.passed}, live.table()
     elif args.what == "audio":
         audio = bench_audio(args.weights, args.seconds)

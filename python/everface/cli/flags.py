@@ -61,7 +61,10 @@ def add_model_flags(p: argparse.ArgumentParser) -> None:
     sampler = "official: four forwards per block; skip-null: three (%(default)s)"
     p.add_argument("--sampler", choices=SAMPLERS, default=StreamConfig.sampler, help=sampler)
     add_deployment_flags(p)
-    dtype = "dtype to compute in; fp8: GEMMs in 8 bits, fp8-attention: attention too (default: bfloat16 on a GPU, float32 on a CPU)"
+    dtype = (
+        "dtype to compute in; fp8: GEMMs in 8 bits, fp8-attention: attention too (default: bfloat16 on a GPU, and for live video on a CPU that "
+        "multiplies it in hardware; otherwise float32)"
+    )
     p.add_argument("--dtype", choices=DTYPES, help=dtype)
     attention = "self-attention backend on a GPU, see everface doctor (%(default)s)"
     p.add_argument("--attention", choices=ATTENTIONS, default=Deployment.attention, help=attention)
@@ -75,11 +78,14 @@ def add_deployment_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--threads", type=count, metavar="N", help=threads)
 
 
-def deployment(args: argparse.Namespace) -> Deployment:
+def deployment(args: argparse.Namespace, live: bool = False) -> Deployment:
     """What `add_deployment_flags` and, of some commands, `add_model_flags` parsed: on CUDA in bfloat16 if there is a CUDA device, else on the
-    CPU in float32. Raises BadInput."""
+    CPU in float32, or in bfloat16 where that is faster and `live`: speed is latency there. Raises BadInput."""
     import torch
 
-    device, dtype = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
+    from everface.kernels.video.causal_conv3d import cpu_dtypes
+
+    fast = torch.cuda.is_available() or (live and torch.bfloat16 in cpu_dtypes())
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", "bfloat16" if fast else "float32"
     dtype, attention = getattr(args, "dtype", None) or dtype, getattr(args, "attention", Deployment.attention)
     return Deployment(args.placement, device, dtype, args.threads or env.threads(), attention=attention)

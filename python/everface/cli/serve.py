@@ -50,6 +50,6 @@ def serve(args: argparse.Namespace) -> None:
         idle_s=args.idle_s, lifetime_s=args.lifetime_s,
     )  # fmt: skip
     stream = StreamConfig(size=args.size, sampler=args.sampler)
-    device = dataclasses.replace(deployment(args), sessions=args.max_sessions + 1)  # and one for the render
+    device = dataclasses.replace(deployment(args, live=True), sessions=args.max_sessions + 1)  # and one for the render
     token = args.token or env.token()
     serve(ServeSettings(args.host, args.port, token, args.weights, args.lora, stream, device, limits, tuple(args.push_to), __version__), args.open)

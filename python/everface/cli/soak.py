@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
             flags += [f"--{name}", str(value)]
     if args.size:
         flags += ["--size", f"{args.size[1]}x{args.size[0]}"]
-    where = deployment(args)
+    where = deployment(args, live=True)
     first = True
 
     def show(row: Row) -> None:

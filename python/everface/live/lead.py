@@ -7,13 +7,13 @@ from itertools import pairwise
 
 from everface.runtime.timeline import BlockTiming
 
-MARGIN_S = 0.10  # of video that should be ready beyond what the pipeline takes for a block
+MARGIN_S = 0.08  # of video that should be ready beyond what the pipeline takes for a block
 FIRST_BLOCK_S = 0.5  # what the pipeline is thought to take before it was measured
 RECENT = 32  # blocks that count
 
 
 def lead_s(blocks: Iterable[BlockTiming]) -> float:
-    """Seconds that the pipeline takes for a block, three times in four, and a margin.
+    """Seconds that the pipeline takes for a block, nine times in ten, and a margin.
 
     Blocks that were sent while another was in flight do not count as long as there are others: they may have waited for it, so a lead made of
     their times would send the next blocks earlier still, to wait longer.
@@ -21,4 +21,4 @@ def lead_s(blocks: Iterable[BlockTiming]) -> float:
     recent = list(blocks)[-RECENT:]
     alone = [b.seconds for a, b in pairwise(recent) if b.seconds is not None and a.delivered_s is not None and a.delivered_s <= b.sent_s]
     times_s = sorted(alone or [b.seconds for b in recent if b.seconds is not None])
-    return (times_s[3 * len(times_s) // 4] if times_s else FIRST_BLOCK_S) + MARGIN_S
+    return (times_s[9 * len(times_s) // 10] if times_s else FIRST_BLOCK_S) + MARGIN_S

@@ -59,13 +59,13 @@ class Playback:
         self.segments.append(segment)
         return segment
 
-    def at(self, position: int) -> Segment | None:
-        """The segment whose audio a position belongs to."""
-        return next((s for s in self.segments if s.begin <= position < s.end), None)
+    def within(self, begin: int, end: int) -> Segment | None:
+        """The first segment with audio at positions begin..end."""
+        return next((s for s in self.segments if s.begin < end and begin < s.end), None)
 
     def slice(self, begin: int, end: int, silence_hz: int, channels: int) -> tuple[np.ndarray, int]:
         """The audio of positions begin..end: [S, C] and its rate. Segments shorter than that are filled up with silence."""
-        segment = self.at(begin) or self.at(end - 1)
+        segment = self.within(begin, end)
         if segment is None:
             return np.zeros(((end - begin) * silence_hz // self.model_hz, channels), np.int16), silence_hz
         rate = segment.rate_hz

@@ -39,6 +39,7 @@ from everface.runtime.timeline import Timeline
 
 STALL_S = 0.5  # without a push an open segment counts as paused: idle motion goes on
 TICK_S = 0.005
+IDLE_STEPS = 4  # pieces of a frame that silence comes in: a whole one would make each onset wait for half a frame more
 FACTORS = (2, 3)  # of the ladder's last levels: output frames that one frame of the model's is shown for
 STOP_S = 5.0  # for the thread to end: it never waits for long
 
@@ -263,7 +264,6 @@ class LiveSession:
         self._feed.push(self._next_pts + int(ahead_s * rate) if self._paced else None)
 
     def _lead_s(self) -> float:
-        """How long before its time the audio of a block must be there."""
         return lead_s(self._session.timeline.blocks)
 
     def _end_segment(self) -> None:
@@ -303,19 +303,20 @@ class LiveSession:
             time.sleep(TICK_S if self._ready else 0.0)
 
     def _keep_alive(self) -> None:
-        """Push silence when no audio of the caller's is on its way, frame by frame, so that there is always just enough for speech that begins
+        """Push silence when no audio of the caller's is on its way, little by little, so that there is always just enough for speech that begins
         now to be collected and made into a block before the video runs out. After an interruption, a block first."""
         if not self._idle:
             return
         paused = self._segment is not None and self._now() - self._pushed_s > STALL_S
         if self._segment is not None and not paused:
             return
-        lead_s = 0.0 if self._refilling else self._lead_s()
+        until_due_s = max(0.0, self._due_s - self._now()) if self._paced and self._due_s is not None else 0.0
+        lead_s = 0.0 if self._refilling else self._lead_s() - until_due_s
         missing = self._next_pts + self._feed.reach + int(lead_s * self._format.sample_rate) - self._feed.end
         if missing > 0:
             if paused:
                 self._end_segment()
-            step = self._frame * self._feed.factor
+            step = self._frame * self._feed.factor if self._feed.factor > 1 else self._frame // IDLE_STEPS
             self._feed.add(torch.zeros(-(-missing // step) * step))
             self._flush()
 
@@ -376,7 +377,7 @@ class LiveSession:
             self._out.put(Underrun(self._short, pts / self._format.sample_rate))
             self._short = 0
         rate = self._format.sample_rate
-        idle = self._playback.at(pts) is None
+        idle = self._playback.within(pts, pts + self._frame) is None
         image_HW3 = self._fade.apply(image_HW3)
         self._last, self._next_pts = image_HW3, pts + self._frame
         if self._idle or not idle:  # else it shows the silence that filled up a segment's last block

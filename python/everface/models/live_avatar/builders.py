@@ -11,6 +11,7 @@ from everface.core.config import RENDER_WINDOW_S, SAMPLE_RATE, Deployment, Model
 from everface.core.errors import BadInput
 from everface.core.json_file import read_json
 from everface.kernels.attention import backend
+from everface.kernels.video.causal_conv3d import cpu_dtypes
 from everface.models.live_avatar.conditions import Conditioner
 from everface.networks.audio.causal_encoder import CausalAudioEncoder
 from everface.networks.audio.features import FrontEnd, LogMel
@@ -32,8 +33,9 @@ def dtype_of(deployment: Deployment) -> torch.dtype:
 
 
 def decoder_dtype(deployment: Deployment) -> torch.dtype:
-    """That of the video decoder: float32 on a CPU, whose convolutions in bfloat16 take minutes a block."""
-    return torch.float32 if torch.device(deployment.device).type == "cpu" else dtype_of(deployment)
+    """That of the video decoder: float32 on a CPU that does not multiply bfloat16 itself, where a block would take minutes."""
+    wanted = dtype_of(deployment)
+    return torch.float32 if torch.device(deployment.device).type == "cpu" and wanted not in cpu_dtypes() else wanted
 
 
 def select_attention(deployment: Deployment, head_dim: int) -> str:
