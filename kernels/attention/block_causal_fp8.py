@@ -72,15 +72,14 @@ def _launch_cost(a: dict[str, Any]) -> Cost:
 
 @jit
 def attend_from(acc, l, m, q, k, v, row, column, count, scale, BN: tl.constexpr, LIFT: tl.constexpr):
-    """attend_range where the range may begin anywhere: tiles of V begin at multiples of 16 bytes, so the first may begin before the range."""
+    """attend_range where the range may begin anywhere: tiles of V begin at multiples of 16 bytes, so the first may begin before the range, and
+    every tile is masked. One body of the loop keeps the registers."""
     lead = row % 16
-    if (lead > 0) & (count > 0):
-        slot, taken = tl.arange(0, BN) - lead, tl.minimum(count, BN - lead)
-        k_ND, v_DN = k.load([row - lead, column]), v.load([column, row - lead])
-        acc, l, m = softmax_step(acc, l, m, q, k_ND.T, v_DN.T, (slot >= 0) & (slot < taken), scale, "tf32", LIFT)
-        row += taken
-        count -= taken
-    return attend_range(acc, l, m, q, k, v, row, column, count, scale, BN, "tf32", True, LIFT)
+    for first in tl.range(0, tl.where(count > 0, lead + count, 0), BN):
+        k_ND, v_DN = k.load([row - lead + first, column]), v.load([column, row - lead + first])
+        slot = first - lead + tl.arange(0, BN)
+        acc, l, m = softmax_step(acc, l, m, q, k_ND.T, v_DN.T, (slot >= 0) & (slot < count), scale, "tf32", LIFT)
+    return acc, l, m
 
 
 @jit(launch_metadata=metadata("block_causal_fp8", _launch_cost))
