@@ -34,7 +34,14 @@ from torch import Tensor
 
 from everface.kernels.attention.block_causal import keys_read, mask_of
 from everface.kernels.attention.online_softmax import attend_range, init_state, load_queries, softmax_step, store_output
-from everface.kernels.attention.operands import channel_descriptor, check_used, padded_width, range_count, row_descriptor, softmax_scale
+from everface.kernels.attention.operands import (
+    channel_descriptor,
+    check_used,
+    padded_width,
+    range_count,
+    row_descriptor,
+    softmax_scale,
+)
 from everface.kernels.fused.row_primitives import E4M3
 from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, multiprocessors, select_tile, tile, tl
 

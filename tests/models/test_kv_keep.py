@@ -87,7 +87,7 @@ def test_too_little_speech_makes_no_profile(small_model: Path, face: Path, tmp_p
 
 def test_what_cannot_be_combined_is_refused(tmp_path: Path) -> None:
     for keep in (0.0, 1.5, float("nan")):
-        with pytest.raises(BadInput, match="cannot be kept: choose from 0.1 to 1"):
+        with pytest.raises(BadInput, match="cannot be kept: choose from"):
             Deployment(kv_keep=keep)
     with pytest.raises(BadInput, match="attention by cudnn cannot be combined with a share of the keys"):
         Deployment(kv_keep=0.5, attention="cudnn")

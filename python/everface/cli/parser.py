@@ -146,8 +146,8 @@ def _add_bench(add: Add) -> None:
 def _add_profile(add: Add) -> None:
     p = add("profile", None, "measure what parts of a model can be left out", "profile kv")
     verbs = _adder(p.add_subparsers(title="what", metavar="WHAT", required=True), "profile ")
-    does, example = "measure how much each attention head needs of the KV cache", "profile kv --weights weights/live-avatar face.png speech.wav"
-    p = verbs("kv", commands.profile_kv, does, example, "Writes kv_profile.json beside the weights, for --kv-keep of other commands (docs/beyond.md).")
+    does, example = "measure how much each attention head needs of the KV cache", "kv face.png speech.wav --weights weights"
+    p = verbs("kv", commands.profile_kv, does, example, "Writes kv_profile.json beside the weights, by which other commands keep a share of the keys (docs/beyond.md).")
     p.add_argument("image", type=Path, nargs="?", metavar="IMAGE", help="a portrait to stream (default: a bundled one)")
     p.add_argument("audio", type=Path, nargs="?", metavar="AUDIO", help="speech, of which 8 s are used (default: the bundled one)")
     p.add_argument("--weights", type=Path, metavar="DIR", help="folder of a checkpoint (default: the bundled model)")
