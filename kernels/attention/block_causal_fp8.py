@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from everface.kernels.attention.block_causal import keys_read, mask_of
-from everface.kernels.attention.online_softmax import attend_range, init_state, load_queries, softmax_step, store_output
+from everface.kernels.attention.online_softmax import attend_from, attend_range, init_state, load_queries, store_output
 from everface.kernels.attention.operands import (
     channel_descriptor,
     check_used,
@@ -75,18 +75,6 @@ def cost(tokens: int, keys: float, heads: int, d: int) -> Cost:
 
 def _launch_cost(a: dict[str, Any]) -> Cost:
     return cost(a["tokens"], keys_read(a["used"], a["heads"], a["ranges"]), a["heads"], a["d"])
-
-
-@jit
-def attend_from(acc, l, m, q, k, v, row, column, count, scale, BN: tl.constexpr, LIFT: tl.constexpr):
-    """attend_range where the range may begin anywhere: tiles of V begin at multiples of 16 bytes, so the first may begin before the range, and
-    every tile is masked. One body of the loop keeps the registers."""
-    lead = row % 16
-    for first in tl.range(0, tl.where(count > 0, lead + count, 0), BN):
-        k_ND, v_DN = k.load([row - lead + first, column]), v.load([column, row - lead + first])
-        slot = first - lead + tl.arange(0, BN)
-        acc, l, m = softmax_step(acc, l, m, q, k_ND.T, v_DN.T, (slot >= 0) & (slot < count), scale, "tf32", LIFT)
-    return acc, l, m
 
 
 @jit(launch_metadata=metadata("block_causal_fp8", _launch_cost))
@@ -158,7 +146,8 @@ def _compile_spec(arch: int, d: int, ranges: int = 0) -> CompileSpec:
     sizes = size | {"d": d, "D": D, "LIFT": LIFT, "R": ranges}
     signature, sizes = (signature | {"ranges": "*i32"}, sizes) if ranges else (signature, sizes | {"ranges": None})
     return CompileSpec(f"block_causal_fp8 d{d}" + " ranges" * (ranges > 0), block_causal_fp8_kernel, signature | dict.fromkeys(unaligned, "i32"), sizes,
-                       selected.num_warps, selected.num_stages, (arch,), unaligned=unaligned, needs_wgmma=True)  # fmt: skip
+                       selected.num_warps, selected.num_stages, (arch,), unaligned=unaligned,
+                       must_not_spill=not (ranges and arch == 100), needs_wgmma=True)  # fmt: skip
 
 
 COMPILE = [_compile_spec(arch, d, ranges) for d, ranges in ((128, 0), (48, 0), (128, 3)) for arch in (90, 100)]

@@ -77,7 +77,7 @@ def test_a_profile_of_any_checkpoint_is_made_and_used(
 
 
 def test_too_little_speech_makes_no_profile(small_model: Path, face: Path, tmp_path: Path) -> None:
-    from everface.train.evaluate.kv_profile import measure_profile
+    from everface.train.kv_profile import measure_profile
     from everface.train.synthetic.voices import write_wav
 
     write_wav(tmp_path / "short.wav", torch.zeros(16_000))

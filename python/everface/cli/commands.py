@@ -113,7 +113,7 @@ def _bench_preset(args: argparse.Namespace) -> None:
 
 
 def profile_kv(args: argparse.Namespace) -> None:
-    from everface.train.evaluate.kv_profile import write_profile
+    from everface.train.kv_profile import write_profile
 
     print_output(write_profile(args.weights, args.image, args.audio, deployment(args)))
 

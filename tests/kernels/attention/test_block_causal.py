@@ -69,7 +69,7 @@ RANGES = [  # of used slots, a head
 
 def attend_to_ranges(case: Case, ranges: torch.Tensor) -> torch.Tensor:
     """In float64, a head at a time."""
-    q, k, v, _ = (x.double() if isinstance(x, torch.Tensor) else x for x in case)
+    q, k, v = (x.double() for x in case[:3])
     heads = []
     for head, spans in enumerate(ranges.tolist()):
         slots = [slot for first, count in spans for slot in range(first, first + count)]

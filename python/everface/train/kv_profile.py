@@ -82,10 +82,12 @@ def measure_profile(weights: Path | None, image: Path, audio: Path, deployment: 
     """Stream the first seconds of the audio and watch every head. Raises BadInput if they are too short to fill the ring."""
     model = OfflineModel(weights, deployment)
     rgb_HW3 = read_image(image)
-    size = model.config.size or target_size(*rgb_HW3.shape[:2], StreamConfig.area)
+    height, width = rgb_HW3.shape[:2]
+    size = model.config.size or target_size(height, width, StreamConfig.area)
     pcm_S = torch.cat([torch.from_numpy(part) for part in read_audio(audio)])[: SECONDS * SAMPLE_RATE]
     with torch.inference_mode(), model.stream(fit_image(rgb_HW3, size), StreamConfig(seed=SEED)) as stream:
-        profiler = Profiler(model, stream, tuple(stream.noise.shape[-2:]))
+        rows, cols = stream.noise.shape[-2:]
+        profiler = Profiler(model, stream, (rows, cols))
         for layer, block in enumerate(profiler.blocks):
             block.self_attn.observe = partial(profiler.observe, layer)
         for _ in stream.blocks([pcm_S]):
