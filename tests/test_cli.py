@@ -14,7 +14,7 @@ from everface.cli import commands
 from everface.core.errors import BadInput, BadWeights
 from everface.doctor import machine
 
-MODEL, DEPLOYMENT = "weights lora size sampler dtype attention", "placement threads"
+MODEL, DEPLOYMENT = "weights lora size sampler dtype attention kv-keep", "placement threads"
 METRICS = "syncnet dino qalign trust-qalign"
 # Adding a flag is a decision: it has an owner and a place here.
 FLAGS = {
@@ -24,6 +24,7 @@ FLAGS = {
     "serve": f"host port open token max-sessions max-jobs max-upload-mb max-audio-s idle-s lifetime-s push-to {MODEL} {DEPLOYMENT}",
     "soak": f"hours fast server out {MODEL} {DEPLOYMENT}",
     "bench": f"{MODEL} {DEPLOYMENT} preset segments minutes repeats seconds json",
+    "profile kv": f"weights {DEPLOYMENT}",
     "parity": "case dtype json",
     "simulate": "model paper devices steps step-ms decode-ms transfer-ms jitter sessions live "
     "fleet hours session-s day idle-share warm cold-start-s patience-s gpus price",
@@ -38,7 +39,7 @@ FLAGS = {
     "genbench report": METRICS,
     "genbench diff": "",
 }
-COMMANDS = (*(c for c in FLAGS if " " not in c), "train", "genbench")
+COMMANDS = (*(c for c in FLAGS if " " not in c), "train", "genbench", "profile")
 
 
 def _help(capsys: pytest.CaptureFixture[str], *argv: str) -> str:

@@ -110,17 +110,25 @@ def select_backend(device: torch.device, dtype: torch.dtype, d: int) -> Selectio
     return _selected[key]
 
 
-def attend(q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor, used: int, backend: str | None = None) -> Tensor:
-    """block_causal on a GPU in two bytes an element, by the selected backend, or by the named one without a check. Returns o_THd."""
+def attend(
+    q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor, used: int, ranges_HR2: Tensor | None = None, backend: str | None = None
+) -> Tensor:  # fmt: skip
+    """block_causal on a GPU in two bytes an element, by the selected backend, or by the named one without a check; with ranges by triton,
+    the only one that reads them. Returns o_THd."""
+    if ranges_HR2 is not None:
+        return launch_block_causal(q_THd, k_NHd, v_NHd, used, ranges_HR2)
     name = backend or select_backend(q_THd.device, q_THd.dtype, q_THd.shape[-1]).name
     run = {"triton": launch_block_causal, "gluon": launch_hopper}.get(name) or library_backends.load_block_attention(name)
     return run(q_THd, k_NHd, v_NHd, used)
 
 
 def attend_fp8(
-    q_THd: Tensor, k_NHd: Tensor, vT_HdN: Tensor, used: int, qk_scale_H: Tensor, v_scale_H: Tensor, backend: str | None = None
+    q_THd: Tensor, k_NHd: Tensor, vT_HdN: Tensor, used: int, qk_scale_H: Tensor, v_scale_H: Tensor, ranges_HR2: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     """block_causal_fp8 likewise. Returns o_THd in bfloat16."""
+    if ranges_HR2 is not None:
+        return launch_block_causal_fp8(q_THd, k_NHd, vT_HdN, used, qk_scale_H, v_scale_H, ranges_HR2)
     name = backend or select_backend(q_THd.device, q_THd.dtype, q_THd.shape[-1]).name
     run = {"triton": launch_block_causal_fp8, "gluon": launch_hopper_fp8}[name]
     return run(q_THd, k_NHd, vT_HdN, used, qk_scale_H, v_scale_H)

@@ -8,6 +8,7 @@ Contract
     k_NHd             quantized keys. The order of the slots does not matter; only the first `used` of them have been written
     vT_HdN            quantized values, transposed: the slots of a channel are side by side
     qk_scale_H, v_scale_H       float32
+    ranges_HR2        int32 or None, as in block_causal
     -> o_THd bfloat16; softmax statistics, sums of products and the two scales in float32
     On a GPU rows of V begin at multiples of 16 bytes (the caller pads), heads are side by side, d is a multiple of 16, at most 128.
     From sm_90 on: older GPUs have no TMA, and sm_80 has no e4m3.
@@ -21,7 +22,7 @@ Quantization
 Why V is transposed
     The 8-bit tensor cores want both operands along the sum. 16 bits are transposed on their way for free, 8 bits through registers.
 Cost
-    4 T used H d flops, 0.99 TFLOP a layer at 704x384 in steady state; half the bytes of block_causal.
+    4 T used H d flops, 0.99 TFLOP a layer at 704x384 in steady state; half the bytes of block_causal. With ranges as there.
 """
 
 from __future__ import annotations
@@ -31,8 +32,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from everface.kernels.attention.online_softmax import attend_range, init_state, load_queries, store_output
-from everface.kernels.attention.operands import channel_descriptor, check_used, padded_width, row_descriptor, softmax_scale
+from everface.kernels.attention.block_causal import keys_read, mask_of
+from everface.kernels.attention.online_softmax import attend_from, attend_range, init_state, load_queries, store_output
+from everface.kernels.attention.operands import (
+    channel_descriptor,
+    check_used,
+    padded_width,
+    range_count,
+    row_descriptor,
+    softmax_scale,
+)
 from everface.kernels.fused.row_primitives import E4M3
 from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, multiprocessors, select_tile, tile, tl
 
@@ -42,12 +51,14 @@ LIFT = 8.0  # log2 of the factor of the weights before they are quantized
 
 
 def block_causal_fp8_reference(
-    q_THd: Tensor, k_NHd: Tensor, vT_HdN: Tensor, used: int, qk_scale_H: Tensor, v_scale_H: Tensor
+    q_THd: Tensor, k_NHd: Tensor, vT_HdN: Tensor, used: int, qk_scale_H: Tensor, v_scale_H: Tensor, ranges_HR2: Tensor | None = None
 ) -> Tensor:  # fmt: skip
-    """Plain torch over quantized values, GEMMs in float32; also the CPU path. Holds the weights of all heads at once."""
+    """Plain torch over quantized values, GEMMs in float32; also the CPU path. Holds the weights of all heads at once; ranges save nothing."""
     k_SHd, vT_HdS = k_NHd[:used].float(), vT_HdN[..., :used].float()
     scale_H11 = (qk_scale_H * softmax_scale(q_THd.shape[-1]))[:, None, None]
     s_HTS = q_THd.float().transpose(0, 1) @ k_SHd.permute(1, 2, 0) * scale_H11
+    if ranges_HR2 is not None:
+        s_HTS = s_HTS.masked_fill(~mask_of(ranges_HR2, used)[:, None], float("-inf"))
     p_HTS = torch.exp2(s_HTS - s_HTS.amax(-1, keepdim=True) + LIFT)
     o_HTd = p_HTS.to(E4M3).float() @ vT_HdS.transpose(1, 2) / p_HTS.sum(-1, keepdim=True) * v_scale_H[:, None, None]
     return o_HTd.transpose(0, 1).to(torch.bfloat16)
@@ -56,22 +67,23 @@ def block_causal_fp8_reference(
 # --- kernel
 
 
-def cost(tokens: int, keys: int, heads: int, d: int) -> Cost:
-    """Of one call: two GEMMs of every query with every key; q, k, v moved once, o in two bytes."""
-    return Cost(4 * tokens * keys * heads * d, heads * d * (3 * tokens + 2 * keys))
+def cost(tokens: int, keys: float, heads: int, d: int) -> Cost:
+    """Of one call: two GEMMs of every query with every key; q, k, v moved once, o in two bytes. `keys` is a mean over heads."""
+    head_keys = round(keys * heads)
+    return Cost(4 * tokens * head_keys * d, d * (3 * tokens * heads + 2 * head_keys))
 
 
 def _launch_cost(a: dict[str, Any]) -> Cost:
-    return cost(a["tokens"], a["used"], a["heads"], a["d"])
+    return cost(a["tokens"], keys_read(a["used"], a["heads"], a["ranges"]), a["heads"], a["d"])
 
 
 @jit(launch_metadata=metadata("block_causal_fp8", _launch_cost))
 def block_causal_fp8_kernel(
-    q, k, v, qk_scale, v_scale, o, tokens, used, heads, scale, d: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    LIFT: tl.constexpr,
+    q, k, v, qk_scale, v_scale, o, ranges, tokens, used, heads, scale, d: tl.constexpr, D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    LIFT: tl.constexpr, R: tl.constexpr,
 ):  # fmt: skip
     """Persistent, as block_causal_kernel: every n-th tile of BM queries of one head, head by head. Queries and keys are descriptors
-    [tokens or slots, heads * d], values [heads * d, slots]."""
+    [tokens or slots, heads * d], values [heads * d, slots]. ranges: None, or R a head."""
     tiles = tl.cdiv(tokens, BM)
     for tile_id in tl.range(tl.program_id(0), tiles * heads, tl.num_programs(0)):
         first, head = tile_id % tiles * BM, tile_id // tiles
@@ -79,7 +91,12 @@ def block_causal_fp8_kernel(
         log2_scale = scale * tl.load(qk_scale + head)
         q_MD = load_queries(q, first, column, d, D)
         acc, l, m = init_state(BM, D)
-        acc, l, m = attend_range(acc, l, m, q_MD, k, v, 0, column, used, log2_scale, BN, "tf32", True, LIFT)
+        if ranges is None:
+            acc, l, m = attend_range(acc, l, m, q_MD, k, v, 0, column, used, log2_scale, BN, "tf32", True, LIFT)
+        else:
+            for at in tl.range(head * R, head * R + R):
+                row, count = tl.load(ranges + 2 * at), tl.load(ranges + 2 * at + 1)
+                acc, l, m = attend_from(acc, l, m, q_MD, k, v, row, column, count, log2_scale, BN, LIFT)
         store_output(acc * tl.load(v_scale + head), l, o, first, tokens, 0, column, heads * d, d, D, BM)
 
 
@@ -97,7 +114,7 @@ PROGRAMS = 2  # an SM
 
 
 def launch_block_causal_fp8(
-    q_THd: Tensor, k_NHd: Tensor, vT_HdN: Tensor, used: int, qk_scale_H: Tensor, v_scale_H: Tensor
+    q_THd: Tensor, k_NHd: Tensor, vT_HdN: Tensor, used: int, qk_scale_H: Tensor, v_scale_H: Tensor, ranges_HR2: Tensor | None = None
 ) -> Tensor:  # fmt: skip
     """The kernel, on a GPU or under the interpreter. Returns o_THd in bfloat16."""
     (tokens, heads, d), device = q_THd.shape, q_THd.device
@@ -109,8 +126,8 @@ def launch_block_causal_fp8(
     tiles = -(-tokens // options["BM"]) * heads
     programs = min(tiles, PROGRAMS * multiprocessors(device))
     block_causal_fp8_kernel[(programs,)](
-        row_descriptor(q_THd, tokens, options["BM"], D), k, v, qk_scale_H, v_scale_H, o_THd, tokens, used, heads, softmax_scale(d),
-        d=d, D=D, LIFT=LIFT, **options,
+        row_descriptor(q_THd, tokens, options["BM"], D), k, v, qk_scale_H, v_scale_H, o_THd, ranges_HR2, tokens, used, heads,
+        softmax_scale(d), d=d, D=D, LIFT=LIFT, R=range_count(ranges_HR2), **options,
     )  # fmt: skip
     return o_THd
 
@@ -118,7 +135,7 @@ def launch_block_causal_fp8(
 # --- what CI compiles
 
 
-def _compile_spec(arch: int, d: int) -> CompileSpec:
+def _compile_spec(arch: int, d: int, ranges: int = 0) -> CompileSpec:
     selected = select_tile("block_causal_fp8", TILES, arch, padded_width(d))
     size = dict(selected.sizes)
     D = padded_width(d)
@@ -126,9 +143,11 @@ def _compile_spec(arch: int, d: int) -> CompileSpec:
     signature |= {"v": f"tensordesc<fp8e4nv[{D}, {size['BN']}]>"}
     signature |= {"qk_scale": "*fp32", "v_scale": "*fp32", "o": "*bf16", "scale": "fp32"}
     unaligned = ("tokens", "used", "heads")
-    sizes = size | {"d": d, "D": D, "LIFT": LIFT}
-    return CompileSpec(f"block_causal_fp8 d{d}", block_causal_fp8_kernel, signature | dict.fromkeys(unaligned, "i32"), sizes,
-                       selected.num_warps, selected.num_stages, (arch,), unaligned=unaligned, needs_wgmma=True)  # fmt: skip
+    sizes = size | {"d": d, "D": D, "LIFT": LIFT, "R": ranges}
+    signature, sizes = (signature | {"ranges": "*i32"}, sizes) if ranges else (signature, sizes | {"ranges": None})
+    return CompileSpec(f"block_causal_fp8 d{d}" + " ranges" * (ranges > 0), block_causal_fp8_kernel, signature | dict.fromkeys(unaligned, "i32"), sizes,
+                       selected.num_warps, selected.num_stages, (arch,), unaligned=unaligned,
+                       must_not_spill=not (ranges and arch == 100), needs_wgmma=True)  # fmt: skip
 
 
-COMPILE = [_compile_spec(arch, d) for d in (128, 48) for arch in (90, 100)]
+COMPILE = [_compile_spec(arch, d, ranges) for d, ranges in ((128, 0), (48, 0), (128, 3)) for arch in (90, 100)]

@@ -56,6 +56,18 @@ def attend_range(acc, l, m, q, keys, values, row, column, count, scale, BN: tl.c
 
 
 @jit
+def attend_from(acc, l, m, q, k, v, row, column, count, scale, BN: tl.constexpr, LIFT: tl.constexpr):
+    """attend_range where the range may begin anywhere: tiles of V begin at multiples of 16 bytes, so the first may begin before the range, and
+    every tile is masked. One body of the loop keeps the registers."""
+    lead = row % 16
+    for first in tl.range(0, tl.where(count > 0, lead + count, 0), BN):
+        k_ND, v_DN = k.load([row - lead + first, column]), v.load([column, row - lead + first])
+        slot = first - lead + tl.arange(0, BN)
+        acc, l, m = softmax_step(acc, l, m, q, k_ND.T, v_DN.T, (slot >= 0) & (slot < count), scale, "tf32", LIFT)
+    return acc, l, m
+
+
+@jit
 def load_tile(x, row, column, stride, left, d: tl.constexpr, D: tl.constexpr, BN: tl.constexpr):
     """Rows row.. of x [rows, stride], channels column.., as a tile [BN, D] by plain loads, for GPUs without TMA. Channels beyond d read as
     zero, and so do rows from the `left`-th on."""

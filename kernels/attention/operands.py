@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, device, dtype, float32
+from torch import Tensor, device, dtype, float32, int32
 
 from everface.kernels.launch import arch, runs_triton
 
@@ -48,6 +48,15 @@ def check_used(used: int, slots: int) -> None:
     """Raises ValueError unless 1 to `slots` slots are used."""
     if not 0 < used <= slots:
         raise ValueError(f"{used} slots used of {slots}")
+
+
+def range_count(ranges_HR2: Tensor | None) -> int:
+    """Ranges of keys a head, 0 if every head attends to all. Raises ValueError for what a kernel would misread."""
+    if ranges_HR2 is None:
+        return 0
+    if ranges_HR2.dtype != int32 or not ranges_HR2.is_contiguous():
+        raise ValueError(f"ranges of keys are contiguous int32, not {ranges_HR2.dtype} with strides {ranges_HR2.stride()}")
+    return ranges_HR2.shape[1]
 
 
 def row_descriptor(x: Tensor, rows: int, tile_rows: int, tile_width: int) -> Any:

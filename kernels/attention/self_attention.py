@@ -29,13 +29,15 @@ def _(q_THd: Tensor, *_: Any) -> Tensor:
     return q_THd.new_empty(q_THd.shape, dtype=torch.bfloat16)
 
 
-def block_causal(q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor, used: int) -> Tensor:
+def block_causal(q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor, used: int, ranges_HR2: Tensor | None = None) -> Tensor:
     """The op. Returns o_THd."""
     run = block_causal_op if runs_attention(q_THd, k_NHd, v_NHd) else block_causal_reference
-    return run(q_THd, k_NHd, v_NHd, used)
+    return run(q_THd, k_NHd, v_NHd, used, ranges_HR2)
 
 
-def block_causal_fp8(q_THd: Tensor, k_NHd: Tensor, vT_HdN: Tensor, used: int, qk_scale_H: Tensor, v_scale_H: Tensor) -> Tensor:
+def block_causal_fp8(
+    q_THd: Tensor, k_NHd: Tensor, vT_HdN: Tensor, used: int, qk_scale_H: Tensor, v_scale_H: Tensor, ranges_HR2: Tensor | None = None
+) -> Tensor:  # fmt: skip
     """The op. Returns o_THd in bfloat16."""
     run = block_causal_fp8_op if runs_fp8_attention(q_THd, k_NHd) else block_causal_fp8_reference
-    return run(q_THd, k_NHd, vT_HdN, used, qk_scale_H, v_scale_H)
+    return run(q_THd, k_NHd, vT_HdN, used, qk_scale_H, v_scale_H, ranges_HR2)

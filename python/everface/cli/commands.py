@@ -112,6 +112,12 @@ def _bench_preset(args: argparse.Namespace) -> None:
         bench(args)
 
 
+def profile_kv(args: argparse.Namespace) -> None:
+    from everface.train.kv_profile import write_profile
+
+    print_output(write_profile(args.weights, args.image, args.audio, deployment(args)))
+
+
 def parity(args: argparse.Namespace) -> int:
     from everface.parity import run
 

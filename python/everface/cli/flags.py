@@ -68,6 +68,8 @@ def add_model_flags(p: argparse.ArgumentParser) -> None:
     p.add_argument("--dtype", choices=DTYPES, help=dtype)
     attention = "self-attention backend on a GPU, see everface doctor (%(default)s)"
     p.add_argument("--attention", choices=ATTENTIONS, default=Deployment.attention, help=attention)
+    keep = "share of the keys that self-attention reads, for example 0.667; below 1 it needs everface profile kv (%(default)g)"
+    p.add_argument("--kv-keep", type=float, default=Deployment.kv_keep, metavar="SHARE", help=keep)
 
 
 def add_deployment_flags(p: argparse.ArgumentParser) -> None:
@@ -88,4 +90,5 @@ def deployment(args: argparse.Namespace, live: bool = False) -> Deployment:
     fast = torch.cuda.is_available() or (live and torch.bfloat16 in cpu_dtypes())
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", "bfloat16" if fast else "float32"
     dtype, attention = getattr(args, "dtype", None) or dtype, getattr(args, "attention", Deployment.attention)
-    return Deployment(args.placement, device, dtype, args.threads or env.threads(), attention=attention)
+    keep = getattr(args, "kv_keep", Deployment.kv_keep)
+    return Deployment(args.placement, device, dtype, args.threads or env.threads(), attention=attention, kv_keep=keep)

@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = _adder(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
     for add_arguments in (
         _add_demo, _add_render, _add_verify, add_serve, _add_engine, _add_bench, _add_parity, _add_simulate, _add_pull, _add_convert, _add_doctor,
-        _add_config, add_soak,
+        _add_profile, _add_config, add_soak,
     ):  # fmt: skip
         add_arguments(add)
     train = add("train", None, "train the bundled model, or evaluate a model", "train evaluate")
@@ -141,6 +141,17 @@ def _add_bench(add: Add) -> None:
     p.add_argument("--seconds", type=count, default=8, metavar="S", help="seconds of audio in each run (%(default)s)")
     as_json = "print one JSON object and nothing else; with a FILE, write it there and print as ever"
     p.add_argument("--json", type=Path, nargs="?", const=True, metavar="FILE", help=as_json)
+
+
+def _add_profile(add: Add) -> None:
+    p = add("profile", None, "measure what parts of a model can be left out", "profile kv")
+    verbs = _adder(p.add_subparsers(title="what", metavar="WHAT", required=True), "profile ")
+    does, example = "measure how much each attention head needs of the KV cache", "kv face.png speech.wav --weights weights"
+    p = verbs("kv", commands.profile_kv, does, example, "Writes kv_profile.json beside the weights, by which other commands keep a share of the keys (docs/beyond.md).")
+    p.add_argument("image", type=Path, nargs="?", metavar="IMAGE", help="a portrait to stream (default: a bundled one)")
+    p.add_argument("audio", type=Path, nargs="?", metavar="AUDIO", help="speech, of which 8 s are used (default: the bundled one)")
+    p.add_argument("--weights", type=Path, metavar="DIR", help="folder of a checkpoint (default: the bundled model)")
+    add_deployment_flags(p)
 
 
 def _add_parity(add: Add) -> None:

@@ -20,7 +20,7 @@ MORE = (
     "Speech, pauses and interruptions follow each other in one session. Exit code 1: memory, descriptors or threads grew after the warm-up, "
     "audio and video moved apart, or a frame or an event was not in its place (docs/operate.md)."
 )
-PASSED = ("sampler", "placement", "threads", "dtype", "attention", "weights", "lora")  # to the server, as they are
+PASSED = ("sampler", "placement", "threads", "dtype", "attention", "kv_keep", "weights", "lora")  # to the server, as they are
 
 
 def add_soak(add: Callable[..., argparse.ArgumentParser]) -> None:
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     stream, flags = StreamConfig(size=args.size, sampler=args.sampler), list[str]()
     for name in PASSED:
         if (value := getattr(args, name)) is not None:
-            flags += [f"--{name}", str(value)]
+            flags += [f"--{name.replace('_', '-')}", str(value)]
     if args.size:
         flags += ["--size", f"{args.size[1]}x{args.size[0]}"]
     where = deployment(args, live=True)

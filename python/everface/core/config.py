@@ -289,6 +289,8 @@ COMPATS = ("everface", "official")
 DTYPES = ("float32", "bfloat16", "fp8", "fp8-attention")  # fp8: GEMMs; fp8-attention: GEMMs and attention. See docs/numerics.md
 ATTENTIONS = ("auto", "triton", "gluon", "cudnn", "flash", "flash-attn", "xformers")  # described in kernels/attention/backend.py
 FP8_ATTENTIONS = ("auto", "triton", "gluon")  # of these, those that read 8-bit keys and values
+RANGE_ATTENTIONS = ("auto", "triton")  # and those that read a part of the keys
+MIN_KV_KEEP = 0.1
 
 
 def check_size(height: int, width: int) -> tuple[int, int]:
@@ -353,6 +355,7 @@ class Deployment:
     frames: str = "host"  # memory of finished frames: host, or (inline only) the device that made them
     text_weights: str = "device"  # place of the layers that only a new prompt needs, 4.2 GB of 14B: device, or host, where memory is short
     image_encoder: str = "device"  # or cpu: 3.8 GiB less on the first device, but seconds to minutes for every new image
+    kv_keep: float = 1.0  # share of all keys that self-attention reads, below 1 by the weights' profile: everface profile kv, docs/beyond.md
 
     def __post_init__(self) -> None:
         _check_choice("dtype", self.dtype, DTYPES)
@@ -363,6 +366,13 @@ class Deployment:
             raise BadInput(
                 f"attention by {self.attention} cannot be combined with the dtype fp8-attention, because it reads keys of 16 bits only: "
                 f"choose the dtype fp8, or one of {', '.join(FP8_ATTENTIONS)}"
+            )
+        if not MIN_KV_KEEP <= self.kv_keep <= 1:
+            raise BadInput(f"a share {self.kv_keep} of the keys cannot be kept: choose from {MIN_KV_KEEP} to 1, which is all of them")
+        if self.kv_keep < 1 and self.attention not in RANGE_ATTENTIONS:
+            raise BadInput(
+                f"attention by {self.attention} cannot be combined with a share of the keys, because it reads all of them: "
+                f"choose one of {', '.join(RANGE_ATTENTIONS)}"
             )
         _check_choice("memory for frames", self.frames, ("host", "device"))
         _check_choice("place for text weights", self.text_weights, ("device", "host"))

@@ -12,7 +12,7 @@ Nine subpackages. Each imports only from those before it:
 8. `evaluate`: quality on held-out characters, long streams, ablations, student against teacher.
 9. `rented`: all of it on a GPU that is there for half an hour, with rendered people.
 
-`bundle` (a model folder from finished runs) and `command_line` (the verbs of `everface train`) come last.
+`kv_profile` (what each attention head needs), `bundle` (a model folder from finished runs) and `command_line` (the verbs of `everface train`) come last.
 """
 
-ORDER = ("engine", "synthetic", "data", "heads", "codec", "pretrain", "distill", "evaluate", "bundle", "rented", "command_line")
+ORDER = ("engine", "synthetic", "data", "heads", "codec", "pretrain", "distill", "evaluate", "kv_profile", "bundle", "rented", "command_line")

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 pytest.importorskip("triton")
 from tests.kernels.poison import DEVICE, attention_tolerance
 
-from everface.kernels.attention.block_causal import block_causal_reference, cost, launch_block_causal
+from everface.kernels.attention.block_causal import (
+    block_causal_reference,
+    cost,
+    group_heads,
+    keys_read,
+    launch_block_causal,
+    mask_of,
+)
 from everface.kernels.attention.self_attention import block_causal, block_causal_op
 from everface.kernels.launch import runs_triton
 
@@ -46,9 +54,51 @@ def test_kernel_equals_reference(
     tokens: int, slots: int, used: int, heads: int, d: int, dtype: torch.dtype, use_descriptors: bool
 ) -> None:
     case = draw(tokens, slots, used, heads, d, dtype)
-    o = launch_block_causal(*case, use_descriptors)
+    o = launch_block_causal(*case, use_descriptors=use_descriptors)
     assert o.shape == case[0].shape and o.dtype == dtype
     assert error(o, case) <= attention_tolerance(dtype, d)
+
+
+RANGES = [  # of used slots, a head
+    [(0, 40), (0, 0), (0, 0)],  # the sink
+    [(40, 0), (150, 80), (40, 20)],  # the newest frames, at both ends of the ring
+    [(0, 40), (40, 190), (0, 0)],  # all
+    [(0, 0), (0, 0), (229, 1)],  # a single slot
+]
+
+
+def attend_to_ranges(case: Case, ranges: torch.Tensor) -> torch.Tensor:
+    """In float64, a head at a time."""
+    q, k, v = (x.double() for x in case[:3])
+    heads = []
+    for head, spans in enumerate(ranges.tolist()):
+        slots = [slot for first, count in spans for slot in range(first, first + count)]
+        heads.append(block_causal_reference(q[:, head, None], k[slots, head, None], v[slots, head, None], len(slots)))
+    return torch.cat(heads, 1)
+
+
+@pytest.mark.parametrize(("d", "dtype"), [(128, torch.bfloat16), (48, torch.float32)])
+@pytest.mark.parametrize("how", ["descriptors", "pointers", "reference", "mask"])
+def test_each_head_reads_its_own_ranges(d: int, dtype: torch.dtype, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no range has is far too large to be attended to unnoticed."""
+    ranges = torch.tensor(RANGES, dtype=torch.int32, device=DEVICE)
+    q, k, v, used = case = draw(67, 230, 230, len(RANGES), d, dtype)
+    v.masked_fill_(~mask_of(ranges, used).T[..., None], 1e4)
+    want = attend_to_ranges(case, ranges)
+    if how == "reference":
+        o = block_causal(q, k, v, used, ranges)
+    elif how == "mask":
+        mask = mask_of(ranges, used)[:, None]
+        o = F.scaled_dot_product_attention(*(x.transpose(0, 1) for x in (q, k, v)), attn_mask=mask).transpose(0, 1)
+    else:
+        o = launch_block_causal(q, k, v, used, ranges, use_descriptors=how == "descriptors")
+    assert float((o.double() - want).abs().max() / want.abs().max()) <= attention_tolerance(dtype, d)
+
+
+def test_heads_with_the_same_ranges_are_computed_together() -> None:
+    ranges = torch.tensor([RANGES[0], RANGES[2], RANGES[0][::-1]], dtype=torch.int32)
+    assert group_heads(ranges) == {((0, 40),): [0, 2], ((0, 40), (40, 190)): [1]}
+    assert keys_read(230, 3, ranges) == (40 + 230 + 40) / 3 and keys_read(230, 3, None) == 230
 
 
 def test_the_order_of_the_slots_does_not_matter() -> None:
@@ -83,6 +133,8 @@ def test_wrong_arguments_are_refused() -> None:
         launch_block_causal(q, k, v, 9)
     with pytest.raises(ValueError, match="side by side"):
         launch_block_causal(q.transpose(0, 1).contiguous().transpose(0, 1), k, v, 8)
+    with pytest.raises(ValueError, match="ranges of keys are contiguous int32"):
+        launch_block_causal(q, k, v, 8, torch.tensor([[[0, 8]], [[0, 8]]], device=DEVICE))
 
 
 def test_cpu_path_is_the_reference_and_differentiable() -> None:

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton")
 from tests.kernels.poison import DEVICE
 
-from everface.kernels.attention.block_causal import block_causal_reference
+from everface.kernels.attention.block_causal import block_causal_reference, mask_of
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference, cost, launch_block_causal_fp8
 from everface.kernels.attention.self_attention import block_causal_fp8, block_causal_fp8_op
 from everface.kernels.fused.row_primitives import to_e4m3
@@ -78,6 +78,21 @@ def test_kernel_equals_reference(tokens: int, slots: int, used: int, heads: int,
     assert got.shape == want.shape == case.q_THd.shape and got.dtype == want.dtype == torch.bfloat16
     assert relative(got, want) < 0.03
     assert relative(got, exact) < 0.1 and relative(want, exact) < 0.1  # three bits of four roundings: docs/numerics.md
+
+
+def test_each_head_reads_its_own_ranges() -> None:
+    """What no range has is far too large to be attended to unnoticed."""
+    case, _ = draw(67, 210, 210, 3, 48)
+    ranges = torch.tensor([[(0, 40), (0, 0)], [(0, 0), (21, 189)], [(40, 30), (209, 1)]], dtype=torch.int32, device=DEVICE)
+    case.vT_HdN.copy_(torch.where(mask_of(ranges, 210)[:, None], case.vT_HdN.float(), 448).to(E4M3))
+    got, want = launch_block_causal_fp8(*case, ranges), block_causal_fp8(*case, ranges)
+    assert relative(got, want) <= 2e-2
+    for head, spans in enumerate(ranges.tolist()):
+        slots = [slot for first, count in spans for slot in range(first, first + count)]
+        v_HdS = as_cached(case.vT_HdN[head : head + 1, :, slots].permute(2, 0, 1).float())
+        scales = case.qk_scale_H[head : head + 1], case.v_scale_H[head : head + 1]
+        one = block_causal_fp8_reference(case.q_THd[:, head : head + 1], case.k_NHd[slots, head : head + 1], v_HdS, len(slots), *scales)
+        torch.testing.assert_close(want[:, head : head + 1], one)
 
 
 def test_only_the_quantization_of_weights_is_lost() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from everface.core.config import RENDER_WINDOW_S, SAMPLE_RATE, Deployment, ModelConfig, TextConfig, TransformerConfig
-from everface.core.errors import BadInput
+from everface.core.config import RENDER_WINDOW_S, SAMPLE_RATE, Deployment, DiTConfig, ModelConfig, TextConfig, TransformerConfig
+from everface.core.errors import BadInput, BadWeights
 from everface.core.json_file import read_json
 from everface.kernels.attention import backend
 from everface.kernels.video.causal_conv3d import cpu_dtypes
@@ -18,6 +18,8 @@ from everface.networks.audio.features import FrontEnd, LogMel
 from everface.networks.text import NoText, Prompter, TextEncoder, UMT5Encoder, load_tokenizer
 from everface.networks.transformer.backbone import Backbone
 from everface.networks.transformer.dit import DiT
+from everface.networks.transformer.kv_profile import KeptKeys, KVProfile
+from everface.networks.transformer.schedule import Schedule
 from everface.networks.uninitialized import uninitialized
 from everface.networks.video.vae import VAE
 from everface.weights.load import Checkpoint, check_weights, load_into, open_checkpoint
@@ -25,6 +27,7 @@ from everface.weights.quantize import FP8_ATTENTION, quantize_audio, quantize_bl
 
 DEFAULT_WEIGHTS = Path(__file__).parents[2] / "default"
 AUDIO_ENCODER = "casual_audio_encoder."
+KV_PROFILE = "kv_profile.json"  # beside the weights
 
 
 def dtype_of(deployment: Deployment) -> torch.dtype:
@@ -41,7 +44,7 @@ def decoder_dtype(deployment: Deployment) -> torch.dtype:
 def select_attention(deployment: Deployment, head_dim: int) -> str:
     """Select the attention backend of this process as the deployment asks, before anything is captured. Returns its name, "reference" on a
     CPU and in float32. Raises Unavailable if the requested backend cannot serve."""
-    backend.request_backend(deployment.attention)
+    backend.request_backend("triton" if deployment.kv_keep < 1 else deployment.attention)
     on = torch.device(deployment.device)
     if on.type != "cuda" or dtype_of(deployment) == torch.float32:
         return "reference"
@@ -56,7 +59,24 @@ def build_dit(weights: Path, lora: Path | None, deployment: Deployment) -> tuple
     with uninitialized():
         dit = DiT(checkpoint.config.dit)
     load_dit(dit, checkpoint.dit(), deployment)
+    chosen = kept_keys(weights, checkpoint.config.dit, deployment)
+    dit.kept_keys = chosen and [kept.to(deployment.device) for kept in chosen]
     return checkpoint.config, dit
+
+
+def kept_keys(weights: Path, cfg: DiTConfig, deployment: Deployment) -> list[KeptKeys] | None:
+    """For each step what its heads attend to, by the profile beside the weights; None: to everything. Raises BadInput, BadWeights."""
+    if deployment.kv_keep == 1:
+        return None
+    path = weights / KV_PROFILE
+    if not path.exists():
+        raise BadInput(f"keeping a share of the keys needs a profile of these weights, and {path} is missing: everface profile kv --weights {weights}")
+    raw = read_json(path)
+    try:
+        profile = KVProfile.from_dict(raw, cfg, Schedule.for_sampler("official").steps)
+    except BadWeights as error:
+        raise BadWeights(f"{path} cannot be used, {error}: everface profile kv --weights {weights}") from None
+    return profile.choose(deployment.kv_keep)
 
 
 def check_dtype(deployment: Deployment) -> None:

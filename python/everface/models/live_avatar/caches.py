@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from everface.networks.transformer.kv_cache import KVCache, kv_pair
+from everface.networks.transformer.kv_profile import KeptKeys
 from everface.runtime.cache_pool import CachePool, CacheSlot
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -59,9 +60,9 @@ class SessionCaches:
         """Un-rotated, so never quantized."""
         return self.slot.shared["sink_k"]
 
-    def cache(self, step: int) -> KVCache:
+    def cache(self, step: int, kept: KeptKeys | None = None) -> KVCache:
         tensors = self.slot.roles[step]
-        return KVCache(tensors["k"], tensors["v"], self.sink_k_LCHd)
+        return KVCache(tensors["k"], tensors["v"], self.sink_k_LCHd, kept)
 
     def share_ring(self, step: int, other: int) -> None:
         """Let `step` use the ring of another step."""

@@ -16,7 +16,7 @@ from everface.media.image import fit_image, read_image
 from everface.models import LIVE_AVATAR
 from everface.models.live_avatar import roles
 from everface.models.live_avatar.audio_normalizer import AudioNormalizer
-from everface.models.live_avatar.builders import build_conditioner
+from everface.models.live_avatar.builders import build_conditioner, kept_keys
 from everface.models.live_avatar.conditions import Conditioner, Noise
 from everface.models.live_avatar.loudness import LoudnessFollower
 from everface.models.live_avatar.names import FORWARDS, SINK, role_specs
@@ -41,6 +41,7 @@ class LiveAvatar(OpenedModel[ModelConfig]):
         self.weights, self.lora, self.deployment = weights, lora, deployment
         self.conditioner = build_conditioner(weights, lora, deployment)
         self.config = self.conditioner.config
+        kept_keys(weights, self.config.dit, deployment)  # a missing profile is refused here, not in a worker process
         self.format = block_format(self.conditioner)
 
     @staticmethod

@@ -169,6 +169,7 @@ class StepRole:
         with torch.inference_mode():
             self.mod = denoiser.dit.modulations(denoiser.dit.time(schedule.timesteps[step]))
         self.last = step == self.steps - 1
+        self.kept = denoiser.dit.kept_keys[step] if denoiser.dit.kept_keys else None
 
     def open(self, opening: OpenSession) -> None:
         with torch.inference_mode():
@@ -207,7 +208,7 @@ class StepRole:
         key, steps = (*sigmas, float(self.step)), state.slot_state.steps
         if key not in steps:
             d, rope, text, audio = self.denoiser, state.slot_state.rope, state.slot_state.text, state.slot_state.audio
-            dit, cache, mod = d.dit, state.caches.cache(self.step), self.mod
+            dit, cache, mod = d.dit, state.caches.cache(self.step, self.kept), self.mod
 
             def step(used: int, x: torch.Tensor, **position: Any) -> tuple[torch.Tensor, ...]:
                 x = dit.step(x, *sigmas, mod, text, audio, cache, rope, BlockPosition(**position, used=used))

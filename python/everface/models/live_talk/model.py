@@ -13,7 +13,7 @@ from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.media.crop import plan_cover, target_size
 from everface.media.image import crop_image, fit_image, read_image
-from everface.models import LIVE_TALK
+from everface.models import LIVE_AVATAR, LIVE_TALK
 from everface.models.live_avatar.names import not_finite
 from everface.models.live_talk import roles
 from everface.models.live_talk.builders import build_conditioner
@@ -34,6 +34,8 @@ class LiveTalk(OpenedModel[LiveTalkModelConfig]):
     name = LIVE_TALK
 
     def __init__(self, weights: Path, lora: Path | None, deployment: Deployment) -> None:
+        if deployment.kv_keep < 1:
+            raise BadInput(f"a share of the keys can be kept with {LIVE_AVATAR} only: leave kv_keep out for {LIVE_TALK}")
         self.weights, self.deployment = weights, deployment
         self.conditioner = build_conditioner(weights, lora, deployment)
         self.config = self.conditioner.config

@@ -6,7 +6,7 @@ level and keeps its keys and values in the ring of that level; training builds i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from everface.networks.audio.causal_encoder import CausalAudioEncoder
 from everface.networks.transformer.backbone import Backbone, StepMod, TimeMod
 from everface.networks.transformer.framepack import MOTION_GROUPS, FramePack, motion_tokens
 from everface.networks.transformer.kv_cache import KVCache, kv_pair
+from everface.networks.transformer.kv_profile import KeptKeys
 from everface.networks.transformer.layers import (
     KV,
     AudioInjector,
@@ -53,6 +54,7 @@ class DiT(Backbone[DiTConfig]):
     def __init__(self, cfg: DiTConfig) -> None:
         super().__init__()
         self.cfg = cfg
+        self.kept_keys: list[KeptKeys] | None = None  # for each denoising step what its heads attend to; None: all keys
         dim = cfg.dim
         self.patch_embedding = Patchify(cfg.in_dim, dim, cfg.patch_size)
         self.cond_encoder = Patchify(cfg.cond_dim, dim, cfg.patch_size)
@@ -173,12 +175,20 @@ class DiT(Backbone[DiTConfig]):
         rotate(cache.sink_k_LCHd, rope.sink(position.sink), out=cache.k_LNHd[:, : cache.sink])  # all layers at once
         r = Residual(self.embed_patches(x_16Fhw[None], None if pose_16Fhw is None else pose_16Fhw[None]))
         injected = {layer: i for i, layer in enumerate(self.cfg.audio_inject_layers)}
+        ranges = self.key_ranges(cache, self.grid(x_16Fhw), position)
         for layer, block in enumerate(self.transformer_blocks()):
-            ring = Ring(*cache.layer(layer), position.start, position.used, table)
+            ring = Ring(*cache.layer(layer), position.start, position.used, table, ranges[layer])
             r = block.stream(r, mod.blocks[layer], text_kv[layer], ring)
             if layer in injected:
                 r = self.audio_injector.stream(r, injected[layer], audio_kv[injected[layer]])
         return self.head.tokens(r, mod.head)
+
+    def key_ranges(self, cache: KVCache, grid: tuple[int, int], position: BlockPosition) -> Sequence[torch.Tensor | None]:
+        """What the heads of each layer attend to, for its Ring."""
+        if cache.kept is None:
+            return [None] * self.cfg.num_layers
+        frame = grid[0] * grid[1]
+        return cache.kept.ranges(cache.sink, frame, frame * self.cfg.block_frames, position.start, position.used).unbind()
 
     def step(
         self, x_16Fhw: torch.Tensor, sigma: float, sigma_next: float, mod: StepMod, text_kv: list[TextKV], audio_kv: list[AudioKV],

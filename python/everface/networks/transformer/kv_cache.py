@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from everface.networks.transformer.kv_profile import KeptKeys
+
 PITCH = 16  # bytes: what a row of coded values is padded to
 
 
@@ -30,6 +32,7 @@ class KVCache:
     k_LNHd: torch.Tensor  # rotated: of the ring at absolute positions, of the sink by every forward anew
     v_LNHd: torch.Tensor
     sink_k_LCHd: torch.Tensor  # un-rotated, as their position rolls with the block
+    kept: KeptKeys | None = None  # what each head attends to; None: to all
 
     @property
     def sink(self) -> int:

@@ -74,6 +74,7 @@ class Ring:
     start: Start  # first slot of this block
     used: int  # slots written so far, sink and this block included
     table_TP2: torch.Tensor  # rotation of this block
+    ranges_HR2: torch.Tensor | None = None  # int32, of slots that each head attends to, as block_causal reads them; None: all
 
 
 class Patchify(nn.Conv3d):
@@ -143,6 +144,7 @@ class SelfAttention(Attention):
         super().__init__(cfg)
         self.qkv: nn.Linear | RowLinear | None = None
         self.qkv_scales: QKVScales | None = None
+        self.observe: Callable[[torch.Tensor, Ring], None] | None = None  # gets (q_THd, ring) of every streamed block, to measure
 
     def fuse(self) -> None:
         if self.qkv is None:
@@ -169,11 +171,14 @@ class SelfAttention(Attention):
         if scales is None:
             weights = self.norm_q.weight, self.norm_k.weight
             q_THd = qk_norm_rope_store(q, k, v, *weights, eps, ring.table_TP2, ring.k_NHd, ring.v_NHd, ring.start)
-            o_THd = block_causal(q_THd, ring.k_NHd, ring.v_NHd, ring.used)
+            if self.observe is not None:
+                self.observe(q_THd, ring)
+            o_THd = block_causal(q_THd, ring.k_NHd, ring.v_NHd, ring.used, ring.ranges_HR2)
         else:
             vT_HdN, weights = ring.v_NHd.permute(1, 2, 0), (scales.weight_q_D, scales.weight_k_D)
             q_THd = qk_norm_rope_quantize(q, k, v, *weights, eps, ring.table_TP2, ring.k_NHd, vT_HdN, scales.v_factor_H, ring.start)
-            o_THd = block_causal_fp8(q_THd, ring.k_NHd, vT_HdN, ring.used, scales.qk_scale_H, scales.v_scale_H)
+            factors = scales.qk_scale_H, scales.v_scale_H
+            o_THd = block_causal_fp8(q_THd, ring.k_NHd, vT_HdN, ring.used, *factors, ring.ranges_HR2)
         return self.o(o_THd.reshape(size))
 
 
