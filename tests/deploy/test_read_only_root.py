@@ -16,7 +16,7 @@ from tests.test_house import ROOT
 USER = 10001  # as in deploy/Dockerfile
 TOKEN = "0123456789abcdefABCDEF"
 # In a mount namespace of its own: a root that holds the system's programs, Python and this tree, all read-only; /cache and /tmp can be written to.
-SCRIPT = """
+SCRIPT = f"""
 set -e
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 none "$1"
@@ -29,13 +29,13 @@ done
 mkdir "$1/proc" "$1/dev" "$1/cache" "$1/tmp"
 mount --rbind /proc "$1/proc"
 mount --rbind /dev "$1/dev"
-mount -t tmpfs -o mode=700,uid={user} none "$1/cache"
+mount -t tmpfs -o mode=700,uid={USER} none "$1/cache"
 mount -t tmpfs -o mode=1777 none "$1/tmp"
 mount -o remount,ro "$1"
-exec chroot "$1" setpriv --reuid {user} --regid {user} --clear-groups --bounding-set=-all --no-new-privs \\
-  env -i PATH=/usr/bin PYTHONPATH={tree}/python PYTHONDONTWRITEBYTECODE=1 EVERFACE_CACHE=/cache HOME=/tmp TRITON_CACHE_DIR=/cache/triton \\
-  OMP_NUM_THREADS=1 EVERFACE_TOKEN={token} {python} -m everface serve --host 0.0.0.0 --port 0
-""".format(user=USER, tree=ROOT, token=TOKEN, python=sys.executable)
+exec chroot "$1" setpriv --reuid {USER} --regid {USER} --clear-groups --bounding-set=-all --no-new-privs \\
+  env -i PATH=/usr/bin PYTHONPATH={ROOT}/python PYTHONDONTWRITEBYTECODE=1 EVERFACE_CACHE=/cache HOME=/tmp TRITON_CACHE_DIR=/cache/triton \\
+  OMP_NUM_THREADS=1 EVERFACE_TOKEN={TOKEN} {sys.executable} -m everface serve --host 0.0.0.0 --port 0
+"""
 
 
 def bound() -> str:
