@@ -67,7 +67,7 @@ class LosablePipeline(Pipeline):
             raise PipelineLost("a stage was killed")
 
 
-@dataclass
+@dataclass(eq=False)
 class Spoken:
     """One segment, as its caller knows it."""
 
