@@ -30,6 +30,7 @@ FLAGS = {
     "fleet hours session-s day idle-share warm cold-start-s patience-s gpus price",
     "pull": "dir accept-license",
     "convert": "lora",
+    "join": "devices",
     "config": "cflags libs cmake-dir",
     "engine": f"socket fd sessions drain {MODEL} {DEPLOYMENT}",
     "doctor": "plan model devices memory step-ms decode-ms sampler dtype sessions size",
@@ -100,6 +101,8 @@ def test_the_module_runs_and_prints_its_version() -> None:
         (["render", "a.png", "b.wav", "-o", "c.mp4", "--size", "64x64x64"], "WIDTHxHEIGHT"),
         (["render", "a.png", "b.wav", "-o", "c.mp4", "--threads", "0"], "above zero"),
         (["render", "a.png", "b.wav", "-o", "c.mp4", "--placement", "6"], "6"),
+        (["render", "a.png", "b.wav", "-o", "c.mp4", "--placement", "2+2"], "2+3@HOST:PORT"),
+        (["join", "29500"], "HOST:PORT"),
     ],
 )
 def test_a_wrong_command_line_is_one_line_and_exit_2(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

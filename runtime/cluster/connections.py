@@ -8,6 +8,7 @@ from everface.runtime.cluster.control import Connect
 from everface.runtime.messages import Cancel
 from everface.runtime.signal import Signal
 from everface.runtime.transport.base import ChannelError, OnCancel, Receiver, Sender
+from everface.runtime.transport.gloo import Network
 from everface.runtime.transport.selection import open_receiver, open_sender
 
 CONNECT_S = 60.0  # for processes to connect once their roles are built
@@ -22,6 +23,7 @@ class Connections:
 
     def __init__(self, connect: Connect, on_cancel: OnCancel, signal: Signal | None = None):
         after = (connect.rank + 1) % connect.world
+        network = Network(connect.store, connect.address) if connect.store else None
         caller, last = connect.rank == connect.world - 1, connect.rank == connect.world - 2
 
         def path(to: int) -> str:
@@ -34,11 +36,11 @@ class Connections:
 
         def receiver() -> Receiver:
             kind, timeout_s = connect.kinds[connect.rank], connect.timeout_s
-            return open_receiver(kind, path(connect.rank), pass_on, connect.device, timeout_s, CONNECT_S, signal=signal)
+            return open_receiver(kind, path(connect.rank), pass_on, connect.device, timeout_s, CONNECT_S, signal=signal, network=network)
 
         def sender() -> Sender:
             kind, timeout_s = connect.kinds[after], connect.timeout_s
-            return open_sender(kind, path(after), connect.device, connect.slots[after], timeout_s, CONNECT_S)
+            return open_sender(kind, path(after), connect.device, connect.slots[after], timeout_s, CONNECT_S, network=network)
 
         # some kinds wait for the other end, so the order matters: the caller opens its sender first, every stage its receiver
         if caller:

@@ -1,10 +1,11 @@
-"""Messages between the supervisor and its workers: msgpack frames over a Unix socket pair, one pair per worker.
+"""Messages between the supervisor and its workers: msgpack frames over one socket per worker, on another host one of TCP.
 
 No tensors, no pickle. When one side dies, the other reads the end of the stream.
 """
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
@@ -38,10 +39,20 @@ class Connect(msgspec.Struct, tag=True):
     kinds: list[str]  # transport of each channel, by the rank that receives
     slots: list[int]
     timeout_s: float
+    store: str = ""  # HOST:PORT where ends of channels between hosts meet, "" if there is one host
+    address: str = ""  # of this process's host, as the others reach it
 
 
 class Disconnect(msgspec.Struct, tag=True):
     """Drop the connections and every session, keep the roles, wait for the next Connect."""
+
+
+class Join(msgspec.Struct, tag=True):
+    """First message of a worker on another host: it offers to run a stage."""
+
+    token: str
+    device: int  # of its host, from 0
+    pid: int
 
 
 class Built(msgspec.Struct, tag=True):
@@ -77,7 +88,8 @@ class Disconnected(msgspec.Struct, tag=True):
 
 
 Command = Build | Connect | Disconnect
-Report = Built | Connected | WorkStarted | WorkFinished | Heartbeat | Disconnected
+Report = Join | Built | Connected | WorkStarted | WorkFinished | Heartbeat | Disconnected
+SILENT_MS = 3000  # a connection to another host ends when it has acknowledged nothing for so long
 _encode: Callable[[Command | Report], bytes] = msgspec.msgpack.Encoder().encode
 _decode: Callable[[bytes], Command | Report] = msgspec.msgpack.Decoder(Command | Report).decode
 
@@ -120,9 +132,28 @@ class ControlSocket:
             self._rest = self._rest[LENGTH.size + length :]
         return messages
 
+    def cut(self) -> None:
+        """End the connection for both sides; whoever receives sees its end."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def fileno(self) -> int:
         """For selectors."""
         return self._socket.fileno()
 
     def close(self) -> None:
         self._socket.close()
+
+
+def prepare_tcp(connected: socket.socket) -> socket.socket:
+    """Have a connection to another host send at once, and end SILENT_MS after the other host or the network is gone."""
+    connected.settimeout(None)
+    for level, option, value in (
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1),
+        (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1),
+        (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_MS),
+    ):
+        connected.setsockopt(level, option, value)
+    return connected

@@ -1,4 +1,4 @@
-"""One worker process per device. The caller's process is the last rank: it feeds the first stage and receives from the last."""
+"""One worker process per device, of this host or of others. The caller's process is the last rank: it feeds the first stage and receives from the last."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from everface.runtime.messages import Message, Reply, Stop
 from everface.runtime.pipeline import MOST_CONTROL, Pipeline, PipelineLost
 from everface.runtime.planning.placement import Placement
 from everface.runtime.transport.base import SLOTS, ChannelError
+from everface.runtime.transport.gloo import open_store
 from everface.runtime.transport.selection import select
 
 START_S = 1800.0  # for workers to import, load weights and build their roles
@@ -31,7 +32,7 @@ VERDICT_S = 5.0  # for the supervisor to find out why a channel broke
 class ProcessPipeline(Pipeline):
     """`model` is the import path of a registered model, `spec` plain data for its roles.
 
-    Raises Unavailable if a stage does not start.
+    Raises Unavailable if a stage does not start, BadInput if other hosts cannot join.
     """
 
     def __init__(self, placement: Placement, model: str, spec: dict[str, Any], deployment: Deployment):
@@ -42,13 +43,19 @@ class ProcessPipeline(Pipeline):
         self._slots = [SLOTS] * count + [self.depth + MOST_CONTROL]
         devices = devices_of(deployment.device, count)
         line = [*devices, "cpu"]  # the caller takes frames to the host
-        self._kinds = [select(line[rank - 1], line[rank], same_process=False).kind for rank in range(count + 1)]
+        remote = [False] * (count - placement.remote) + [True] * placement.remote + [False]  # by rank
+        self._kinds = [
+            "gloo" if remote[rank - 1] or remote[rank] else select(line[rank - 1], line[rank], same_process=False).kind
+            for rank in range(count + 1)
+        ]
+        self._address = placement.address[0]
         self._connections: Connections | None = None
-        self._folder = tempfile.mkdtemp(prefix="everface-")  # private to this user
         # Equal thread counts give equal bits on every placement.
         threads = deployment.threads or env.threads() or torch.get_num_threads()
         builds = [Build(list(roles), device, model, spec, threads) for roles, device in zip(placement.devices, devices)]
-        self.supervisor = Supervisor(builds, self._timeout_s, self._abort)
+        self._store = open_store() if placement.remote else None
+        self.supervisor = Supervisor(builds, self._timeout_s, self._abort, placement.remote, placement.address)
+        self._folder = tempfile.mkdtemp(prefix="everface-")  # private to this user
         self._forget = close_at_exit(self.close)
         try:
             self._connect()
@@ -63,8 +70,8 @@ class ProcessPipeline(Pipeline):
 
     @property
     def processes(self) -> list[int]:
-        """Process ids, upstream first."""
-        return [worker.process.pid for worker in self.supervisor.workers]
+        """Process ids on their hosts, upstream first; of another host that of its `everface join`."""
+        return [worker.pid for worker in self.supervisor.workers]
 
     def block_seconds(self) -> list[list[float]]:
         """The times of each stage's last blocks, upstream first."""
@@ -100,6 +107,7 @@ class ProcessPipeline(Pipeline):
             connect = Connect(
                 generation=supervisor.generation + 1, rank=world - 1, world=world, folder=self._folder, device="cpu",
                 kinds=self._kinds, slots=self._slots, timeout_s=self._timeout_s,
+                store=f"{self._address}:{self._store.port}" if self._store else "", address=self._address,
             )  # fmt: skip
             supervisor.connect(connect)
             self._connections = Connections(connect, lambda _: None, self.signal)

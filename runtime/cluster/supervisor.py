@@ -1,7 +1,8 @@
-"""The worker processes of a pipeline: starts, watches, replaces and ends them. None outlives its parent.
+"""The workers of a pipeline: starts, watches, replaces and ends them. None outlives its parent.
 
 A worker reports over its control socket (heartbeats, what it works on) and by its output (log and traceback). A lost worker, dead
-or hung, is killed at once; the others drop their connections but keep their roles. `restore` replaces it.
+or hung, is killed at once; the others drop their connections but keep their roles. `restore` replaces it. Workers of other hosts are
+not started but join, and cannot be killed if the network is down: they end by themselves then.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from dataclasses import dataclass
 
 import msgspec
 
+from everface.core import env
 from everface.core.errors import Unavailable
 from everface.core.log import log
 from everface.runtime.cluster.control import Build, Connect, Disconnect
+from everface.runtime.cluster.remote_worker import JoinListener, RemoteWorker
+from everface.runtime.cluster.watchdog import HANG_S
+from everface.runtime.cluster.watched_worker import WatchedWorker
 from everface.runtime.cluster.worker_process import WorkerProcess
 
 TICK_S = 0.1
@@ -35,12 +40,12 @@ class Source:
 
 
 class Supervisor:
-    """Keeps one worker process for each of `builds`. Its thread calls `on_loss` with a sentence as soon as one is lost.
+    """Keeps one worker for each of `builds`, the last `remote` of which join at `address`, where this process listens. Its thread calls `on_loss` with a sentence as soon as one is lost.
 
     timeout_s: for work whose usual time is not known. For one thread of the caller; `close` and `loss` for any.
     """
 
-    def __init__(self, builds: Sequence[Build], timeout_s: float, on_loss: Callable[[str], None]):
+    def __init__(self, builds: Sequence[Build], timeout_s: float, on_loss: Callable[[str], None], remote: int = 0, address: tuple[str, int] = ("", 0)):
         self._builds, self._timeout_s, self._on_loss = builds, timeout_s, on_loss
         self.generation = 0  # of the connections
         self.loss_times_s: deque[float] = deque(maxlen=MOST_LOSSES + 1)
@@ -48,10 +53,15 @@ class Supervisor:
         self._changed = threading.Condition()
         self._closing = False
         self._selector = selectors.DefaultSelector()
-        self.workers: list[WorkerProcess] = []
+        self.workers: list[WatchedWorker] = []
+        self._local = len(builds) - remote
+        self._listener = JoinListener(address, env.token() or "") if remote else None
+        if self._listener:
+            self._selector.register(self._listener.socket, selectors.EVENT_READ, Source(self._accept, self._listener.socket.close))
+            log.warning("%d stages run on other hosts: start everface join %s:%d there", remote, *address)
         try:
-            for build in builds:
-                self.workers.append(self._start(build))
+            for rank in range(len(builds)):
+                self.workers.append(self._start(rank))
         except BaseException:
             self._kill_all()
             raise
@@ -66,7 +76,10 @@ class Supervisor:
         """Have all workers connect again. `connect` is the caller's own command, that of the last rank."""
         self.generation = connect.generation
         for rank, worker in enumerate(self.workers):
-            worker.send(msgspec.structs.replace(connect, rank=rank, device=self._builds[rank].device))
+            joined = worker.joined if isinstance(worker, RemoteWorker) else None
+            device = f"cuda:{joined.join.device}" if joined and worker.build.device != "cpu" else worker.build.device
+            address = joined.host if joined else connect.address
+            worker.send(msgspec.structs.replace(connect, rank=rank, device=device, address=address))
 
     def wait_connected(self, timeout_s: float) -> None:
         """Until every worker has connected. Raises Unavailable if one is lost or time runs out."""
@@ -90,7 +103,7 @@ class Supervisor:
             self.check()
             for rank, worker in enumerate(self.workers):
                 if worker.loss:
-                    self.workers[rank] = self._start(self._builds[rank])
+                    self.workers[rank] = self._start(rank)
                     restarted.append(worker.name)
             if len(self.loss_times_s) > MOST_LOSSES and self.loss_times_s[-1] - self.loss_times_s[0] < WITHIN_S:
                 self._fail(f"{MOST_LOSSES + 1} stages were lost within {WITHIN_S:g} s: fix the cause and start again")
@@ -115,46 +128,54 @@ class Supervisor:
         self._thread.join(KILL_S)
         if self._thread.is_alive():  # a worker is stuck in a driver
             return
+        for key in list((self._selector.get_map() or {}).values()):  # None the second time
+            key.data.close()  # of what listens, and of workers that have joined and found no stage to run
         self._selector.close()
         for worker in self.workers:
             worker.close()
 
     # inside
 
-    def _start(self, build: Build) -> WorkerProcess:
+    def _start(self, rank: int) -> WatchedWorker:
+        build = self._builds[rank]
+        if rank >= self._local:
+            return RemoteWorker(build, self._timeout_s)
         worker = WorkerProcess(build, self._timeout_s)
-        self._selector.register(
-            worker.control, selectors.EVENT_READ, Source(lambda: self._read_reports(worker), worker.control.close)
-        )
+        assert worker.control is not None
+        self._selector.register(worker.control, selectors.EVENT_READ, Source(lambda: self._read_reports(worker), worker.control.close))
         self._selector.register(worker.output, selectors.EVENT_READ, Source(worker.read_output, worker.output.close))
         return worker
 
-    def _wait_all(self, ready: Callable[[WorkerProcess], bool], timeout_s: float, late: str) -> None:
+    def _wait_all(self, ready: Callable[[WatchedWorker], bool], timeout_s: float, late: str) -> None:
         with self._changed:
             if not self._changed.wait_for(lambda: self.loss or all(map(ready, self.workers)), timeout_s):
                 worker = next(worker for worker in self.workers if not ready(worker))
-                self._lose(worker, f"{late} after {timeout_s:g} s: allow it more time or a faster disk")
+                self._lose(worker, f"{late} after {timeout_s:g} s: allow it more time or a faster disk", final=True)
         if loss := self.loss:
             raise Unavailable(loss)
 
     def _kill_all(self) -> None:
         for worker in self.workers:
-            worker.process.kill()
+            worker.kill()
         for worker in self.workers:
             worker.wait(KILL_S)  # one that is stuck in a driver is left to the system
 
-    def _lose(self, worker: WorkerProcess, why: str) -> None:
+    def _lose(self, worker: WatchedWorker, why: str, final: bool = False) -> None:
         """Kill it, in case it still runs, and have the others drop their connections to it."""
         if worker.loss or self._closing:
             return
-        worker.process.kill()
+        worker.kill()
         with self._changed:
             worker.loss = loss = f"stage {worker.name} {why}"
+            for other in self._silent_with(worker):  # one loss, of a host
+                other.kill()
+                other.loss = f"stage {other.name} {why}"
+                other.watchdog.stop()
             worker.watchdog.stop()
-            if worker.process.returncode == 1:  # a bug, not an everface error: keep its traceback
-                log.error("stage %s:\n%s", worker.name, "\n".join(worker.lines))
+            if worker.traceback:  # a bug, not an everface error
+                log.error("stage %s:\n%s", worker.name, worker.traceback)
             self.loss_times_s.append(time.monotonic())
-            if not worker.built:
+            if not worker.built and (final or not worker.replaceable):
                 self._fail(f"{loss}: fix that and start again")
             for other in self.workers:
                 if not other.loss:
@@ -163,6 +184,12 @@ class Supervisor:
             self._changed.notify_all()
         log.warning("%s", loss)
         self._on_loss(loss)
+
+    def _silent_with(self, lost: WatchedWorker) -> list[WatchedWorker]:
+        """The workers of other hosts that are silent, if `lost` is one of them: the network is down."""
+        now_s = time.monotonic()
+        silent = [worker for worker in self.workers if worker.replaceable and worker.watchdog.silent_s(now_s) > HANG_S / 2]
+        return [worker for worker in silent if worker is not lost] if lost in silent else []
 
     def _fail(self, reason: str) -> None:
         self._failure = self._failure or reason
@@ -189,6 +216,7 @@ class Supervisor:
             if not ended and now_s < checked_s + TICK_S:  # ten reports per block come here, and most need nothing more
                 continue
             checked_s = now_s
+            self._attach_joined()
             for worker in list(self.workers):
                 self._check_worker(worker, now_s)
             with self._changed:
@@ -197,15 +225,28 @@ class Supervisor:
     def _progress(self) -> list[int]:
         return [worker.built + worker.generation for worker in self.workers]
 
-    def _check_worker(self, worker: WorkerProcess, now_s: float) -> None:
+    def _accept(self) -> bool:
+        assert self._listener is not None
+        control, read = self._listener.accept()
+        self._selector.register(control, selectors.EVENT_READ, Source(read, control.close))
+        return True
+
+    def _attach_joined(self) -> None:
+        """Have workers that wait run the stages that wait. Only on the supervisor's thread, which reads from both."""
+        for worker in self.workers:
+            if self._listener and self._listener.waiting and isinstance(worker, RemoteWorker) and not worker.joined and not worker.ended:
+                joined = self._listener.waiting.pop(0)
+                source = Source(lambda worker=worker: self._read_reports(worker), joined.control.close)
+                self._selector.modify(joined.control, selectors.EVENT_READ, source)
+                worker.attach(joined)
+
+    def _check_worker(self, worker: WatchedWorker, now_s: float) -> None:
         if worker.ended and not self._closing:
-            if worker.process.returncode >= 0:
-                worker.read_remaining_output()
             self._lose(worker, worker.exit_description())
         elif reason := worker.watchdog.hang_reason(now_s):
             self._lose(worker, reason)
 
-    def _read_reports(self, worker: WorkerProcess) -> bool:
+    def _read_reports(self, worker: WatchedWorker) -> bool:
         alive = worker.read_reports()
         if not alive and not self._closing:  # its process ends, or has ended: wait, so that this round sees it
             worker.wait(EXIT_S)

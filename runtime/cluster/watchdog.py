@@ -50,6 +50,10 @@ class Watchdog:
             self.block_times_s.append(now_s - self._began_s)
         self._began_s = None
 
+    def silent_s(self, now_s: float) -> float:
+        """Since the last sign of life; 0 of a stage that is not watched."""
+        return 0.0 if self._alive_s is None else now_s - self._alive_s
+
     @property
     def p99_s(self) -> float | None:
         """Of the last block times; None before there are enough."""
@@ -67,7 +71,7 @@ class Watchdog:
         """Why the stage counts as hung; None if it does not."""
         if self._alive_s is None:
             return None
-        silent_s = now_s - self._alive_s
+        silent_s = self.silent_s(now_s)
         if silent_s > max(HANG_S, TIMES_P99 * (self.p99_s or 0.0)):
             return f"gave no sign of life for {silent_s:.1f} s"
         if self._began_s is not None:

@@ -1,4 +1,4 @@
-"""A channel between two processes over TCP, by torch's gloo: for systems without Unix sockets.
+"""A channel between two processes over TCP, by torch's gloo: between hosts, and on systems without Unix sockets.
 
 Each channel has a group of its own, since a channel ends by closing the connections of its group.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -32,18 +33,39 @@ class Group(Protocol):
     def recv(self, tensors: list[torch.Tensor], peer: int, tag: int) -> Any: ...
 
 
-def join_pair(path: str, rank: int, timeout_s: float) -> Group:
-    """The group of one channel: sender rank 0, receiver rank 1, meeting at the file `path`, over the loopback interface.
+@dataclass(frozen=True)
+class Network:
+    """How an end of a channel between two hosts finds the other: both ask the store, HOST:PORT; `address` is this host's own."""
+
+    store: str
+    address: str
+
+
+def join_pair(path: str, rank: int, timeout_s: float, network: Network | None = None) -> Group:
+    """The group of one channel: sender rank 0, receiver rank 1. They meet at the file `path`, over the loopback interface; with `network`
+    under that name in its store.
 
     Raises ChannelError.
     """
     options = distributed.ProcessGroupGloo._Options()
     options._timeout = timedelta(seconds=timeout_s)
-    options._devices = [distributed.ProcessGroupGloo.create_device(hostname="127.0.0.1")]
+    address = network.address if network else "127.0.0.1"
     try:
-        return distributed.ProcessGroupGloo(distributed.FileStore(path, 2), rank, 2, options)
+        options._devices = [distributed.ProcessGroupGloo.create_device(hostname=address)]
+        store = _join_store(path, options._timeout, network) if network else distributed.FileStore(path, 2)
+        return distributed.ProcessGroupGloo(store, rank, 2, options)
     except RuntimeError as error:
         raise ChannelError(f"the other stage was not there after {timeout_s:g} s: {_first_line(error)}") from None
+
+
+def open_store() -> Any:
+    """A store for as long as the object exists, at every address of this host, at its `port`."""
+    return distributed.TCPStore("localhost", 0, None, True, wait_for_workers=False)
+
+
+def _join_store(path: str, timeout: timedelta, network: Network) -> Any:
+    host, port = network.store.rsplit(":", 1)
+    return distributed.PrefixStore(path, distributed.TCPStore(host, int(port), None, False, timeout, wait_for_workers=False))
 
 
 class GlooEnd(EndState):

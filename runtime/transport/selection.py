@@ -6,7 +6,7 @@
 | `ipc`    | two processes on one GPU                         | within the GPU's memory                                 |
 | `nccl`   | two processes on two GPUs                        | from GPU to GPU, not through host memory                |
 | `shared` | two processes                                    | through memory that both have mapped: one copy each way |
-| `gloo`   | two processes on a system without Unix sockets   | through TCP                                             |
+| `gloo`   | two hosts; a system without Unix sockets         | through TCP                                             |
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from everface.core.log import log
 from everface.runtime.signal import Signal
 from everface.runtime.transport.base import SLOTS, ChannelError, OnCancel, Receiver, Sender
 from everface.runtime.transport.cuda_ipc import IpcReceiver, IpcSender
-from everface.runtime.transport.gloo import GlooReceiver, GlooSender, join_pair
+from everface.runtime.transport.gloo import GlooReceiver, GlooSender, Network, join_pair
 from everface.runtime.transport.nccl import NcclReceiver, NcclSender, open_libraries
 from everface.runtime.transport.shared_memory import CONNECT_S, SharedReceiver, SharedSender
 
@@ -92,6 +92,7 @@ def open_sender(
     timeout_s: float = 120.0,
     connect_s: float = CONNECT_S,
     capacity: int = CAPACITY,
+    network: Network | None = None,
 ) -> Sender:
     """The upstream end of a channel between processes. Both ends name the same unused `path`, in a folder that only they use.
 
@@ -100,11 +101,11 @@ def open_sender(
     are open.
 
     device: where this process's stage is. slots: blocks that may be in the channel. timeout_s: for a send to get a slot.
-    connect_s: for the other end to connect. capacity: bytes of the largest block, for `nccl`.
+    connect_s: for the other end to connect. capacity: bytes of the largest block, for `nccl`. network: for `gloo` between hosts.
     Raises ChannelError if the other end does not connect, Unavailable without the libraries that the kind needs.
     """
     if kind == "gloo":
-        return GlooSender(join_pair(path, 0, connect_s), 1, slots, timeout_s)
+        return GlooSender(join_pair(path, 0, connect_s, network), 1, slots, timeout_s)
     control, on = SharedSender(path, slots, timeout_s, connect_s), torch.device(device)
     with _aborted_on_error(control):
         if kind == "ipc":
@@ -127,10 +128,11 @@ def open_receiver(
     connect_s: float = CONNECT_S,
     capacity: int = CAPACITY,
     signal: Signal | None = None,
+    network: Network | None = None,
 ) -> Receiver:
     """The downstream end; see `open_sender`. `on_cancel` is called from the channel's thread; `signal` is set at each arrival."""
     if kind == "gloo":
-        return GlooReceiver(join_pair(path, 1, connect_s), 0, on_cancel, timeout_s, signal)
+        return GlooReceiver(join_pair(path, 1, connect_s, network), 0, on_cancel, timeout_s, signal)
     control, on = SharedReceiver(path, on_cancel, timeout_s, connect_s, signal), torch.device(device)
     with _aborted_on_error(control):
         if kind == "ipc":

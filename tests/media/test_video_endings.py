@@ -4,6 +4,7 @@ import contextlib
 import resource
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,6 +63,37 @@ def test_a_killed_writer_leaves_playable_seconds(tmp_path: Path):
     (part,) = tmp_path.iterdir()  # as SIGKILL would leave it
     assert probe_video(part).frames >= 125
     writer.close()
+
+
+RECORDER = """
+import sys
+from pathlib import Path
+import numpy as np
+sys.path[:] = {path!r}
+from tests.media.films import H, W, pattern
+from everface.core.config import SAMPLES_PER_FRAME
+from everface.media.video_writer import VideoWriter
+writer = VideoWriter(Path({out!r}), H, W)
+for second in range(10_000):
+    writer.write_audio(np.zeros(25 * SAMPLES_PER_FRAME, np.float32))
+    writer.write(pattern(25))
+    print(25 * (second + 1), flush=True)
+"""
+
+
+def test_kill_9_while_recording_loses_two_seconds_at_most(tmp_path: Path):
+    code = RECORDER.format(path=sys.path, out=str(tmp_path / "a.mp4"))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        written = 0
+        while written < 300:
+            written = int(process.stdout.readline())
+        process.kill()
+        written = max([written, *map(int, process.stdout.read().split())])
+    (part,) = tmp_path.iterdir()
+    info = probe_video(part)
+    assert info.frames == len(list(read_frames(part))) >= written - 50
+    assert info.audio_duration_s is not None and info.audio_duration_s >= written / 25 - 2.0
 
 
 def noise(seed: int) -> np.ndarray:

@@ -26,11 +26,11 @@ TOKEN = "0123456789abcdefABCDEF"
 
 
 class ToyBackend:
-    """Live sessions over a toy model in this process."""
+    """Live sessions over a toy model in this process; `sleep_s`: what a role takes for a block."""
 
-    def __init__(self) -> None:
+    def __init__(self, sleep_s: float = 0.0) -> None:
         self.state, self.failure, self.in_flight, self.fps = "ready", None, 0, 25
-        self._scheduler = Scheduler(start_pipeline(place(toy.roles_of(2), "inline"), toy.MODEL, toy.SPEC, Deployment()), 16)
+        self._scheduler = Scheduler(start_pipeline(place(toy.roles_of(2), "inline"), toy.MODEL, {**toy.SPEC, "sleep_s": sleep_s}, Deployment()), 16)
         self.opened: list[LiveSession] = []
 
     def load(self) -> None:

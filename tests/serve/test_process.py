@@ -81,6 +81,23 @@ def test_a_second_signal_ends_it_at_once_and_clients_are_told(small_model: Path)
         assert process.wait(60) == 0
 
 
+@pytest.mark.long
+def test_a_signal_under_load_lets_every_session_speak_to_its_end(small_model: Path) -> None:
+    with serving(small_model, "--max-sessions", "3") as (process, port):
+        sockets = [started(port) for _ in range(3)]
+        for socket in sockets:
+            socket.send(bytes(2 * 16_000))
+        process.send_signal(signal.SIGTERM)
+        for socket in sockets:
+            next_event(socket, "closing", timeout_s=60)
+            socket.send(json.dumps({"type": "close", "drain": True}))
+        for socket in sockets:
+            end = next_event(socket, "segment_end", timeout_s=60)
+            assert end["shown_s"] == end["pushed_s"] == 1.0
+            assert end_of(socket, timeout_s=60)[1] == 1000
+        assert process.wait(60) == 0
+
+
 @pytest.mark.slow
 def test_the_token_comes_from_the_environment(small_model: Path) -> None:
     with serving(small_model, "--host", "127.0.0.1", EVERFACE_TOKEN=TOKEN) as (_, port):

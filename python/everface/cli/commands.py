@@ -215,6 +215,12 @@ def engine(args: argparse.Namespace) -> None:
     run_engine(EngineJob(args.socket, args.fd, args.weights, args.lora, args.sampler, where, args.drain, __version__))
 
 
+def join(args: argparse.Namespace) -> None:
+    from everface.runtime.cluster.joiner import Joiner
+
+    Joiner(args.address, args.devices).run()
+
+
 def config(args: argparse.Namespace) -> None:
     from everface.client.library import library_path, sdk
 

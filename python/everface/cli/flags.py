@@ -14,7 +14,7 @@ from everface.core.config import ATTENTIONS, DTYPES, SAMPLERS, Deployment, Strea
 MISSING: Any = object()  # a path that was not given, since None is a standard stream
 LIVE_TALK = "livetalk-1.3b"
 RELEASED = ("live-avatar", LIVE_TALK)  # models that can be pulled and planned for
-PLACEMENTS = ("inline", "1", "2", "3", "4", "5")
+PLACEMENT = re.compile(r"inline|[1-5]|[0-9]\+[1-9]@.+:\d{1,5}")
 
 
 def size(text: str) -> tuple[int, int]:
@@ -23,6 +23,21 @@ def size(text: str) -> tuple[int, int]:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size: give WIDTHxHEIGHT, for example 704x384")
     return int(match[2]), int(match[1])
+
+
+def placement(text: str) -> str:
+    """Check the form of a placement; whether the model has so many roles is seen later."""
+    if not PLACEMENT.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a placement: give inline, 1 to 5, or, with processes of other hosts, 2+3@HOST:PORT")
+    return text
+
+
+def address(text: str) -> tuple[str, int]:
+    """Parse HOST:PORT."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port[:9]) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an address: give HOST:PORT, for example 10.0.0.1:29500")
+    return host.strip("[]"), int(port)
 
 
 def path_or_standard(text: str) -> Path | None:
@@ -74,8 +89,8 @@ def add_model_flags(p: argparse.ArgumentParser) -> None:
 
 def add_deployment_flags(p: argparse.ArgumentParser) -> None:
     """Where the model runs."""
-    placement = "run in this process, or in a number of worker processes (%(default)s)"
-    p.add_argument("--placement", choices=PLACEMENTS, default="inline", help=placement)
+    where = "inline, in this process; 1 to 5, in so many worker processes; 2+3@HOST:PORT, in 2 here and 3 on other hosts (%(default)s)"
+    p.add_argument("--placement", type=placement, default="inline", metavar="N", help=where)
     threads = "CPU threads per process (default: EVERFACE_THREADS, else torch's default)"
     p.add_argument("--threads", type=count, metavar="N", help=threads)
 

@@ -14,6 +14,7 @@ from everface.cli.flags import (
     RELEASED,
     add_deployment_flags,
     add_model_flags,
+    address,
     count,
     deployment,
     path_or_standard,
@@ -58,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add = _adder(parser.add_subparsers(title="commands", metavar="COMMAND", required=True))
     for add_arguments in (
         _add_demo, _add_render, _add_verify, add_serve, _add_engine, _add_bench, _add_parity, _add_simulate, _add_pull, _add_convert, _add_doctor,
-        _add_profile, _add_config, add_soak,
+        _add_profile, _add_config, _add_join, add_soak,
     ):  # fmt: skip
         add_arguments(add)
     train = add("train", None, "train the bundled model, or evaluate a model", "train evaluate")
@@ -220,6 +221,13 @@ def _add_engine(add: Add) -> None:
     p.add_argument("--sessions", type=count, default=Deployment.sessions, metavar="N", help="most sessions at once (%(default)s)")
     p.add_argument("--drain", type=count, default=20, metavar="S", help="longest time for open sessions after SIGTERM (%(default)s)")
     add_model_flags(p)
+
+
+def _add_join(add: Add) -> None:
+    more = "Runs until it is interrupted: when the pipeline ends, it waits for the next one. Both hosts need the same everface and weights (docs/operate.md)."
+    p = add("join", commands.join, "lend this host's devices to a pipeline of another host", "join 10.0.0.1:29500 --devices 2", more)
+    p.add_argument("address", type=address, metavar="HOST:PORT", help="where the pipeline of the other host listens")
+    p.add_argument("--devices", type=count, default=1, metavar="N", help="GPUs to lend, or processes without one (%(default)s)")
 
 
 def _add_config(add: Add) -> None:

@@ -32,7 +32,7 @@ class AudioFrame:
 
 @dataclass(frozen=True)
 class LiveSegmentEnd:
-    """The one result of a segment of audio: how much of it was shown. Seconds of the caller's audio."""
+    """The one result of a segment of audio: how much of it was shown, of an interrupted one what was read. Seconds of the caller's audio."""
 
     segment: int
     pushed_s: float

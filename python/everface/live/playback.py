@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from everface.live.events import LiveSegmentEnd
+
 
 @dataclass(eq=False)
 class Segment:
@@ -15,6 +17,7 @@ class Segment:
     number: int
     rate_hz: int
     begin: int  # position of its first sample
+    model_hz: int
     pieces: deque[np.ndarray] = field(default_factory=deque[np.ndarray])  # [S, C], from `dropped` on
     pushed: int = 0  # samples of the caller's
     dropped: int = 0  # of them given out already
@@ -25,6 +28,16 @@ class Segment:
     def end(self) -> int:
         """Position behind its last sample."""
         return self.begin + self.model_samples
+
+    def own(self, position: int) -> int:
+        """The caller's samples before a position."""
+        return max(0, (position - self.begin) * self.rate_hz // self.model_hz)
+
+    def result(self, unread: int | None = None, interrupted: bool = False) -> LiveSegmentEnd:
+        """`unread`: position of the first frame that was given out and nobody has taken."""
+        shown = min(self.dropped, self.pushed)
+        shown = shown if unread is None else min(shown, self.own(unread))
+        return LiveSegmentEnd(self.number, self.pushed / self.rate_hz, shown / self.rate_hz, interrupted)
 
     def add(self, samples_SC: np.ndarray) -> None:
         self.pieces.append(samples_SC)
@@ -55,7 +68,7 @@ class Playback:
 
     def open(self, rate_hz: int, begin: int) -> Segment:
         self._count += 1
-        segment = Segment(self._count, rate_hz, begin)
+        segment = Segment(self._count, rate_hz, begin, self.model_hz)
         self.segments.append(segment)
         return segment
 
@@ -69,12 +82,8 @@ class Playback:
         if segment is None:
             return np.zeros(((end - begin) * silence_hz // self.model_hz, channels), np.int16), silence_hz
         rate = segment.rate_hz
-
-        def own(position: int) -> int:
-            return max(0, (position - segment.begin) * rate // self.model_hz)
-
         lead = max(0, (segment.begin - begin) * rate // self.model_hz)
-        samples = segment.take(min(own(end), segment.pushed) if end < segment.end else segment.pushed)
+        samples = segment.take(min(segment.own(end), segment.pushed) if end < segment.end else segment.pushed)
         length = max(len(samples) + lead, (end - begin) * rate // self.model_hz)
         out = np.zeros((length, samples.shape[1] if len(samples) else channels), samples.dtype)
         out[lead : lead + len(samples)] = samples

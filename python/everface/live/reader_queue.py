@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 
-from everface.live.events import AudioFrame, LiveEvent, VideoFrame
+from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, VideoFrame
+from everface.live.playback import Segment
 
 
 class ReaderQueue:
@@ -14,6 +15,7 @@ class ReaderQueue:
         self._most, self._lossy = most, lossy
         self._events: deque[LiveEvent] = deque()
         self._media = 0
+        self._segments: dict[int, Segment] = {}  # whose results wait here
         self.dropped = 0  # video frames that went
 
     def __len__(self) -> int:
@@ -32,12 +34,28 @@ class ReaderQueue:
             self._media -= 1
             del self._events[at]
 
+    def put_result(self, segment: Segment) -> None:
+        """The end of a segment that was given out completely."""
+        self._segments[segment.number] = segment
+        self.put(segment.result())
+
     def take(self) -> LiveEvent:
         event = self._events.popleft()
         self._media -= isinstance(event, VideoFrame | AudioFrame)
+        if isinstance(event, LiveSegmentEnd):
+            self._segments.pop(event.segment, None)
         return event
 
-    def drop_media(self) -> None:
-        """An interruption: no frame of the past is wanted."""
-        self._events = deque(e for e in self._events if not isinstance(e, VideoFrame | AudioFrame))
+    def drop_media(self) -> int | None:
+        """An interruption: no frame of the past is wanted. Returns the position of the first that was dropped; a segment that it takes a part
+        of counts as interrupted too."""
+        unread = next((e.pts for e in self._events if isinstance(e, VideoFrame | AudioFrame)), None)
+        self._events = deque(self._again(e, unread) for e in self._events if not isinstance(e, VideoFrame | AudioFrame))
         self._media = 0
+        return unread
+
+    def _again(self, event: LiveEvent, unread: int | None) -> LiveEvent:
+        segment = self._segments.get(event.segment) if isinstance(event, LiveSegmentEnd) else None
+        if segment is None or unread is None or segment.end <= unread:
+            return event
+        return self._segments.pop(segment.number).result(unread, interrupted=True)

@@ -23,7 +23,7 @@ import torch
 from everface.core.errors import BadInput, EverfaceError, Unavailable
 from everface.core.log import log
 from everface.live.audio_input import Samples, StreamResampler, as_array
-from everface.live.events import AudioFrame, LiveEvent, LiveSegmentEnd, QualityChange, Underrun, VideoFrame
+from everface.live.events import AudioFrame, LiveEvent, QualityChange, Underrun, VideoFrame
 from everface.live.fade import Fade
 from everface.live.ladder import Ladder
 from everface.live.lead import lead_s
@@ -115,17 +115,16 @@ class LiveSession:
             self._end_segment()
 
     def interrupt(self) -> int:
-        """Drop all that was not given out yet. Returns the runtime's new turn. An interrupted segment gets its LiveSegmentEnd at once."""
+        """Drop all that was not read yet. Returns the runtime's new turn. An interrupted segment gets its LiveSegmentEnd at once."""
         with self._lock:
             self._check_open()
             turn = self._session.interrupt()
+            unread = self._out.drop_media()
             for segment in self._playback.drop():
-                shown = max(0, min(segment.dropped, segment.pushed))
-                self._out.put(LiveSegmentEnd(segment.number, segment.pushed / segment.rate_hz, shown / segment.rate_hz, True))
+                self._out.put(segment.result(unread, interrupted=True))
             self._segment = self._resampler = None
             self._feed.restart()
             self._pad = False
-            self._out.drop_media()
             self._ready.clear()
             self._next_pts, self._refilling = self._feed.accepted, True
             if self._idle and self._paced:
@@ -388,8 +387,7 @@ class LiveSession:
             self._count["frames"] += 1
             self._count["idle"] += idle
         for segment in self._playback.finished(self._next_pts):
-            seconds = segment.pushed / segment.rate_hz
-            self._out.put(LiveSegmentEnd(segment.number, seconds, seconds, False))
+            self._out.put_result(segment)
         self._changed.notify_all()
 
     def _hold(self) -> None:

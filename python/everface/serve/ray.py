@@ -46,7 +46,7 @@ def fleet(
 
     scaling = {
         "min_replicas": least, "max_replicas": most, "target_ongoing_requests": max(1.0, FILLED * limits.sessions),
-        "upscale_delay_s": 2.0, "downscale_delay_s": shrink_s, "look_back_period_s": 4.0,
+        "upscale_delay_s": 2.0, "downscale_delay_s": shrink_s, "look_back_period_s": 4.0, "metrics_interval_s": 1.0,
     }  # fmt: skip
     # The GPUs of one actor are of one host, and the workers of its pipeline inherit them.
     deployment = serve.deployment(

@@ -50,6 +50,18 @@ def test_partitions_are_all_there_and_keep_the_order() -> None:
     assert all(all(p) for p in found)
 
 
+def test_processes_of_other_hosts() -> None:
+    placed = place(roles_of(4), "2+1@10.0.0.1:29500")
+    assert placed.devices == place(roles_of(4), 3).devices
+    assert (placed.remote, placed.address) == (1, ("10.0.0.1", 29500))
+    assert place(roles_of(4), "0+2@[fd00::1]:80").address == ("fd00::1", 80)
+    for wrong in ("2+0@host:1", "+2@host:1", "2+1@host", "2@host:1"):
+        with pytest.raises(BadInput, match="impossible"):
+            place(roles_of(4), wrong)
+    with pytest.raises(BadInput, match="placement 6 is impossible with 5 roles"):
+        place(roles_of(4), "3+3@host:1")
+
+
 def test_costs_move_the_cut() -> None:
     assert place(with_cost("decode", 3.0), 2).devices == (("step0", "step1", "step2"), ("step3", "decode"))
     assert place(with_cost("decode", 5.0), 2).devices == (("step0", "step1", "step2", "step3"), ("decode",))

@@ -44,7 +44,8 @@ class VideoJob:
     status: str = QUEUED
     progress: int = 0  # percent
     error: str | None = None
-    ended_s: float | None = None
+    ended_s: float | None = None  # wall time, to be shown
+    kept_since_s: float = 0.0
     bytes: int = 0
     aborted: threading.Event = field(default_factory=threading.Event)
 
@@ -162,7 +163,7 @@ class Jobs:
             job.error, status = "this video ended by a bug of everface: the server's log says more", FAILED
         job.audio.unlink(missing_ok=True)
         with self._lock:
-            job.ended_s = time.time()
+            job.ended_s, job.kept_since_s = time.time(), time.monotonic()
             if not job.aborted.is_set():
                 job.status = status
                 return status
@@ -175,7 +176,7 @@ class Jobs:
         size = sum(job.bytes for job in ended)
         many = len(ended) - 1000
         for number, job in enumerate(ended):
-            old = time.time() - (job.ended_s or 0.0) > self._limits.results_s
+            old = time.monotonic() - job.kept_since_s > self._limits.results_s
             if old or size > self._limits.results_bytes or number < many:
                 size -= job.bytes
                 self.delete(job.id)

@@ -1,0 +1,103 @@
+"""Workers of other hosts: they come to the supervisor, over TCP, and one that is lost is replaced by whichever comes next."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from everface.core.errors import BadInput
+from everface.core.log import log
+from everface.runtime.cluster.control import Build, ControlSocket, Join, prepare_tcp
+from everface.runtime.cluster.watched_worker import WatchedWorker
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A worker that waits for a stage to run."""
+
+    control: ControlSocket
+    host: str
+    join: Join
+
+
+class RemoteWorker(WatchedWorker):
+    """A stage of another host: it waits for a worker to join, and `attach` has that one build its roles."""
+
+    replaceable = True
+
+    def __init__(self, build: Build, timeout_s: float):
+        super().__init__(build, timeout_s)
+        self.joined: Joined | None = None
+        self._gone = False
+
+    @property
+    def pid(self) -> int:
+        return self.joined.join.pid if self.joined else 0
+
+    @property
+    def ended(self) -> bool:
+        return self._gone
+
+    def attach(self, joined: Joined) -> None:
+        self.joined, self.control = joined, joined.control
+        device = self.build.device
+        if device.startswith("cuda"):
+            device = f"cuda:{joined.join.device}"
+        self.send(msgspec.structs.replace(self.build, device=device))
+        log.info("stage %s runs at %s, process %d", self.name, joined.host, joined.join.pid)
+
+    def exit_description(self) -> str:
+        host = self.joined.host if self.joined else "its host"
+        return f"is out of reach: its process at {host} ended, or the network is down"
+
+    def kill(self) -> None:
+        """Cut its control socket, which ends its process when it notices; no later than SILENT_MS, if the network is down."""
+        self._gone = True
+        if self.control:
+            self.control.cut()
+
+    def wait(self, timeout_s: float) -> None:
+        """Nothing: whether its process has ended cannot be seen from here."""
+
+    def read_reports(self) -> bool:
+        alive = super().read_reports()
+        self._gone = self._gone or not alive
+        return alive
+
+
+class JoinListener:
+    """Listens at an address of this host. For the supervisor's thread. Raises BadInput if it cannot listen there."""
+
+    def __init__(self, address: tuple[str, int], token: str):
+        host, port = address
+        try:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            self.socket = socket.create_server(address, family=family)
+        except OSError as error:
+            raise BadInput(f"no host can join at {host}:{port} ({os.strerror(error.errno or 0)}): name a free port of this host") from None
+        self._token = token.encode()
+        self.waiting: list[Joined] = []
+
+    def accept(self) -> tuple[ControlSocket, Callable[[], bool]]:
+        """The control socket of a worker, and what reads from it until it is attached: False at its end."""
+        connected, (host, *_) = self.socket.accept()
+        control = ControlSocket(prepare_tcp(connected))
+        return control, lambda: self._read(control, host)
+
+    def _read(self, control: ControlSocket, host: str) -> bool:
+        messages = control.receive()
+        if messages is None:
+            self.waiting = [joined for joined in self.waiting if joined.control is not control]
+            return False
+        for message in messages:
+            if isinstance(message, Join):
+                if not hmac.compare_digest(message.token.encode(), self._token):
+                    log.warning("a worker of %s was refused: its EVERFACE_TOKEN is not this host's", host)
+                    return False
+                self.waiting.append(Joined(control, host, message))
+        return True
