@@ -12,6 +12,7 @@ import msgspec
 
 from everface.core.errors import BadInput
 from everface.core.log import log
+from everface.core.loopback import is_loopback
 from everface.runtime.cluster.control import Build, ControlSocket, Join, prepare_tcp
 from everface.runtime.cluster.watched_worker import WatchedWorker
 
@@ -71,10 +72,13 @@ class RemoteWorker(WatchedWorker):
 
 
 class JoinListener:
-    """Listens at an address of this host. For the supervisor's thread. Raises BadInput if it cannot listen there."""
+    """Listens at an address of this host. For the supervisor's thread. Raises BadInput if it cannot listen there, or if others can reach it
+    and there is no token: who joins sees the latents and makes the frames."""
 
     def __init__(self, address: tuple[str, int], token: str):
         host, port = address
+        if not token and not is_loopback(host):
+            raise BadInput(f"{host} can be reached from other machines: set EVERFACE_TOKEN, here and where everface join runs")
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
             self.socket = socket.create_server(address, family=family)

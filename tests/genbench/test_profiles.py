@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,24 +21,19 @@ from everface.genbench.profiles.publish import ProfileReport, ProfileRow, to_mar
 
 
 def test_every_faster_choice_is_a_profile() -> None:
-    profiles, absent = offered_profiles(StreamConfig(), Deployment())
+    profiles, absent = offered_profiles(StreamConfig(), Deployment(), heads_profiled=False)
     assert [p.name for p in profiles] == ["exact", *config.SAMPLERS[1:], *config.DTYPES[1:]]
     assert [p.name for p in profiles if "emulated" in p.note] == ["fp8", "fp8-attention"]  # bfloat16 is computed as such
-    assert "not offered" in absent["KV compression"]
+    assert "everface profile kv" in absent["kv-keep"]
     assert profiles[1].stream.sampler == "skip-null" and profiles[1].deployment == Deployment()
     assert profiles[2].stream == StreamConfig() and profiles[2].deployment.dtype == "bfloat16"
-    on_gpu, _ = offered_profiles(StreamConfig(sampler="skip-null"), Deployment(device="cuda", dtype="bfloat16"))
+    on_gpu, _ = offered_profiles(StreamConfig(sampler="skip-null"), Deployment(device="cuda", dtype="bfloat16"), heads_profiled=False)
     assert [(p.name, p.note) for p in on_gpu] == [("exact", ""), ("fp8", ""), ("fp8-attention", "")]
 
 
-def test_a_compressed_cache_becomes_a_profile_once_it_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    @dataclass(frozen=True)
-    class Compressing(Deployment):
-        kv_cache: str = "whole"
-
-    monkeypatch.setattr(config, "KV_CACHES", ("whole", "4-bit", "merged"), raising=False)
-    profiles, absent = offered_profiles(StreamConfig(), Compressing())
-    assert [p.name for p in profiles][-2:] == ["4-bit", "merged"] and absent == {}
+def test_shares_of_the_cache_are_profiles_of_weights_whose_heads_were_profiled() -> None:
+    profiles, absent = offered_profiles(StreamConfig(), Deployment(), heads_profiled=True)
+    assert [(p.name, p.deployment.kv_keep) for p in profiles][-2:] == [("kv-keep 0.667", 0.667), ("kv-keep 0.5", 0.5)] and absent == {}
 
 
 def test_ssim_is_its_formula() -> None:
@@ -87,7 +81,7 @@ def test_profiles_of_a_model_are_published(small_set: BenchmarkSet, small_model:
     assert [rows[name]["frames"] for name in ("exact", *config.SAMPLERS[1:], *config.DTYPES[1:])] == [75] * 5
     assert rows["exact"]["psnr"] is None and 20 < rows["fp8"]["psnr"] < rows["bfloat16"]["psnr"]
     assert all(row["missing"] or row["speed_ratio"] > 0 for row in rows.values())
-    assert "not offered" in rows["KV compression"]["missing"]
+    assert "everface profile kv" in rows["kv-keep"]["missing"]
     assert cli.main([*command, "--seconds", "3", "-o", str(tmp_path / "out")]) == 0  # goes on: nothing is made again
     capsys.readouterr()
     (tmp_path / "out/fp8/clips/s-0.rgb").unlink()

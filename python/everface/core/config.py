@@ -291,6 +291,7 @@ ATTENTIONS = ("auto", "triton", "gluon", "cudnn", "flash", "flash-attn", "xforme
 FP8_ATTENTIONS = ("auto", "triton", "gluon")  # of these, those that read 8-bit keys and values
 RANGE_ATTENTIONS = ("auto", "triton")  # and those that read a part of the keys
 MIN_KV_KEEP = 0.1
+KV_KEEPS = (1.0, 0.667, 0.5)  # that genbench profiles compares; any from MIN_KV_KEEP on can be chosen
 
 
 def check_size(height: int, width: int) -> tuple[int, int]:

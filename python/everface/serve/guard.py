@@ -16,7 +16,8 @@ from starlette.requests import ClientDisconnect
 
 from everface.serve.metrics import Metrics
 from everface.serve.rate import RequestRate
-from everface.serve.settings import LOCAL_NAMES, ServeSettings
+from everface.core.loopback import LOCAL_NAMES
+from everface.serve.settings import ServeSettings
 
 COOKIE = "everface_token"
 PROTOCOL = "everface."  # a subprotocol of everface.TOKEN carries the token, where a client cannot set headers

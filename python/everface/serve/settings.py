@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
+from everface.core.loopback import is_loopback
 
 LEAST_TOKEN = 16  # characters
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -56,12 +55,3 @@ class ServeSettings:
             raise BadInput(f"the token is too weak or holds other signs: use {LEAST_TOKEN} or more letters and digits, as openssl rand -hex 16 prints")
         if self.token is None and not is_loopback(self.host):
             raise BadInput(f"{self.host} can be reached from other machines: pass --token (or set EVERFACE_TOKEN), or listen at 127.0.0.1")
-
-
-def is_loopback(host: str) -> bool:
-    if host in LOCAL_NAMES:
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -30,6 +30,11 @@ REPORT_S = HANG_S + 1.0  # the bound of docs/operate.md is HANG_S; a second for 
 RESUME_S = 120.0
 
 
+@pytest.fixture(autouse=True)
+def token(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERFACE_TOKEN", "a secret")
+
+
 @pytest.fixture
 def cable() -> Iterator[Cable]:
     try:
@@ -100,9 +105,8 @@ def test_frames_are_equal_and_a_cut_cable_is_reported_and_survived(cable: Cable,
         print(f"\ncable cut: reported after {1e3 * reported_s:.0f} ms, frames again {resumed_s:.1f} s after it was plugged in")
 
 
-def test_a_worker_of_another_host_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_of_another_host_is_replaced() -> None:
     """One stage, which joins over the loopback interface."""
-    monkeypatch.setenv("EVERFACE_TOKEN", "a secret")
     address = f"127.0.0.1:{free_port('127.0.0.1')}"
     with (
         joined(address, 1) as host,
@@ -122,4 +126,10 @@ def test_a_worker_of_another_host_is_replaced(monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_address_that_is_not_of_this_host() -> None:
     with pytest.raises(BadInput, match=r"^no host can join at 192.0.2.77:29500 \(Cannot assign requested address\): name a free port"):
+        start_on("1+1@192.0.2.77:29500")
+
+
+def test_others_join_with_a_token_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EVERFACE_TOKEN")
+    with pytest.raises(BadInput, match=r"^192.0.2.77 can be reached from other machines: set EVERFACE_TOKEN"):
         start_on("1+1@192.0.2.77:29500")

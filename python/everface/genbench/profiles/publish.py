@@ -17,6 +17,7 @@ from everface.genbench.profiles.offered import Profile, offered_profiles
 from everface.genbench.report import GenBenchReport, list_settings
 from everface.genbench.scoring import MetricWeights
 from everface.genbench.session import Steps, run
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, KV_PROFILE
 
 
 class ProfileRow(msgspec.Struct):
@@ -56,7 +57,7 @@ def publish_profiles(
 
     Raises BadInput.
     """
-    load, (profiles, absent) = os.getloadavg()[0], offered_profiles(stream, deployment)
+    load, (profiles, absent) = os.getloadavg()[0], offered_profiles(stream, deployment, (Path(model[0] or DEFAULT_WEIGHTS) / KV_PROFILE).is_file())
     ids = [sample.id for sample in open_set(set_name, cache, limit, lambda done, many: steps("set", many, "", 0)).samples]
     runs = [
         run(
