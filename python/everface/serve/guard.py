@@ -14,9 +14,9 @@ from urllib.parse import parse_qs, urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 
+from everface.core.loopback import LOCAL_NAMES
 from everface.serve.metrics import Metrics
 from everface.serve.rate import RequestRate
-from everface.core.loopback import LOCAL_NAMES
 from everface.serve.settings import ServeSettings
 
 COOKIE = "everface_token"
