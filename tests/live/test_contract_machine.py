@@ -16,4 +16,4 @@ def test_some_histories() -> None:
 
 @pytest.mark.long
 def test_many_histories() -> None:
-    run_state_machine_as_test(Contract, settings=settings(max_examples=400, stateful_step_count=50, **COMMON))
+    run_state_machine_as_test(Contract, settings=settings(max_examples=150, stateful_step_count=50, **COMMON))
