@@ -73,7 +73,7 @@ class RemoteWorker(WatchedWorker):
 
 class JoinListener:
     """Listens at an address of this host. For the supervisor's thread. Raises BadInput if it cannot listen there, or if others can reach it
-    and there is no token: who joins sees the latents and makes the frames."""
+    and there is no token: who joins sees the blocks and makes the frames."""
 
     def __init__(self, address: tuple[str, int], token: str):
         host, port = address

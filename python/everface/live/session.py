@@ -262,11 +262,8 @@ class LiveSession:
     def _flush(self) -> None:
         """Push what waits, but at a pace no more than is soon shown: what waits can still be made at another level, or be interrupted."""
         rate = self._format.sample_rate
-        ahead_s = self._lead_s() + max(self._jitter_s, self._format.block_s + self._feed.reach / rate)
+        ahead_s = lead_s(self._session.timeline.blocks) + max(self._jitter_s, self._format.block_s + self._feed.reach / rate)
         self._feed.push(self._next_pts + int(ahead_s * rate) if self._paced else None)
-
-    def _lead_s(self) -> float:
-        return lead_s(self._session.timeline.blocks)
 
     def _end_segment(self) -> None:
         segment, resampler = self._segment, self._resampler
@@ -313,8 +310,8 @@ class LiveSession:
         if self._segment is not None and not paused:
             return
         until_due_s = max(0.0, self._due_s - self._now()) if self._paced and self._due_s is not None else 0.0
-        lead_s = 0.0 if self._refilling else self._lead_s() - until_due_s
-        missing = self._next_pts + self._feed.reach + int(lead_s * self._format.sample_rate) - self._feed.end
+        ahead_s = 0.0 if self._refilling else lead_s(self._session.timeline.blocks) - until_due_s
+        missing = self._next_pts + self._feed.reach + int(ahead_s * self._format.sample_rate) - self._feed.end
         if missing > 0:
             if paused:
                 self._end_segment()
