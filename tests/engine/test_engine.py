@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.client.kills import descriptors
-from tests.engine.processes import ROOT, BareClient, engine_process, held
+from tests.engine.processes import ROOT, WITHOUT_CLIENTS, BareClient, engine_process, held
 
 from everface.engine import protocol
 from everface.engine.frame_ring import FrameRing
