@@ -95,6 +95,7 @@ void ef_session_config_defaults(ef_session_config* config) {
   config->playback_hz = 24000;
   config->outbox_ms = 2000;
   config->timeout_ms = 120000;
+  config->cuda_device = -1;
 }
 
 void ef_stats_defaults(ef_stats* stats) {
@@ -149,6 +150,7 @@ ef_status ef_session_open(ef_engine* engine, const ef_session_config* config, ef
     if (std::strlen(c.image) >= 4096 || (c.prompt && std::strlen(c.prompt) >= 4096))
       return {EF_BAD_INPUT, "the image's path or the prompt has 4096 bytes or more: use a shorter one"};
     if (c.format < EF_RGB24 || c.format > EF_I420) return {EF_BAD_INPUT, "the pixel format is unknown: choose EF_RGB24, EF_BGRA, EF_NV12 or EF_I420"};
+    if (c.cuda_device >= 0 && c.format != EF_RGB24) return {EF_BAD_INPUT, "frames on a GPU come in EF_RGB24 only: set config.format to it"};
     const std::string image = everface::client::absolute(c.image);
     c.image = image.c_str();
     auto made = std::make_shared<Session>(engine->engine, c);
@@ -207,6 +209,7 @@ ef_status ef_event_copy_image(const ef_event* event, const ef_image* image) {
   return guarded([&]() -> Error {
     if (!event || !image) return null(event ? "image" : "event");
     if (event->type != EF_EVENT_VIDEO) return {EF_BAD_INPUT, "the event holds no frame: copy images of EF_EVENT_VIDEO only"};
+    if (event->cuda_data) return {EF_BAD_INPUT, "the frame is in the memory of a GPU: copy it with CUDA, from event.cuda_data"};
     ef_image out;
     if (Error error = take(image, out, ef_image_defaults)) return error;
     if (out.format < EF_RGB24 || out.format > EF_I420) return {EF_BAD_INPUT, "the image's pixel format is unknown: choose one of ef_pixel_format"};

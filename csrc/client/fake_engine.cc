@@ -130,7 +130,10 @@ class FakeClient {
     playback_hz_ = r.integer(24000);
     const int64_t outbox_ms = r.integer(2000), slots = r.integer();
     int64_t width = r.integer(), height = r.integer();
+    r.text();  // the prompt
+    const bool on_gpu = !r.text().empty();
     if (!r.ok()) return;
+    if (on_gpu) return refuse(EF_BAD_INPUT, "the fake engine has no GPU: leave config.cuda_device at -1");
     if (image.empty()) return refuse(EF_BAD_INPUT, "no image is named: set the path of one");
     if (!width && !height) {
       width = kWidth;
@@ -284,9 +287,9 @@ class FakeClient {
   void stats(int64_t number) {
     double queued_s = 0;
     for (const Segment& s : segments_) queued_s += s.seconds(s.pushed - s.given);
-    Writer reply(kStatsReply, 13);
+    Writer reply(kStatsReply, 14);
     reply.integer(number).integer(frames_).integer(idle_frames_).integer(0).integer(0).integer(0).real(queued_s).real(-1).real(-1);
-    send(reply.integer(pts_ + static_cast<int64_t>(queued_s * kRate)).integer(0).integer(0).integer(0));
+    send(reply.integer(pts_ + static_cast<int64_t>(queued_s * kRate)).integer(0).integer(0).integer(0).integer(0));
   }
 
   Channel channel_;

@@ -7,7 +7,7 @@
 namespace everface::client {
 
 constexpr const char* kMagic = "everface";
-constexpr int kMajor = 1, kMinor = 1;
+constexpr int kMajor = 1, kMinor = 2;
 constexpr size_t kMostBytes = 1 << 20;  // of one message
 
 enum Tag {

@@ -23,6 +23,8 @@ Session::Session(std::shared_ptr<Engine> engine, const ef_session_config& config
 Session::~Session() { free_descriptors(); }
 
 Error Session::open() {
+  if (config_.cuda_device >= 0)
+    if (Error error = name_gpu(config_.cuda_device, gpu_)) return error;
   Lock lock(mutex_);
   pollable_ = ::epoll_create1(EPOLL_CLOEXEC);
   ready_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -55,9 +57,9 @@ Error Session::connect() {
   state_ = State::greeting;
   Writer hello(kClientHello, 3);
   channel_.queue(hello.text(kMagic).integer(kMajor).integer(kMinor).message());
-  Writer request(kOpenRequest, 10);
+  Writer request(kOpenRequest, 11);
   request.text(image_).unsigned_integer(config_.seed).boolean(config_.idle).boolean(config_.paced).integer(config_.playback_hz);
-  request.integer(config_.outbox_ms).integer(config_.slots).integer(config_.width).integer(config_.height).text(prompt_);
+  request.integer(config_.outbox_ms).integer(config_.slots).integer(config_.width).integer(config_.height).text(prompt_).text(gpu_);
   channel_.queue(request.message());
   io();
   return {};

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "channel.h"
+#include "cuda.h"
 #include "engine.h"
 #include "error.h"
 #include "msgpack.h"
@@ -22,10 +23,14 @@ constexpr uint32_t kMostSlots = 64;
 // The frames' memory, mapped for reading. It stays while a frame of it is borrowed.
 struct Frames {
   const uint8_t* base = nullptr;
+  std::unique_ptr<CudaMemory> cuda;  // of frames on a GPU, in the place of `base`
   size_t size = 0;
   uint32_t slots = 0, width = 0, height = 0;
   size_t slot_bytes = 0;
+  Frames() = default;
   ~Frames();
+  Frames(const Frames&) = delete;
+  Frames& operator=(const Frames&) = delete;
 };
 
 // What an ef_event points to.
@@ -36,7 +41,7 @@ struct Event : ef_event {
   uint32_t slot = 0;
   std::string data;             // samples, or a text
   std::vector<uint8_t> pixels;  // a converted frame
-  const uint8_t* rgb = nullptr;
+  const uint8_t* rgb = nullptr;  // null on a GPU
 };
 
 class Session : public std::enable_shared_from_this<Session> {
@@ -88,6 +93,7 @@ class Session : public std::enable_shared_from_this<Session> {
 
   const std::shared_ptr<Engine> engine_;
   const std::string image_, prompt_;
+  std::string gpu_;  // that holds the frames: its PCI bus id
   const ef_session_config config_;
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -15,6 +15,7 @@ Frames::~Frames() {
 Event::Event(ef_event_type kind) : ef_event{} {
   struct_size = sizeof(ef_event);
   type = kind;
+  cuda_device = -1;
 }
 
 void Session::queue(std::unique_ptr<Event> event) {
@@ -56,7 +57,7 @@ Error Session::poll(uint32_t timeout_ms, const ef_event*& out) {
     event->session = shared_from_this();
     event->format = config_.format;
     event->plane[0] = event->rgb;
-    event->stride[0] = 3 * static_cast<size_t>(event->width);
+    event->stride[0] = event->rgb ? 3 * static_cast<size_t>(event->width) : 0;
     if (config_.format != EF_RGB24) {
       ef_image image{};
       image.format = config_.format;

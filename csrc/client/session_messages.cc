@@ -87,20 +87,23 @@ void Session::handle_open(Reader& r) {
   auto frames = std::make_shared<Frames>();
   const int64_t width = r.integer(), height = r.integer(), slots = r.integer(), slot_bytes = r.integer();
   const int64_t sample_rate = r.integer(), fps = r.integer(), window_ms = r.integer();
+  const std::string_view handle = r.bytes();  // of a GPU's memory
   const int descriptor = channel_.take_passed();
   struct stat memory {};
   const bool fits = r.ok() && state_ == State::opening && descriptor >= 0 && width > 0 && width <= kMostSide && height > 0 &&
                     height <= kMostSide && slots > 0 && slots <= kMostSlots && slot_bytes >= 3 * width * height &&
                     slot_bytes <= 4 * int64_t{kMostSide} * kMostSide && sample_rate > 0 && sample_rate <= 192000 && fps > 0 && fps <= 240 &&
-                    window_ms > 0 && window_ms <= 60000 && ::fstat(descriptor, &memory) == 0 && memory.st_size >= slots * slot_bytes &&
+                    window_ms > 0 && window_ms <= 60000 && (!gpu_.empty() || (::fstat(descriptor, &memory) == 0 && memory.st_size >= slots * slot_bytes)) &&
                     (!frames_ || (frames_->width == width && frames_->height == height));
-  if (fits) {
+  if (fits && !gpu_.empty()) {
+    if (Error error = open_gpu_memory(handle, config_.cuda_device, descriptor, frames->cuda)) return fail(error);
+  } else if (fits) {
     frames->size = static_cast<size_t>(slots * slot_bytes);
     void* base = ::mmap(nullptr, frames->size, PROT_READ, MAP_SHARED, descriptor, 0);
     if (base != MAP_FAILED) frames->base = static_cast<const uint8_t*>(base);
   }
-  if (descriptor >= 0) ::close(descriptor);
-  if (!frames->base) return fail({EF_VERSION, "the engine opened a session that makes no sense: use a library and an engine of one version"});
+  if (descriptor >= 0 && !frames->cuda) ::close(descriptor);
+  if (!frames->base && !frames->cuda) return fail({EF_VERSION, "the engine opened a session that makes no sense: use a library and an engine of one version"});
   frames->width = static_cast<uint32_t>(width);
   frames->height = static_cast<uint32_t>(height);
   frames->slots = static_cast<uint32_t>(slots);
@@ -130,7 +133,13 @@ void Session::handle_frame(Reader& r) {
   auto event = std::make_unique<Event>(EF_EVENT_VIDEO);
   event->memory = frames_;
   event->slot = static_cast<uint32_t>(slot);
-  event->rgb = frames_->base + event->slot * frames_->slot_bytes;
+  if (frames_->cuda) {
+    event->cuda_data = frames_->cuda->base() + event->slot * frames_->slot_bytes;
+    event->cuda_pitch = 3 * static_cast<size_t>(frames_->width);
+    event->cuda_device = config_.cuda_device;
+  } else {
+    event->rgb = frames_->base + event->slot * frames_->slot_bytes;
+  }
   event->width = frames_->width;
   event->height = frames_->height;
   event->turn = turn_;
@@ -201,7 +210,7 @@ void Session::handle_stats(Reader& r) {
   stats_.first_frame_s = r.real();
   const int64_t position = r.integer();
   stats_.position = sane(position) ? position + pts_base_ : -1;
-  for (uint64_t* each : {&stats_.level, &stats_.level_changes, &stats_.repeated_frames}) *each = static_cast<uint64_t>(r.integer());
+  for (uint64_t* each : {&stats_.level, &stats_.level_changes, &stats_.repeated_frames, &stats_.refill_frames}) *each = static_cast<uint64_t>(r.integer());
   changed_.notify_all();
 }
 

@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 #define EF_ABI_MAJOR 1
-#define EF_ABI_MINOR 2
+#define EF_ABI_MINOR 3
 
 #ifdef __cplusplus
 extern "C" {
@@ -80,6 +80,8 @@ typedef struct ef_session_config {
   uint32_t slots;         /* frames that you may hold at a time; 0: the engine's choice */
   const char* prompt;     /* NULL: none */
   uint32_t timeout_ms;    /* for the session to open */
+  /* since ABI 1.3 */
+  int cuda_device; /* number of the GPU, as CUDA counts in this process, that holds the frames, EF_RGB24 alone; -1: host memory */
 } ef_session_config;
 
 /* A frame's memory. Rows of plane p begin stride[p] bytes apart. RGB24, BGRA: one plane; NV12: Y, UV; I420: Y, U, V. */
@@ -126,6 +128,13 @@ typedef struct ef_event {
   const char* text; /* also of QUALITY: how frames are made at this level */
   /* QUALITY, since ABI 1.2 */
   uint64_t level; /* 0: full quality */
+  /*
+   * VIDEO of a session with cuda_device, since ABI 1.3. plane[] is NULL then. The frame is complete. Your stream has to be done with it at
+   * ef_event_release, and it is lost with its engine.
+   */
+  const void* cuda_data; /* EF_RGB24, read-only, in the memory of that GPU; NULL: the frame is in host memory */
+  size_t cuda_pitch;     /* bytes from row to row */
+  int cuda_device;       /* -1: none */
 } ef_event;
 
 typedef struct ef_stats {
@@ -142,6 +151,8 @@ typedef struct ef_stats {
   uint64_t level;          /* of quality, lowered on a machine that is too slow; 0: full */
   uint64_t level_changes;
   uint64_t repeated_frames; /* that stood for more than one */
+  /* since ABI 1.3 */
+  uint64_t refill_frames; /* the last one held, from an interruption to the first frame after it */
 } ef_stats;
 
 /* The library's ABI: major << 16 | minor. A program needs the major it was built for, and at least its minor. */

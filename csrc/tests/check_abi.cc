@@ -1,4 +1,5 @@
 // Compiled, never run: checks the declarations in ring/ against the vendors' headers, where those are found.
+#include "../client/cuda.h"
 #include "../ring/cuda_api.h"
 #include "../ring/nccl_api.h"
 
@@ -13,6 +14,11 @@ static_assert(everface::ring::kCudaEventDisableTiming == cudaEventDisableTiming)
 static_assert(everface::ring::kCudaCopyDefault == static_cast<int>(cudaMemcpyDefault));
 static_assert(everface::ring::kCudaCaptureRelaxed == static_cast<int>(cudaStreamCaptureModeRelaxed));
 static_assert(std::is_same_v<decltype(cudaStreamWaitEvent), cudaError_t(cudaStream_t, cudaEvent_t, unsigned)>);
+static_assert(std::is_same_v<decltype(cudaIpcOpenMemHandle), cudaError_t(void**, cudaIpcMemHandle_t, unsigned)>);
+static_assert(std::is_same_v<decltype(cudaIpcCloseMemHandle), cudaError_t(void*)>);
+static_assert(std::is_same_v<decltype(cudaDeviceGetPCIBusId), cudaError_t(char*, int, int)>);
+static_assert(sizeof(cudaIpcMemHandle_t) == sizeof(everface::client::CudaIpcHandle) && alignof(cudaIpcMemHandle_t) == 1);
+static_assert(everface::client::kCudaIpcLazyPeerAccess == cudaIpcMemLazyEnablePeerAccess);
 static_assert(sizeof(cudaError_t) == sizeof(everface::ring::CudaResult));
 #endif
 

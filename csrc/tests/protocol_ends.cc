@@ -67,7 +67,8 @@ void feed_client(const FromEngine& from, Random& random) {
   ef_session_config_defaults(&config);
   config.image = "i";
   config.timeout_ms = 0;
-  config.format = static_cast<int>(below(random, 4));
+  config.format = from.on_gpu ? EF_RGB24 : static_cast<int>(below(random, 4));
+  config.cuda_device = from.on_gpu ? 0 : -1;
   const auto session = std::make_shared<Session>(std::make_shared<BytesEngine>(engine_config, from), config);
   if (session->open()) return;
   static const int16_t samples[64] = {};
@@ -119,7 +120,7 @@ void feed(const uint8_t* data, size_t size) {
   const std::string bytes(reinterpret_cast<const char*>(data + 2), size - 2);
   if (how & 1) return feed_engine(bytes, false);
   Random random(data[1]);
-  feed_client({bytes, !(how & 2), !(how & 4), (how & 8) != 0}, random);
+  feed_client({bytes, !(how & 2), !(how & 4), (how & 8) != 0, (how & 16) != 0}, random);
 }
 
 }  // namespace everface::client

@@ -17,6 +17,7 @@ struct FromEngine {
   bool passes = true;  // a descriptor comes with them,
   bool sized = true;   // of memory as large as 4 slots of 4096 bytes
   bool ends = false;   // the socket is closed then
+  bool on_gpu = false; // frames on a GPU are asked for
 };
 
 // A session opens over `from` and is used by some calls drawn from `random`.
@@ -26,7 +27,8 @@ void feed_client(const FromEngine& from, Random& random);
 void feed_engine(const std::string& bytes, bool abrupt);
 
 // One input of a fuzzer: a byte that says which end and how, a byte that seeds the calls, and the bytes that the end receives.
-// Bit 0: the fake engine, else the library. Of the library, bit 1: no descriptor comes; 2: of empty memory; 3: the socket is closed then.
+// Bit 0: the fake engine, else the library. Of the library, bit 1: no descriptor comes; 2: of empty memory; 3: the socket is closed then; 4: frames
+// on a GPU are asked for, which needs the fake CUDA runtime.
 void feed(const uint8_t* data, size_t size);
 
 }  // namespace everface::client

@@ -1,6 +1,7 @@
 // Seeded runs of libeverface, for sanitizers and for fuzzing.
 //
-//   test_client threads SEED COUNT [SOCKET]  sessions used from several threads at once, of the fake engine or of the one that listens at SOCKET
+//   test_client threads SEED COUNT [SOCKET [fake-cuda]]  sessions used from several threads at once, of the fake engine or of the one that listens
+//                                            at SOCKET; fake-cuda: half of them with frames on a GPU that the fake CUDA runtime makes up
 //   test_client client SEED COUNT            what an engine sends is changed at random: the client must end in order
 //   test_client engine SEED COUNT            what a client sends is changed at random: the fake engine must end in order
 //   test_client replay FILE...               inputs that were kept: tests/csrc/corpus
@@ -33,6 +34,7 @@ namespace {
 // threads
 
 const char* engine_socket = nullptr;  // nullptr: the fake engine
+bool on_gpu = false;
 
 void play(uint64_t seed) {
   Random random(seed);
@@ -51,6 +53,10 @@ void play(uint64_t seed) {
   config.width = 2 + static_cast<uint32_t>(below(random, 76));
   config.height = 1 + static_cast<uint32_t>(below(random, 30));
   config.slots = 2 + static_cast<uint32_t>(below(random, 6));
+  if (on_gpu && below(random, 2)) {
+    config.cuda_device = static_cast<int>(below(random, 8));
+    config.format = EF_RGB24;
+  }
   ef_session* session = nullptr;
   if (ef_session_open(engine, &config, &session)) die("no session", seed);
   if (below(random, 2)) {
@@ -82,7 +88,9 @@ void play(uint64_t seed) {
     if (event && event->type == EF_EVENT_CLOSED) ++closed;
     if (event && event->type == EF_EVENT_ERROR) die(event->text, seed);
     if (event && event->type == EF_EVENT_VIDEO) {
-      volatile uint8_t last = event->plane[0][event->stride[0] * event->height - 1];
+      if ((event->cuda_data != nullptr) != (config.cuda_device >= 0) || event->cuda_device != config.cuda_device) die("a frame in other memory", seed);
+      const auto* data = event->cuda_data ? static_cast<const uint8_t*>(event->cuda_data) : event->plane[0];
+      volatile uint8_t last = data[(event->cuda_data ? event->cuda_pitch : event->stride[0]) * event->height - 1];
       (void)last;
     }
     if (event) kept.push_back(event);
@@ -173,10 +181,16 @@ void fuzz_client(uint64_t seed) {
   Writer hello(kEngineHello, 4);
   from.bytes = hello.integer(kMajor).integer(0).text("x").integer(1).message();
   if (!below(random, 4)) change(from.bytes, random);
-  Writer reply(kOpenReply, 7);
+  const bool on_gpu = !below(random, 8);  // of the fake CUDA runtime, where LD_LIBRARY_PATH has it
+  Writer reply(kOpenReply, on_gpu ? 8 : 7);
   const bool sane = below(random, 3) > 0;
   const auto value = [&](int64_t usual) { return sane || below(random, 2) ? usual : number(random); };
   reply.integer(value(8)).integer(value(8)).integer(value(4)).integer(value(4096)).integer(value(16000)).integer(value(25)).integer(value(1000));
+  if (on_gpu) {
+    std::string handle(below(random, 8) ? 64 : below(random, 100), '\0');
+    for (char& each : handle) each = static_cast<char>(random());
+    reply.bytes(handle.data(), handle.size());
+  }
   std::string opening = reply.message();
   if (!below(random, 6)) change(opening, random);
   std::string more = engine_messages(random);
@@ -185,6 +199,7 @@ void fuzz_client(uint64_t seed) {
   from.sized = below(random, 8);
   from.passes = below(random, 10);
   from.ends = below(random, 2);
+  from.on_gpu = on_gpu;
   feed_client(from, random);
 }
 
@@ -192,9 +207,12 @@ void fuzz_engine(uint64_t seed) {
   Random random(seed);
   Writer hello(kClientHello, 3);
   std::string bytes = hello.text(kMagic).integer(kMajor).integer(0).message();
-  Writer open(kOpenRequest, 10);
-  bytes += open.text("i").integer(7).boolean(below(random, 2)).boolean(false).integer(24000).integer(2000).integer(static_cast<int64_t>(below(random, 5)))
-               .integer(below(random, 3) ? 8 : number(random)).integer(8).text("").message();
+  const bool on_gpu = !below(random, 8);
+  Writer open(kOpenRequest, on_gpu ? 11 : 10);
+  open.text("i").integer(7).boolean(below(random, 2)).boolean(false).integer(24000).integer(2000).integer(static_cast<int64_t>(below(random, 5)))
+               .integer(below(random, 3) ? 8 : number(random)).integer(8).text("");
+  if (on_gpu) open.text("0000:04:00.0");
+  bytes += open.message();
   for (uint64_t n = below(random, 12); n > 0; --n) {
     switch (below(random, 6)) {
       case 0: case 1: {
@@ -231,8 +249,9 @@ int main(int argc, char** argv) {
   const std::string mode = argc > 1 ? argv[1] : "";
   if (mode == "replay") return replay(argc - 2, argv + 2);
   const auto run = mode == "threads" ? play : mode == "client" ? fuzz_client : mode == "engine" ? fuzz_engine : nullptr;
-  if (!run || argc < 4) return std::fprintf(stderr, "usage: test_client threads|client|engine SEED COUNT [SOCKET], or test_client replay FILE...\n"), 2;
+  if (!run || argc < 4) return std::fprintf(stderr, "usage: test_client threads|client|engine SEED COUNT [SOCKET [fake-cuda]], or test_client replay FILE...\n"), 2;
   if (argc > 4) engine_socket = argv[4];
+  on_gpu = argc > 5;
   const uint64_t first = std::strtoull(argv[2], nullptr, 10), count = std::strtoull(argv[3], nullptr, 10);
   for (uint64_t seed = first; seed < first + count; ++seed) run(seed);
   std::printf("%s: %llu runs\n", mode.c_str(), static_cast<unsigned long long>(count));

@@ -75,5 +75,10 @@ def client_program(sanitize: str = "") -> Path:
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         run("cmake", "-S", ROOT, "-B", folder, "-DEVERFACE_TESTS=ON")
-        run("cmake", "--build", folder, "--target", "test_client")
+        run("cmake", "--build", folder, "--target", "test_client", "fake_cudart")
     return folder / "test_client"
+
+
+def fake_cuda(sanitize: str = "") -> Path:
+    """A folder for LD_LIBRARY_PATH, with a CUDA runtime that needs no GPU."""
+    return client_program(sanitize).parent / "fake_cuda"

@@ -50,6 +50,8 @@ def inputs() -> Iterator[tuple[str, bytes]]:
     yield "library-empty-memory", bytes([TO_LIBRARY | 4]) + file_of(TO_LIBRARY, *REPLIES, FRAME)[1:]
     yield "library-other-version", file_of(TO_LIBRARY, p.EngineHello(9, 0, "x", 1))
     yield "engine-other-version", file_of(TO_ENGINE, p.ClientHello(p.MAGIC, 9, 0))
+    yield "engine-gpu", file_of(TO_ENGINE, GREETING, p.OpenRequest("i", 7, False, False, gpu="0000:04:00.0"))
+    yield "library-gpu", bytes([TO_LIBRARY | 16]) + file_of(TO_LIBRARY, REPLIES[0], p.OpenReply(8, 8, 4, 4096, 16_000, 25, 1_000, bytes(64)))[1:]
     yield "engine-no-greeting", bytes([TO_ENGINE, 0]) + b"GET / HTTP/1.1\r\n\r\n"
 
 

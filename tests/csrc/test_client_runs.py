@@ -5,12 +5,13 @@ A long run: `build/csrc/client-address/test_client client 0 1000000`, and the sa
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 from tests.csrc import corpus
-from tests.csrc.conftest import client_program
+from tests.csrc.conftest import client_program, fake_cuda
 from tests.csrc.test_ring import fixed_addresses
 from tests.engine.processes import engine_process
 
@@ -24,7 +25,8 @@ RUNS = {
 def run_program(sanitize: str, *arguments: str) -> str:
     """What it printed. Skips the test where this kernel has no room for the sanitizer."""
     command = [*fixed_addresses(), str(client_program(sanitize)), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    env = os.environ | {"LD_LIBRARY_PATH": str(fake_cuda(sanitize))}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=env)
     if "unexpected memory mapping" in done.stderr:
         pytest.skip(f"this kernel has no room for the {sanitize} sanitizer")
     assert done.returncode == 0 and "runtime error" not in done.stderr and "WARNING: ThreadSanitizer" not in done.stderr, done.stderr[-8000:]
@@ -42,9 +44,11 @@ def test_runs(sanitize: str) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("sanitize", ["thread", "address"])
-def test_sessions_of_a_real_engine_from_several_threads(sanitize: str, tmp_path: Path) -> None:
+def test_sessions_of_a_real_engine_from_several_threads(sanitize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of them with frames on a GPU, of the fake CUDA runtime."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_cuda()))
     with engine_process(tmp_path / "e.sock"):
-        assert run_program(sanitize, "threads", "0", "30", str(tmp_path / "e.sock")) == "threads: 30 runs\n"
+        assert run_program(sanitize, "threads", "0", "30", str(tmp_path / "e.sock"), "fake-cuda") == "threads: 30 runs\n"
 
 
 def test_the_corpus_is_small_and_has_every_kind_of_message() -> None:

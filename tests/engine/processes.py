@@ -46,15 +46,21 @@ def engine_process(path: Path, *command: str) -> Iterator[subprocess.Popen[bytes
         process.wait(10)
 
 
-def held(process: subprocess.Popen[bytes]) -> tuple[int, int]:
-    """Descriptors of sockets and of frames' memory that a process holds."""
-    links = []
+def links(process: subprocess.Popen[bytes]) -> list[str]:
+    """What the descriptors of a process stand for."""
+    found = []
     for entry in Path(f"/proc/{process.pid}/fd").iterdir():
         try:
-            links.append(os.readlink(entry))
+            found.append(os.readlink(entry))
         except FileNotFoundError:
             continue
-    return sum(link.startswith("socket:") for link in links), sum("everface frames" in link for link in links)
+    return found
+
+
+def held(process: subprocess.Popen[bytes]) -> tuple[int, int]:
+    """Descriptors of sockets and of frames' memory that a process holds."""
+    found = links(process)
+    return sum(link.startswith("socket:") for link in found), sum("everface frames" in link for link in found)
 
 
 class BareClient:

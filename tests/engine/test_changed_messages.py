@@ -45,7 +45,7 @@ def number(chance: random.Random) -> int:
 def messages(chance: random.Random) -> bytes:
     out = protocol.encode(protocol.ClientHello(protocol.MAGIC, 1, 0))
     outbox_ms, slots = (2000, chance.choice([0, 2, 3])) if chance.random() < 0.9 else (number(chance), number(chance))
-    out += protocol.encode(protocol.OpenRequest("i", number(chance), chance.random() < 0.5, chance.random() < 0.5, 24_000, outbox_ms, slots))
+    out += protocol.encode(protocol.OpenRequest("i", number(chance), chance.random() < 0.5, chance.random() < 0.5, 24_000, outbox_ms, slots, gpu=chance.choice(["", "", "", "0"])))
     for _ in range(chance.randint(0, 8)):
         request: protocol.Request = chance.choice([
             protocol.AudioPush(0, 16_000, 1, 0, bytes(2 * chance.randint(0, 20_000))),

@@ -152,7 +152,7 @@ class EngineSession:
         return LiveStats(
             s.frames, s.idle_frames, s.held_frames, s.underruns, s.dropped_frames, s.queued_s,
             None if s.block_ms < 0 else s.block_ms, None if s.first_frame_s < 0 else s.first_frame_s,
-            s.level, s.level_changes, s.repeated_frames,
+            s.level, s.level_changes, s.repeated_frames, s.refill_frames,
         )  # fmt: skip
 
     @property

@@ -47,14 +47,14 @@ def find_nccl() -> str:
     return _find("nvidia.nccl", NCCL) or _lack(NCCL, "pip install nvidia-nccl-cu13, or -cu12, as your torch has it")
 
 
-def find_cudart() -> str:
-    """The same for the CUDA runtime, of the CUDA version that torch was built for if there is one. Raises Unavailable."""
+def find_cudart(purpose: str = "the nccl transport") -> str:
+    """The same for the CUDA runtime, of the CUDA version that torch was built for if there is one. Raises Unavailable; `purpose` begins its sentence."""
     major = (torch.version.cuda or "").partition(".")[0]
     runtimes = [CUDA_RUNTIMES[major]] if major in CUDA_RUNTIMES else list(CUDA_RUNTIMES.values())
     for package, soname in runtimes:
         if found := _find(package, soname):
             return found
-    return _lack(runtimes[0][1], "install a CUDA build of torch, which brings it")
+    return _lack(runtimes[0][1], "install a CUDA build of torch, which brings it", purpose)
 
 
 def _find(package: str, soname: str) -> str | None:
@@ -72,5 +72,5 @@ def _find(package: str, soname: str) -> str | None:
     return soname
 
 
-def _lack(soname: str, fix: str) -> str:
-    raise Unavailable(f"the nccl transport needs {soname}, and neither a wheel of NVIDIA's nor the system has it: {fix}")
+def _lack(soname: str, fix: str, purpose: str = "the nccl transport") -> str:
+    raise Unavailable(f"{purpose} needs {soname}, and neither a wheel of NVIDIA's nor the system has it: {fix}")

@@ -23,6 +23,7 @@ SEND_S = 30.0  # a client that reads nothing for so long is cut off
 HELLO_S = 10.0  # for the first message
 SLOTS = (2, 64)
 DEFAULT_SLOTS = 8
+MOST_BUS_ID = 32  # characters
 NO_WAIT = struct.pack("ll", 0, 0)
 
 
@@ -101,6 +102,8 @@ class Connection:
             raise self.refusal
         if len(request.image) > protocol.MOST_NAME or len(request.prompt) > protocol.MOST_NAME:
             raise BadInput(f"an image path or a prompt has more than {protocol.MOST_NAME} characters: use a shorter one")
+        if len(request.gpu) > MOST_BUS_ID or not request.gpu.isascii() or "\0" in request.gpu:
+            raise BadInput("the GPU's name is no PCI bus id: use another version of the library")
         if not 0 <= request.outbox_ms <= 60_000:
             raise BadInput(f"an outbox of {request.outbox_ms} ms cannot be used: choose up to 60000")
         frames = request.outbox_ms * self._fps // 1000
@@ -109,13 +112,13 @@ class Connection:
             raise BadInput(f"{slots} slots cannot be used: choose {SLOTS[0]} to {SLOTS[1]}, or 0 for the engine's choice")
         live, (height, width) = self._opener(request, max(0, frames - slots) / self._fps)
         try:
-            ring = FrameRing(slots, height, width)
+            ring = FrameRing(slots, height, width, request.gpu)
         except BaseException:
             live.close()
             raise
         self.session = HostedSession(self._stream, live, ring)  # which closes both
         form = live.format
-        reply = protocol.OpenReply(width, height, slots, ring.slot_bytes, form.sample_rate, form.fps, WINDOW_MS)
+        reply = protocol.OpenReply(width, height, slots, ring.slot_bytes, form.sample_rate, form.fps, WINDOW_MS, ring.handle)
         self._stream.send(protocol.encode(reply), ring.descriptor)
         self.session.start()
 

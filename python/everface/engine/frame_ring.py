@@ -1,40 +1,28 @@
-"""Frames in memory that an engine and one client share. It has no name, cannot be resized, and the client cannot write to it."""
+"""Frames in memory that an engine and one client share: the slots, and who has which."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import mmap
-import os
 import threading
 
 import numpy as np
 
 from everface.core.errors import BadInput
-
-# Python 3.11 lacks names of some of them.
-F_ADD_SEALS = 1033
-SEAL_SEAL, SEAL_SHRINK, SEAL_GROW, SEAL_FUTURE_WRITE = 0x1, 0x2, 0x4, 0x10
-PAGE = mmap.PAGESIZE
+from everface.engine.cuda_memory import CudaMemory
+from everface.engine.host_memory import PAGE, HostMemory
 
 
 class FrameRing:
-    """`slots` frames of [height, width, 3] uint8. The engine fills a free slot, the client releases it. Thread-safe."""
+    """`slots` frames of [height, width, 3] uint8. The engine fills a free slot, the client releases it. Thread-safe.
 
-    def __init__(self, slots: int, height: int, width: int) -> None:
+    gpu: PCI bus id of the GPU that holds them; empty: host memory. Raises Unavailable where the GPU cannot.
+    """
+
+    def __init__(self, slots: int, height: int, width: int, gpu: str = "") -> None:
         self.shape = (height, width, 3)
         self.slot_bytes = -(-height * width * 3 // PAGE) * PAGE
-        self.descriptor = os.memfd_create("everface frames", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(self.descriptor, slots * self.slot_bytes)
-            self._map = mmap.mmap(self.descriptor, slots * self.slot_bytes)
-            fcntl.fcntl(self.descriptor, F_ADD_SEALS, SEAL_SHRINK | SEAL_GROW)
-            with contextlib.suppress(OSError):  # before Linux 5.1: the client's own memory is then all that its writes change
-                fcntl.fcntl(self.descriptor, F_ADD_SEALS, SEAL_FUTURE_WRITE)
-            fcntl.fcntl(self.descriptor, F_ADD_SEALS, SEAL_SEAL)
-        except BaseException:
-            os.close(self.descriptor)
-            raise
+        size = slots * self.slot_bytes
+        self._memory: HostMemory | CudaMemory = CudaMemory(size, gpu) if gpu else HostMemory(size)
+        self.descriptor, self.handle = self._memory.descriptor, self._memory.handle
         self.slots = slots
         self._free = set(range(slots))
         self._changed = threading.Condition()
@@ -52,8 +40,7 @@ class FrameRing:
             raise BadInput(f"a frame of {list(image_HW3.shape)} does not fit the session's {list(self.shape)}: open another session")
         with self._changed:
             slot = self._free.pop()
-        view = np.frombuffer(self._map, np.uint8, image_HW3.size, slot * self.slot_bytes)
-        view.reshape(self.shape)[:] = image_HW3
+        self._memory.write(slot * self.slot_bytes, image_HW3)
         return slot
 
     def release(self, slot: int) -> None:
@@ -76,6 +63,4 @@ class FrameRing:
                 return
             self._closed = True
             self._changed.notify_all()
-        os.close(self.descriptor)
-        with contextlib.suppress(BufferError):  # a frame is being copied into it: the memory goes with that view
-            self._map.close()
+        self._memory.close()

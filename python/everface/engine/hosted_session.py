@@ -206,7 +206,7 @@ class HostedSession:
         return protocol.StatsReply(
             number, s.frames, s.idle_frames, s.held_frames, s.underruns, s.dropped_frames, s.queued_s,
             unknown if s.block_ms is None else s.block_ms, unknown if s.first_frame_s is None else s.first_frame_s, self._live.position,
-            s.level, s.level_changes, s.repeated_frames,
+            s.level, s.level_changes, s.repeated_frames, s.refill_frames,
         )  # fmt: skip
 
     def _send(self, notice: protocol.Notice) -> None:

@@ -13,7 +13,7 @@ import struct
 import msgspec
 
 MAGIC = "everface"
-MAJOR, MINOR = 1, 1
+MAJOR, MINOR = 1, 2
 LENGTH = struct.Struct("<I")
 MOST_BYTES = 1 << 20  # of one message
 MOST_NAME = 4096  # characters of a path or a prompt
@@ -40,6 +40,7 @@ class OpenRequest(msgspec.Struct, array_like=True, tag=2):
     width: int = 0
     height: int = 0
     prompt: str = ""
+    gpu: str = ""  # since 1.2: PCI bus id of the GPU that holds the frames; empty: host memory
 
 
 class AudioPush(msgspec.Struct, array_like=True, tag=3):
@@ -84,7 +85,7 @@ class EngineHello(msgspec.Struct, array_like=True, tag=16):
 
 
 class OpenReply(msgspec.Struct, array_like=True, tag=17):
-    """The session is open. The descriptor of the frames' memory comes with it."""
+    """The session is open. The descriptor of the frames' memory comes with it; of a GPU's, one that the client closes after that memory."""
 
     width: int
     height: int
@@ -93,6 +94,7 @@ class OpenReply(msgspec.Struct, array_like=True, tag=17):
     sample_rate: int
     fps: int
     window_ms: int  # of audio that may be sent without an AudioAck
+    handle: bytes = b""  # since 1.2: the cudaIpcMemHandle_t of a GPU's memory
 
 
 class FrameNotice(msgspec.Struct, array_like=True, tag=18):
@@ -169,6 +171,7 @@ class StatsReply(msgspec.Struct, array_like=True, tag=27):
     level: int
     level_changes: int
     repeated_frames: int
+    refill_frames: int = 0  # since 1.2
 
 
 class QualityNotice(msgspec.Struct, array_like=True, tag=28):

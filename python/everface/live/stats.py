@@ -20,4 +20,4 @@ class LiveStats:
     level: int  # of the ladder now, 0: full quality
     level_changes: int
     repeated_frames: int  # frames that stood for more than one, by the ladder
-    refill_frames: int = 0  # the last one shown again from an interruption to the first frame after it; an engine does not count them
+    refill_frames: int = 0  # the last one shown again from an interruption to the first frame after it
