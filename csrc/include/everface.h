@@ -80,6 +80,7 @@ typedef struct ef_session_config {
   uint32_t slots;         /* frames that you may hold at a time; 0: the engine's choice */
   const char* prompt;     /* NULL: none */
   uint32_t timeout_ms;    /* for the session to open */
+  uint32_t reserved; /* 0; before ABI 1.3 nothing was here, so its bytes mean nothing */
   /* since ABI 1.3 */
   int cuda_device; /* number of the GPU, as CUDA counts in this process, that holds the frames, EF_RGB24 alone; -1: host memory */
 } ef_session_config;

@@ -236,7 +236,7 @@ class LiveSession:
             resampler = StreamResampler(rate_hz, self._format.sample_rate)
             if self._feed.room() * rate_hz // self._format.sample_rate <= 64:
                 return 0  # full: no segment without a sample, which would get a result
-            self._resampler = resampler
+            self._resampler, self._pad = resampler, False  # what comes now fills up the last segment's block
             self._segment = self._playback.open(rate_hz, self._feed.end)
             self._form = (array_SC.dtype, array_SC.shape[1])
         segment, resampler = self._segment, self._resampler
