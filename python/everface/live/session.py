@@ -39,7 +39,6 @@ from everface.runtime.timeline import Timeline
 
 STALL_S = 0.5  # without a push an open segment counts as paused: idle motion goes on
 TICK_S = 0.005
-IDLE_STEPS = 4  # pieces of a frame that silence comes in: a whole one would make each onset wait for half a frame more
 FACTORS = (2, 3)  # of the ladder's last levels: output frames that one frame of the model's is shown for
 STOP_S = 5.0  # for the thread to end: it never waits for long
 
@@ -302,7 +301,7 @@ class LiveSession:
             time.sleep(TICK_S if self._ready else 0.0)
 
     def _keep_alive(self) -> None:
-        """Push silence when no audio of the caller's is on its way, little by little, so that there is always just enough for speech that begins
+        """Push silence when no audio of the caller's is on its way, frame by frame, so that there is always just enough for speech that begins
         now to be collected and made into a block before the video runs out. After an interruption, a block first."""
         if not self._idle:
             return
@@ -315,8 +314,8 @@ class LiveSession:
         if missing > 0:
             if paused:
                 self._end_segment()
-            step = self._frame * self._feed.factor if self._feed.factor > 1 else self._frame // IDLE_STEPS
-            self._feed.add(torch.zeros(-(-missing // step) * step))
+            to_frame = (self._feed.begin - self._feed.end - missing) % (self._frame * self._feed.factor)  # so that speech begins with one
+            self._feed.add(torch.zeros(missing + to_frame))
             self._flush()
 
     def _collect(self) -> None:
