@@ -28,7 +28,7 @@ def command(mode: str, prefix: Path, device: int, engine: Path | str, *settings:
 
 
 def run(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=200, cwd=ROOT, env=env)  # type: ignore[arg-type]
+    return subprocess.run(command(*arguments), capture_output=True, text=True, timeout=200, cwd=ROOT, env=env)  # type: ignore[arg-type]  any number of them
 
 
 @pytest.fixture(params=["fake", REAL])

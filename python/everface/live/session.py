@@ -236,6 +236,7 @@ class LiveSession:
             if self._feed.room() * rate_hz // self._format.sample_rate <= 64:
                 return 0  # full: no segment without a sample, which would get a result
             self._resampler, self._pad = resampler, False  # what comes now fills up the last segment's block
+            self._feed.add(torch.zeros(self._to_frame(self._feed.end)))  # an audio frame is of one segment
             self._segment = self._playback.open(rate_hz, self._feed.end)
             self._form = (array_SC.dtype, array_SC.shape[1])
         segment, resampler = self._segment, self._resampler
@@ -253,16 +254,15 @@ class LiveSession:
         return len(part)
 
     def _push(self, segment: Segment, audio_S: torch.Tensor) -> None:
-        """A resampler gives more at times than the samples that came: what the session has no room for waits."""
+        """What the session has no room for waits."""
         segment.model_samples += audio_S.numel()
         self._feed.add(audio_S)
         self._flush()
 
     def _flush(self) -> None:
         """Push what waits, but at a pace no more than is soon shown: what waits can still be made at another level, or be interrupted."""
-        rate = self._format.sample_rate
-        ahead_s = lead_s(self._session.timeline.blocks) + max(self._jitter_s, self._format.block_s + self._feed.reach / rate)
-        self._feed.push(self._next_pts + int(ahead_s * rate) if self._paced else None)
+        ahead_s = lead_s(self._session.timeline.blocks) + max(self._jitter_s, self._format.block_s + self._feed.reach / self._format.sample_rate)
+        self._feed.push(self._next_pts + int(ahead_s * self._format.sample_rate) if self._paced else None)
 
     def _end_segment(self) -> None:
         segment, resampler = self._segment, self._resampler
@@ -314,9 +314,12 @@ class LiveSession:
         if missing > 0:
             if paused:
                 self._end_segment()
-            to_frame = (self._feed.begin - self._feed.end - missing) % (self._frame * self._feed.factor)  # so that speech begins with one
-            self._feed.add(torch.zeros(missing + to_frame))
+            self._feed.add(torch.zeros(missing + self._to_frame(self._feed.end + missing)))
             self._flush()
+
+    def _to_frame(self, position: int) -> int:
+        """Samples from a position to the next frame that begins there or after it."""
+        return (self._feed.begin - position) % (self._frame * self._feed.factor)
 
     def _collect(self) -> None:
         """Take what is finished; without a pace the reader's own is the pace, and what it does not take stays in the runtime's bounds."""
