@@ -32,7 +32,7 @@ def test_a_segment_that_follows_at_once_is_whole() -> None:
         session.push_audio(audio_S[6100:])
         session.end_segment()
         events = read_sync(session, lambda events: sum(isinstance(e, LiveSegmentEnd) for e in events) == 2)
-    video, audio = [[e for e in events if isinstance(e, kind)] for kind in (VideoFrame, AudioFrame)]
+    video, audio = [e for e in events if isinstance(e, VideoFrame)], [e for e in events if isinstance(e, AudioFrame)]
     assert [e.pts for e in video] == [e.pts for e in audio] == [640 * i for i in range(8 + 8)]  # each segment begins with a frame
     back = np.concatenate([e.samples_SC[:, 0] for e in audio])
     assert len(back) == 640 * 16 and np.array_equal(back[back != 0], audio_S)
