@@ -34,3 +34,14 @@ def test_livetalk_writes_a_video_at_its_rate(
     runpy.run_path(str(ROOT / "examples" / "livetalk.py"), run_name="__main__")
     assert (probe_video(out).frames, probe_video(out).fps) == (34, 16) and "34 frames at 16" in capsys.readouterr().out
     assert len((ROOT / "examples" / "livetalk.py").read_text().splitlines()) < 40
+
+
+def test_kv_keep_prints_what_a_share_of_the_keys_costs(
+    voice: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    face = ROOT / "python" / "everface" / "default" / "ada.png"
+    monkeypatch.setattr(sys, "argv", ["kv_keep.py", str(face), str(voice), "0.667"])
+    runpy.run_path(str(ROOT / "examples" / "kv_keep.py"), run_name="__main__")
+    *speeds, psnr = capsys.readouterr().out.splitlines()
+    assert [line.split(" of ")[0] for line in speeds] == ["1", "0.667"] and 40 < float(psnr.split()[1]) < 100
+    assert len((ROOT / "examples" / "kv_keep.py").read_text().splitlines()) < 40
