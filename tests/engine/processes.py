@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from everface.engine import protocol
@@ -19,17 +19,22 @@ WITHOUT_CLIENTS = (1, 0)
 may hold the connection of `wait_for_socket` too, which the engine closes a moment later."""
 
 
+def accepts(path: Path) -> bool:
+    """Whether somebody listens at a socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+        return True
+
+
 def wait_for_socket(path: Path, process: subprocess.Popen[bytes], timeout_s: float = 60.0) -> None:
     end_s = time.monotonic() + timeout_s
-    while True:
+    while not accepts(path):
         assert process.poll() is None, "the engine ended"
         assert time.monotonic() < end_s, "the engine does not listen"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(str(path))
-                return
-            except OSError:
-                time.sleep(0.02)
+        time.sleep(0.02)
 
 
 @contextmanager
@@ -75,6 +80,11 @@ class BareClient:
     def send(self, message: protocol.Request) -> None:
         self.socket.sendall(protocol.encode(message))
 
+    def release(self, slot: int) -> None:
+        """Gives a frame's slot back; an engine that ended after its last frame no longer wants it."""
+        with suppress(BrokenPipeError):
+            self.send(protocol.SlotRelease(slot))
+
     def receive(self) -> protocol.Notice | None:
         """The next message; None at the end of the stream."""
         header = self._exactly(protocol.LENGTH.size)
@@ -83,7 +93,10 @@ class BareClient:
     def _exactly(self, size: int) -> bytes | None:
         data = b""
         while len(data) < size:
-            part, descriptors, _, _ = socket.recv_fds(self.socket, size - len(data), 2)
+            try:
+                part, descriptors, _, _ = socket.recv_fds(self.socket, size - len(data), 2)
+            except ConnectionResetError:  # the stream's end, where the engine left a message of ours unread
+                return None
             self.descriptors += descriptors
             if not part:
                 return None

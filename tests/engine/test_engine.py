@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.client.kills import descriptors
-from tests.engine.processes import ROOT, WITHOUT_CLIENTS, BareClient, engine_process, held
+from tests.engine.processes import ROOT, WITHOUT_CLIENTS, BareClient, accepts, engine_process, held
 
 from everface.engine import protocol
 from everface.engine.frame_ring import FrameRing
@@ -196,13 +196,15 @@ def test_sigterm_shows_what_was_pushed_and_refuses_new_sessions(tmp_path: Path) 
             pass
         frames = 1
         process.send_signal(signal.SIGTERM)
-        time.sleep(0.5)
+        while accepts(path):
+            time.sleep(0.02)
+        time.sleep(0.5)  # from the closed door to the refusals
         late.send(protocol.OpenRequest("toy", 7, False, False))
         refusal = late.receive()
         assert isinstance(refusal, protocol.ErrorNotice) and "stopping" in refusal.text
         while notice is not None:
             if isinstance(notice, protocol.FrameNotice):
-                client.send(protocol.SlotRelease(notice.slot))
+                client.release(notice.slot)
             notice = client.receive()
             frames += isinstance(notice, protocol.FrameNotice)
         assert frames == 50 and process.wait(10) == 0
