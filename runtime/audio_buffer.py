@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import torch
 
 from everface.runtime.model import BlockFormat, Window
@@ -19,6 +21,7 @@ class AudioBuffer:
         self.begin = 0  # first sample of the turn
         self.at = 0  # first sample of the next block
         self.ended = False  # the segment is complete
+        self._cuts: deque[int] = deque()  # where a block must begin, although the one before it is not over
         self._audio_S = torch.zeros(format.lookback_samples)  # from at - lookback to accepted
 
     def add(self, audio_S: torch.Tensor) -> None:
@@ -30,9 +33,15 @@ class AudioBuffer:
         self.begin = self.at = self.accepted
         self._audio_S = torch.zeros(self.format.lookback_samples)
         self.ended = False
+        self._cuts.clear()
+
+    def cut(self) -> int:
+        """A block begins at the frame that the next sample falls into. Returns that position."""
+        self._cuts.append(self.accepted - (self.accepted - self.begin) % self.format.samples_per_frame)
+        return self._cuts[-1]
 
     def take_window(self, index: int, turn: int) -> Window | None:
-        """Cut the next block, number `index`; None while its audio is not complete."""
+        """Cut the next block, number `index`; None while its audio is not complete. The frames behind a cut are not to be kept of it."""
         fmt, waiting = self.format, self.accepted - self.at
         block = fmt.samples(index)
         if waiting <= 0 or (waiting < block + fmt.lookahead_samples and not self.ended):
@@ -40,8 +49,11 @@ class AudioBuffer:
         length = fmt.lookback_samples + block + fmt.lookahead_samples
         audio_S = self._audio_S[:length]
         audio_S = torch.nn.functional.pad(audio_S, (0, length - audio_S.numel()))
-        frames, last = -(-min(waiting, block) // fmt.samples_per_frame), self.ended and waiting <= block
+        while self._cuts and self._cuts[0] <= self.at:
+            self._cuts.popleft()
+        kept = min(block, self._cuts[0] - self.at) if self._cuts else block
+        frames, last = -(-min(waiting, kept) // fmt.samples_per_frame), self.ended and waiting <= kept
         window = Window(audio_S, self.at, frames, last, turn)
-        self.at = min(self.accepted, self.at + block)
-        self._audio_S = self._audio_S[block:].clone()
+        self.at = min(self.accepted, self.at + kept)
+        self._audio_S = self._audio_S[kept:].clone()
         return window

@@ -131,3 +131,12 @@ class SessionModel(Protocol):
     def change(self, *args: Any, **what: Any) -> Tensors:
         """The state update for a caller's wish, such as another image. From the caller's thread. Raises BadInput."""
         raise BadInput("this model lets nothing be changed within a session: open another")
+
+    def cut(self, *args: Any, **what: Any) -> Tensors:
+        """The state update for a new shot. From the caller's thread. Raises BadInput."""
+        raise BadInput("this model has no cuts within a session: open another, and join the videos")
+
+    def apply(self, update: Tensors, first: int | None) -> Tensors:
+        """What `change` or `cut` returned comes into force. `first`: the block that begins the new shot, sent next; None for a change.
+        Returns what to send."""
+        return update

@@ -39,8 +39,8 @@ class ScheduledSession:
 
     def sync(self) -> Cancel | None:
         """Take over what the caller did. An interruption is returned as the message that tells the stages."""
-        for update in self.session.take_updates():
-            self.in_flight.merge_update(update)
+        for update in self.session.take_updates(None):
+            self.in_flight.merge_update(self.model.apply(update.tensors, None))
         if self.session.turn == self._turn:
             return None
         self._turn = self.session.turn
@@ -93,8 +93,11 @@ class ScheduledSession:
     def next_block(self) -> Block:
         """The next block to send, in flight from now on."""
         prepared = self.in_flight.waiting[0]
-        if prepared.x is None and (update := self.model.update(prepared.index)):
-            self.in_flight.merge_update(update)
+        if prepared.x is None:  # it is sent for the first time
+            for update in self.session.take_updates(prepared.window.pts):
+                self.in_flight.merge_update(self.model.apply(update.tensors, prepared.index if update.cut else None))
+            if due := self.model.update(prepared.index):
+                self.in_flight.merge_update(due)
         block = self.in_flight.send(self.id, self.model)
         self.session.sent(block.index, prepared.window)
         return block

@@ -29,8 +29,22 @@ from everface.runtime.timeline import Timeline
 
 WAIT_S = 0.2  # longest single wait, so that whatever another thread did is soon seen
 OPEN_S = 600.0  # for every stage to open a session
+MOST_UPDATES = 64  # changes and cuts that may wait for their audio
 EVENTS = 4096  # events that may wait to be read; beyond it the oldest are dropped
 OPENING, OPEN, CLOSED = "opening", "open", "closed"
+
+
+@dataclass(frozen=True)
+class StateUpdate:
+    """What a caller changed, for the first block at position `at` or behind it; a cut, if this block begins a new shot."""
+
+    tensors: Tensors
+    cut: bool
+    at: int
+
+    def is_due(self, pts: int | None) -> bool:
+        """Whether a block at `pts` takes it over; None: whether any block does, first of its shot or not."""
+        return not self.cut if pts is None else self.at <= pts
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class Session:
         self._changed = threading.Condition(self._lock)
         # inbox
         self._buffer = AudioBuffer(self.format)
-        self._updates: deque[Tensors] = deque(maxlen=64)
+        self._updates: deque[StateUpdate] = deque()
         # outbox
         self._blocks: deque[VideoBlock] = deque()
         self._events: deque[Event] = deque(maxlen=EVENTS)
@@ -137,12 +151,17 @@ class Session:
 
     def change(self, **what: Any) -> None:
         """Change what the model lets a caller change, by its own keywords, from the next block on. Raises BadInput."""
-        with self._lock:
-            self._check_open()
-        update = self._model.change(**what)
-        with self._lock:
-            self._updates.append(update)
-        self._signal.set()
+        self._check_updates()
+        self._update(self._model.change(**what), cut=False, at_once=True)
+
+    def cut(self, *, at_once: bool = False, **what: Any) -> None:
+        """Begin a new shot, described by the model's own keywords: nothing that was shown before it is continued.
+
+        It begins with the frame that the next sample pushed falls into; the block before it ends there. at_once: with the next block, wherever
+        its audio begins. Raises BadInput, and Unavailable while MOST_UPDATES changes and cuts wait for their audio.
+        """
+        self._check_updates()
+        self._update(self._model.cut(**what), cut=True, at_once=at_once)
 
     def close(self) -> None:
         """Drop what is in flight and free the session's caches on every stage. May be called twice."""
@@ -238,10 +257,12 @@ class Session:
         with self._lock:
             return None if self.state == CLOSED or turn != self.turn else self._buffer.take_window(index, turn)
 
-    def take_updates(self) -> list[Tensors]:
+    def take_updates(self, pts: int | None) -> list[StateUpdate]:
+        """In the order of the calls: those that a block at `pts` takes over, or None: those that any block does, and no cut among them."""
         with self._lock:
-            updates = list(self._updates)
-            self._updates.clear()
+            updates: list[StateUpdate] = []
+            while self._updates and self._updates[0].is_due(pts):
+                updates.append(self._updates.popleft())
             return updates
 
     # for the scheduler: the outbox
@@ -291,6 +312,17 @@ class Session:
     def _complete(self) -> bool:
         """The segment was ended, and all of it delivered."""
         return self._buffer.ended and self._shown >= self._buffer.accepted
+
+    def _check_updates(self) -> None:
+        with self._lock:
+            self._check_open()
+            if len(self._updates) >= MOST_UPDATES:
+                raise Unavailable(f"{MOST_UPDATES} changes of session {self.id} wait for their audio: push audio first")
+
+    def _update(self, tensors: Tensors, *, cut: bool, at_once: bool) -> None:
+        with self._lock:
+            self._updates.append(StateUpdate(tensors, cut, 0 if at_once else self._buffer.cut()))
+        self._signal.set()
 
     def _check_open(self) -> None:
         if self._failed:

@@ -19,7 +19,7 @@ from everface.models.live_avatar.audio_normalizer import AudioNormalizer
 from everface.models.live_avatar.builders import build_conditioner, kept_keys
 from everface.models.live_avatar.conditions import Conditioner, Noise
 from everface.models.live_avatar.loudness import LoudnessFollower
-from everface.models.live_avatar.names import FORWARDS, SINK, role_specs
+from everface.models.live_avatar.names import DISSOLVE, FORWARDS, SHOT, SINK, role_specs, shot_tensor
 from everface.models.live_avatar.roles import DecodeRole, StepRole
 from everface.models.live_avatar.sink import SinkSession
 from everface.models.opened import OpenedModel
@@ -27,6 +27,8 @@ from everface.runtime.messages import Params, Tensors
 from everface.runtime.model import BlockFormat, RoleSpec, Window
 
 DROPPED_FRAMES = 3
+CUT = "cut"
+TRANSITIONS = {CUT: 0, "dissolve": 8}  # frames that a cut takes
 
 
 class LiveAvatar(OpenedModel[ModelConfig]):
@@ -89,7 +91,9 @@ class LiveAvatarSession(SinkSession):
         self._latent = (dit.in_dim, height // config.vae.stride[1], width // config.vae.stride[2])
         correlation = 0.0 if stream.compat == "official" else config.noise_correlation
         self._noise = Noise(stream.seed, self._latent, dit.block_frames, dit.window_blocks, correlation)
-        super().__init__(dit.window_blocks if stream.refresh_sink else None)
+        self._shot = 0  # the number of cuts
+        self._shown = {SINK: self._tensors["reference"], "motion": self._tensors["motion"]}  # the image of the last change or cut
+        super().__init__(dit.window_blocks if stream.refresh_sink else None, self._tensors["reference"])
         self.format = block_format(self._conditioner)
         self._level = audio_level(self._conditioner, stream.compat)
 
@@ -111,10 +115,7 @@ class LiveAvatarSession(SinkSession):
         steps or fewer."""
         update: Tensors = {}
         if image is not None:
-            rgb_3HW = self._model.replacement(image, self._stream, self._size)
-            state = self._model.conditioner.image_state(rgb_3HW)
-            update = {SINK: state["reference"], "motion": state["motion"]}
-            self._sink.skip()
+            update = self._image_update(image)
         if prompt is not None:
             update["text"] = self._model.conditioner.prompter.features(prompt)
         if sampler is not None:
@@ -125,6 +126,21 @@ class LiveAvatarSession(SinkSession):
         if not update:
             raise BadInput("nothing is to be changed: pass an image, a prompt or a sampler")
         return update
+
+    def cut(self, *, image: Path | torch.Tensor | None = None, prompt: str | None = None, transition: str = CUT) -> Tensors:
+        """A new shot with another image, of the session's size, or prompt, or with those that there are. transition: "cut" or "dissolve"."""
+        if transition not in TRANSITIONS:
+            raise BadInput(f"a transition {transition!r} is not known: choose one of {', '.join(TRANSITIONS)}")
+        update = {name: tensor.clone() for name, tensor in self._shown.items()} if image is None else self._image_update(image)  # a clone is sent again
+        if prompt is not None:
+            update["text"] = self._model.conditioner.prompter.features(prompt)
+        self._shot += 1
+        return {**update, SHOT: shot_tensor(self._shot), DISSOLVE: torch.zeros(1 + TRANSITIONS[transition], dtype=torch.uint8)}
+
+    def _image_update(self, image: Path | torch.Tensor) -> Tensors:
+        state = self._model.conditioner.image_state(self._model.replacement(image, self._stream, self._size))
+        self._shown = {SINK: state["reference"], "motion": state["motion"]}
+        return dict(self._shown)
 
 
 def block_format(conditioner: Conditioner) -> BlockFormat:

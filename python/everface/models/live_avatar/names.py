@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import torch
+
 from everface.core.errors import BadInput
 from everface.runtime.messages import Tensors
 from everface.runtime.model import RoleSpec
 
-CLEAN = "clean"  # out of block 0: its first latent, the attention sink from block 4 on
+CLEAN = "clean"  # out of a shot's first block: its first latent, the attention sink from the shot's fifth block on
 SINK = "sink"  # into a block: a new reference latent
+SHOT = "shot"  # into the first block of a shot: its number by its length; blocks before it are no longer attended to, nor decoded on
+DISSOLVE = "dissolve"  # with it: [1 + frames] in which the last frame before the cut fades out; again its length counts
 FORWARDS = "forwards"  # into a block: [forwards] of this block and the ones after it; its length counts, so that no device is waited for
 FINITE = "finite"  # uint8 [roles so far]: 1 where everything that the role computed was finite
 DECODE = "decode"
@@ -19,6 +23,11 @@ def role_specs(steps: int) -> tuple[RoleSpec, ...]:
     if steps < 1:
         raise BadInput(f"a pipeline of {steps} denoising steps does nothing: use 3 or 4")
     return (*(RoleSpec(f"step{i}") for i in range(steps)), RoleSpec(DECODE, DECODE_COST, own_thread=True))
+
+
+def shot_tensor(number: int) -> torch.Tensor:
+    """What tells this shot from its neighbors."""
+    return torch.zeros(1 + number % 64, dtype=torch.uint8)
 
 
 def not_finite(outputs: Tensors) -> str | None:

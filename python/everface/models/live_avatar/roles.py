@@ -15,7 +15,7 @@ from everface.core.memory import keep_freed_memory
 from everface.kernels.video.to_rgb import to_rgb
 from everface.models.live_avatar.builders import build_decoder, build_dit, decoder_dtype, dtype_of
 from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
-from everface.models.live_avatar.names import CLEAN, DECODE, FINITE, FORWARDS, SINK
+from everface.models.live_avatar.names import CLEAN, DECODE, DISSOLVE, FINITE, FORWARDS, SHOT, SINK
 from everface.networks.transformer.dit import BlockPosition, DiT, cache_shape
 from everface.networks.transformer.layers import KV, AudioKV, TextKV
 from everface.networks.transformer.rope import Rope
@@ -53,6 +53,7 @@ class SessionState:
     primed: int | None = None  # the block whose condition the sink came with, None: the opening
     audio_of: int | None = None  # the block whose audio is in the slot state
     forwards: int | None = None  # of a block, where a sampler other than the pipeline's was chosen
+    shots: dict[int, int] = field(default_factory=dict)  # step -> the shot that its ring is of, as the length of SHOT
 
 
 class Denoiser:
@@ -156,7 +157,7 @@ class Denoiser:
 class StepRole:
     """One denoising step of every session: its own KV ring at its own noise level.
 
-    The slot of the ring goes by how many blocks this step has run for the session, so a session whose first block is not block 0, or
+    The slot of the ring goes by how many blocks this step has run for the session's shot, so a new shot attends to no block before it, and a session whose first block is not block 0, or
     which lost some to an interruption, attends to nothing that was not written. Rotations go by the block's own number.
 
     A session may ask for fewer forwards than there are steps: the last of them goes straight to noise level 0, and the steps behind it pass
@@ -183,7 +184,9 @@ class StepRole:
         d = self.denoiser
         state = d.sessions[block.session]
         d.follow(state, block)
-        forwards = state.forwards or self.steps
+        forwards, begins = state.forwards or self.steps, begins_shot(block, state.shots, self.step)
+        if begins:
+            state.runs[self.step] = 0
         if self.step < forwards:
             run, state.runs[self.step] = state.runs[self.step], state.runs[self.step] + 1
             first, sink, start, used = self.position(state, block, run)
@@ -193,8 +196,10 @@ class StepRole:
             x, state.runs[self.step] = block.x, 0
             finite = torch.ones(1, dtype=torch.uint8, device=d.device)
         kept = dict(block.condition)
-        if self.last:  # the decoder needs no audio; the session waits for the first clean latent to make it the new sink
-            kept = {CLEAN: x[:, :1].float().cpu()} if block.index == 0 else {}
+        if self.last:  # the decoder needs no audio; the session waits for a shot's first clean latent to make it the new sink
+            kept = {name: kept[name] for name in (SHOT, DISSOLVE, "motion") if SHOT in kept}
+            if block.index == 0 or begins:
+                kept[CLEAN] = x[:, :1].float().cpu()
         return replace(block, x=x, condition=kept | noted(block, finite))
 
     def position(self, state: SessionState, block: Block, run: int) -> BlockPosition:
@@ -230,18 +235,29 @@ class DecodeRole:
         self.device, self.dtype = torch.device(deployment.device), decoder_dtype(deployment)
         self.to_host = deployment.frames == "host"
         self.streams: dict[int, VAEStream] = {}
+        self.shots: dict[int, int] = {}  # session -> the shot that its stream is of
+        self.shown_HW3: dict[int, torch.Tensor] = {}  # session -> its last frame
 
     def open(self, opening: OpenSession) -> None:
         with torch.inference_mode():
-            motion_16Thw = opening.tensors["motion"].to(self.device, self.dtype)
-            self.streams[opening.session] = self.vae.warm_up(motion_16Thw[None, :, :WARM_UP_LATENTS])
+            self.warm_up(opening.session, opening.tensors["motion"])
+
+    def warm_up(self, session: int, motion_16Thw: torch.Tensor) -> None:
+        motion_16Thw = motion_16Thw[:, :WARM_UP_LATENTS].to(self.device, self.dtype)
+        self.streams[session] = self.vae.warm_up(motion_16Thw[None])
 
     def run(self, block: Block) -> Block:
         with torch.inference_mode():
+            begins = begins_shot(block, self.shots, block.session)
+            if begins:
+                self.warm_up(block.session, block.condition["motion"])
             z_16Fhw = block.x.to(self.device, self.dtype)
             video_3THW = self.vae.decode_stream(z_16Fhw[None], self.streams[block.session])[0]
-            condition = block.condition | noted(block, all_finite(video_3THW))
+            condition = {name: block.condition[name] for name in (CLEAN,) if name in block.condition} | noted(block, all_finite(video_3THW))
             frames_THW3 = to_rgb(video_3THW)
+            if begins and block.session in self.shown_HW3:
+                dissolve(self.shown_HW3[block.session], frames_THW3, block.condition[DISSOLVE].numel() - 1)
+            self.shown_HW3[block.session] = frames_THW3[block.frames - 1].clone()
             if self.to_host:
                 frames_THW3 = frames_THW3.cpu()
             elif frames_THW3.is_cuda:
@@ -249,7 +265,22 @@ class DecodeRole:
             return replace(block, x=frames_THW3, condition=condition)
 
     def close(self, closing: CloseSession) -> None:
-        self.streams.pop(closing.session, None)
+        for kept in (self.streams, self.shots, self.shown_HW3):
+            kept.pop(closing.session, None)
+
+
+def begins_shot(block: Block, shots: dict[int, int], key: int) -> bool:
+    """Whether the block is the first of a shot other than the one in shots[key], which is brought up to date. It may tell of its shot again."""
+    shot = block.condition[SHOT].numel() if SHOT in block.condition else shots.get(key)
+    begins, shots[key] = shot != shots.get(key), shot or 0
+    return begins
+
+
+def dissolve(from_HW3: torch.Tensor, frames_THW3: torch.Tensor, count: int) -> None:
+    """Let an image fade out over the first `count` of uint8 frames, in place."""
+    for n in range(1, min(count, len(frames_THW3)) + 1):
+        mixed_HW3 = from_HW3.int() * (count + 1 - n) + frames_THW3[n - 1].int() * n
+        frames_THW3[n - 1] = (mixed_HW3 + (count + 1) // 2) // (count + 1)
 
 
 def all_finite(x: torch.Tensor) -> torch.Tensor:
