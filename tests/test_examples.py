@@ -36,6 +36,16 @@ def test_livetalk_writes_a_video_at_its_rate(
     assert len((ROOT / "examples" / "livetalk.py").read_text().splitlines()) < 40
 
 
+def test_shots_cuts_between_two_people(
+    face: Path, voice: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    out = tmp_path / "talk.mp4"
+    monkeypatch.setattr(sys, "argv", ["shots.py", *map(str, (face, ROOT / "python" / "everface" / "default" / "ben.png", voice, out))])
+    runpy.run_path(str(ROOT / "examples" / "shots.py"), run_name="__main__")
+    assert probe_video(out).frames == 53 and "53 frames, 2 shots" in capsys.readouterr().out
+    assert len((ROOT / "examples" / "shots.py").read_text().splitlines()) < 40
+
+
 def test_kv_keep_prints_what_a_share_of_the_keys_costs(
     voice: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:  # fmt: skip

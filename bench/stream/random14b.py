@@ -120,14 +120,15 @@ class RandomSession(SinkSession):
     format = BlockFormat()
 
     def __init__(self) -> None:
-        super().__init__(CONFIG.dit.window_blocks)
-
-    def initial_state(self) -> tuple[Tensors, Params]:
-        """Reference, motion and text, float32 on the CPU."""
         cfg, drawn = CONFIG.dit, torch.Generator().manual_seed(0)
         channels = cfg.in_dim
         sizes = {"reference": (channels, 1, *LATENT), "motion": (channels, MOTION_LATENTS, *LATENT), "text": (cfg.text_len, cfg.text_dim)}
-        return {name: torch.randn(size, generator=drawn) for name, size in sizes.items()}, {"seed": 1, "rope_fp16": False}
+        self._tensors = {name: torch.randn(size, generator=drawn) for name, size in sizes.items()}
+        super().__init__(cfg.window_blocks, self._tensors["reference"])
+
+    def initial_state(self) -> tuple[Tensors, Params]:
+        """Reference, motion and text, float32 on the CPU."""
+        return self._tensors, {"seed": 1, "rope_fp16": False}
 
     def prepare(self, index: int, window: Window) -> Tensors:
         """Audio tokens of a block: local [3, K, D] and global [3, D]."""

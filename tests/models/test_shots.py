@@ -16,7 +16,8 @@ from everface.core.errors import BadInput, Unavailable
 from everface.models.live_avatar.roles import dissolve
 from everface.models.live_avatar.sink import SAME, ShotMemory, SinkSession, similarity
 from everface.runtime.audio_buffer import AudioBuffer
-from everface.runtime.model import BlockFormat
+from everface.runtime.messages import Params, Tensors
+from everface.runtime.model import BlockFormat, Window
 from everface.runtime.session import MOST_UPDATES
 
 FRAME, CUT_AT = 640, 29  # two blocks and five frames
@@ -125,14 +126,15 @@ def test_a_dissolve_leads_from_the_last_frame_to_the_new_shot(avatar: Avatar, tw
 
 def test_what_cannot_be_cut_to_is_one_sentence(avatar: Avatar) -> None:
     with avatar.open(OLD, StreamConfig(seed=3)) as session:
-        for what, words in (({"transition": "wipe"}, "one of cut, dissolve"), ({"image": torch.zeros(3, 128, 64)}, "64x128"), ({"image": 5}, "int")):
+        refused: tuple[tuple[dict[str, Any], str], ...] = (({"transition": "wipe"}, "one of cut, dissolve"), ({"image": torch.zeros(3, 128, 64)}, "64x128"), ({"image": 5}, "int"))
+        for what, words in refused:
             with pytest.raises(BadInput, match=words):
                 session.cut(**what)
         for _ in range(MOST_UPDATES):
             session.cut()
-        for refused in (session.cut, session.change):
+        for call in (session.cut, session.change):
             with pytest.raises(Unavailable, match="push audio first"):
-                refused()
+                call()
 
 
 def test_a_change_waits_for_the_cuts_before_it(avatar: Avatar) -> None:
@@ -154,6 +156,24 @@ def latent(seed: int) -> torch.Tensor:
     return torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
+def sinks(refresh_after: int) -> SinkSession:
+    """The part of a session that minds the sink, begun with latent 0."""
+
+    class Bare(SinkSession):
+        format = BlockFormat()
+
+        def initial_state(self) -> tuple[Tensors, Params]:
+            raise NotImplementedError
+
+        def prepare(self, index: int, window: Window) -> Tensors:
+            raise NotImplementedError
+
+        def initial_x(self, index: int, retry: int) -> torch.Tensor:
+            raise NotImplementedError
+
+    return Bare(refresh_after, latent(0))
+
+
 def run(session: SinkSession, first: int, last: int) -> list[torch.Tensor]:
     """The sinks that blocks first..last bring. Each is back before the next is sent; a block's clean latent is of its number."""
     brought = []
@@ -165,7 +185,7 @@ def run(session: SinkSession, first: int, last: int) -> list[torch.Tensor]:
 
 
 def test_a_shot_refreshes_its_sink_and_one_that_shows_the_same_takes_it_over() -> None:
-    session = SinkSession(4, latent(0))
+    session = sinks(4)
     assert [torch.equal(sink, latent(100)) for sink in run(session, 0, 5)] == [True]
     another = session.apply({"sink": latent(1)}, 6)
     assert torch.equal(another["sink"], latent(1)) and session.depends_on(9) is None and session.depends_on(10) == 6
@@ -177,14 +197,14 @@ def test_a_shot_refreshes_its_sink_and_one_that_shows_the_same_takes_it_over() -
 
 
 def test_a_shot_that_was_too_short_for_a_refresh_is_not_remembered() -> None:
-    session = SinkSession(4, latent(0))
+    session = sinks(4)
     assert not run(session, 0, 3)
     session.apply({"sink": latent(1)}, 4)
     assert torch.equal(session.apply({"sink": latent(0)}, 5)["sink"], latent(0))
 
 
 def test_another_image_within_a_shot_is_not_replaced_by_the_refresh() -> None:
-    session = SinkSession(4, latent(0))
+    session = sinks(4)
     session.apply({"sink": latent(1)}, 2)
     session.apply({"sink": latent(2)}, None)
     assert not run(session, 2, 9)
@@ -197,7 +217,8 @@ def test_the_memory_is_bounded_and_finds_the_most_similar() -> None:
         memory.add(latent(n), latent(1000 + n))
     near = latent(30) + 0.05 * latent(77)
     assert SAME < similarity(near, latent(30)) < 1
-    assert torch.equal(memory.find(near), latent(1030)) and memory.find(latent(0)) is None
+    found = memory.find(near)
+    assert found is not None and torch.equal(found, latent(1030)) and memory.find(latent(0)) is None
     assert memory.find(latent(30) + latent(77)) is None
 
 

@@ -71,7 +71,7 @@ def test_the_example_of_the_documentation_runs(host: Host, tmp_path: Path) -> No
 
 def test_another_image_within_a_session(small_host: Host) -> None:
     socket = small_host.started(idle=True, paced=True)
-    for change, more in (({"image": "ben"}, None), ({"image": "upload"}, png()), ({"prompt": "a smile"}, None)):
+    for change, more in (({"image": "ben"}, None), ({"image": "upload"}, png()), ({"prompt": "a smile"}, None), ({"transition": "cut"}, None)):
         socket.send(json.dumps({"type": "change"} | change))
         if more:
             socket.send(more)

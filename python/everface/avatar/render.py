@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import psutil
 
 from everface.avatar.avatar import Avatar
 from everface.avatar.sources import AudioFile, open_stdin
+from everface.avatar.story import StoryAudio, StoryShot
 from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.media.audio_stream import AudioStream
@@ -26,15 +27,18 @@ from everface.provenance.signing import check_consent, find_signer
 from everface.runtime.events import VideoBlock
 from everface.runtime.session import WAIT_S, Session
 
+Source = AudioFile | AudioStream | StoryAudio
 TAKE_S = 0.01  # for more audio, before finished blocks are looked for
 
 
 @dataclass(frozen=True)
 class RenderJob:
-    """What to render, with what, to where. `audio` None: stdin, `out` None: stdout. `pcm`: what stdin is, if it is raw samples."""
+    """What to render, with what, to where. `audio` None: stdin, `out` None: stdout. `pcm`: what stdin is, if it is raw samples.
+
+    Or a story, whose first shot has the image and the prompt: `of_story`."""
 
     image: Path
-    audio: Path | None
+    audio: Path | Sequence[StoryShot] | None
     out: Path | None
     weights: Path | None = None
     lora: Path | None = None
@@ -44,6 +48,13 @@ class RenderJob:
     pcm: PCM | None = None
     keep_unfinished: bool = True  # what is rendered when it is interrupted
     consent: str = ""  # the note of who consented, in one line: goes into the signed manifest and the audit log
+
+    @classmethod
+    def of_story(cls, shots: Sequence[StoryShot], out: Path | None, stream: StreamConfig, **options: Any) -> RenderJob:
+        """As the first shot has an image, and has a prompt if it is not to be that of `stream`."""
+        first = shots[0]
+        assert first.image is not None
+        return cls(first.image, shots, out, stream=replace(stream, prompt=stream.prompt if first.prompt is None else first.prompt), **options)
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
         if job.out.is_file() and not job.overwrite:
             raise BadInput(f"{job.out} is there already: name another file, or pass --force to replace it")
     began_s = time.perf_counter()
-    source = AudioFile(job.audio) if job.audio is not None else open_stdin(job.pcm)
+    source = _open(job)
     out = job.out if job.out is not None else open_stdout()
     try:
         with Avatar(job.weights, job.lora, job.deployment) as avatar:
@@ -95,16 +106,26 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
         source.close()
 
 
+def _open(job: RenderJob) -> Source:
+    if job.audio is None:
+        return open_stdin(job.pcm)
+    return AudioFile(job.audio) if isinstance(job.audio, Path) else StoryAudio(job.audio)
+
+
 def render_on(
-    avatar: Avatar, job: RenderJob, source: AudioFile | AudioStream, out: Path | OutputPipe, progress: Progress | None, began_s: float
+    avatar: Avatar, job: RenderJob, source: Source, out: Path | OutputPipe, progress: Progress | None, began_s: float
 ) -> RenderReport:
     """`render` on a model that is loaded; `source` and `out` stand for the audio and out of `job`."""
     signer, consent = find_signer(), check_consent(job.consent)
     image_3HW = avatar.fit(job.image, job.stream)
     height, width = image_3HW.shape[-2:]
+    stream = job.stream
+    if isinstance(source, StoryAudio):
+        stream = replace(stream, size=(height, width))
+        source.check_images(lambda image: avatar.fit(image, stream))
     fps, dropped = avatar.format.fps, avatar.model.dropped_frames(job.stream)
     source.check()  # before the weights are loaded
-    with avatar.open(image_3HW, job.stream) as session:
+    with avatar.open(image_3HW, stream) as session:
         info = source.info()  # of a pipe it may be long in coming, so the model is loaded meanwhile
         total = None if info.duration_s is None else math.ceil(info.duration_s * fps)
         sign = partial(signer.sign, consent=consent) if signer else None
@@ -139,11 +160,13 @@ def render_on(
     )
 
 
-def _feed(session: Session, source: AudioFile | AudioStream, writer: VideoWriter) -> Iterator[list[VideoBlock]]:
+def _feed(session: Session, source: Source, writer: VideoWriter) -> Iterator[list[VideoBlock]]:
     """Push the audio into the session and its own track into the video as it comes; yield what is finished."""
     while not source.ended:
         part = source.take(TAKE_S)
         if part is not None:
+            if isinstance(source, StoryAudio) and source.cut is not None:
+                session.cut(**source.cut)
             if len(part.track_SC):
                 writer.write_audio(part.track_SC)
             while not session.push_audio(part.mono_S):  # the buffer is full: let the pipeline catch up

@@ -34,21 +34,26 @@ def render(args: argparse.Namespace) -> None:
     if args.batch is not None:
         _render_batch(args, stream)
         return
-    if args.image is None or args.audio is MISSING:
-        raise BadInput("an image and audio are needed: everface render IMAGE AUDIO -o OUT, or --batch JOBS (see everface render --help)")
     from everface.avatar.render import RenderJob, render
+    from everface.avatar.story import read_story
     from everface.media.wav_stream import PCM
 
-    pcm = PCM(*args.pcm) if args.pcm else None
-    where = deployment(args)
-    job = RenderJob(args.image, args.audio, args.out, args.weights, args.lora, stream, where, args.force, pcm, consent=args.consent)
+    options = {"weights": args.weights, "lora": args.lora, "deployment": deployment(args), "overwrite": args.force, "consent": args.consent}
+    if args.story is not None:
+        if args.image is not None or args.pcm:
+            raise BadInput("with --story, images and audio are named in its table: everface render --story SHOTS -o OUT")
+        job = RenderJob.of_story(read_story(args.story), args.out, stream, **options)
+    elif args.image is None or args.audio is MISSING:
+        raise BadInput("an image and audio are needed: everface render IMAGE AUDIO -o OUT, or --batch JOBS (see everface render --help)")
+    else:
+        job = RenderJob(args.image, args.audio, args.out, stream=stream, pcm=PCM(*args.pcm) if args.pcm else None, **options)
     with progress_bar() as progress:
         report = render(job, progress)
     print_report(report)
 
 
 def _render_batch(args: argparse.Namespace, stream: StreamConfig) -> None:
-    if args.image is not None or args.pcm or args.out is None:
+    if args.image is not None or args.story is not None or args.pcm or args.out is None:
         raise BadInput("with --batch, images and audio are named in its table, and -o is a folder: everface render --batch JOBS -o DIR")
     from everface.avatar.batch import Batch, run_batch
     from everface.avatar.jobs import read_jobs

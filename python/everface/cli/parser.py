@@ -107,6 +107,8 @@ def _add_render(add: Add) -> None:
     p.add_argument("--pcm", type=pcm, metavar="RATE[:CHANNELS]", help="AUDIO is -, and stdin is raw samples: 16-bit signed little-endian")
     batch = "render every line of a table, .csv or .jsonl: image, audio, and if wanted out, prompt, seed and size; run again, it goes on"
     p.add_argument("--batch", type=Path, metavar="JOBS", help=batch)
+    story = "render one video of several shots, the lines of a table, .csv or .jsonl: image, audio, begin, end, prompt, transition (cut, dissolve)"
+    p.add_argument("--story", type=Path, metavar="SHOTS", help=story)
     add_model_flags(p)
     p.add_argument("--prompt", default="", help="a sentence that describes the scene, for models trained with text")
     p.add_argument("--seed", type=int, default=StreamConfig.seed, help="the same seed gives the same video (%(default)s)")

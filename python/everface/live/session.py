@@ -132,8 +132,8 @@ class LiveSession:
         return turn
 
     def change(self, **what: Any) -> None:
-        """Another image or prompt, as `Session.change`."""
-        self._session.change(**what)
+        """Another image or prompt, as `Session.change`; with a `transition` a new shot, from the next block on, as `Session.cut`."""
+        self._session.cut(at_once=True, **what) if "transition" in what else self._session.change(**what)
 
     def close(self, drain: bool = False, timeout_s: float = 30.0) -> None:
         """End the session. `drain`: first give out what was pushed, for `timeout_s` at most, if somebody reads it. May be called twice."""

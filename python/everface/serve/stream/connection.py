@@ -117,7 +117,7 @@ class StreamConnection:
         with _saved(data) as path:
             try:
                 check_upload(path, self._limits)
-                await self._session.change(change.prompt, path)
+                await self._session.change(change, path)
             except BadInput as error:
                 raise BadInput(sentence(error, path)) from None
 

@@ -43,11 +43,12 @@ class Interrupt(_Message):
 
 
 class Change(_Message):
-    """Another image (the next binary message where it is "upload") or prompt."""
+    """Another image (the next binary message where it is "upload") or prompt; with a transition a new shot, of the same if need be."""
 
     type: Literal["change"]
     image: str | None = Field(None, max_length=64)
     prompt: str | None = Field(None, max_length=2000)
+    transition: Literal["cut", "dissolve"] | None = None
 
 
 class Close(_Message):

@@ -105,17 +105,17 @@ class StreamSession:
             self._outbox.post(event)
             return event
         elif isinstance(control, Change):
-            if control.image is None and control.prompt is None:
+            if control.image is None and control.prompt is None and control.transition is None:
                 raise BadInput("nothing is to be changed: name an image or a prompt")
-            await self.change(control.prompt, IMAGES[known(control.image)] if control.image else None)
+            await self.change(control, IMAGES[known(control.image)] if control.image else None)
         elif isinstance(control, Close):
             if self._closing is None:
                 self._closing = asyncio.create_task(self._drain(control.drain))
         else:
             raise BadInput("the session has started already: use change, or open another connection")
 
-    async def change(self, prompt: str | None, image: Path | None) -> None:
-        what = {"image": image, "prompt": prompt}
+    async def change(self, change: Change, image: Path | None) -> None:
+        what = {"image": image, "prompt": change.prompt, "transition": change.transition}
         await self._service.blocking(self._live.change, **{name: value for name, value in what.items() if value is not None})
         self._outbox.post({"type": "changed"})
 
