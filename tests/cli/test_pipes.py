@@ -134,9 +134,9 @@ def test_a_signal_while_the_producer_is_silent(small_model: Path, face: Path, tm
         time.sleep(1.0)
         process.send_signal(signal.SIGTERM)
         began_s = time.monotonic()
-        process.wait(20)
+        process.wait(60)
         assert process.stderr and process.returncode == 143 and process.stderr.read().startswith(b"everface: interrupted")
-        assert time.monotonic() - began_s < 8
+        assert time.monotonic() - began_s < 40
         got += process.stdout.read()
     (tmp_path / "x.mp4").write_bytes(got)
     assert probe_video(tmp_path / "x.mp4").frames >= 12
@@ -157,8 +157,8 @@ def test_a_signal_while_the_reader_does_not_read(small_model: Path, face: Path) 
                 time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         began_s = time.monotonic()
-        assert process.wait(20) == 143
-        assert time.monotonic() - began_s < 8
+        assert process.wait(60) == 143
+        assert time.monotonic() - began_s < 40
         assert b"interrupted" in process.stderr.read()
 
 

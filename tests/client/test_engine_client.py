@@ -93,7 +93,7 @@ def test_a_cancel_ends_a_wait(fake: EngineClient) -> None:
     with fake.open_live("face.png", idle=False) as session:
         threading.Timer(0.2, session.cancel).start()
         began_s = time.monotonic()
-        assert session.read(20.0) is None and time.monotonic() - began_s < 5
+        assert session.read(60.0) is None and time.monotonic() - began_s < 30
         session.cancel()
         assert session.read(20.0) is None
         session.push_audio(TONE)
@@ -181,7 +181,7 @@ def test_a_client_that_dies_takes_its_own_engine_along(prefix: Path) -> None:
     process.kill()
     process.wait()
     process.stdout.close()
-    end_s = time.monotonic() + 15
+    end_s = time.monotonic() + 60
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < end_s:
         time.sleep(0.05)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE

@@ -71,7 +71,7 @@ def held(process: subprocess.Popen[bytes]) -> tuple[int, int]:
 class BareClient:
     """Speaks the protocol message by message. Descriptors that came are in `descriptors`."""
 
-    def __init__(self, path: Path, timeout_s: float = 20.0) -> None:
+    def __init__(self, path: Path, timeout_s: float = 60.0) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.socket.settimeout(timeout_s)
         self.socket.connect(str(path))

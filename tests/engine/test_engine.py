@@ -77,12 +77,13 @@ def test_frames_come_through_shared_memory_and_the_audio_comes_back(client: Bare
 def test_a_client_that_releases_nothing_gets_as_many_frames_as_there_are_slots(client: BareClient) -> None:
     client.open(slots=3)
     push(client, 2.0)
-    client.socket.settimeout(1.0)
     frames = 0
+    while frames < 3:
+        frames += isinstance(client.receive(), protocol.FrameNotice)
+    client.socket.settimeout(1.0)
     with pytest.raises(TimeoutError):
         while True:
-            frames += isinstance(client.receive(), protocol.FrameNotice)
-    assert frames == 3
+            assert not isinstance(client.receive(), protocol.FrameNotice)
 
 
 def test_a_drained_session_shows_everything_and_closes(client: BareClient) -> None:
@@ -93,7 +94,7 @@ def test_a_drained_session_shows_everything_and_closes(client: BareClient) -> No
     while (notice := client.receive()) is not None:
         seen.append(notice)
         if isinstance(notice, protocol.FrameNotice):
-            client.send(protocol.SlotRelease(notice.slot))
+            client.release(notice.slot)
     assert sum(isinstance(n, protocol.FrameNotice) for n in seen) == 25 and isinstance(seen[-1], protocol.ClosedNotice)
 
 
@@ -117,11 +118,8 @@ BAD_LATER = {
 def test_a_stranger_gets_a_sentence_and_the_end(client: BareClient, what: str) -> None:
     client.socket.sendall(BAD[what])
     notices = []
-    try:
-        while (notice := client.receive()) is not None:
-            notices.append(notice)
-    except ConnectionResetError:  # what it sent on was never read
-        pass
+    while (notice := client.receive()) is not None:
+        notices.append(notice)
     assert isinstance(notices[-1], protocol.ErrorNotice) and ": " in notices[-1].text
 
 
@@ -164,7 +162,7 @@ def test_a_client_that_dies_frees_everything_it_held(engine: subprocess.Popen[by
         time.sleep(0.2)
         process.kill()
         process.wait()
-        end_s = time.monotonic() + 10
+        end_s = time.monotonic() + 60
         while held(engine) != WITHOUT_CLIENTS and time.monotonic() < end_s:
             time.sleep(0.05)
         assert held(engine) == WITHOUT_CLIENTS
@@ -207,7 +205,7 @@ def test_sigterm_shows_what_was_pushed_and_refuses_new_sessions(tmp_path: Path) 
                 client.release(notice.slot)
             notice = client.receive()
             frames += isinstance(notice, protocol.FrameNotice)
-        assert frames == 50 and process.wait(10) == 0
+        assert frames == 50 and process.wait(60) == 0
         client.close()
         late.close()
 
@@ -228,7 +226,7 @@ def test_an_engine_of_an_owner_ends_with_it() -> None:
     while not isinstance(client.receive(), protocol.FrameNotice):
         pass
     ours.close()
-    assert process.wait(15) == 0
+    assert process.wait(60) == 0
     client.close()
 
 

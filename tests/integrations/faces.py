@@ -63,7 +63,7 @@ class Face:
     def position(self) -> int:
         return self.tap.session.position
 
-    def run(self, work: Coroutine[Any, Any, Any], timeout_s: float = 30.0) -> Any:
+    def run(self, work: Coroutine[Any, Any, Any], timeout_s: float = 60.0) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout_s)
 
     def push_audio(self, samples: Any, rate_hz: int = 16_000, *, channels: int = 1) -> int:
@@ -217,5 +217,5 @@ def pipecat(**options: Any) -> Iterator[PipecatFace]:
             face.stop()
 
 
-def read(session: Any, until: Until, timeout_s: float = 20.0) -> list[LiveEvent]:
+def read(session: Any, until: Until, timeout_s: float = 60.0) -> list[LiveEvent]:
     return read_sync(session, until, timeout_s)

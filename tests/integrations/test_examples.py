@@ -62,7 +62,7 @@ def test_the_livekit_agent_gets_its_face(session: LiveSession, monkeypatch: pyte
 
     async def run() -> None:
         room = Room("agent", rooms)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await module.talk(SimpleNamespace(room=room, connect=lambda: room.connect("", "")))
             await rooms["everface"].disconnect()
             rtc.EventEmitter.emit(rooms.get("everface", room), "disconnected")

@@ -33,7 +33,7 @@ def live_in_process(**options: Any) -> Iterator[LiveSession]:
         scheduler.close()
 
 
-def read_sync(session: LiveSession | EngineSession, until: Until, timeout_s: float = 20.0) -> list[LiveEvent]:
+def read_sync(session: LiveSession | EngineSession, until: Until, timeout_s: float = 60.0) -> list[LiveEvent]:
     events: list[LiveEvent] = []
     end_s = time.monotonic() + timeout_s
     while not until(events):
@@ -44,7 +44,7 @@ def read_sync(session: LiveSession | EngineSession, until: Until, timeout_s: flo
     return events
 
 
-def read_async(session: LiveSession | EngineSession, until: Until, timeout_s: float = 20.0) -> list[LiveEvent]:
+def read_async(session: LiveSession | EngineSession, until: Until, timeout_s: float = 60.0) -> list[LiveEvent]:
     async def collect() -> list[LiveEvent]:
         events: list[LiveEvent] = []
         async with asyncio.timeout(timeout_s):

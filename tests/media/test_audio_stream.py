@@ -130,12 +130,12 @@ def test_containers_are_decoded_as_they_come(name: str) -> None:
 
     def pieces() -> Iterator[bytes]:
         yield from (data[i : i + 1000] for i in range(0, cut, 1000))
-        released.wait(10.0)
+        released.wait(60.0)
         yield data[-(-cut // 1000) * 1000 :]
 
     with stream(pieces()) as reader:
         assert reader.info().rate_hz == rate_hz
-        seen_s, end_s = 0.0, time.monotonic() + 8
+        seen_s, end_s = 0.0, time.monotonic() + 60
         while seen_s < 2.0 and time.monotonic() < end_s:  # while the producer waits
             part = reader.take(0.1)
             seen_s += len(part.track_SC) / rate_hz if part else 0.0
@@ -166,7 +166,7 @@ def test_samples_leave_as_they_come() -> None:
         while seen_s < 0.5:
             part = reader.take(0.1)
             seen_s += len(part.track_SC) / RATE if part else 0.0
-        assert time.monotonic() - began_s < 1.6
+        assert time.monotonic() - began_s < 2.8
 
 
 REFUSED = {

@@ -66,7 +66,7 @@ class Host:
         assert next_event(socket)["type"] == "started"
         return socket
 
-    def wait(self, done: Any, timeout_s: float = 20.0) -> None:
+    def wait(self, done: Any, timeout_s: float = 60.0) -> None:
         end_s = time.monotonic() + timeout_s
         while not done():
             assert time.monotonic() < end_s
@@ -96,7 +96,7 @@ def hosted(backend: Any = None, token: str | None = None, limits: Limits | None 
         assert not thread.is_alive()
 
 
-def next_event(socket: ClientConnection, *types: str, timeout_s: float = 20.0) -> dict[str, Any]:
+def next_event(socket: ClientConnection, *types: str, timeout_s: float = 60.0) -> dict[str, Any]:
     """The next JSON message, of these types where some are named."""
     end_s = time.monotonic() + timeout_s
     while True:
@@ -105,7 +105,7 @@ def next_event(socket: ClientConnection, *types: str, timeout_s: float = 20.0) -
             return event
 
 
-def end_of(socket: ClientConnection, timeout_s: float = 20.0) -> tuple[dict[str, Any] | None, int, str]:
+def end_of(socket: ClientConnection, timeout_s: float = 60.0) -> tuple[dict[str, Any] | None, int, str]:
     """Read until it is closed: the fatal error event, the close code, and the reason."""
     from websockets.exceptions import ConnectionClosed
 

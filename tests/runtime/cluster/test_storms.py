@@ -97,7 +97,7 @@ def test_many_sessions_leave_nothing() -> None:
         fds_after, threads_after, memory_after = held()
         assert fds_after == fds and threads_after == threads
         assert memory_after < memory + 20e6
-        deadline_s = time.monotonic() + 5
+        deadline_s = time.monotonic() + 60
         while scheduler.busy and time.monotonic() < deadline_s:
             time.sleep(0.01)
         assert not scheduler.busy and pipeline.in_flight == 0

@@ -26,8 +26,8 @@ def held() -> tuple[int, int, int]:
 
 
 def held_at_last(base: tuple[int, int, int]) -> tuple[int, int, int]:
-    """What is held once it is `base`, or after five seconds: the system may list a thread for a moment after it was joined."""
-    end_s = time.monotonic() + 5
+    """What is held once it is `base`, or after a minute: the system may list a thread for a moment after it was joined."""
+    end_s = time.monotonic() + 60
     while held() != base and time.monotonic() < end_s:
         time.sleep(0.01)
     return held()

@@ -42,7 +42,7 @@ def test_five_hundred_messages_of_any_size_with_cancels_among_them(folder: Path)
         assert bool((message.x == index % 251).all())
     for thread in threads:
         thread.join()
-    end_s = time.monotonic() + 10
+    end_s = time.monotonic() + 60
     while len(cancels) < 200 and time.monotonic() < end_s:
         time.sleep(0.001)
     assert [cancel.revision for cancel in cancels] == list(range(200))
