@@ -9,6 +9,7 @@ from everface.runtime.model import RoleSpec
 CLEAN = "clean"  # out of block 0: its first latent, the attention sink from block 4 on
 SINK = "sink"  # into a block: a new reference latent
 FORWARDS = "forwards"  # into a block: [forwards] of this block and the ones after it; its length counts, so that no device is waited for
+SPEAKERS = "speakers"  # of an opening: [A, 1, P, 1], the tokens of each speaker, where there are several
 FINITE = "finite"  # uint8 [roles so far]: 1 where everything that the role computed was finite
 DECODE = "decode"
 DECODE_COST = 0.6  # of a denoising step's
