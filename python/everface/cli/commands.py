@@ -14,6 +14,7 @@ from everface.cli.report import batch_bar, print_forecasts, print_live_talk, pri
 from everface.core import env
 from everface.core.config import StreamConfig
 from everface.core.errors import BadInput
+from everface.core.regions import HALVES
 from everface.core.standard_streams import print_output
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def render(args: argparse.Namespace) -> None:
-    stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler, compat=args.compat, prompt=args.prompt)
+    if args.speakers and args.second is None:
+        raise BadInput("--speakers says where two people are, and there is one voice: name the other person's with --second, or leave it out")
+    speakers = () if args.second is None else tuple(args.speakers or HALVES)
+    stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler, compat=args.compat, prompt=args.prompt, speakers=speakers)
     if args.batch is not None:
         _render_batch(args, stream)
         return
@@ -41,13 +45,15 @@ def render(args: argparse.Namespace) -> None:
 
     pcm = PCM(*args.pcm) if args.pcm else None
     where = deployment(args)
-    job = RenderJob(args.image, args.audio, args.out, args.weights, args.lora, stream, where, args.force, pcm, consent=args.consent)
+    job = RenderJob(args.image, args.audio, args.out, args.weights, args.lora, stream, where, args.force, pcm, consent=args.consent, second=args.second)
     with progress_bar() as progress:
         report = render(job, progress)
     print_report(report)
 
 
 def _render_batch(args: argparse.Namespace, stream: StreamConfig) -> None:
+    if args.second is not None:
+        raise BadInput("a batch renders one voice a line: leave --second out, or render its videos one by one")
     if args.image is not None or args.pcm or args.out is None:
         raise BadInput("with --batch, images and audio are named in its table, and -o is a folder: everface render --batch JOBS -o DIR")
     from everface.avatar.batch import Batch, run_batch
