@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.models.test_roles import CFG, SCHEDULE, block, denoiser, drawn, opening
 
 from everface.avatar.avatar import Avatar
@@ -15,6 +17,8 @@ from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.regions import HALVES, Box
 from everface.live.session import LiveSession
+from everface.media.audio import read_audio
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.models.live_avatar.model import LiveAvatar
 from everface.models.live_avatar.names import SPEAKERS
 from everface.models.live_avatar.roles import Denoiser, StepRole
@@ -169,20 +173,20 @@ def test_each_voice_is_leveled_and_encoded_alone(small_model: Path, face: Path) 
     assert raised  # the faint voice was leveled
 
 
-def stream(model: Path, face: Path, placement: str) -> torch.Tensor:
+def show(model: Path, face: Path, placement: str) -> torch.Tensor:
     t = np.arange(int(1.2 * 16_000)) / 16_000
     audio_2S = np.stack([np.sin(2 * np.pi * hz * t) * 0.2 for hz in (180, 230)]).astype(np.float32)
-    with Avatar(model, deployment=Deployment(placement=placement)) as avatar:
-        with avatar.open(face, StreamConfig(seed=3, speakers=HALVES)) as session:
-            for part_2S in np.array_split(audio_2S, 7, axis=1):
-                assert session.push_audio(part_2S)
-            assert session.accepted == len(t)
-            session.end_segment()
-            return torch.cat([b.frames_THW3.clone() for b in session.frames()])
+    stream = StreamConfig(seed=3, speakers=HALVES)
+    with Avatar(model, deployment=Deployment(placement=placement)) as avatar, avatar.open(face, stream) as session:
+        for part_2S in np.array_split(audio_2S, 7, axis=1):
+            assert session.push_audio(part_2S)
+        assert session.accepted == len(t)
+        session.end_segment()
+        return torch.cat([b.frames_THW3.clone() for b in session.frames()])
 
 
 def test_every_placement_makes_the_same_bits(small_model: Path, face: Path) -> None:
-    inline, worker = (stream(small_model, face, placement) for placement in ("inline", "1"))
+    inline, worker = (show(small_model, face, placement) for placement in ("inline", "1"))
     assert len(inline) == 30 and torch.equal(inline, worker)
 
 
@@ -195,3 +199,40 @@ def test_who_cannot_have_two_speakers_says_so(small_model: Path, small_live_talk
                 avatar.open_live(face, StreamConfig(speakers=HALVES))
         with avatar.open(face, StreamConfig(speakers=HALVES)) as session, pytest.raises(BadInput, match="one speaker"):
             LiveSession(session)
+
+
+def two_faces(width: int) -> Image.Image:
+    """Two of the bundled characters side by side, 128 high: whole ones 256 wide, or the middle of each, 128 wide in all."""
+    both, cut = Image.new("RGB", (width, 128)), (256 - width) // 4
+    for left, name in ((0, "ada"), (width // 2, "ben")):
+        face = Image.open(DEFAULT_WEIGHTS / f"{name}.png").convert("RGB").resize((128, 128))
+        both.paste(face.crop((cut, 0, 128 - cut, 128)), (left, 0))
+    return both
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("width", [128, 256])
+def test_each_voice_moves_its_own_mouth(width: int, tmp_path: Path) -> None:
+    """The bundled model, which was trained on one face of 128x128. Motion is the difference from a run in silence, around each mouth."""
+    weights, size = tmp_path / "weights", (128, width)
+    weights.mkdir()
+    for path in DEFAULT_WEIGHTS.glob("*.safetensors"):
+        (weights / path.name).symlink_to(path)
+    (weights / "config.json").write_text(json.dumps(json.loads((DEFAULT_WEIGHTS / "config.json").read_text()) | {"size": None}))
+    two_faces(width).save(tmp_path / "both.png")
+    speech_S = np.concatenate(list(read_audio(DEFAULT_WEIGHTS / "speech.wav")))[:48_000]
+    silence_S, made = np.zeros_like(speech_S), {}
+    with Avatar(weights) as avatar:
+        for name, voices in (("none", (silence_S, silence_S)), ("left", (speech_S, silence_S)), ("right", (silence_S, speech_S))):
+            with avatar.open(tmp_path / "both.png", StreamConfig(seed=7, size=size, speakers=HALVES)) as session:
+                assert session.push_audio(np.stack(voices))
+                session.end_segment()
+                made[name] = torch.cat([b.frames_THW3 for b in session.frames()]).float()
+
+    def motion(name: str) -> list[float]:
+        part = width // 8
+        return [float((made[name] - made["none"])[:, 72:112, at : at + 2 * part].abs().mean()) for at in (part, 5 * part)]
+
+    left, right = motion("left"), motion("right")
+    print(f"width {width}: left speaks {left[0]:.1f} {left[1]:.1f}, right speaks {right[0]:.1f} {right[1]:.1f}")
+    assert left[0] > 1.5 * left[1] and right[1] > 1.5 * right[0]
