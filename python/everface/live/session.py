@@ -56,8 +56,6 @@ class LiveSession:
         self, session: Session, *, idle: bool = True, paced: bool = True, playback_hz: int = 24_000, outbox_s: float = 2.0,
         jitter_s: float = 1.0, cheaper: Sequence[dict[str, Any]] = (), now: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        if session.format.audio_channels > 1:
-            raise BadInput("a live session has one speaker: use a session of Avatar.open for several, or leave their regions out")
         self._session, self._idle, self._paced, self._playback_hz, self._now = session, idle, paced, playback_hz, now
         self._format = session.format
         self._frame = self._format.samples_per_frame
