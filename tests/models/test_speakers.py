@@ -24,7 +24,7 @@ from everface.models.live_avatar.names import SPEAKERS
 from everface.models.live_avatar.roles import Denoiser, StepRole
 from everface.models.live_talk.model import LiveTalk
 from everface.networks.transformer.dit import DiT
-from everface.networks.transformer.layers import AudioInjector
+from everface.networks.transformer.layers import AdaIN, AudioInjector, CrossAttention
 from everface.networks.transformer.linear import Residual
 from everface.networks.transformer.speakers import token_masks
 from everface.runtime.messages import Block, OpenSession
@@ -38,13 +38,19 @@ def injector() -> AudioInjector:
     return DiT(CFG).eval().requires_grad_(False).audio_injector
 
 
+def parts(audio: AudioInjector) -> tuple[CrossAttention, AdaIN]:
+    attention, adain = audio.injector[0], audio.injector_adain_layers[0]
+    assert isinstance(attention, CrossAttention) and isinstance(adain, AdaIN)
+    return attention, adain
+
+
 def by_hand(audio: AudioInjector, x_FPD: torch.Tensor, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> torch.Tensor:
     """What one speaker adds, by the specification: AdaIN, then attention to the five tokens of the frame, in float64."""
 
     def norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return x * (x.square().mean(-1, keepdim=True) + CFG.eps).rsqrt() * weight
 
-    attention, adain = audio.double().injector[0], audio.injector_adain_layers[0]
+    attention, adain = parts(audio.double())
     shift, scale = (torch.nn.functional.silu(global_FD) @ adain.linear.weight.T + adain.linear.bias).chunk(2, -1)
     centered = x_FPD - x_FPD.mean(-1, keepdim=True)
     y = centered * (centered.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * (1 + scale[:, None]) + shift[:, None]
@@ -61,24 +67,24 @@ def test_the_sum_of_what_each_speaker_adds_times_its_mask() -> None:
     out = injector().stream(Residual(x), 0, injector().audio_kv(0, local, total), masks)
     assert torch.equal(out.x, x)
     double = [by_hand(injector(), x[0].double(), local[a].double(), total[a].double()) for a in range(2)]
-    want = sum(masks[a].double() * double[a] for a in range(2))
+    want = masks[0].double() * double[0] + masks[1].double() * double[1]
     torch.testing.assert_close(out.y, want[None].float(), atol=2e-5, rtol=0)
 
 
 def test_one_speaker_has_the_bits_of_the_plain_injection() -> None:
     audio, x, local, total = injector(), drawn(1, 1, 3, 16, 64), drawn(2, 3, 5, 64), drawn(3, 3, 64)
-    attention, adain = audio.injector[0], audio.injector_adain_layers[0]
+    attention, adain = parts(audio)
     shift, scale = adain(total[None])[..., None, :].chunk(2, -1)
     u = torch.addcmul(shift, torch.nn.functional.layer_norm(x, (64,), eps=1e-5), 1 + scale)
     got = audio.stream(Residual(x), 0, audio.audio_kv(0, local[None], total[None]))
-    assert torch.equal(got.y, attention.stream(u, attention.keys_values(local)))
+    assert got.y is not None and torch.equal(got.y, attention.stream(u, attention.keys_values(local)))
 
 
 def test_a_voice_reaches_no_token_of_another_speaker() -> None:
     audio, x, local, total = injector(), drawn(1, 1, 3, 16, 64), drawn(2, 2, 3, 5, 64), drawn(3, 2, 3, 64)
     masks, other = token_masks(HALVES, GRID), local.clone()
     other[1] += 1
-    before, after = (audio.stream(Residual(x), 0, audio.audio_kv(0, tokens, total), masks).y for tokens in (local, other))
+    before, after = (audio.stream(Residual(x), 0, audio.audio_kv(0, tokens, total), masks).value() for tokens in (local, other))
     left = masks[0, 0, :, 0].bool()
     changed = (before != after).any(-1)[0]  # [F, P]
     assert not changed[:, left].any() and changed[:, ~left].all()
