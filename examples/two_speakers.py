@@ -21,7 +21,7 @@ audio_2S = np.stack([np.pad(voice_S, (0, samples - len(voice_S))) for voice_S in
 stream = StreamConfig(seed=7, speakers=(LEFT, RIGHT))
 with Avatar() as avatar:
     picture_3HW = avatar.fit(image, stream)
-    with avatar.open(picture_3HW, stream) as session, VideoWriter(out, *picture_3HW.shape[-2:], 16_000, 2) as video:
+    with avatar.open(picture_3HW, stream) as session, VideoWriter(out, *picture_3HW.shape[-2:], audio_channels=2) as video:
         video.write_audio(audio_2S.T)
         for part_2S in np.array_split(audio_2S, samples // 8_000 + 1, axis=1):
             while not session.push_audio(part_2S):
