@@ -22,16 +22,16 @@ class AudioBuffer:
         self.at = 0  # first sample of the next block
         self.ended = False  # the segment is complete
         self._cuts: deque[int] = deque()  # where a block must begin, although the one before it is not over
-        self._audio_S = torch.zeros(format.lookback_samples)  # from at - lookback to accepted
+        self._audio_S = self._silence()  # from at - lookback to accepted
 
     def add(self, audio_S: torch.Tensor) -> None:
-        joined_S, accepted = torch.cat([self._audio_S, audio_S.detach().cpu()]), self.accepted + audio_S.numel()
+        joined_S, accepted = torch.cat([self._audio_S, audio_S.detach().cpu()], dim=-1), self.accepted + audio_S.shape[-1]
         self._audio_S, self.accepted = joined_S, accepted  # no call between the two, so that Ctrl-C cannot come between them
 
     def restart(self) -> None:
         """Begin a new turn: its first windows have silence before them."""
         self.begin = self.at = self.accepted
-        self._audio_S = torch.zeros(self.format.lookback_samples)
+        self._audio_S = self._silence()
         self.ended = False
         self._cuts.clear()
 
@@ -47,13 +47,18 @@ class AudioBuffer:
         if waiting <= 0 or (waiting < block + fmt.lookahead_samples and not self.ended):
             return None
         length = fmt.lookback_samples + block + fmt.lookahead_samples
-        audio_S = self._audio_S[:length]
-        audio_S = torch.nn.functional.pad(audio_S, (0, length - audio_S.numel()))
+        audio_S = self._audio_S[..., :length]
+        audio_S = torch.nn.functional.pad(audio_S, (0, length - audio_S.shape[-1]))
         while self._cuts and self._cuts[0] <= self.at:
             self._cuts.popleft()
         kept = min(block, self._cuts[0] - self.at) if self._cuts else block
         frames, last = -(-min(waiting, kept) // fmt.samples_per_frame), self.ended and waiting <= kept
         window = Window(audio_S, self.at, frames, last, turn)
         self.at = min(self.accepted, self.at + kept)
-        self._audio_S = self._audio_S[kept:].clone()
+        self._audio_S = self._audio_S[..., kept:].clone()
         return window
+
+    def _silence(self) -> torch.Tensor:
+        """The look-back of a turn's first block."""
+        channels, lookback = self.format.audio_channels, self.format.lookback_samples
+        return torch.zeros(lookback) if channels == 1 else torch.zeros(channels, lookback)

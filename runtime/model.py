@@ -62,6 +62,7 @@ class BlockFormat:
     first_frames: int | None = None  # of block 0, where it differs; after an interruption no block has this number again
     samples_per_frame: int = 640  # audio samples a video frame: sample_rate / frames per second
     sample_rate: int = 16_000  # Hz
+    audio_channels: int = 1  # voices, each a condition of its own: audio is [channels, S], of a single one [S]
     lookback_samples: int = 0  # audio before the block that its window includes
     lookahead_samples: int = 0  # audio after the block that its window includes
     history: int = 3  # delivered blocks to run again, when the roles have lost their state, to restore it: the last ones
@@ -86,7 +87,7 @@ class BlockFormat:
 class Window:
     """The audio of one block [lookback + block + lookahead], and where the block stands."""
 
-    audio_S: torch.Tensor  # float32, on the host
+    audio_S: torch.Tensor  # float32, on the host; [audio_channels, S] if there are several
     pts: int  # first sample of the block
     frames: int  # video frames that show accepted audio
     last: bool  # the segment ends with this block

@@ -103,21 +103,23 @@ class Session:
         return self
 
     def push_audio(self, audio_S: torch.Tensor | np.ndarray) -> bool:
-        """Accept mono float32 audio, full scale 1, at the model's sample rate, `format.sample_rate`. The samples are copied.
+        """Accept mono float32 audio [S], full scale 1, at the model's sample rate, `format.sample_rate`; with several `format.audio_channels`
+        [channels, S]. The samples are copied.
 
         Peaks up to `samples.MAX_PEAK` are accepted. Returns False, and accepts nothing, while more than the buffer would wait: poll and push
         again. Raises BadInput for audio of another kind, or after `end_segment`; Unavailable when the session is closed or has failed.
         """
-        audio_S = check_samples(audio_S, self.format.sample_rate)
-        if audio_S.numel() > self._limit:
-            raise BadInput(f"{audio_S.numel()} samples at once do not fit the buffer of {self._limit}: push smaller pieces")
+        audio_S = check_samples(audio_S, self.format.sample_rate, self.format.audio_channels)
+        samples = audio_S.shape[-1]
+        if samples > self._limit:
+            raise BadInput(f"{samples} samples at once do not fit the buffer of {self._limit}: push smaller pieces")
         with self._lock:
             self._check_open()
             if self._buffer.ended:
                 raise BadInput("audio came after end_segment(): call interrupt() to start a turn, or open another session")
-            if self._buffer.accepted - self._sent + audio_S.numel() > self._limit:
+            if self._buffer.accepted - self._sent + samples > self._limit:
                 return False
-            if audio_S.numel():
+            if samples:
                 self._buffer.add(audio_S)
                 self._reported = False
                 self.timeline.audio()

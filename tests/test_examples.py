@@ -9,8 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from tests.models.test_speakers import two_faces
 
 from everface.media.video import probe_video
+from everface.train.synthetic.voices import write_wav
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,3 +58,14 @@ def test_kv_keep_prints_what_a_share_of_the_keys_costs(
     *speeds, psnr = capsys.readouterr().out.splitlines()
     assert [line.split(" of ")[0] for line in speeds] == ["1", "0.667"] and 40 < float(psnr.split()[1]) < 100
     assert len((ROOT / "examples" / "kv_keep.py").read_text().splitlines()) < 40
+
+
+def test_two_speakers_writes_both_voices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    voices, out = [tmp_path / "left.wav", tmp_path / "right.wav"], tmp_path / "talk.mp4"
+    for path, seconds, hz in zip(voices, (1.0, 0.6), (200, 400), strict=True):
+        write_wav(path, 0.3 * torch.sin(2 * torch.pi * hz / 16_000 * torch.arange(int(seconds * 16_000))))
+    two_faces(128).save(tmp_path / "both.png")
+    monkeypatch.setattr(sys, "argv", ["two_speakers.py", *map(str, (tmp_path / "both.png", *voices, out))])
+    runpy.run_path(str(ROOT / "examples" / "two_speakers.py"), run_name="__main__")
+    assert probe_video(out).frames == 25 and "25 frames of two speakers" in capsys.readouterr().out
+    assert len((ROOT / "examples" / "two_speakers.py").read_text().splitlines()) < 40

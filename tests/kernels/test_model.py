@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
 from tests.runtime.launches import as_on_a_gpu
 
 from everface.core.config import DiTConfig
+from everface.core.regions import HALVES
 from everface.kernels.attention.block_causal import launch_block_causal
 from everface.kernels.attention.block_causal_fp8 import launch_block_causal_fp8
 from everface.kernels.attention.cross import launch_cross, launch_cross_quantized
@@ -28,6 +29,7 @@ from everface.networks.transformer.dit import BlockPosition, DiT
 from everface.networks.transformer.layers import Ring, TransformerBlock
 from everface.networks.transformer.linear import Residual, RowLinear
 from everface.networks.transformer.rope import frames_table
+from everface.networks.transformer.speakers import token_masks
 from everface.weights.quantize import quantize_for_dtype
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the model takes its kernels anyway")
@@ -117,3 +119,23 @@ def test_a_step(kind: str, tolerance: float, monkeypatch: pytest.MonkeyPatch) ->
     assert [ran[name].call_count for name in ("cross_quantized", "cross")] == ([3, 0] if quantized else [0, 3])  # text, and audio once
     attended = [ran[name].call_count for name in ("block_causal", "qk_norm_rope_store", "block_causal_fp8", "qk_norm_rope_quantize")]
     assert attended == ([0, 0, 2, 2] if kind == "fp8-attention" else [2, 2, 0, 0])
+
+
+@pytest.mark.parametrize(("kind", "tolerance"), [("float32", 2e-5), ("bfloat16", 0.02), ("fp8", 0.05)])
+@torch.no_grad()
+def test_two_speakers(kind: str, tolerance: float) -> None:
+    """What the injection of two voices adds, by kernels against references, behind a block whose addition is still to be done."""
+    torch.manual_seed(6)
+    dit = DiT(CFG).eval().requires_grad_(False)
+    dit.to(torch.float32 if kind == "float32" else torch.bfloat16).fuse()
+    quantize_for_dtype(dit, kind)
+    audio_kv = dit.audio_kv(torch.randn(2, 3, 5, 128), torch.randn(2, 3, 128))[0]
+    masks = token_masks(HALVES, (2, 2)).to(dit.dtype)
+    r = Residual(torch.randn(1, 3, 4, 128), torch.randn(1, 3, 4, 128).to(dit.dtype), torch.randn(1, 1, 1, 128))
+    want = dit.audio_injector.stream(r, 0, audio_kv, masks)
+    with interpreted() as ran:
+        got = dit.audio_injector.stream(r, 0, audio_kv, masks)
+    assert want.y is not None and got.y is not None and got.y.dtype == dit.dtype
+    torch.testing.assert_close(got.x, want.x, atol=tolerance, rtol=tolerance)
+    assert (got.y - want.y).float().square().mean().sqrt() <= tolerance * want.y.float().square().mean().sqrt()
+    assert ran["gate_norm_modulate"].call_count == 2 and ran["cross_quantized" if kind == "fp8" else "cross"].call_count == 2

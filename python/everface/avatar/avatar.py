@@ -49,7 +49,7 @@ class Avatar:
     def open(self, image: Path | str | torch.Tensor, stream: StreamConfig | None = None) -> Session:
         """A session that shows `image` speaking: a file, or float32 [3, H, W] in -1..1 of the right size.
 
-        Push 16 kHz mono float32 audio into it, poll uint8 frames [T, H, W, 3] at `format.fps` out of it. Raises BadInput for an image or
+        Push 16 kHz mono float32 audio into it, [speakers, S] if `stream` has several, poll uint8 frames [T, H, W, 3] at `format.fps` out of it. Raises BadInput for an image or
         configuration that cannot be used, Unavailable when there are too many sessions or a stage does not start.
         """
         stream = stream or StreamConfig()
@@ -64,11 +64,16 @@ class Avatar:
         stream = stream or StreamConfig()
         if stream.audio_window_s is None:
             stream = replace(stream, audio_window_s=LIVE_WINDOW_S)
-        return LiveSession(self.open(image, stream), **{"cheaper": self.model.cheaper(stream), **options})
+        session = self.open(image, stream)
+        try:
+            return LiveSession(session, **{"cheaper": self.model.cheaper(stream), **options})
+        except BaseException:
+            session.close()
+            raise
 
     @property
     def format(self) -> BlockFormat:
-        """Frame rate, sizes of blocks, and sample rate, the same for every session; a session's audio window may be another."""
+        """Frame rate, sizes of blocks, and sample rate, the same for every session; a session's audio window and channels may be others."""
         return self.model.format
 
     def fit(self, image: Path, stream: StreamConfig) -> torch.Tensor:

@@ -13,11 +13,10 @@ from typing import Any
 import psutil
 
 from everface.avatar.avatar import Avatar
-from everface.avatar.sources import AudioFile, open_stdin
+from everface.avatar.sources import Source, open_source
 from everface.avatar.story import StoryAudio, StoryShot
 from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
-from everface.media.audio_stream import AudioStream
 from everface.media.output import check_output
 from everface.media.output_pipe import OutputPipe, open_stdout
 from everface.media.video_writer import VideoWriter
@@ -27,13 +26,13 @@ from everface.provenance.signing import check_consent, find_signer
 from everface.runtime.events import VideoBlock
 from everface.runtime.session import WAIT_S, Session
 
-Source = AudioFile | AudioStream | StoryAudio
 TAKE_S = 0.01  # for more audio, before finished blocks are looked for
 
 
 @dataclass(frozen=True)
 class RenderJob:
-    """What to render, with what, to where. `audio` None: stdin, `out` None: stdout. `pcm`: what stdin is, if it is raw samples.
+    """What to render, with what, to where. `audio` None: stdin, `out` None: stdout. `pcm`: what stdin is, if it is raw samples. `second`: the
+    voice of a second speaker, whose region is the second of `stream.speakers`.
 
     Or a story, whose first shot has the image and the prompt: `of_story`."""
 
@@ -48,6 +47,7 @@ class RenderJob:
     pcm: PCM | None = None
     keep_unfinished: bool = True  # what is rendered when it is interrupted
     consent: str = ""  # the note of who consented, in one line: goes into the signed manifest and the audit log
+    second: Path | None = None
 
     @classmethod
     def of_story(cls, shots: Sequence[StoryShot], out: Path | None, stream: StreamConfig, **options: Any) -> RenderJob:
@@ -96,8 +96,10 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
         check_output(job.out)
         if job.out.is_file() and not job.overwrite:
             raise BadInput(f"{job.out} is there already: name another file, or pass --force to replace it")
+    if len(job.stream.speakers) != (0 if job.second is None else 2):
+        raise BadInput(f"regions of {len(job.stream.speakers)} speakers do not fit the audio: give two of them with a second voice, else none")
     began_s = time.perf_counter()
-    source = _open(job)
+    source = StoryAudio(job.audio) if isinstance(job.audio, Sequence) else open_source(job.audio, job.second, job.pcm)
     out = job.out if job.out is not None else open_stdout()
     try:
         with Avatar(job.weights, job.lora, job.deployment) as avatar:
@@ -106,14 +108,8 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
         source.close()
 
 
-def _open(job: RenderJob) -> Source:
-    if job.audio is None:
-        return open_stdin(job.pcm)
-    return AudioFile(job.audio) if isinstance(job.audio, Path) else StoryAudio(job.audio)
-
-
 def render_on(
-    avatar: Avatar, job: RenderJob, source: Source, out: Path | OutputPipe, progress: Progress | None, began_s: float
+    avatar: Avatar, job: RenderJob, source: Source | StoryAudio, out: Path | OutputPipe, progress: Progress | None, began_s: float
 ) -> RenderReport:
     """`render` on a model that is loaded; `source` and `out` stand for the audio and out of `job`."""
     signer, consent = find_signer(), check_consent(job.consent)
@@ -160,7 +156,7 @@ def render_on(
     )
 
 
-def _feed(session: Session, source: Source, writer: VideoWriter) -> Iterator[list[VideoBlock]]:
+def _feed(session: Session, source: Source | StoryAudio, writer: VideoWriter) -> Iterator[list[VideoBlock]]:
     """Push the audio into the session and its own track into the video as it comes; yield what is finished."""
     while not source.ended:
         part = source.take(TAKE_S)

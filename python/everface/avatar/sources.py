@@ -1,8 +1,10 @@
-"""Where a render's audio comes from: a file, or stdin. Both give parts, the track of the video and the same audio for the model."""
+"""Where a render's audio comes from: a file, two files, or stdin. All give parts, the track of the video and the same audio for the model."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,55 @@ class AudioFile:
 
     def close(self) -> None:
         """Nothing to do: the file is closed when it is read."""
+
+
+class TwoVoices:
+    """Two files at once, in time: each voice a channel of the video's stereo track and of the session's audio. Behind the shorter file there is
+    silence. Its methods are those of AudioFile."""
+
+    def __init__(self, first: Path, second: Path) -> None:
+        paths, infos = (first, second), [probe_audio(path) for path in (first, second)]
+        rate_hz, seconds = max(info.rate_hz for info in infos), [info.duration_s for info in infos]
+        self._info = AudioInfo(None if None in seconds else max(s for s in seconds if s is not None), rate_hz, 2, infos[0].codec)
+        nothing_S = np.zeros(0, np.float32)
+        self._tracks = zip_longest(*(read_track(path, rate_hz // 2, rate_hz) for path in paths), fillvalue=nothing_S[:, None])
+        self._voices = zip_longest(*(read_audio(path, SAMPLE_RATE // 2) for path in paths), fillvalue=nothing_S)
+        self.ended = False
+
+    def info(self) -> AudioInfo:
+        return self._info
+
+    def check(self) -> None:
+        """Nothing to do: the files were probed."""
+
+    def take(self, timeout_s: float) -> AudioPart | None:
+        tracks, voices = next(self._tracks, None), next(self._voices, None)
+        if tracks is None and voices is None:
+            self.ended = True
+            return None
+        return AudioPart(_aligned(track_S1[:, 0] for track_S1 in tracks or ()).T, _aligned(voices or ()))
+
+    def close(self) -> None:
+        """Nothing to do: the files are closed when they are read."""
+
+
+Source = AudioFile | TwoVoices | AudioStream
+
+
+def _aligned(voices: Iterable[np.ndarray]) -> np.ndarray:
+    """[2, S] of the longest."""
+    first_S, second_S = list(voices) or [np.zeros(0, np.float32)] * 2
+    length = max(len(first_S), len(second_S))
+    return np.stack([np.pad(voice_S, (0, length - len(voice_S))) for voice_S in (first_S, second_S)])
+
+
+def open_source(audio: Path | None, second: Path | None, pcm: PCM | None) -> Source:
+    """That of `RenderJob`'s fields of these names. Raises BadInput."""
+    if audio is None:
+        if second is not None:
+            raise BadInput(f"AUDIO is -, and a second voice goes with a file only: write what stdin brings to a file beside {second}")
+        return open_stdin(pcm)
+    return AudioFile(audio) if second is None else TwoVoices(audio, second)
 
 
 def open_stdin(pcm: PCM | None) -> AudioStream:

@@ -14,6 +14,7 @@ from everface.cli.report import batch_bar, print_forecasts, print_live_talk, pri
 from everface.core import env
 from everface.core.config import StreamConfig
 from everface.core.errors import BadInput
+from everface.core.regions import HALVES
 from everface.core.standard_streams import print_output
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ def demo(args: argparse.Namespace) -> None:
 
 
 def render(args: argparse.Namespace) -> None:
-    stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler, compat=args.compat, prompt=args.prompt)
+    if args.speakers and args.second is None:
+        raise BadInput("--speakers says where two people are, and there is one voice: name the other person's with --second, or leave it out")
+    speakers = () if args.second is None else tuple(args.speakers or HALVES)
+    stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler, compat=args.compat, prompt=args.prompt, speakers=speakers)
     if args.batch is not None:
         _render_batch(args, stream)
         return
@@ -40,19 +44,22 @@ def render(args: argparse.Namespace) -> None:
 
     options = {"weights": args.weights, "lora": args.lora, "deployment": deployment(args), "overwrite": args.force, "consent": args.consent}
     if args.story is not None:
-        if args.image is not None or args.pcm:
+        if args.image is not None or args.pcm or args.second is not None:
             raise BadInput("with --story, images and audio are named in its table: everface render --story SHOTS -o OUT")
         job = RenderJob.of_story(read_story(args.story), args.out, stream, **options)
     elif args.image is None or args.audio is MISSING:
         raise BadInput("an image and audio are needed: everface render IMAGE AUDIO -o OUT, or --batch JOBS (see everface render --help)")
     else:
-        job = RenderJob(args.image, args.audio, args.out, stream=stream, pcm=PCM(*args.pcm) if args.pcm else None, **options)
+        pcm = PCM(*args.pcm) if args.pcm else None
+        job = RenderJob(args.image, args.audio, args.out, stream=stream, pcm=pcm, second=args.second, **options)
     with progress_bar() as progress:
         report = render(job, progress)
     print_report(report)
 
 
 def _render_batch(args: argparse.Namespace, stream: StreamConfig) -> None:
+    if args.second is not None:
+        raise BadInput("a batch renders one voice a line: leave --second out, or render its videos one by one")
     if args.image is not None or args.story is not None or args.pcm or args.out is None:
         raise BadInput("with --batch, images and audio are named in its table, and -o is a folder: everface render --batch JOBS -o DIR")
     from everface.avatar.batch import Batch, run_batch

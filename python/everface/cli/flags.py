@@ -10,6 +10,7 @@ from typing import Any
 
 from everface.core import env
 from everface.core.config import ATTENTIONS, DTYPES, SAMPLERS, Deployment, StreamConfig
+from everface.core.regions import Box
 
 MISSING: Any = object()  # a path that was not given, since None is a standard stream
 LIVE_TALK = "livetalk-1.3b"
@@ -43,6 +44,15 @@ def address(text: str) -> tuple[str, int]:
 def path_or_standard(text: str) -> Path | None:
     """Parse a path; None for "-", which is stdin or stdout."""
     return None if text == "-" else Path(text)
+
+
+def box(text: str) -> Box:
+    """Parse LEFT,TOP,RIGHT,BOTTOM; whether it is a region that a speaker can have is seen later."""
+    try:
+        left, top, right, bottom = (float(edge) for edge in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no box: give LEFT,TOP,RIGHT,BOTTOM as fractions of the image, for example 0,0,0.5,1") from None
+    return left, top, right, bottom
 
 
 def pcm(text: str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from everface.cli.flags import (
     add_deployment_flags,
     add_model_flags,
     address,
+    box,
     count,
     deployment,
     path_or_standard,
@@ -105,6 +106,10 @@ def _add_render(add: Add) -> None:
     out = "the video to write, .mp4; - for stdout; with --batch the folder to write to"
     p.add_argument("-o", "--out", type=path_or_standard, required=True, metavar="OUT", help=out)
     p.add_argument("--pcm", type=pcm, metavar="RATE[:CHANNELS]", help="AUDIO is -, and stdin is raw samples: 16-bit signed little-endian")
+    second = "the voice of a second person in the image, a file as AUDIO; in the video AUDIO is on the left channel and this one on the right"
+    p.add_argument("--second", type=Path, metavar="AUDIO2", help=second)
+    speakers = "where the two are: LEFT,TOP,RIGHT,BOTTOM of each as fractions of the image (default: left and right half)"
+    p.add_argument("--speakers", type=box, nargs=2, metavar="BOX", help=speakers)
     batch = "render every line of a table, .csv or .jsonl: image, audio, and if wanted out, prompt, seed and size; run again, it goes on"
     p.add_argument("--batch", type=Path, metavar="JOBS", help=batch)
     story = "render one video of several shots, the lines of a table, .csv or .jsonl: image, audio, begin, end, prompt, transition (cut, dissolve)"

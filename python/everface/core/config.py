@@ -9,6 +9,7 @@ from typing import Any, Self
 from everface.core.env import MAX_THREADS
 from everface.core.errors import BadInput, BadWeights
 from everface.core.json_file import check_object, read_json, read_value
+from everface.core.regions import Box, check_regions
 
 SAMPLE_RATE = 16_000  # Hz; a session's clock counts these samples
 FPS = 25  # video frames per second
@@ -322,6 +323,7 @@ class StreamConfig:
     prompt: str = ""
     refresh_sink: bool = True  # after the first clip the first generated latent replaces the image as the attention sink
     audio_window_s: tuple[float, float] | None = None  # that wav2vec2 sees before and behind a block; None: RENDER_WINDOW_S, live LIVE_WINDOW_S
+    speakers: tuple[Box, ...] = ()  # the region of each of several speakers, which then have a channel of the audio each: docs/beyond.md
 
     def __post_init__(self) -> None:
         _check_choice("sampler", self.sampler, SAMPLERS)
@@ -330,6 +332,7 @@ class StreamConfig:
             raise BadInput(f"seed {self.seed} is outside 0..2^63-1: choose another")
         if self.size:
             check_size(*self.size)
+        check_regions(self.speakers)
         if self.audio_window_s and not all(0 <= seconds <= MAX_WINDOW_S for seconds in self.audio_window_s):
             raise BadInput(f"an audio window of {self.audio_window_s} s cannot be used: give two times from 0 to {MAX_WINDOW_S:g}")
 

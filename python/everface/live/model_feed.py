@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from everface.core.errors import BadInput
 from everface.runtime.session import Session
 
 FADE = 80  # samples, 5 ms: between two pieces of audio that were not neighbors
@@ -25,9 +26,11 @@ class _Span(NamedTuple):
 
 
 class ModelFeed:
-    """Positions are samples of the output, unless they say otherwise. Not thread-safe."""
+    """Positions are samples of the output, unless they say otherwise. Raises BadInput for a session of several speakers. Not thread-safe."""
 
     def __init__(self, session: Session) -> None:
+        if session.format.audio_channels > 1:
+            raise BadInput("a live session has one speaker: use a session of Avatar.open for several, or leave their regions out")
         self._session = session
         self._frame, self._block = session.format.samples_per_frame, session.format.samples(1)
         self._first = session.format.samples(0 if session.turn == 0 else 1)  # of the turn's first block

@@ -35,7 +35,8 @@ PROBE_BYTES = 1 << 20  # most that libav reads to find out what it is
 
 
 class AudioPart(NamedTuple):
-    """The same audio twice: for the video, [S, C] at the stream's rate, and for the model, [S] at 16 kHz. Either may be empty."""
+    """The same audio twice: for the video, [S, C] at the stream's rate, and for the model, [S] at 16 kHz, of several voices [voices, S].
+    Either may be empty."""
 
     track_SC: np.ndarray
     mono_S: np.ndarray

@@ -15,7 +15,7 @@ from everface.core.errors import BadInput
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.norm_rope import rotate
 from everface.networks.transformer.dit import DiT
-from everface.networks.transformer.layers import AudioInjector, AudioKV, Ring, TransformerBlock
+from everface.networks.transformer.layers import AudioInjector, Ring, TransformerBlock
 from everface.networks.transformer.linear import Residual
 from everface.networks.transformer.rope import frames_table
 from everface.parity.golden import Golden
@@ -164,8 +164,8 @@ def check_layers(check: Check, dit: DiT) -> Iterator[None]:
 
         vars(block)["stream"] = stream
 
-    def watched_audio(r: Residual, index: int, audio_kv: AudioKV) -> Residual:
-        out = AudioInjector.stream(dit.audio_injector, r, index, audio_kv)
+    def watched_audio(r: Residual, index: int, *args: Any) -> Residual:
+        out = AudioInjector.stream(dit.audio_injector, r, index, *args)
         check(f"noisy.block{injected[index]}.after_audio", out.value(), 2e-5)
         return out
 

@@ -19,10 +19,11 @@ from everface.models.live_avatar.audio_normalizer import AudioNormalizer
 from everface.models.live_avatar.builders import build_conditioner, kept_keys
 from everface.models.live_avatar.conditions import Conditioner, Noise
 from everface.models.live_avatar.loudness import LoudnessFollower
-from everface.models.live_avatar.names import DISSOLVE, FORWARDS, SHOT, SINK, role_specs, shot_tensor
+from everface.models.live_avatar.names import DISSOLVE, FORWARDS, SHOT, SINK, SPEAKERS, role_specs, shot_tensor
 from everface.models.live_avatar.roles import DecodeRole, StepRole
 from everface.models.live_avatar.sink import SinkSession
 from everface.models.opened import OpenedModel
+from everface.networks.transformer.speakers import token_masks
 from everface.runtime.messages import Params, Tensors
 from everface.runtime.model import BlockFormat, RoleSpec, Window
 
@@ -85,6 +86,9 @@ class LiveAvatarSession(SinkSession):
         self._model, self._stream = model, stream
         rgb_3HW = model.image_tensor(image, stream)
         self._tensors = conditioner.initial_state(rgb_3HW, stream)
+        if stream.speakers:
+            grid = rgb_3HW.shape[-2] // config.vae.stride[1] // dit.patch_size[1], rgb_3HW.shape[-1] // config.vae.stride[2] // dit.patch_size[2]
+            self._tensors[SPEAKERS] = token_masks(stream.speakers, grid)
         self._conditioner = conditioner.windowed(stream.audio_window_s)
         self._size = tuple(rgb_3HW.shape)
         height, width = rgb_3HW.shape[-2:]
@@ -94,15 +98,16 @@ class LiveAvatarSession(SinkSession):
         self._shot = 0  # the number of cuts
         self._shown = {SINK: self._tensors["reference"], "motion": self._tensors["motion"]}  # the image of the last change or cut
         super().__init__(dit.window_blocks if stream.refresh_sink else None, self._tensors["reference"])
-        self.format = block_format(self._conditioner)
-        self._level = audio_level(self._conditioner, stream.compat)
+        self.format = block_format(self._conditioner, max(1, len(stream.speakers)))
+        self._levels = [audio_level(self._conditioner, stream.compat) for _ in range(self.format.audio_channels)]
 
     def initial_state(self) -> tuple[Tensors, Params]:
         return self._tensors, {"seed": self._stream.seed, "rope_fp16": self._stream.compat == "official"}
 
     def prepare(self, index: int, window: Window) -> Tensors:
-        audio_S = self._level.apply(window) if self._level else window.audio_S
-        return self._conditioner.block(audio_S, self._stream.compat)
+        voices_AS = torch.atleast_2d(window.audio_S)
+        leveled = [level.apply(replace(window, audio_S=one_S)) if level else one_S for level, one_S in zip(self._levels, voices_AS, strict=True)]
+        return self._conditioner.block(torch.stack(leveled).view_as(window.audio_S), self._stream.compat)
 
     def initial_x(self, index: int, retry: int) -> torch.Tensor:
         if retry:  # other noise
@@ -143,9 +148,10 @@ class LiveAvatarSession(SinkSession):
         return dict(self._shown)
 
 
-def block_format(conditioner: Conditioner) -> BlockFormat:
+def block_format(conditioner: Conditioner, speakers: int = 1) -> BlockFormat:
     return BlockFormat(
         frames=conditioner.block_frames,
+        audio_channels=speakers,
         lookback_samples=conditioner.lookback_samples,
         lookahead_samples=conditioner.lookahead_samples,
         history=conditioner.config.dit.window_blocks - 1,  # with the next block they fill a KV ring

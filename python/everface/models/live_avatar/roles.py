@@ -15,7 +15,7 @@ from everface.core.memory import keep_freed_memory
 from everface.kernels.video.to_rgb import to_rgb
 from everface.models.live_avatar.builders import build_decoder, build_dit, decoder_dtype, dtype_of
 from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
-from everface.models.live_avatar.names import CLEAN, DECODE, DISSOLVE, FINITE, FORWARDS, SHOT, SINK
+from everface.models.live_avatar.names import CLEAN, DECODE, DISSOLVE, FINITE, FORWARDS, SHOT, SINK, SPEAKERS
 from everface.networks.transformer.dit import BlockPosition, DiT, cache_shape
 from everface.networks.transformer.layers import KV, AudioKV, TextKV
 from everface.networks.transformer.rope import Rope
@@ -37,6 +37,7 @@ class SlotState:
     rope: Rope
     text: list[TextKV]  # of the prompt, one a layer: views of the slot's tensors, and scales that `prime` fills
     audio: list[AudioKV]  # of the block being denoised
+    speakers_AFP1: torch.Tensor | None  # masks of the session's speakers, if there are several
     encode_audio: CapturedGraph
     steps: dict[tuple[float, ...], CapturedGraph] = field(default_factory=dict)  # by noise level before and after
 
@@ -70,12 +71,15 @@ class Denoiser:
         """Take a slot and fill sink and text keys, for the first step of this device; a ring for each. All or nothing."""
         try:
             fp16, latent = bool(opening.params["rope_fp16"]), tuple(opening.tensors["motion"].shape[-2:])
-            caches = open_caches(self.pool, opening.session, step, self.layout(latent, fp16))
+            speakers = len(opening.tensors.get(SPEAKERS, ()))
+            caches = open_caches(self.pool, opening.session, step, self.layout(latent, fp16, speakers))
             state = self.sessions.get(opening.session)
             if state is None:
-                state = SessionState(int(opening.params["seed"]), caches, self.slot_state(caches, latent, fp16), {})
+                state = SessionState(int(opening.params["seed"]), caches, self.slot_state(caches, latent, fp16, speakers), {})
                 self.sessions[opening.session] = state
                 self.prime(state, opening.tensors)
+                if state.slot_state.speakers_AFP1 is not None:
+                    state.slot_state.speakers_AFP1.copy_(opening.tensors[SPEAKERS])
             state.runs[step] = 0
         except torch.OutOfMemoryError:
             self.close(opening.session)
@@ -88,19 +92,21 @@ class Denoiser:
         self.sessions.pop(session, None)
         self.pool.close(session)
 
-    def layout(self, latent: tuple[int, ...], fp16: bool) -> KVLayout:
+    def layout(self, latent: tuple[int, ...], fp16: bool, speakers: int = 0) -> KVLayout:
         cfg = self.dit.cfg
         (layers, ring, heads, width), (_, sink, _, _) = cache_shape(cfg, *latent)
-        return KVLayout(layers, ring, sink, cfg.text_len, heads, width, self.dtype, self.dit.quantized_dtype, kind=(latent, fp16))
+        return KVLayout(layers, ring, sink, cfg.text_len, heads, width, self.dtype, self.dit.quantized_dtype, kind=(latent, fp16, speakers))
 
-    def slot_state(self, caches: SessionCaches, latent: tuple[int, ...], fp16: bool) -> SlotState:
-        """That of the slot, made when the slot is new."""
+    def slot_state(self, caches: SessionCaches, latent: tuple[int, ...], fp16: bool, speakers: int) -> SlotState:
+        """That of the slot, made when the slot is new. `speakers`: 0 is one without a region."""
         attached = caches.slot.attached
         if not isinstance(attached.get("state"), SlotState):
             dit, cfg = self.dit, self.dit.cfg
             rows, cols = latent[0] // cfg.patch_size[1], latent[1] // cfg.patch_size[2]
-            local = torch.zeros(cfg.block_frames, cfg.num_audio_token + 1, cfg.dim, dtype=self.dtype, device=self.device)
-            inputs = {"local_FKD": local, "global_FD": torch.zeros_like(local[:, 0])}
+            size = max(1, speakers), cfg.block_frames, cfg.num_audio_token + 1, cfg.dim
+            local = torch.zeros(size, dtype=self.dtype, device=self.device)
+            inputs = {"local_AFKD": local, "global_AFD": torch.zeros_like(local[:, :, 0])}
+            masks = torch.zeros(speakers, 1, rows * cols, 1, dtype=self.dtype, device=self.device) if speakers else None
             audio = dit.audio_kv(**inputs)
             kept = [t for one in audio for t in one]
 
@@ -111,7 +117,7 @@ class Denoiser:
 
             text = [TextKV(k[None], v[None], torch.ones(1, device=self.device)) for k, v in zip(*caches.text, strict=True)]
             graph = CapturedGraph(encode, inputs, self.graph_pool)
-            attached["state"] = SlotState(dit.rope((rows, cols), fp16=fp16), text, audio, graph)
+            attached["state"] = SlotState(dit.rope((rows, cols), fp16=fp16), text, audio, masks, graph)
         slot_state = attached["state"]
         assert isinstance(slot_state, SlotState)
         return slot_state
@@ -144,7 +150,7 @@ class Denoiser:
             state.forwards = len(block.condition[FORWARDS])
         if state.audio_of != block.index:
             local, total = block.condition["audio_local"], block.condition["audio_global"]
-            state.slot_state.encode_audio.run(local_FKD=self.onto(local), global_FD=self.onto(total))
+            state.slot_state.encode_audio.run(local_AFKD=self.onto(local), global_AFD=self.onto(total))
             state.audio_of = block.index
 
     def onto(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -213,10 +219,11 @@ class StepRole:
         key, steps = (*sigmas, float(self.step)), state.slot_state.steps
         if key not in steps:
             d, rope, text, audio = self.denoiser, state.slot_state.rope, state.slot_state.text, state.slot_state.audio
+            masks = state.slot_state.speakers_AFP1
             dit, cache, mod = d.dit, state.caches.cache(self.step, self.kept), self.mod
 
             def step(used: int, x: torch.Tensor, **position: Any) -> tuple[torch.Tensor, ...]:
-                x = dit.step(x, *sigmas, mod, text, audio, cache, rope, BlockPosition(**position, used=used))
+                x = dit.step(x, *sigmas, mod, text, audio, cache, rope, BlockPosition(**position, used=used), masks)
                 return x, all_finite(x)
 
             places = {n: torch.zeros((), dtype=torch.int64, device=d.device) for n in ("first", "sink", "start")}

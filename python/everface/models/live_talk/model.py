@@ -46,6 +46,8 @@ class LiveTalk(OpenedModel[LiveTalkModelConfig]):
         return roles.build_role(name, spec)
 
     def roles(self, stream: StreamConfig) -> tuple[RoleSpec, ...]:
+        if stream.speakers:
+            raise BadInput(f"several speakers are possible with {LIVE_AVATAR} only: leave their regions out for {LIVE_TALK}")
         if stream.sampler != "official":
             raise BadInput(f"{self.config.name} was distilled for its own four steps: leave the sampler {stream.sampler} out")
         return ROLES
@@ -60,7 +62,7 @@ class LiveTalk(OpenedModel[LiveTalkModelConfig]):
         return crop_image(image_HW3, size, plan_cover(height, width, size)) if stream.compat == "official" else fit_image(image_HW3, size)
 
     def session(self, image: Path | torch.Tensor, stream: StreamConfig) -> LiveTalkSession:
-        self.roles(stream)  # whether the sampler is its own
+        self.roles(stream)  # whether sampler and speakers are possible
         if stream.prompt and self.config.text.kind == "none":
             log.warning("these weights were trained without text: the prompt has no effect")
         return LiveTalkSession(self, image, stream)

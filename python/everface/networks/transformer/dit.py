@@ -152,9 +152,12 @@ class DiT(Backbone[DiTConfig]):
 
     # Streaming: first the constants, of a block's audio, of a size of video; then the step itself
 
-    def audio_kv(self, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> list[AudioKV]:
-        """Audio keys, values and modulation of one block, an injector each. The same for all denoising steps."""
-        local, global_ = local_FKD.to(self.dtype), global_FD.to(self.dtype)
+    def audio_kv(self, local_AFKD: torch.Tensor, global_AFD: torch.Tensor) -> list[AudioKV]:
+        """Audio keys, values and modulation of one block, an injector each. The same for all denoising steps. Of a single speaker the
+        tensors may lack the axis A."""
+        local, global_ = local_AFKD.to(self.dtype), global_AFD.to(self.dtype)
+        if local.dim() == 3:
+            local, global_ = local[None], global_[None]
         return [self.audio_injector.audio_kv(i, local, global_) for i in range(len(self.cfg.audio_inject_layers))]
 
     def rope(self, grid: tuple[int, int], *, fp16: bool = False) -> Rope:
@@ -164,10 +167,10 @@ class DiT(Backbone[DiTConfig]):
 
     def tokens(
         self, x_16Fhw: torch.Tensor, mod: StepMod, text_kv: list[TextKV], audio_kv: list[AudioKV], cache: KVCache, rope: Rope,
-        position: BlockPosition, pose_16Fhw: torch.Tensor | None = None,
+        position: BlockPosition, pose_16Fhw: torch.Tensor | None = None, masks_AFP1: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Velocity of one block at one noise level, as tokens [1, F, P, E]. Writes the sink's keys, rotated for this block, and the block's
-        keys and values into the KV cache of that level.
+        keys and values into the KV cache of that level. `masks_AFP1`: the tokens of each speaker (`speakers.token_masks`), if there are several.
 
         Every argument but `position.used` may be on a GPU and is not read on the host, so the whole can be captured in a graph.
         """
@@ -180,7 +183,7 @@ class DiT(Backbone[DiTConfig]):
             ring = Ring(*cache.layer(layer), position.start, position.used, table, ranges[layer])
             r = block.stream(r, mod.blocks[layer], text_kv[layer], ring)
             if layer in injected:
-                r = self.audio_injector.stream(r, injected[layer], audio_kv[injected[layer]])
+                r = self.audio_injector.stream(r, injected[layer], audio_kv[injected[layer]], masks_AFP1)
         return self.head.tokens(r, mod.head)
 
     def key_ranges(self, cache: KVCache, grid: tuple[int, int], position: BlockPosition) -> Sequence[torch.Tensor | None]:
@@ -192,10 +195,10 @@ class DiT(Backbone[DiTConfig]):
 
     def step(
         self, x_16Fhw: torch.Tensor, sigma: float, sigma_next: float, mod: StepMod, text_kv: list[TextKV], audio_kv: list[AudioKV],
-        cache: KVCache, rope: Rope, position: BlockPosition,
+        cache: KVCache, rope: Rope, position: BlockPosition, masks_AFP1: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """The block at the next noise level: `tokens` and the Euler step along it."""
-        out = self.tokens(x_16Fhw, mod, text_kv, audio_kv, cache, rope, position)
+        out = self.tokens(x_16Fhw, mod, text_kv, audio_kv, cache, rope, position, masks_AFP1=masks_AFP1)
         return flow_step_tokens(x_16Fhw[None], out, self.grid(x_16Fhw), self.head.patch, sigma, sigma_next)[0]
 
     def block_position(self, grid: tuple[int, int], block_index: int, sink_distance: int, run: int | None = None) -> BlockPosition:

@@ -56,12 +56,12 @@ class TextKV(NamedTuple):
 
 
 class AudioKV(NamedTuple):
-    """Audio keys, values and modulation of one injector for one block, the same for every denoising step."""
+    """Audio keys, values and modulation of one injector for one block, of A speakers. The same for every denoising step."""
 
-    k_FKHd: torch.Tensor
-    v_FKHd: torch.Tensor
-    shift_BF1D: torch.Tensor  # float32
-    scale_BF1D: torch.Tensor
+    k_AFKHd: torch.Tensor
+    v_AFKHd: torch.Tensor
+    shift_AF1D: torch.Tensor  # float32
+    scale_AF1D: torch.Tensor
     scale_1: torch.Tensor  # float32, of the attention's e4m3 output before an 8-bit GEMM
 
 
@@ -304,19 +304,26 @@ class AudioInjector(nn.Module):
         y_NPD = attention(u_BFPD.flatten(0, 1), attention.keys_values(local_BFKD.flatten(0, 1)))
         return x_BFPD + y_NPD.unflatten(0, x_BFPD.shape[:2])
 
-    def audio_kv(self, index: int, local_FKD: torch.Tensor, global_FD: torch.Tensor) -> AudioKV:
+    def audio_kv(self, index: int, local_AFKD: torch.Tensor, global_AFD: torch.Tensor) -> AudioKV:
         """Keys, values and modulation of a block's audio, for `stream`."""
         attention, adain = self._parts(index)
-        shift, scale = adain(global_FD[None]).float()[..., None, :].chunk(2, dim=-1)
-        k, v = attention.keys_values(local_FKD)
+        shift, scale = adain(global_AFD).float()[..., None, :].chunk(2, dim=-1)
+        k, v = attention.keys_values(local_AFKD)
         return AudioKV(k, v, shift, scale, e4m3_scale(v))
 
-    def stream(self, r: Residual, index: int, audio_kv: AudioKV) -> Residual:
-        """`forward` for one block of one session; its addition is left to the next norm."""
+    def stream(self, r: Residual, index: int, audio_kv: AudioKV, masks_AFP1: torch.Tensor | None = None) -> Residual:
+        """`forward` for one block of one session; its addition is left to the next norm. Of several speakers the sum is added, each times
+        its mask, which has the model's dtype and 1 or F frames."""
         attention, _ = self._parts(index)
-        modulation = (audio_kv.shift_BF1D, audio_kv.scale_BF1D)
-        x, u = norm_for(attention.q, r, modulation=modulation, eps=AUDIO_EPS, norm_dtype=r.dtype, residual_dtype=r.dtype)
-        return Residual(x, attention.stream(u, (audio_kv.k_FKHd, audio_kv.v_FKHd), audio_kv.scale_1))
+        k, v, shift, scale, scale_1 = audio_kv
+        dtype, total = r.dtype, None
+        for a in range(len(k)):
+            modulation = (shift[a : a + 1], scale[a : a + 1])
+            x, u = norm_for(attention.q, r, modulation=modulation, eps=AUDIO_EPS, norm_dtype=dtype, residual_dtype=dtype)
+            y = attention.stream(u, (k[a], v[a]), scale_1)
+            y = y if masks_AFP1 is None else y * masks_AFP1[a]
+            total, r = y if total is None else total + y, Residual(x)
+        return Residual(r.x, total)
 
     def _parts(self, index: int) -> tuple[CrossAttention, AdaIN]:
         attention, adain = self.injector[index], self.injector_adain_layers[index]
