@@ -9,6 +9,8 @@ from typing import Any
 
 from tests.serve.hosting import Host, ToyBackend, end_of, hosted
 
+from everface.runtime.cluster.process_pipeline import ProcessPipeline
+
 WAIT_S = 60.0
 
 
@@ -22,9 +24,11 @@ def wait_status(host: Host, status: str) -> dict[str, Any]:
 def test_readiness_follows_the_pipeline(tmp_path: Path) -> None:
     lost = tmp_path / "lost"
     backend = ToyBackend(placement="2", lost=str(lost))
+    pipeline = backend.pipeline
+    assert isinstance(pipeline, ProcessPipeline)
     with hosted(backend) as host:
         socket = host.started(idle=True)
-        os.kill(backend.pipeline.processes[0], signal.SIGKILL)
+        os.kill(pipeline.processes[0], signal.SIGKILL)
         assert wait_status(host, "recovering")["reason"] is None
         assert host.http.get("/healthz").status_code == 200
         fatal, code, _ = end_of(host.asking())
@@ -33,7 +37,7 @@ def test_readiness_follows_the_pipeline(tmp_path: Path) -> None:
         host.started().close()
 
         lost.touch()  # the stage that is started again finds no device
-        os.kill(backend.pipeline.processes[0], signal.SIGKILL)
+        os.kill(pipeline.processes[0], signal.SIGKILL)
         reason = wait_status(host, "failed")["reason"]
         assert "stage step0" in reason and "CUDA error: no device is there" in reason
         assert host.http.get("/healthz").status_code == 503 and "everface_ready 0.0" in host.http.get("/metrics").text

@@ -37,8 +37,8 @@ def health_routes(service: Service) -> APIRouter:
         """New sessions are admitted: 200, else 503."""
         status = "draining" if service.draining else service.backend.state
         reason = service.backend.failure
-        body = Readiness(status=status, sessions=service.sessions, reason=None if reason is None else str(reason))
-        return JSONResponse(body.model_dump(), 200 if service.ready else 503)
+        body = {"status": status, "sessions": service.sessions, "reason": None if reason is None else str(reason)}
+        return JSONResponse(body, 200 if service.ready else 503)
 
     @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:

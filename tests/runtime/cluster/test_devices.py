@@ -16,7 +16,9 @@ from everface.core.config import Deployment
 from everface.core.errors import Unavailable
 from everface.runtime import inline_pipeline
 from everface.runtime.cluster import supervisor
+from everface.runtime.cluster.process_pipeline import ProcessPipeline
 from everface.runtime.events import Recovering
+from everface.runtime.inline_pipeline import InlinePipeline
 from everface.runtime.planning.placement import place
 from everface.runtime.scheduler import Scheduler
 from everface.runtime.session import Session
@@ -31,6 +33,11 @@ def played(session: Session) -> list[torch.Tensor]:
         session.push_audio(toy.speech(1.2))
         session.end_segment()
         return [block.frames_THW3 for block in session.frames()]
+
+
+def processes_of(scheduler: Scheduler) -> list[int]:
+    assert isinstance(scheduler.pipeline, ProcessPipeline)
+    return scheduler.pipeline.processes
 
 
 def wait_failure(scheduler: Scheduler) -> str:
@@ -48,7 +55,7 @@ def scheduler() -> Iterator[Scheduler]:
 
 
 def test_out_of_memory_then_a_hundred_sessions(scheduler: Scheduler) -> None:
-    truth, processes = played(toy.open_at(scheduler).wait_open()), scheduler.pipeline.processes  # type: ignore[attr-defined]
+    truth, processes = played(toy.open_at(scheduler).wait_open()), processes_of(scheduler)
     for role in ("step0", "decode"):
         with pytest.raises(Unavailable, match=f"could not be opened on {role}: OutOfMemoryError"):
             toy.open_at(scheduler, params={"refuse_role": role, "refuse_how": "memory"}).wait_open()
@@ -60,7 +67,7 @@ def test_out_of_memory_then_a_hundred_sessions(scheduler: Scheduler) -> None:
         frames = played(toy.open_at(scheduler).wait_open())
         assert len(frames) == len(truth) and all(map(torch.equal, frames, truth))
     wait_idle(scheduler)
-    assert scheduler.pipeline.processes == processes and not scheduler.recoveries  # type: ignore[attr-defined]
+    assert processes_of(scheduler) == processes and not scheduler.recoveries
 
 
 @pytest.mark.long
@@ -85,8 +92,9 @@ def test_an_idle_stage_finds_out_too(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(inline_pipeline, "IDLE_S", 0.02)
     pipeline = start_pipeline(place(toy.roles_of(2), "inline"), toy.MODEL, toy.SPEC, Deployment())
+    assert isinstance(pipeline, InlinePipeline)
     with closing(Scheduler(pipeline)) as scheduler:
-        for stage in pipeline._stages:  # type: ignore[attr-defined]
+        for stage in pipeline._stages:
             stage._device = torch.device("cuda:0")
         assert len(played(toy.open_at(scheduler).wait_open())) == 3
         lost.touch()
