@@ -8,6 +8,7 @@
 #   make gpu       tests and benches on the CUDA device of this machine: what bench/results/ lacks, within nine minutes
 #   make gpu-tree  build/gpu-tree.tar.gz, all that `make gpu` needs on another machine
 #   make fuzz      mutated inputs into every parser; needs everface[fuzz]
+#   make audit     known vulnerabilities of what the image installs, where the package index serves them; needs everface[audit]
 #   make bench     time the stream on this machine
 #   make native    build everface._native and libeverface into python/everface/
 #   make release   sdist, wheel, bill of materials and checksums of the last commit in dist/, built twice to the same bits
@@ -20,7 +21,7 @@
 #   PY=python3               run with this interpreter as it is and set nothing up (a machine that has torch already)
 #   ROUND=1                  one of the three rounds of `make gpu`, each within nine minutes
 #   GPU='--soak 300'         options of `make gpu`: python -m bench.gpu --help
-#   SECONDS=60 TARGET=image  `make fuzz`: how long each target runs; only one of them
+#   SECONDS=60 TARGET=image  `make fuzz`: how long each target runs; only one of them. EXECUTIONS=1000000: so many, however long they take
 #   WORKERS=3                test processes; more than cores, as many tests wait
 #   PREFIX=/usr/local        where `make install` installs to
 
@@ -43,7 +44,7 @@ endif
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 NUMPY := numpy>=2.0,<2.4# the interpreter of triton 3.6 breaks on 2.4
 
-.PHONY: setup demo test test-all check gpu gpu-tree fuzz bench native release install clean
+.PHONY: setup demo test test-all check gpu gpu-tree fuzz audit bench native release install clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -68,7 +69,10 @@ gpu-tree:
 	$(PYTHON) -m bench.tree build/gpu-tree.tar.gz
 
 fuzz: $(READY)
-	nice $(RUN) -m tests.fuzz --seconds $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60) $(if $(TARGET),--target $(TARGET))
+	nice $(RUN) -m tests.fuzz --seconds $(if $(filter command line,$(origin SECONDS)),$(SECONDS),60) $(if $(EXECUTIONS),--executions $(EXECUTIONS)) $(if $(TARGET),--target $(TARGET))
+
+audit: $(READY)
+	$(RUN) -m pip_audit --disable-pip --require-hashes --strict --progress-spinner off -r deploy/requirements.txt
 
 bench: $(READY)
 	$(RUN) -m everface bench

@@ -26,7 +26,7 @@ from everface.runtime.stage import Stage
 from everface.runtime.transport.base import SLOTS, ChannelError
 from everface.runtime.transport.local import LocalChannel
 
-IDLE_S = 3600.0  # a stage's thread looks around so often
+IDLE_S = 2.0  # then a stage's thread looks whether its device is still there
 STOP_S = 10.0  # for the stages' threads to end the role that they run
 
 
@@ -40,7 +40,7 @@ class InlinePipeline(Pipeline):
         if threads:
             torch.set_num_threads(threads)
         build = load_model(model).build_role
-        self._stages = [Stage({role: build(role, spec) for role in part}) for part in parts]
+        self._stages = [Stage({role: build(role, spec) for role in part}, deployment.device) for part in parts]
         if torch.device(deployment.device).type == "cuda":
             torch.cuda.synchronize()  # the roles were made on this thread's stream and run on others, which do not wait for it
         self._channels = [LocalChannel(SLOTS, self._cancel_handler(at)) for at in range(len(parts))]
@@ -84,6 +84,8 @@ class InlinePipeline(Pipeline):
                 while True:
                     message = receiver.receive(IDLE_S)
                     if message is None:
+                        if not any(any(other.sessions) for other in self._stages):  # with one, its next block finds out
+                            stage.check_device()
                         continue
                     result = stage.run(message)
                     del message

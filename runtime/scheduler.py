@@ -41,6 +41,7 @@ class Scheduler:
         self._sessions: dict[int, ScheduledSession] = {}  # open, and closed ones whose last replies are still to come
         self._lock = threading.Lock()  # guards _sessions against open_session from other threads
         self._due_s = 0.0  # when the block sent last was due, in seconds of video
+        self.recovering = False  # stages are being brought back
         self._ended: EverfaceError | None = None
         self._draining = self._stop = False
         self._preparer = Preparer(pipeline.signal.set) if threaded else None
@@ -68,6 +69,11 @@ class Scheduler:
     def sessions(self) -> int:
         """Open ones."""
         return sum(s.session.state != CLOSED for s in self._all())
+
+    @property
+    def failure(self) -> EverfaceError | None:
+        """Why it has ended: the pipeline will not come back."""
+        return self._ended
 
     @property
     def busy(self) -> bool:
@@ -207,7 +213,7 @@ class Scheduler:
 
     def _recover(self, reason: str) -> None:
         """Tell every session, bring the stages back, open the sessions again."""
-        began_s = self.now()
+        self.recovering, began_s = True, self.now()
         for s in self._all():
             s.pause(reason)
         while True:
@@ -224,6 +230,7 @@ class Scheduler:
             except EverfaceError as error:
                 self._end(error)
                 return
+        self.recovering = False
         self.recoveries.append((reason, self.now() - began_s))
         self.pipeline.signal.set()
         log.warning("recovered in %.2f s, stages restarted: %s", self.now() - began_s, ", ".join(restarted) or "none")

@@ -16,10 +16,11 @@ from everface.runtime.model import Role, SettlingRole
 
 
 class Stage:
-    """`run` belongs to one thread; `on_cancel` may be called from any other."""
+    """`run` belongs to one thread; `on_cancel` may be called from any other. `device`: that of its roles."""
 
-    def __init__(self, roles: Mapping[str, Role]):
+    def __init__(self, roles: Mapping[str, Role], device: str = "cpu"):
         self.roles = dict(roles)
+        self._device = torch.device(device)
         self._settling = [(name, role) for name, role in self.roles.items() if isinstance(role, SettlingRole)]
         self._unsettled: int | None = None  # the session of the block that was run last
         self._newest: dict[int, int] = {}  # session -> newest revision known
@@ -61,6 +62,11 @@ class Stage:
                 log.warning("after a block of session %d, %s failed: %s", session, name, _reason(error))
                 self._close(session)
                 return
+
+    def check_device(self) -> None:
+        """Raise if the device is lost, which an idle stage would not notice. Not while another thread of this process records a graph."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def reset(self) -> None:
         """Forget every session, keep the roles: the pipeline is being connected again and sessions will be opened again."""

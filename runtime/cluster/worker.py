@@ -40,7 +40,7 @@ from everface.runtime.stage import Stage
 from everface.runtime.transport.base import ChannelError
 
 HEARTBEAT_S = 0.25
-IDLE_S = 3600.0  # longest single wait for a message
+IDLE_S = 2.0  # then a stage looks whether its device is still there
 
 
 class Worker:
@@ -82,7 +82,7 @@ class Worker:
         if torch.device(build.device).type == "cuda":
             torch.cuda.set_device(build.device)  # kernels are launched on the current device, whichever their tensors are on
         model = load_model(build.model)
-        stage = Stage({role: model.build_role(role, {**build.spec, "device": build.device}) for role in build.roles})
+        stage = Stage({role: model.build_role(role, {**build.spec, "device": build.device}) for role in build.roles}, build.device)
         self._control.send(Built())
         while True:
             connect = self._connects.get()
@@ -108,6 +108,9 @@ class Worker:
         while True:
             message = connections.receiver.receive(IDLE_S)
             if message is None:
+                self._control.send(WorkStarted("a check of its device", 0, -1))
+                stage.check_device()
+                self._control.send(WorkFinished())
                 continue
             if isinstance(message, Stop):
                 if not last:

@@ -18,7 +18,7 @@ from everface.core.errors import BadInput
 
 DAY_S = 86_400.0
 MOST_SESSIONS = 1_500_000  # beyond it a fleet is simulated at a part of its size
-DEPART, READY, STOP = 0, 1, 2
+DEPART, FREE, READY, STOP = 0, 1, 2, 3
 Times = NDArray[np.float64]
 
 
@@ -49,12 +49,13 @@ class Fleet:
     gpus: int = 1
     warm: float = 0.05  # free places that are kept ready, as a share of the taken ones; at least one pipeline
     cold_start_s: float = 60.0
+    close_s: float = 0.0  # after a session, until its place can be taken again
     linger_s: float = 120.0  # that an empty pipeline stays
     least: int = 1  # pipelines
     most: int | None = None  # pipelines; None: as many as are needed
 
     def __post_init__(self) -> None:
-        if self.slots < 1 or self.gpus < 1 or min(self.warm, self.cold_start_s, self.linger_s) < 0:
+        if self.slots < 1 or self.gpus < 1 or min(self.warm, self.cold_start_s, self.close_s, self.linger_s) < 0:
             raise BadInput("a pipeline has at least one place and one device, and times and shares are not below zero: correct the numbers")
         if self.least < 0 or (self.most is not None and self.most < max(1, self.least)):
             raise BadInput("a fleet has at least one pipeline, and as many as the least: correct the numbers")
@@ -62,7 +63,7 @@ class Fleet:
 
 @dataclass(frozen=True)
 class FleetReport:
-    """What came of it. `waits` are of those who got a place, and of those who did not, as long as they stayed."""
+    """What came of it. Waits are until the session is open; of those who got no place, as long as they stayed."""
 
     sessions: int  # that got a place
     wait_p50_s: float
@@ -70,7 +71,7 @@ class FleetReport:
     wait_mean_s: float
     waited: float  # share that did not get a place at once
     refused: float  # share that gave up
-    utilisation: float  # taken places over places that were on, starting pipelines included
+    utilisation: float  # places with a session over places that were on, starting pipelines included
     gpus: float  # mean
     gpus_peak: int
     gpu_hours_per_stream_hour: float
@@ -120,14 +121,14 @@ class _Pipelines:
 class _Run:
     """One simulation."""
 
-    def __init__(self, load: Load, fleet: Fleet, arrivals: Times, lengths: Times, residual: Times, end_s: float) -> None:
+    def __init__(self, load: Load, fleet: Fleet, arrivals: Times, opens: Times, lengths: Times, residual: Times, end_s: float) -> None:
         self.load, self.fleet, self.end_s = load, fleet, end_s
-        self.arrivals, self.lengths = arrivals.tolist(), lengths.tolist()
+        self.arrivals, self.opens, self.lengths = arrivals.tolist(), opens.tolist(), lengths.tolist()
         self.pipelines = _Pipelines(fleet.slots)
         self.events: list[tuple[float, int, int, int]] = []  # time, kind, pipeline, stamp
         self.waiting: deque[int] = deque()  # indices of arrivals
         self.waits: list[float] = []
-        self.served = self.refused = self.starting = self.made = self.peak = 0
+        self.served = self.queued = self.refused = self.closing = self.starting = self.made = self.peak = 0
         self.now = self.on_s = self.busy_s = 0.0
         first = -(-len(residual) // fleet.slots) + self._spare(len(residual)) // fleet.slots
         for _ in range(max(fleet.least, min(first, fleet.most or first))):
@@ -152,16 +153,17 @@ class _Run:
                 self._arrive(number)
                 number += 1
         self._advance(self.end_s)
-        for index in self.waiting:  # they have waited so long already
-            self.waits.append(min(self.end_s - times[index], self.load.patience_s))
+        self._give_up()
+        self.waits += [self.end_s - times[index] for index in self.waiting]  # so long already
 
     def _advance(self, to_s: float) -> None:
         spent = to_s - self.now
         self.on_s += spent * (len(self.pipelines.taken) + self.starting)
-        self.busy_s += spent * self.pipelines.busy
+        self.busy_s += spent * (self.pipelines.busy - self.closing)
         self.now = to_s
 
     def _arrive(self, index: int) -> None:
+        self._give_up()
         name = None if self.waiting else self.pipelines.take()
         if name is not None:
             self._serve(name, index)
@@ -173,15 +175,20 @@ class _Run:
 
     def _serve(self, name: int, index: int) -> None:
         self.served += 1
-        self.waits.append(self.now - self.arrivals[index])
-        heapq.heappush(self.events, (self.now + self.lengths[index], DEPART, name, 0))
+        self.waits.append(self.now - self.arrivals[index] + self.opens[index])
+        self.queued += self.now > self.arrivals[index]
+        heapq.heappush(self.events, (self.now + self.opens[index] + self.lengths[index], DEPART, name, 0))
 
     def _refuse(self, waited_s: float) -> None:
         self.refused += 1
         self.waits.append(waited_s)
 
     def _handle(self, kind: int, name: int, stamp: int) -> None:
-        if kind == DEPART:
+        if kind == DEPART and self.fleet.close_s:
+            self.closing += 1
+            heapq.heappush(self.events, (self.now + self.fleet.close_s, FREE, name, 0))
+        elif kind in (DEPART, FREE):
+            self.closing -= kind == FREE
             empty = self.pipelines.release(name)
             self._admit()
             if empty and not self.pipelines.taken[name]:
@@ -198,16 +205,16 @@ class _Run:
             else:
                 heapq.heappush(self.events, (self.now + self.fleet.linger_s, STOP, name, stamp))
 
+    def _give_up(self) -> None:
+        """Those who have waited too long are gone."""
+        while self.waiting and self.now - self.arrivals[self.waiting[0]] > self.load.patience_s:
+            self.waiting.popleft()
+            self._refuse(self.load.patience_s)
+
     def _admit(self) -> None:
-        """Give free places to those who wait, the first first; those who have waited too long are gone."""
-        while self.waiting:
-            waited_s = self.now - self.arrivals[self.waiting[0]]
-            if waited_s > self.load.patience_s:
-                self.waiting.popleft()
-                self._refuse(self.load.patience_s)
-                continue
-            if (name := self.pipelines.take()) is None:
-                return
+        """Give free places to those who wait, the first first."""
+        self._give_up()
+        while self.waiting and (name := self.pipelines.take()) is not None:
             self._serve(name, self.waiting.popleft())
 
     def _grow(self) -> None:
@@ -242,7 +249,7 @@ def simulate_fleet(load: Load, fleet: Fleet, hours: float = 1.0, seed: int = 0) 
         most = None if fleet.most is None else max(1, round(fleet.most * scale))
         load = Load(load.viewers * scale, load.session_s, load.session_cv, load.swing, load.patience_s)
         fleet = Fleet(
-            fleet.slots, fleet.gpus, fleet.warm, fleet.cold_start_s, fleet.linger_s, min(round(fleet.least * scale), most or fleet.least), most
+            fleet.slots, fleet.gpus, fleet.warm, fleet.cold_start_s, fleet.close_s, fleet.linger_s, min(round(fleet.least * scale), most or fleet.least), most
         )
     rng = np.random.default_rng(seed)
     arrivals = _arrivals(load, end_s, rng)
@@ -250,15 +257,23 @@ def simulate_fleet(load: Load, fleet: Fleet, hours: float = 1.0, seed: int = 0) 
     lengths = rng.gamma(shape, load.session_s / shape, len(arrivals))
     open_now = int(rng.poisson(load.viewers * float(load.share(0.0))))
     residual = rng.gamma(shape + 1, load.session_s / shape, open_now) * rng.random(open_now)  # what is left of a length that is open
-    run = _Run(load, fleet, arrivals, lengths, residual, end_s)
+    return replay_fleet(load, fleet, arrivals, np.zeros(len(arrivals)), lengths, end_s, residual, scale)
+
+
+def replay_fleet(
+    load: Load, fleet: Fleet, arrivals: Times, opens: Times, lengths: Times, end_s: float, residual: Times | None = None, scale: float = 1.0
+) -> FleetReport:
+    """Sessions that arrive at these times, take so long to open once they have a place, and last so long; of `load` only the patience counts.
+    `residual`: what is left of those that are open at the beginning. `scale`: of what is simulated to what is reported."""
+    run = _Run(load, fleet, arrivals, opens, lengths, np.empty(0) if residual is None else residual, end_s)
     run.run()
     waits = np.asarray(run.waits or [0.0])
     asked = max(1, run.served + run.refused)
     stream_h, gpu_h = run.busy_s / 3600, run.on_s * fleet.gpus / 3600
     return FleetReport(
-        round(run.served / scale), float(np.quantile(waits, 0.5)), float(np.quantile(waits, 0.99)), float(waits.mean()), float((waits > 0).mean()),
-        run.refused / asked, run.busy_s / max(run.on_s * fleet.slots, 1e-9), run.on_s * fleet.gpus / end_s / scale,
-        round(run.peak * fleet.gpus / scale), gpu_h / max(stream_h, 1e-9), scale,
+        round(run.served / scale), float(np.quantile(waits, 0.5)), float(np.quantile(waits, 0.99)), float(waits.mean()),
+        1 - (run.served - run.queued) / len(waits), run.refused / asked, run.busy_s / max(run.on_s * fleet.slots, 1e-9),
+        run.on_s * fleet.gpus / end_s / scale, round(run.peak * fleet.gpus / scale), gpu_h / max(stream_h, 1e-9), scale,
     )  # fmt: skip
 
 

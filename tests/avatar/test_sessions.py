@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from everface.core.config import SAMPLE_RATE
 from everface.core.errors import BadInput, Unavailable
 from everface.media.audio import read_audio
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
+from everface.networks.transformer.dit import DiT
+from everface.runtime.events import Recovering
 
 
 def play(session: Session, audio_S: torch.Tensor) -> torch.Tensor:
@@ -53,6 +56,38 @@ def test_viewers_see_what_they_would_see_alone(small_model: Path, face: Path, pl
         for number, frames in enumerate(alone):
             assert torch.equal(together[number], frames)
     assert not torch.equal(alone[0][:90], alone[1][:90])
+
+
+def test_memory_that_is_short_costs_the_next_sessions_nothing(small_model: Path, face: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, audio_S, failing = StreamConfig(seed=1), speech(1.5), set[str]()
+
+    def short_once(name: str) -> None:
+        original = getattr(DiT, name)
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            if name in failing:
+                failing.remove(name)
+                raise torch.OutOfMemoryError("no memory is left")
+            return original(*arguments, **named)
+
+        monkeypatch.setattr(DiT, name, call)
+
+    for name in ("write_sink", "step"):
+        short_once(name)
+    with Avatar(small_model, deployment=Deployment(threads=1)) as avatar:
+        with avatar.open(face, stream) as session:
+            truth = play(session, audio_S)
+        failing.add("write_sink")
+        with pytest.raises(Unavailable, match="does not fit"):
+            avatar.open(face, stream)
+        with avatar.open(face, stream) as session:
+            failing.add("step")
+            assert play(session, audio_S).shape == truth.shape
+            [reason] = [event.reason for event in session.events() if isinstance(event, Recovering)]
+            assert "OutOfMemoryError: no memory is left" in reason
+        for _ in range(4):
+            with avatar.open(face, stream) as session:
+                assert torch.equal(play(session, audio_S), truth)
 
 
 def test_another_image_in_the_middle() -> None:

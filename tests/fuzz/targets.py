@@ -6,7 +6,6 @@ A target is a class with `run(data)`; it is made once a process, as that may be 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
 import logging
@@ -32,8 +31,8 @@ END_S = 20.0  # until threads that an input has started must have ended
 class Target(Protocol):
     """One parser."""
 
-    def run(self, data: bytes) -> None:
-        """Raises anything but an EverfaceError for a fault."""
+    def run(self, data: bytes) -> object:
+        """What came out: its text without digits has few values, as it guides the mutations. Raises anything but an EverfaceError for a fault."""
         ...
 
 
@@ -47,19 +46,21 @@ class FileTarget:
         self._folder = tempfile.TemporaryDirectory(prefix="everface-fuzz-", dir=memory if memory.is_dir() else None)
         self.path = Path(self._folder.name) / f"input{self.suffix}"
 
-    def run(self, data: bytes) -> None:
+    def run(self, data: bytes) -> object:
         self.path.write_bytes(data)
-        with contextlib.suppress(EverfaceError):
-            self.read(self.path)
+        try:
+            return self.read(self.path)
+        except EverfaceError as error:
+            return error
 
-    def read(self, path: Path) -> None:
+    def read(self, path: Path) -> object:
         raise NotImplementedError
 
 
 class ImageTarget(FileTarget):
     """A portrait, as the server takes it and as the command line does."""
 
-    def read(self, path: Path) -> None:
+    def read(self, path: Path) -> object:
         from everface.media.image import read_image
         from everface.serve.settings import Limits
         from everface.serve.uploads import check_upload
@@ -67,12 +68,13 @@ class ImageTarget(FileTarget):
         check_upload(path, Limits(image_pixels=1_000_000))
         image_HW3 = read_image(path)
         assert image_HW3.dtype == np.uint8 and image_HW3.ndim == 3 and image_HW3.shape[2] == 3
+        return path.read_bytes()[:4]
 
 
 class AudioTarget(FileTarget):
     """An audio file: its facts, then both of its readings."""
 
-    def read(self, path: Path) -> None:
+    def read(self, path: Path) -> object:
         from everface.media.audio import probe_audio, read_audio, read_track
 
         info = probe_audio(path)
@@ -80,6 +82,7 @@ class AudioTarget(FileTarget):
         for chunks in (read_audio(path, CHUNK), read_track(path, CHUNK)):
             for chunk in itertools.islice(chunks, int(MOST_S * 48_000 / CHUNK)):
                 assert 0 < len(chunk) <= CHUNK and np.isfinite(chunk).all() and np.abs(chunk).max() < 8
+        return "abcd"[: info.channels], info.duration_s is None
 
 
 class VideoTarget(FileTarget):
@@ -189,15 +192,16 @@ class JobsTarget(FileTarget):
 class ControlTarget:
     """A control message of the WebSocket."""
 
-    def run(self, data: bytes) -> None:
+    def run(self, data: bytes) -> object:
         from everface.serve.stream.messages import Change, Close, EndSegment, Interrupt, Start, read_control
 
         try:
             control = read_control(data.decode("utf-8", "replace"))
         except BadInput as error:
             assert len(str(error)) < 1000
-            return
+            return error
         assert isinstance(control, Start | EndSegment | Interrupt | Change | Close)
+        return type(control), control.model_fields_set
 
 
 class EngineTarget:
@@ -240,12 +244,13 @@ class UploadTarget:
         self.jobs = self.app.state.service.jobs
         self.loop = asyncio.new_event_loop()
 
-    def run(self, data: bytes) -> None:
+    def run(self, data: bytes) -> object:
         status, body = self.loop.run_until_complete(asyncio.wait_for(self._post(data), END_S))
         assert status in (200, 400, 413, 415, 422, 429), (status, body)
         json.loads(body)
         for job in self.jobs.all():
             self.jobs.delete(job.id)
+        return body if status != 200 else "taken"
 
     async def _post(self, data: bytes) -> tuple[int, bytes]:
         sent: list[Any] = []
@@ -289,7 +294,11 @@ class _NoFrames:
     position = 0
 
     def __init__(self) -> None:
-        self.finished = False
+        self._closed = threading.Event()
+
+    @property
+    def finished(self) -> bool:
+        return self._closed.is_set()
 
     def push_audio(self, samples: Any, rate_hz: int) -> int:
         from everface.live.audio_input import StreamResampler, as_array
@@ -302,14 +311,16 @@ class _NoFrames:
     def interrupt(self) -> int:
         return 1
 
-    def read(self, timeout_s: float) -> None: ...
+    def read(self, timeout_s: float) -> None:
+        self._closed.wait(timeout_s)
+
     def stats(self) -> Any:
         from everface.live.stats import LiveStats
 
         return LiveStats(0, 0, 0, 0, 0, 0.0, None, None, 0, 0, 0)
 
     def close(self, drain: bool = False, timeout_s: float = 30.0) -> None:
-        self.finished = True
+        self._closed.set()
 
 
 def _open_nothing(request: Any, outbox_s: float) -> tuple[Any, tuple[int, int]]:

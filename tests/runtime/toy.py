@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -37,6 +38,8 @@ class ToyRole:
 
     def __init__(self, name: str, spec: dict[str, Any]):
         self.name, self.a, self.b, self.sleep_s = name, spec["a"], spec["b"], spec.get("sleep_s", 0.0)
+        if Path(str(spec.get("lost", ""))).is_file():  # the file that says so
+            raise torch.AcceleratorError("CUDA error: no device is there")
         self.state: dict[int, torch.Tensor] = {}
         self.bias: dict[int, torch.Tensor] = {}
         self.params: dict[int, Params] = {}
@@ -44,7 +47,7 @@ class ToyRole:
 
     def open(self, opening: OpenSession) -> None:
         if opening.params.get("refuse_role") == self.name:
-            raise Unavailable("toy memory is short")
+            raise torch.OutOfMemoryError("toy memory is short") if opening.params.get("refuse_how") == "memory" else Unavailable("toy memory is short")
         self.params[opening.session] = opening.params
         self.state[opening.session] = torch.zeros(LATENT)
         self.bias[opening.session] = opening.tensors["bias"].clone()
@@ -59,7 +62,9 @@ class ToyRole:
         if fault == "throw":
             raise ArithmeticError(f"toy trouble at block {block.index}")
         if fault == "memory":
-            torch.empty(1 << 60, dtype=torch.uint8)
+            raise torch.OutOfMemoryError("toy memory is full")
+        if fault == "device":
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
         if params.get("slow_role") == self.name:
             time.sleep(float(params["slow_s"]))
         if self.sleep_s:

@@ -19,6 +19,7 @@ from everface.live.session import LiveSession
 from everface.runtime.planning.placement import place
 from everface.runtime.scheduler import Scheduler
 from everface.runtime.start import start_pipeline
+from everface.serve.backend import state_of
 from everface.serve.server import Server, listen
 from everface.serve.settings import Limits, ServeSettings
 
@@ -26,12 +27,26 @@ TOKEN = "0123456789abcdefABCDEF"
 
 
 class ToyBackend:
-    """Live sessions over a toy model in this process; `sleep_s`: what a role takes for a block."""
+    """Live sessions over a toy model; `sleep_s`: what a role takes for a block, `spec`: more for roles."""
 
-    def __init__(self, sleep_s: float = 0.0) -> None:
-        self.state, self.failure, self.in_flight, self.fps = "ready", None, 0, 25
-        self._scheduler = Scheduler(start_pipeline(place(toy.roles_of(2), "inline"), toy.MODEL, {**toy.SPEC, "sleep_s": sleep_s}, Deployment()), 16)
+    def __init__(self, sleep_s: float = 0.0, placement: str = "inline", **spec: Any) -> None:
+        self._state, self.in_flight, self.fps = "ready", 0, 25
+        spec = {**toy.SPEC, "sleep_s": sleep_s, **spec}
+        self.pipeline = start_pipeline(place(toy.roles_of(2), placement), toy.MODEL, spec, Deployment(placement, timeout_s=60.0))
+        self._scheduler = Scheduler(self.pipeline, 16)
         self.opened: list[LiveSession] = []
+
+    @property
+    def state(self) -> str:
+        return state_of(self._state, self._scheduler)
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self._state = state
+
+    @property
+    def failure(self) -> Any:
+        return self._scheduler.failure
 
     def load(self) -> None:
         pass
@@ -59,10 +74,15 @@ class Host:
         options = {"additional_headers": self.headers, "max_size": None, "compression": None} | options
         return connect(f"ws://127.0.0.1:{self.port}/v1/avatar/stream", **options).__enter__()  # closed by the test, or with the server
 
-    def started(self, **start: Any) -> ClientConnection:
-        """A session in JPEG and PCM, without idle motion."""
+    def asking(self, **start: Any) -> ClientConnection:
+        """A connection that has asked for a session in JPEG and PCM, without idle motion."""
         socket = self.socket()
         socket.send(json.dumps({"type": "start", "format": "jpeg", "idle": False, "paced": False} | start))
+        return socket
+
+    def started(self, **start: Any) -> ClientConnection:
+        """A session of this kind."""
+        socket = self.asking(**start)
         assert next_event(socket)["type"] == "started"
         return socket
 

@@ -69,18 +69,24 @@ def wait(done: Callable[[], Any]) -> None:
         time.sleep(0.1)
 
 
+def asked(paced: bool = True, idle: bool = True) -> ClientConnection | None:
+    """A session; None where the replica that Ray has chosen has no place. `idle`: it gives out frames without audio too."""
+    socket = connect(f"ws://127.0.0.1:{PORT}/v1/avatar/stream", max_size=None, compression=None, open_timeout=WAIT_S).__enter__()
+    try:
+        socket.send(json.dumps({"type": "start", "format": "jpeg", "paced": paced, "idle": idle}))
+        next_event(socket, "started")
+    except ConnectionClosed:
+        return None
+    return socket
+
+
 def opened(paced: bool = True) -> ClientConnection:
     """A session; asks again where a replica has no place."""
     end_s = time.monotonic() + WAIT_S
-    while True:
-        socket = connect(f"ws://127.0.0.1:{PORT}/v1/avatar/stream", max_size=None, compression=None, open_timeout=WAIT_S).__enter__()
-        try:
-            socket.send(json.dumps({"type": "start", "format": "jpeg", "paced": paced}))
-            next_event(socket, "started")
-            return socket
-        except ConnectionClosed:
-            assert time.monotonic() < end_s, "no replica had a place"
-            time.sleep(0.2)
+    while (socket := asked(paced)) is None:
+        assert time.monotonic() < end_s, "no replica had a place"
+        time.sleep(0.2)
+    return socket
 
 
 class Reading(threading.Thread):

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from everface.core.config import StreamConfig
-from everface.core.errors import Unavailable
+from everface.core.errors import EverfaceError, Unavailable
 from everface.live.session import LiveSession
 from everface.serve.metrics import Metrics
 from everface.serve.settings import ServeSettings
@@ -27,6 +27,8 @@ class LiveSource(Protocol):
 
     @property
     def state(self) -> str: ...
+    @property
+    def failure(self) -> EverfaceError | None: ...
     @property
     def in_flight(self) -> int: ...
     @property
@@ -83,6 +85,12 @@ class Service:
     def stream(self, prompt: str, seed: int | None) -> StreamConfig:
         stream = self.settings.stream
         return dataclasses.replace(stream, prompt=prompt, seed=stream.seed if seed is None else seed)
+
+    @property
+    def refusal(self) -> EverfaceError:
+        """Of what needs the model, while it is not ready."""
+        state = "ending" if self.draining else self.backend.state
+        return self.backend.failure or Unavailable(f"the server is {state}: try again later")
 
     async def loaded(self) -> bool:
         """Wait until the model is loaded, or LOAD_S is over."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import time
 
+import numpy as np
 import pytest
 
 from everface.core.errors import BadInput
-from everface.runtime.planning.fleet import Fleet, Load, erlang_b, erlang_c, overload, simulate_fleet
+from everface.runtime.planning.fleet import Fleet, Load, erlang_b, erlang_c, overload, replay_fleet, simulate_fleet
 
 
 @pytest.mark.parametrize(("servers", "busy"), [(1, 0.5), (5, 0.8), (20, 0.9)])
@@ -26,6 +27,15 @@ def test_losses_are_those_of_erlang_b_whatever_the_lengths() -> None:
     for cv in (0.5, 1.0, 2.0):
         report = simulate_fleet(Load(8.0, 60.0, cv, patience_s=0.0), Fleet(slots=2, least=5, most=5), hours=100, seed=2)
         assert report.refused == pytest.approx(erlang_b(10, 8.0), rel=0.1), cv
+
+
+def test_sessions_take_their_time_to_open_and_to_close() -> None:
+    arrivals, opens, lengths = np.array([0.0, 1.0, 1.5]), np.array([0.5, 0.5, 0.5]), np.array([2.0, 2.0, 2.0])
+    one = Fleet(least=1, most=1, close_s=1.0)
+    report = replay_fleet(Load(1, patience_s=4.0), one, arrivals, opens, lengths, end_s=10.0)
+    assert report.sessions == 2 and report.refused == pytest.approx(1 / 3) and report.waited == pytest.approx(2 / 3)
+    assert report.wait_p50_s == pytest.approx(2.5 + 0.5)  # the place is free again at 0.5 + 2 + 1
+    assert report.utilisation == pytest.approx(2 * 2.5 / 10)
 
 
 def test_the_formulas() -> None:

@@ -108,7 +108,7 @@ def session_routes(service: Service, sessions: HttpSessions) -> APIRouter:
     ) -> SessionStatus:
         """Open a live session. Its chunks must be read from now on, or are pushed."""
         if not service.ready:
-            raise HttpError(503, "not_ready", "the server is loading or ending: try again later")
+            raise HttpError(503, "not_ready", str(service.refusal))
         if push is not None and format != "fmp4":
             raise HttpError(400, "bad_input", "only fmp4 can be pushed: leave the format out")
         start = Start(

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any
 
-from everface.core.errors import BadInput, Unavailable
+from everface.core.errors import BadInput
 from everface.live.session import LiveSession
 from everface.serve.backend import IMAGES
 from everface.serve.service import Service
@@ -33,10 +33,10 @@ class StreamSession:
         self._closing: asyncio.Task[None] | None = None
 
     async def open(self, image: Path) -> None:
-        """Raises BadInput, Unavailable."""
+        """Raises EverfaceError."""
         start = self.start
         if not await self._service.loaded():
-            raise Unavailable("the model is not loaded: try again later")
+            raise self._service.refusal
         options = {"idle": start.idle, "paced": start.paced, "playback_hz": start.rate_hz}
         stream = self._service.stream(start.prompt, start.seed)
         self._live: LiveSession = await self._service.blocking(self._service.backend.open_live, image, stream, **options)

@@ -79,7 +79,7 @@ def video_routes(service: Service, jobs: Jobs) -> APIRouter:
     ) -> VideoStatus:
         """Render a video of the image speaking the audio."""
         if not service.ready:
-            raise HttpError(503, "not_ready", "the server is loading or ending: try again later")
+            raise HttpError(503, "not_ready", str(service.refusal))
         try:
             consent = check_consent(consent)
         except EverfaceError as error:
