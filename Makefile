@@ -42,6 +42,7 @@ INTERPRETER := $(CURDIR)/$(VENV)/bin/python
 endif
 
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --no-compile# pip compiles on one core; we do it afterwards, on all
 NUMPY := numpy>=2.0,<2.4# the interpreter of triton 3.6 breaks on 2.4
 
 .PHONY: setup demo test test-all check gpu gpu-tree fuzz audit bench native release install clean
@@ -107,13 +108,13 @@ $(VENV)/.python:
 # Linux x86_64: without an NVIDIA driver only the CPU build is taken there, and if pip fails we stop and say what to do.
 $(VENV)/.torch: | $(VENV)/.python
 ifdef TORCH
-	$(PIP) install $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"
+	$(INSTALL) $(if $(TORCH_INDEX),--index-url "$(TORCH_INDEX)") "$(TORCH)"
 else ifdef TORCH_INDEX
-	$(PIP) install --index-url "$(TORCH_INDEX)" torch==2.13.0
+	$(INSTALL) --index-url "$(TORCH_INDEX)" torch==2.13.0
 else
 	@if nvidia-smi -L >/dev/null 2>&1 || [ "$$(uname -sm)" != "Linux x86_64" ]; then \
-	  $(PIP) install torch==2.13.0; \
-	elif ! $(PIP) install torch==2.13.0+cpu; then \
+	  $(INSTALL) torch==2.13.0; \
+	elif ! $(INSTALL) torch==2.13.0+cpu; then \
 	  echo "everface: the CPU build of torch could not be installed; pip says why above." >&2; \
 	  echo "everface: if pip found none, name the index of PyTorch's CPU wheels (see its 'Get started' page): make TORCH_INDEX=ADDRESS" >&2; \
 	  echo "everface: or take the build that brings gigabytes of CUDA: make TORCH=torch==2.13.0" >&2; \
@@ -125,8 +126,9 @@ endif
 # A CUDA build of torch brings its own triton; elsewhere 3.6.0 lets the tests run the kernels under its interpreter.
 $(VENV)/.ready: pyproject.toml setup.py $(VENV)/.torch
 	torch=$$($(VENV)/bin/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))') && \
-	$(PIP) install --no-build-isolation -e ".[test,check]" "$$torch" "$(NUMPY)"
+	$(INSTALL) --no-build-isolation -e ".[test,check]" "$$torch" "$(NUMPY)"
 	@if [ "$$(uname -sm)" = "Linux x86_64" ] && ! $(VENV)/bin/python -c 'import triton' 2>/dev/null; then \
-	  $(PIP) install triton==3.6.0; \
+	  $(INSTALL) triton==3.6.0; \
 	fi
+	$(VENV)/bin/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # a package may hold a template that is no Python
 	touch $@

@@ -98,6 +98,7 @@ def test_only_videos_of_a_batch_are_replaced(jobs: Path, small_model: Path, tmp_
     assert probe_video(out / "mine.mp4").frames == 53
 
 
+@pytest.mark.long
 def test_after_an_interruption_the_same_command_goes_on(jobs: Path, small_model: Path, tmp_path: Path) -> None:
     jobs.write_text("image,audio,out\n" + "".join(f"face.png,voice.wav,{n}.mp4\n" for n in range(4)))
     out = tmp_path / "out"

@@ -59,6 +59,7 @@ def test_frames_on_a_gpu_are_those_in_host_memory(engine: subprocess.Popen[bytes
     assert len({done.stdout for done in said.values()}) == 1 and len(said[0].stdout) == 65
 
 
+@pytest.mark.long
 def test_an_engine_that_was_lost_gives_frames_on_the_gpu_again(cuda: str, prefix: Path) -> None:
     lost = run("lose", prefix, 0, COMMAND)
     assert lost.returncode == 0 and len(lost.stdout) == 65, lost.stderr

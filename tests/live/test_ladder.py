@@ -159,6 +159,7 @@ def test_step_one_is_the_cheaper_sampler_and_it_comes_back(monkeypatch: pytest.M
     pairs_agree([*events, *after, *back])
 
 
+@pytest.mark.long
 def test_step_two_shows_frames_longer_with_the_callers_audio_at_its_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ladder_module, "UP_S", 1000.0)
     speech = tone(24_000, 12.0)

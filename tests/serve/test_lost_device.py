@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.serve.hosting import Host, ToyBackend, end_of, hosted
 
 from everface.runtime.cluster.process_pipeline import ProcessPipeline
@@ -21,6 +22,7 @@ def wait_status(host: Host, status: str) -> dict[str, Any]:
     return response.json()
 
 
+@pytest.mark.long
 def test_readiness_follows_the_pipeline(tmp_path: Path) -> None:
     lost = tmp_path / "lost"
     backend = ToyBackend(placement="2", lost=str(lost))

@@ -77,6 +77,7 @@ def losses(run: Path, name: str = "loss") -> list[float]:
     return [row[name] for row in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if name in row]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps are counted, not minutes, so a busy machine trains the same; a minute of one core. Stage 2 brings streams of held-out
