@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +37,7 @@ class RenderJob:
     Or a story, whose first shot has the image and the prompt: `of_story`."""
 
     image: Path
-    audio: Path | Sequence[StoryShot] | None
+    audio: Path | list[StoryShot] | None
     out: Path | None
     weights: Path | None = None
     lora: Path | None = None
@@ -50,7 +50,7 @@ class RenderJob:
     second: Path | None = None
 
     @classmethod
-    def of_story(cls, shots: Sequence[StoryShot], out: Path | None, stream: StreamConfig, **options: Any) -> RenderJob:
+    def of_story(cls, shots: list[StoryShot], out: Path | None, stream: StreamConfig, **options: Any) -> RenderJob:
         """As the first shot has an image, and has a prompt if it is not to be that of `stream`."""
         first = shots[0]
         assert first.image is not None
@@ -99,7 +99,7 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
     if len(job.stream.speakers) != (0 if job.second is None else 2):
         raise BadInput(f"regions of {len(job.stream.speakers)} speakers do not fit the audio: give two of them with a second voice, else none")
     began_s = time.perf_counter()
-    source = StoryAudio(job.audio) if isinstance(job.audio, Sequence) else open_source(job.audio, job.second, job.pcm)
+    source = StoryAudio(job.audio) if isinstance(job.audio, list) else open_source(job.audio, job.second, job.pcm)
     out = job.out if job.out is not None else open_stdout()
     try:
         with Avatar(job.weights, job.lora, job.deployment) as avatar:

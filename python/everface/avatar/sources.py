@@ -51,7 +51,7 @@ class TwoVoices:
         rate_hz, seconds = max(info.rate_hz for info in infos), [info.duration_s for info in infos]
         self._info = AudioInfo(None if None in seconds else max(s for s in seconds if s is not None), rate_hz, 2, infos[0].codec)
         nothing_S = np.zeros(0, np.float32)
-        self._tracks = zip_longest(*(read_track(path, rate_hz // 2, rate_hz) for path in paths), fillvalue=nothing_S[:, None])
+        self._tracks = zip_longest(*(read_track(path, rate_hz // 2, (rate_hz, 1)) for path in paths), fillvalue=nothing_S[:, None])
         self._voices = zip_longest(*(read_audio(path, SAMPLE_RATE // 2) for path in paths), fillvalue=nothing_S)
         self.ended = False
 

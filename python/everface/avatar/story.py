@@ -16,7 +16,6 @@ from everface.core.config import SAMPLE_RATE
 from everface.core.errors import BadInput
 from everface.media.audio import AudioInfo, probe_audio, read_audio, read_track
 from everface.media.audio_stream import AudioPart
-from everface.media.resampler import Resampler
 
 SHOTS = TableFormat(
     "shots", (), ("image", "audio", "begin", "end", "prompt", "transition"), '{"image": "face.png", "audio": "speech.wav", "begin": 0, "end": 3.5}'
@@ -146,7 +145,7 @@ class _Files:
     def __init__(self, path: Path, track: AudioInfo, begin_s: float) -> None:
         self.path, self.at_s = path, begin_s
         self._track_hz = track.rate_hz
-        self._track = _Samples(_track(path, track))
+        self._track = _Samples(read_track(path, track.rate_hz // 2, (track.rate_hz, track.channels)))
         self._mono = _Samples(read_audio(path, SAMPLE_RATE // 2))
         self._track.skip(round(begin_s * self._track_hz))
         self._mono.skip(round(begin_s * SAMPLE_RATE))
@@ -185,15 +184,6 @@ class _Samples:
     def skip(self, count: int) -> None:
         while self.at < count and len(self.take(count - self.at)):
             pass
-
-
-def _track(path: Path, track: AudioInfo) -> Iterator[np.ndarray]:
-    """The file's own audio at the rate and with the channels of the video's track."""
-    rate_hz, resampler = probe_audio(path).rate_hz, Resampler(track.rate_hz, track.channels)
-    for samples_SC in read_track(path, rate_hz // 2):
-        wide_SC = samples_SC if samples_SC.shape[1] == track.channels else np.repeat(samples_SC.mean(1, keepdims=True), track.channels, 1)
-        yield resampler.run(wide_SC, rate_hz)
-    yield resampler.rest()
 
 
 def _at(shot: StoryShot, read: Callable[[], T]) -> T:

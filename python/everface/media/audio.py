@@ -72,13 +72,13 @@ def mono_16khz(chunks: Iterable[AudioChunk]) -> Iterator[np.ndarray]:
     return _resample(_mono(chunks), SAMPLE_RATE, 1)
 
 
-def read_track(path: str | Path, chunk_samples: int = SAMPLE_RATE, mono_hz: int | None = None) -> Iterator[np.ndarray]:
+def read_track(path: str | Path, chunk_samples: int = SAMPLE_RATE, form: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
     """Read an audio file at its own rate, `AudioInfo.rate_hz`: float32 [chunk_samples, track_channels]; the last chunk may be shorter.
 
-    More than two channels are mixed to stereo. `mono_hz`: mixed to mono and at this rate instead. Raises BadInput as `read_audio` does.
+    More than two channels are mixed to stereo. `form`: at this rate and with so many channels, 1 or 2, instead. Raises BadInput as `read_audio` does.
     """
     info = probe_audio(path)
-    rate_hz, channels = (mono_hz, 1) if mono_hz else (info.rate_hz, info.track_channels)
+    rate_hz, channels = form or (info.rate_hz, info.track_channels)
     parts = ((with_channels(chunk, channels), chunk.rate_hz) for chunk in _decode(path))
     return _regroup(_resample(parts, rate_hz, channels), chunk_samples)
 
