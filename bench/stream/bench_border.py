@@ -26,9 +26,9 @@ from everface.engine.frame_ring import FrameRing
 from everface.live.events import VideoFrame
 
 ROOT = Path(__file__).parents[2]
-BLOCKS, WARM = 400, 20
+BLOCKS, WARM = 2000, 100
 BLOCK, FRAMES = 7680, 12
-SIZES = {"256x256": (256, 256), "704x384": (384, 704)}
+SIZES = {"128x128": (128, 128), "256x256": (256, 256), "704x384": (384, 704)}
 WAIT_S = 60.0
 
 
@@ -83,7 +83,8 @@ def test_border(benchmark: Any, tmp_path: Path, size: str) -> None:
     inside = p50_p99(in_process(height, width))
     times_us, copies = benchmark.pedantic(through_library, (program, tmp_path / "e.sock", height, width))
     outside = p50_p99(times_us)
-    image_HW3, ring = np.zeros((height, width, 3), np.uint8), FrameRing(2, height, width)
+    image_HW3, ring = np.zeros((height, width, 3), np.uint8), FrameRing(1, height, width)
+    ring.release(ring.put(image_HW3))  # the first touch of the memory is slower
     began_s = time.perf_counter()
     ring.put(image_HW3)
     info = {

@@ -103,6 +103,7 @@ class Session : public std::enable_shared_from_this<Session> {
   Error error_;
   std::shared_ptr<Frames> frames_;
   std::vector<bool> borrowed_;
+  uint32_t unsent_releases_ = 0;
   std::deque<std::unique_ptr<Event>> events_;
   std::vector<std::vector<uint8_t>> spare_pixels_;
   // audio

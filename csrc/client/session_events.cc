@@ -97,6 +97,9 @@ void Session::release_slot(uint32_t slot, const Frames* of) {
   borrowed_[slot] = false;
   Writer release(kSlotRelease, 1);
   channel_.queue(release.integer(slot).message());
+  // Each message wakes the engine, so while the caller has more to poll, some go together. Whoever waits sends them.
+  if (++unsent_releases_ < frames_->slots / 2 && !events_.empty()) return;
+  unsent_releases_ = 0;
   if (!channel_.flush()) return;  // the next reading sees it
   watch();
 }

@@ -9,12 +9,16 @@ import struct
 import threading
 
 
+READ_AHEAD = 1 << 16  # bytes that one system call may fetch
+
+
 class SocketStream:
     """Any thread may `send` and `cut`; one thread receives, and calls `close` when it is done."""
 
     def __init__(self, connected: socket.socket, timeout_s: float):
         self._socket = connected
         self._sending, self._ending = threading.Lock(), threading.Lock()
+        self._ahead = bytearray()  # received, but not asked for yet
         # Python's own timeout would make the socket non-blocking for the receiving thread too. A timeout of 0 would mean none.
         send_timeout = struct.pack("ll", *divmod(max(1, int(timeout_s * 1e6)), 1_000_000))
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_timeout)
@@ -29,15 +33,17 @@ class SocketStream:
 
     def receive(self, size: int) -> tuple[bytearray, list[int]]:
         """Exactly `size` bytes, and the descriptors that came with them. Raises EOFError at the end of the stream, OSError."""
-        data, descriptors = bytearray(), list[int]()
-        while len(data) < size:
-            part, found, _, _ = socket.recv_fds(self._socket, size - len(data), 1)
+        descriptors = list[int]()
+        while len(self._ahead) < size:
+            part, found, _, _ = socket.recv_fds(self._socket, max(READ_AHEAD, size - len(self._ahead)), 1)
             descriptors += found
             if not part:
                 for descriptor in descriptors:
                     os.close(descriptor)
                 raise EOFError("its end of the channel was closed")
-            data += part
+            self._ahead += part
+        data = self._ahead[:size]
+        del self._ahead[:size]
         return data, descriptors
 
     def receive_some(self, most: int) -> int:

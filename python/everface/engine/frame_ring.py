@@ -24,7 +24,7 @@ class FrameRing:
         self._memory: HostMemory | CudaMemory = CudaMemory(size, gpu) if gpu else HostMemory(size)
         self.descriptor, self.handle = self._memory.descriptor, self._memory.handle
         self.slots = slots
-        self._free = set(range(slots))
+        self._free = list(range(slots))  # the last released is used first: it is the likeliest to be in a cache
         self._changed = threading.Condition()
         self._closed = False
 
@@ -48,7 +48,7 @@ class FrameRing:
         with self._changed:
             if not 0 <= slot < self.slots or slot in self._free:
                 raise BadInput(f"slot {slot} was released, but it is not borrowed: release each frame once")
-            self._free.add(slot)
+            self._free.append(slot)
             self._changed.notify_all()
 
     @property

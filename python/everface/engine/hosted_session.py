@@ -21,6 +21,7 @@ WINDOW_MS = 10_000  # of audio that waits here at most, before the session's own
 SPARE_MS = 100  # of rounding in a client's count
 WAIT_S = 0.02  # longest single wait of the thread
 STOP_S = 5.0
+MOST_AT_ONCE = 8  # notices in one system call
 
 
 def status_of(error: EverfaceError) -> int:
@@ -135,26 +136,23 @@ class HostedSession:
 
     def _run(self) -> None:
         """The session's own thread."""
-        notice: protocol.ErrorNotice | None = None
+        notices: list[protocol.Notice] = []
         try:
             while not self._over.is_set() and not self._live.finished:
                 self._feed()
                 self._check_drain()
-                if self._ring.wait_free(WAIT_S):
-                    event = self._live.read(WAIT_S)
-                    if event is not None:
-                        self._give_out(event)
+                self._collect(notices)
+                self._send(*notices)
+                notices.clear()
         except EverfaceError as error:
-            notice = protocol.ErrorNotice(status_of(error), str(error))
+            notices.append(protocol.ErrorNotice(status_of(error), str(error)))
         except OSError:
             pass  # the client is gone, which the connection's thread sees too
         except Exception:
             log.exception("a session of the engine failed")
-            notice = protocol.ErrorNotice(protocol.UNAVAILABLE, "the engine failed: see its log")
+            notices.append(protocol.ErrorNotice(protocol.UNAVAILABLE, "the engine failed: see its log"))
         try:
-            if notice:
-                self._send(notice)
-            self._send(protocol.ClosedNotice())
+            self._send(*notices, protocol.ClosedNotice())
         except OSError:
             pass
         self._over.set()
@@ -176,29 +174,38 @@ class HostedSession:
         except EverfaceError:
             self._live.close()
 
-    def _give_out(self, event: LiveEvent) -> None:
+    def _collect(self, notices: list[protocol.Notice]) -> None:
+        """Wait for an event, and add its notice and those of events that are there already: a send for each frame would wake the client as often."""
+        wait_s = WAIT_S
+        while len(notices) < MOST_AT_ONCE and self._ring.wait_free(wait_s) and (event := self._live.read(wait_s)) is not None:
+            if notice := self._notice(event):
+                notices.append(notice)
+            wait_s = 0.0
+
+    def _notice(self, event: LiveEvent) -> protocol.Notice | None:
         turn, begin = self._turn, self._begin
         match event:
             case VideoFrame() | AudioFrame() if event.pts < begin:
-                return  # read before an interruption, and late
+                return None  # read before an interruption, and late
             case VideoFrame():
                 slot = self._ring.put(event.image_HW3)
-                self._send(protocol.FrameNotice(turn, slot, event.pts, event.time_s, event.idle, event.held))
+                return protocol.FrameNotice(turn, slot, event.pts, event.time_s, event.idle, event.held)
             case AudioFrame():
                 samples = event.samples_SC
                 kind = protocol.INT16 if samples.dtype == np.int16 else protocol.FLOAT32
                 data = np.ascontiguousarray(samples).tobytes()
-                self._send(protocol.AudioNotice(turn, event.pts, event.time_s, event.rate_hz, samples.shape[1], kind, data))
+                return protocol.AudioNotice(turn, event.pts, event.time_s, event.rate_hz, samples.shape[1], kind, data)
             case LiveSegmentEnd():
-                self._send(protocol.SegmentNotice(event.segment, event.pushed_s, event.shown_s, event.interrupted))
+                return protocol.SegmentNotice(event.segment, event.pushed_s, event.shown_s, event.interrupted)
             case Underrun():
-                self._send(protocol.UnderrunNotice(event.frames, event.time_s))
+                return protocol.UnderrunNotice(event.frames, event.time_s)
             case QualityChange():
-                self._send(protocol.QualityNotice(event.level, event.what, event.time_s))
+                return protocol.QualityNotice(event.level, event.what, event.time_s)
             case Recovering():
-                self._send(protocol.RecoveringNotice(event.reason))
+                return protocol.RecoveringNotice(event.reason)
             case Recovered():
-                self._send(protocol.RecoveredNotice(event.seconds, event.recomputed))
+                return protocol.RecoveredNotice(event.seconds, event.recomputed)
+        return None
 
     def _stats(self, number: int) -> protocol.StatsReply:
         s = self._live.stats()
@@ -209,5 +216,6 @@ class HostedSession:
             s.level, s.level_changes, s.repeated_frames, s.refill_frames,
         )  # fmt: skip
 
-    def _send(self, notice: protocol.Notice) -> None:
-        self._stream.send(protocol.encode(notice))
+    def _send(self, *notices: protocol.Notice) -> None:
+        if notices:
+            self._stream.send(b"".join(map(protocol.encode, notices)))
