@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -151,10 +152,8 @@ class HostedSession:
         except Exception:
             log.exception("a session of the engine failed")
             notices.append(protocol.ErrorNotice(protocol.UNAVAILABLE, "the engine failed: see its log"))
-        try:
+        with contextlib.suppress(OSError):
             self._send(*notices, protocol.ClosedNotice())
-        except OSError:
-            pass
         self._over.set()
         self._live.close()
         self._stream.end_sending()
