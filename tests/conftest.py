@@ -7,7 +7,6 @@ from pathlib import Path
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[1] / "python")  # child processes test this tree, not an installed one
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same sums in the same order, alone or under pytest -n
 os.environ["EVERFACE_SIGNING"] = "off"  # signatures differ from run to run; tests/provenance turns them on
-os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")  # as in training, see everface.core.env.avoid_amx
 
 import torch
 

@@ -43,11 +43,12 @@ def cpu_dtypes() -> frozenset[torch.dtype]:
 
 
 def conv3d_reference(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
-    """`F.conv3d`. On a CPU without gradient it calls oneDNN directly: for one small clip torch would take a far slower path. On a GPU
-    training goes by two-dimensional convolutions, whose backward pass cuDNN does well in bfloat16."""
+    """`F.conv3d`. On a CPU without gradient it calls oneDNN directly: for one small clip torch would take a far slower path. Training goes
+    by two-dimensional convolutions on a GPU, where cuDNN does their backward pass well in bfloat16, and for single frames, whose gradient
+    by oneDNN with AMX is written out of bounds in bfloat16 (torch 2.13)."""
     direct = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype in cpu_dtypes()
     learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
-    if x_BCTHW.is_cuda and (learns or torch.is_autocast_enabled("cuda")):
+    if (x_BCTHW.is_cuda and (learns or torch.is_autocast_enabled("cuda"))) or (learns and x_BCTHW.shape[2] == weight.shape[2] == 1):
         return conv3d_by_frames(x_BCTHW, weight, bias, padding)
     if direct and not learns and not torch.is_autocast_enabled("cpu"):
         return torch.mkldnn_convolution(x_BCTHW, weight, bias, padding, [1, 1, 1], [1, 1, 1], 1)

@@ -46,14 +46,6 @@ def interpret_triton() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def avoid_amx() -> None:
-    """Keep oneDNN from AMX, whose bfloat16 gradient of a 3-D convolution aborts the process (torch 2.13, Xeon with amx_bf16).
-
-    Takes effect before the process's first convolution or GEMM only. A value of the user's own for ONEDNN_MAX_CPU_ISA stays.
-    """
-    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")
-
-
 def signing_dir() -> tuple[Path | None, bool]:
     """Folder of the key that signs videos, and whether the user chose it. EVERFACE_SIGNING, else `signing` in the cache; None for "off"."""
     value = os.environ.get("EVERFACE_SIGNING", "").strip()

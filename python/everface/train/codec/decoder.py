@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from everface.core import env
 from everface.networks.audio.features import LogMel
 from everface.networks.video.vae import VAE
 from everface.train.codec.decode_stream import DecodeStream, interleave_streams
@@ -42,7 +41,6 @@ class DecoderPlan(RunPlan):
 
 def train_decoder(run_dir: Path, vae_run: Path, data: Path, plan: DecoderPlan, device: str = "cpu") -> Path:
     """Train, and write run_dir/vae.safetensors and vae.json. `data`: what `train data` made with that VAE and this seed. Resumes."""
-    env.avoid_amx()
     run_dir.mkdir(parents=True, exist_ok=True)
     vae = read_vae(vae_run).to(device).train()
     for part in (vae.encoder, vae.conv1):

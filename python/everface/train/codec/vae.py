@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from everface.core import env
 from everface.core.config import VAEConfig
 from everface.networks.video.vae import VAE
 from everface.train.codec.crops import back_and_forth, draw_crops, draw_videos
@@ -50,7 +49,6 @@ def train_vae(
     init: the safetensors file of a finished run to start from; its encoder may be shallower than `config`'s. Such a run has no phase of
     single frames and a sixth of the plan's learning rate: at two thirds of it the loss of a trained codec doubled.
     """
-    env.avoid_amx()
     if init is not None:
         plan = replace(plan, single_frames=0.0, lr=plan.lr / 6)
     run_dir.mkdir(parents=True, exist_ok=True)
