@@ -52,7 +52,8 @@ class Renderer:
         self.gl, self.size = moderngl, size
         self.mesh, self.detail = read_mesh(assets), read_detail(assets)
         ctx = self.ctx
-        self.body = ctx.program(vertex_shader=shaders.VERTEX, fragment_shader=shaders.FRAGMENT)
+        held = self.mesh.static[self.mesh.triangles[:, 0], 3]
+        self.bodies = {int(m): ctx.program(vertex_shader=shaders.VERTEX, fragment_shader=shaders.body_fragment(int(m))) for m in np.unique(held)}
         self.plain = ctx.program(vertex_shader=shaders.VERTEX, fragment_shader=shaders.PLAIN_FRAGMENT)
         self.hairs = ctx.program(vertex_shader=shaders.HAIR_VERTEX, fragment_shader=shaders.HAIR_FRAGMENT)
         self.shadow = ctx.program(vertex_shader=shaders.SHADOW_VERTEX, fragment_shader=shaders.SHADOW_FRAGMENT)
@@ -64,8 +65,8 @@ class Renderer:
         self.shadow_screen = ctx.framebuffer(depth_attachment=self.shadow_map)
         self.moving = ctx.buffer(reserve=len(self.mesh.corner) * 24, dynamic=True)
         self.static = ctx.buffer(np.ascontiguousarray(self.mesh.static[:, :4]).tobytes())
-        self.triangles = ctx.buffer(self.mesh.triangles.tobytes())
-        casts = np.isin(self.mesh.static[self.mesh.triangles[:, 0], 3], (0, 1))
+        self.triangles = {m: ctx.buffer(self.mesh.triangles[held == m].tobytes()) for m in self.bodies}
+        casts = np.isin(held, (0, 1))
         self.casting = ctx.buffer(self.mesh.triangles[casts].tobytes())
         self.kept: list[Any] = []
 
@@ -82,7 +83,7 @@ class Renderer:
         cards = grow_hair(self.person, self.mesh, self.shape)
         extra = self._keep(self.ctx.buffer(self._extra(cards).tobytes()))
         layout = [(self.moving, "3f 3f", "position", "normal"), (self.static, "2f 1f 1f", "uv", "neck", "material"), (extra, "2f", "extra")]
-        self.head = self._keep(self.ctx.vertex_array(self.body, layout, self.triangles))
+        self.head = [self._keep(self.ctx.vertex_array(self.bodies[m], layout, self.triangles[m], skip_errors=True)) for m in self.bodies]
         self.solids, self.shades = [], [self._keep(self.ctx.vertex_array(self.shadow, [(self.moving, "3f 12x", "position"), (self.static, "8x 1f 4x", "neck")], self.casting))]
         for solid in (make_clothes(self.person, self.mesh, self.shape), make_glasses(self.person, self.mesh, self.shape)):
             if solid is not None:
@@ -102,10 +103,11 @@ class Renderer:
         rows = np.concatenate([self.vertices, self.mesh.normals(self.vertices)], 1)[self.mesh.corner]
         self.moving.write(np.ascontiguousarray(rows, np.float32).tobytes())
         turn = rotation(*pose.turn)
-        for program in (self.body, self.plain, self.hairs, self.shadow):
+        for program in (*self.bodies.values(), self.plain, self.hairs, self.shadow):
             _set(program, turn=turn.T.ravel(), pivot=PIVOT, shift=pose.shift, body=pose.body)
         upper, lower = self.vertices[self.mesh.lips[0]], self.vertices[self.mesh.lips[1]]
-        _set(self.body, mouth_z=float(max(upper[2], lower[2]) + 0.2), mouth_open=float(np.linalg.norm(upper - lower)), mouth_y=float((upper[1] + lower[1]) / 2))
+        for program in self.bodies.values():
+            _set(program, mouth_z=float(max(upper[2], lower[2]) + 0.2), mouth_open=float(np.linalg.norm(upper - lower)), mouth_y=float((upper[1] + lower[1]) / 2))
         gl, ctx = self.gl, self.ctx
         self.shadow_screen.use()
         self.shadow_screen.clear(depth=1.0)
@@ -116,11 +118,12 @@ class Renderer:
         self.screen.clear(depth=1.0)
         self.shadow_map.use(1)
         self.skin.use(0)
-        ctx.enable(gl.CULL_FACE)
-        self.head.render()
-        ctx.disable(gl.CULL_FACE)
-        if self.strands is not None:
+        if self.strands is not None:  # first, for what it hides is not shaded then
             self.strands.render()
+        ctx.enable(gl.CULL_FACE)
+        for part in self.head:
+            part.render()
+        ctx.disable(gl.CULL_FACE)
         ctx.enable(gl.BLEND)
         ctx.blend_func = gl.SRC_ALPHA, gl.ONE_MINUS_SRC_ALPHA, gl.ONE, gl.ONE_MINUS_SRC_ALPHA
         for solid in self.solids:
@@ -128,7 +131,7 @@ class Renderer:
         ctx.disable(gl.BLEND)
         ctx.copy_framebuffer(self.flat, self.screen)
         raw = np.frombuffer(self.flat.read(components=4), np.uint8).reshape(self.size, FINER, self.size, FINER, 4)
-        raw = raw.astype(np.uint16).sum((1, 3))[::-1].astype(np.float32) / FINER**2
+        raw = sum(raw[:, y, :, x].astype(np.float32) for y in range(FINER) for x in range(FINER))[::-1] / FINER**2
         alpha = raw[..., 3:] / 255
         return expose(raw[..., :3] + self.backdrop * (1 - alpha), self.scene, self.noise)
 
@@ -145,11 +148,12 @@ class Renderer:
     def _set_person(self, cards: Cards | None) -> None:
         p, s = self.person, self.scene
         eye = (s.center[0], s.center[1], s.distance + 5)
-        for program in (self.body, self.plain, self.hairs):
+        for program in (*self.bodies.values(), self.plain, self.hairs):
             _set(program, camera=camera_matrix(s).T.ravel(), lamp=lamp_matrix(s).T.ravel(), harmonics=s.harmonics, key=s.key, key_color=s.key_color, eye=eye, shadows=1, softness=s.softness)
         _set(self.shadow, lamp=lamp_matrix(s).T.ravel())
         style = cards.style if cards else None
-        _set(self.body, skin=0, tone=p.tone, hair=p.hair_color, iris=p.iris, pupil=p.pupil, teeth=p.teeth, scalp=cards.paint if cards else 0.0, oil=0.3 + 0.4 * float(1 - p.tone.mean()), white=1.0, lashes=0.4 + (0.15 if p.sex == "woman" else 0) + 0.35 * p.make_up)
+        for program in self.bodies.values():
+            _set(program, skin=0, tone=p.tone, hair=p.hair_color, iris=p.iris, pupil=p.pupil, teeth=p.teeth, scalp=cards.paint if cards else 0.0, oil=0.3 + 0.4 * float(1 - p.tone.mean()), white=1.0, lashes=0.4 + (0.15 if p.sex == "woman" else 0) + 0.35 * p.make_up)
         _set(self.hairs, hair=p.hair_color, fineness=9.0, thinning=0.55 if style and style.curl < 0.3 else 0.9)
         _set(self.plain, paint=np.stack([p.cloth_color, p.inner_color, p.glasses_color, np.zeros(3)]), weave=60.0)
 

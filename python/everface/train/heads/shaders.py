@@ -1,4 +1,4 @@
-"""The shaders (GLSL 3.30). One vertex stage for everything that moves with the head, three fragment stages, and one for shadows."""
+"""The shaders (GLSL 3.30). One vertex stage for everything that moves with the head, its fragment stage for each material, and one for shadows."""
 
 HEAD = """
 uniform mat3 turn; uniform vec3 pivot; uniform vec3 shift; uniform vec3 body;
@@ -51,9 +51,8 @@ vec3 film(vec3 c) { c = max(c, 0.0); return clamp((c * (2.51 * c + 0.03)) / (c *
 vec4 finish(vec3 c, float a) { return vec4(pow(film(c * 0.62), vec3(1.0 / 2.2)), a); }
 """
 
-FRAGMENT = """
-#version 330
-in vec3 P; in vec3 N; in vec2 UV; in vec2 X; in vec3 O; in vec4 L; flat in int M; out vec4 color;
+_BODY = """
+in vec3 P; in vec3 N; in vec2 UV; in vec2 X; in vec3 O; in vec4 L; out vec4 color;
 uniform sampler2D skin; uniform vec3 tone; uniform vec3 hair; uniform vec3 iris; uniform vec3 teeth; uniform float pupil; uniform float scalp;
 uniform float mouth_z; uniform float mouth_open; uniform float oil; uniform float white; uniform float mouth_y; uniform float lashes;
 """ + LIGHT + """
@@ -103,6 +102,12 @@ void main() {
     color = finish(c, 1.0);
 }
 """
+
+
+def body_fragment(material: int) -> str:
+    """Of one material: 0 face, 1 other skin, 2 gums and tongue, 3 teeth, 4 eyes, 6 lashes. OpenGL in software computes all sides of a branch."""
+    return f"\n#version 330\nconst int M = {material};" + _BODY
+
 
 HAIR_VERTEX = """
 #version 330
