@@ -8,7 +8,6 @@ import socket
 import struct
 import threading
 
-
 READ_AHEAD = 1 << 16  # bytes that one system call may fetch
 
 

@@ -10,9 +10,9 @@ Nine subpackages. Each imports only from those before it:
 6. `pretrain`: flow matching on windows of clips: the bidirectional teacher, and stage 1 (diffusion forcing).
 7. `distill`: stage 2, self-forcing distribution matching on the student's own rollouts.
 8. `evaluate`: quality on held-out characters, long streams, ablations, student against teacher.
-9. `rented`: all of it on a GPU that is there for half an hour, with rendered people.
+9. `chain`: all of it in calls of a few minutes, on a CPU or a GPU, with rendered people.
 
 `kv_profile` (what each attention head needs), `bundle` (a model folder from finished runs) and `command_line` (the verbs of `everface train`) come last.
 """
 
-ORDER = ("engine", "synthetic", "data", "heads", "codec", "pretrain", "distill", "evaluate", "kv_profile", "bundle", "rented", "command_line")
+ORDER = ("engine", "synthetic", "data", "heads", "codec", "pretrain", "distill", "evaluate", "kv_profile", "bundle", "chain", "command_line")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.train.heads.conftest import assets as assets
 
-from everface.train.rented.frames import HELD_OUT
+from everface.train.chain.frames import HELD_OUT
 
 
 def write_frames(folder: Path, count: int, size: int = 64) -> None:

@@ -13,17 +13,17 @@ from safetensors.torch import load_file
 from tests.train.miniature import SMALL_VAE, write_hum
 
 from everface.core.errors import Unavailable
+from everface.train.chain import pack as packing
+from everface.train.chain.__main__ import work
+from everface.train.chain.codec import CropLoader, share_done, train_on_frames
+from everface.train.chain.frames import HELD_OUT, paths, read_frames, read_rest, start_rendering, stop_rendering, wait_for_clips
+from everface.train.chain.pack import pack, unpack
+from everface.train.chain.plan import ChainPlan, Rehearsal
+from everface.train.chain.speech import pack_speech, unpack_speech
 from everface.train.engine.checkpoint import checkpoint_path
 from everface.train.engine.ranks import Ranks
 from everface.train.heads.motion.speech import read_phoneme_speech
 from everface.train.pretrain.stage1 import train_stage1
-from everface.train.rented import pack as packing
-from everface.train.rented.__main__ import work
-from everface.train.rented.codec import CropLoader, share_done, train_on_frames
-from everface.train.rented.frames import HELD_OUT, paths, read_frames, read_rest, start_rendering, stop_rendering, wait_for_clips
-from everface.train.rented.pack import pack, unpack
-from everface.train.rented.plan import GpuPlan, Rehearsal
-from everface.train.rented.speech import pack_speech, unpack_speech
 from everface.train.synthetic.voices import write_wav
 
 
@@ -62,7 +62,7 @@ def test_batches_have_one_shape_and_repeat(frames: Path) -> None:
 
 
 @pytest.fixture
-def plan() -> GpuPlan:
+def plan() -> ChainPlan:
     """A codec and a transformer smaller yet."""
     plan = Rehearsal(clips=6).plan
     vae = replace(SMALL_VAE, patch_size=2, z_dim=32, mean=(0.0,) * 32, std=(1.0,) * 32)
@@ -70,7 +70,7 @@ def plan() -> GpuPlan:
     return replace(plan, model=replace(plan.model, vae=vae, dit=dit))
 
 
-def test_the_codec_stops_for_the_clock_and_goes_on_elsewhere(frames: Path, plan: GpuPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_codec_stops_for_the_clock_and_goes_on_elsewhere(frames: Path, plan: ChainPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "PART", 1 << 15)
     here, there, out = tmp_path / "here", tmp_path / "there", tmp_path / "out"
     train_on_frames(here / "vae", frames, replace(plan.vae, iterations=1), plan.model.vae, 64, "cpu", time.monotonic() + 600)
@@ -101,7 +101,7 @@ def test_rendering_stops_when_asked(assets: Path, speech: Path, tmp_path: Path) 
 
 
 @pytest.mark.long
-def test_everything_from_frames_to_a_judged_model(frames: Path, speech: Path, plan: GpuPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_everything_from_frames_to_a_judged_model(frames: Path, speech: Path, plan: ChainPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One call trains both, judges and ends; the next finds nothing to do but to judge."""
     run = tmp_path / "run"
     monkeypatch.setattr("everface.train.data.clips.MIN_TRAINING_CLIPS", 1)

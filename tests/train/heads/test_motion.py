@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from everface.core.config import FPS, SAMPLE_RATE
-from everface.train.heads.motion.body import body_actions, sample_body
+from everface.train.heads.motion.body import body_actions, nods, sample_body
 from everface.train.heads.motion.speech import speak
 from everface.train.heads.motion.visemes import articulate, mouth_actions
 
@@ -42,11 +42,20 @@ def test_actions_are_the_meshs() -> None:
 def test_a_body_moves_within_limits(listening: bool) -> None:
     rng = np.random.Generator(np.random.PCG64(3))
     jaw = np.zeros(200) if listening else np.abs(np.sin(np.arange(200) * 0.5))
-    body = sample_body(jaw, listening, rng)
+    heard = np.where(np.arange(200) % 60 < 40, 0.8, 0.0) if listening else None
+    body = sample_body(jaw, heard, rng)
     assert (body.listening == listening).all() and np.abs(body.turn).max() < 0.6
     assert body.blink.max() > 0.9 and all(0 <= v <= 1.2 for t in range(200) for v in body_actions(body, t).values())
-    again = sample_body(jaw, listening, np.random.Generator(np.random.PCG64(3)))
+    again = sample_body(jaw, heard, np.random.Generator(np.random.PCG64(3)))
     assert np.array_equal(body.turn, again.turn) and np.array_equal(body.blink, again.blink)
+
+
+def test_a_listener_nods_after_phrases_and_not_before() -> None:
+    heard = np.where(np.arange(1000) % 50 < 30, 0.8, 0.0)
+    starts = [start for seed in range(20) for start, strength in nods(heard, np.random.Generator(np.random.PCG64(seed))) if strength == 1]
+    after = [(start - 30) % 50 for start in starts]  # frames since the phrase ended
+    assert len(starts) > 0.7 * 20 * 20 and min(after) >= 2 and max(after) <= 12
+    assert nods(np.zeros(1000), np.random.Generator(np.random.PCG64(0))) == []
 
 
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")

@@ -1,6 +1,6 @@
 """Render, train the codec, encode, train the transformer, look at it: what of this is not done yet, within the minutes of one call.
 
-    python -m everface.train.rented RUN --assets heads.npz --speech speech.xz --minutes 9 --pack OUT
+    python -m everface.train.chain RUN --assets heads.npz --speech speech.xz --minutes 9 --pack OUT
 
 Call it again to go on; on another machine with `--from FOLDER`, which holds the parts of the archive that came back. Frames are rendered by
 processes while the codec is trained on those that are there. Every minute a checkpoint is written; at the end the archive is.
@@ -15,26 +15,25 @@ from pathlib import Path
 
 import torch
 
-from everface.core import env
 from everface.core.log import log, start_log
 from everface.core.machine import cores
 from everface.train.bundle import bundle
+from everface.train.chain.codec import share_done, train_on_frames
+from everface.train.chain.frames import HELD_OUT, paths, start_rendering, stop_rendering, wait_for_clips
+from everface.train.chain.judge import judge
+from everface.train.chain.latents import encode_frames
+from everface.train.chain.pack import pack, unpack
+from everface.train.chain.plan import ChainPlan, Rehearsal, cpu_plan, gpu_plan
+from everface.train.chain.speech import unpack_speech
 from everface.train.data.clips import MIN_TRAINING_CLIPS
 from everface.train.pretrain.stage1 import train_stage1
-from everface.train.rented.codec import share_done, train_on_frames
-from everface.train.rented.frames import HELD_OUT, paths, start_rendering, stop_rendering, wait_for_clips
-from everface.train.rented.judge import judge
-from everface.train.rented.latents import encode_frames
-from everface.train.rented.pack import pack, unpack
-from everface.train.rented.plan import GpuPlan, Rehearsal, gpu_plan
-from everface.train.rented.speech import unpack_speech
 
 RESERVE_S = 60.0  # of a call, for the judgement and the archive
 LEAST_S = 20.0  # no phase begins with less
 FIRST_CLIPS_S = 120.0  # on a GPU: if OpenGL does not work there, that is known at once
 
 
-def work(run: Path, assets: Path, speech: Path, frames: Path, plan: GpuPlan, device: str, processes: int, minutes: float) -> None:
+def work(run: Path, assets: Path, speech: Path, frames: Path, plan: ChainPlan, device: str, processes: int, minutes: float) -> None:
     """Everything but the archive. Each phase goes on where it stopped."""
     began = time.monotonic()
     until = began + 60 * minutes - RESERVE_S
@@ -60,6 +59,8 @@ def work(run: Path, assets: Path, speech: Path, frames: Path, plan: GpuPlan, dev
         log.info("transformer: begins at %.0f s with %d clips", time.monotonic() - began, count)
         train_stage1(run / "dit", encoded, plan.stage1, plan.model.dit, device, until=until)
     torch.set_num_threads(cores())  # rendering has ended
+    if not plan.judge_each_call and share_done(run / "dit", plan.stage1) < 1:
+        return
     model = None
     if (run / "dit" / "dit.safetensors").exists():
         model = bundle([run / "vae"], run / "dit", run / "model", plan.model)
@@ -68,10 +69,10 @@ def work(run: Path, assets: Path, speech: Path, frames: Path, plan: GpuPlan, dev
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m everface.train.rented", description="Train a model of rendered people on a lent GPU.")
+    parser = argparse.ArgumentParser(prog="python -m everface.train.chain", description="Train a model of rendered people.")
     parser.add_argument("run", type=Path, help="folder of the run; what is in it is not done again")
     parser.add_argument("--assets", type=Path, required=True, help="the npz of everface.train.heads.assets")
-    parser.add_argument("--speech", type=Path, required=True, help="the file of everface.train.rented.speech")
+    parser.add_argument("--speech", type=Path, required=True, help="the file of everface.train.chain.speech")
     parser.add_argument("--frames", type=Path, help="folder for rendered clips, such as one in /dev/shm (RUN/frames)")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call (%(default)s)")
     parser.add_argument("--pack", type=Path, help="folder for the archive and the sheet")
@@ -81,7 +82,6 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=max(1, cores() - 2), help="that render (%(default)s)")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes, to see that it runs")
     args = parser.parse_args()
-    env.avoid_amx()
     start_log()
     args.run.mkdir(parents=True, exist_ok=True)
     log.setLevel("INFO")
@@ -89,7 +89,7 @@ def main() -> None:
     if args.parts and any(args.parts.glob("run.tar.*")) and not (args.run / "vae").exists():
         unpack(args.parts, args.run)
     torch.set_float32_matmul_precision("high")
-    plan = Rehearsal().plan if args.rehearse else gpu_plan(args.preset)
+    plan = Rehearsal().plan if args.rehearse else (cpu_plan if args.device == "cpu" else gpu_plan)(args.preset)
     frames = args.frames or args.run / "frames"
     try:
         work(args.run, args.assets, args.speech, frames, plan, args.device, args.processes, args.minutes)

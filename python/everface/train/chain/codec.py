@@ -14,14 +14,14 @@ import torch
 
 from everface.core.config import VAEConfig
 from everface.networks.video.vae import VAE
+from everface.train.chain.frames import HELD_OUT, as_video, paths, read_frames
+from everface.train.chain.plan import CropPlan
 from everface.train.codec.crops import frame_weight, place_crop
 from everface.train.codec.loss import codec_loss, pixel_weight, reconstruction_quality
 from everface.train.codec.model import new_vae
 from everface.train.codec.training import train_codec, write_vae
 from everface.train.data.clips import STILL_FRAMES, encode_clips
 from everface.train.engine.precision import autocast
-from everface.train.rented.frames import HELD_OUT, as_video, paths, read_frames
-from everface.train.rented.plan import CropPlan
 
 READ_AHEAD, READERS = 4, 4
 LATENT_NOISE = 0.05

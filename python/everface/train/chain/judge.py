@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 from everface.core.config import Deployment, StreamConfig
+from everface.train.chain.codec import reconstruct
+from everface.train.chain.frames import HELD_OUT, as_video, paths, read_frames, read_rest
 from everface.train.data.clips import STILL_FRAMES
 from everface.train.data.vae_files import read_vae
 from everface.train.engine.statistics import correlation
 from everface.train.evaluate import metrics
 from everface.train.evaluate.offline_stream import OfflineModel
 from everface.train.evaluate.readers.lip_reader import LipReader, degrade
-from everface.train.rented.codec import reconstruct
-from everface.train.rented.frames import HELD_OUT, as_video, paths, read_frames, read_rest
 from everface.train.synthetic.characters import mouth_box
 
 BATCH, ACROSS, SHOWN = 96, 6, 16

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from everface.train.chain.codec import encode_all
+from everface.train.chain.frames import paths, read_rest
 from everface.train.data.clips import SHARD_CLIPS, write_shard
 from everface.train.data.vae_files import read_vae
-from everface.train.rented.codec import encode_all
-from everface.train.rented.frames import paths, read_rest
 
 
 def encode_frames(folder: Path, frames: Path, vae_run: Path, device: str) -> int:

@@ -1,6 +1,6 @@
 """Speech and its phonemes in one small file, for a machine without espeak-ng: 8 bits a sample (mu-law), compressed.
 
-    python -m everface.train.rented.speech runs/speech speech.xz     made with espeak-ng if the folder has none
+    python -m everface.train.chain.speech runs/speech speech.xz     made with espeak-ng if the folder has none
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def unpack_speech(path: Path, folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m everface.train.rented.speech", description="Pack speech with phonemes into one file.")
+    parser = argparse.ArgumentParser(prog="python -m everface.train.chain.speech", description="Pack speech with phonemes into one file.")
     parser.add_argument("folder", type=Path, help="of make_phoneme_speech; made where it has no WAV")
     parser.add_argument("out", type=Path, help="the file to write")
     parser.add_argument("--clips-per-voice", type=int, default=3)

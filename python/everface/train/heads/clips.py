@@ -27,7 +27,11 @@ from everface.train.synthetic.characters import from_uint8, to_uint8
 
 FRAMES = LATENT_FRAMES * MOVING_LATENTS
 DRAWN_SHARE = 0.15  # of the clips are drawn characters, so that those stay known
-LISTENING_SHARE = 0.12  # of the rendered clips: silence, nods
+LISTENING_SHARE = 0.25  # of the rendered clips: someone else speaks, and the person nods
+TURN_SHARE = 0.3  # of those: the other stops, and the person speaks
+TURN_FRAMES = (20, 45)  # when
+GAP_S = 0.2  # between the two
+LOUD_RMS = 0.12  # of a voice that counts as 1
 OPEN_UNITS, WIDE_UNITS = 2.2, (3.2, 6.0)  # lip gap that counts as 1; mouth widths that count as 0 and 1, in mesh units
 
 
@@ -51,7 +55,7 @@ class HeadClip(NamedTuple):
     """One clip as it is drawn."""
 
     images: np.ndarray  # uint8 [5 + T, H, W, 3]
-    features_LCF: torch.Tensor
+    features_LCF: torch.Tensor  # C: of the person's own voice, then of what it hears, which is someone else's voice or silence
     audio_S: torch.Tensor  # of the moving frames, as the features have it; empty for drawn characters
     truth: Truth | None
 
@@ -63,7 +67,7 @@ class HeadClips:
         self.renderer, self.size, self.speech, self.drawn_share = Renderer(assets, size), size, speech, drawn_share
 
     def make(self, front_end: LogMel, generator: torch.Generator, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tensor, Truth | None]:
-        """rgb [3, 5 + T, H, W] in -1..1, features [L, C, 5 + T], and truth (None for drawn characters). T is `frames`."""
+        """rgb [3, 5 + T, H, W] in -1..1, features [L, 2C, 5 + T], and truth (None for drawn characters). T is `frames`."""
         clip = self.draw(front_end, generator, frames)
         return from_uint8(torch.from_numpy(clip.images)).permute(3, 0, 1, 2).contiguous(), clip.features_LCF, clip.truth
 
@@ -73,15 +77,22 @@ class HeadClips:
         rng = np.random.Generator(np.random.PCG64([seed, 11]))
         if frames == FRAMES and rng.random() < self.drawn_share:
             rgb, features = make_clip([pcm for pcm, _ in self.speech], front_end, generator, self.size)
-            return HeadClip(to_uint8(rgb).permute(1, 2, 3, 0).numpy(), features, torch.zeros(0), None)
+            silence = front_end.features(torch.zeros(front_end.lookback_samples + features.shape[-1] * SAMPLES_PER_FRAME), features.shape[-1])
+            return HeadClip(to_uint8(rgb).permute(1, 2, 3, 0).numpy(), torch.cat([features, silence], 1), torch.zeros(0), None)
         listening = rng.random() < LISTENING_SHARE
         before = front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
-        voice_S, phonemes = self._draw_audio(before, frames, listening, rng)
+        heard_S = torch.zeros(before + frames * SAMPLES_PER_FRAME)
+        if listening:
+            voice_S, phonemes, heard_S, turn = self._draw_dialog(before, frames, rng)
+        else:
+            (voice_S, phonemes), turn = self._draw_audio(before, frames, rng), 0
         mixed_S = add_background(voice_S, torch.Generator().manual_seed(seed)) if rng.random() < BACKGROUND_SHARE else voice_S
         moves = articulate(phonemes, voice_S[before:].numpy(), frames, 0.0, rng.uniform(0.8, 1.2)) if phonemes else np.tile([0, 0, 0, 0.6, 0, 0], (frames, 1))
-        body = sample_body(moves[:, 0], listening, rng)
+        body = sample_body(moves[:, 0], loudness(heard_S[before:]) if listening else None, rng)
+        body.listening[turn:] = listening and turn == 0
         images, truth = self.render(seed, moves, body)
-        return HeadClip(images, front_end.features(mixed_S, PAST_FRAMES + frames), mixed_S[before:], truth)
+        features = [front_end.features(s, PAST_FRAMES + frames) for s in (mixed_S, heard_S)]
+        return HeadClip(images, torch.cat(features, 1), mixed_S[before:], truth)
 
     def render(self, seed: int, articulators_TA: np.ndarray, body: Body) -> tuple[np.ndarray, Truth]:
         """uint8 [5 + T, H, W, 3]: the still reference image for five frames, then the moving ones; and their truth."""
@@ -103,14 +114,30 @@ class HeadClips:
         )  # fmt: skip
         return np.stack(frames), truth
 
-    def _draw_audio(self, before: int, frames: int, listening: bool, rng: np.random.Generator) -> tuple[torch.Tensor, Phonemes]:
+    def _draw_audio(self, before: int, frames: int, rng: np.random.Generator) -> tuple[torch.Tensor, Phonemes]:
         """(voice of the clip and of `before` samples ahead of it, phonemes with times from the clip's first frame)."""
         samples = before + frames * SAMPLES_PER_FRAME
-        if listening:
-            return torch.zeros(samples), []
         pcm, phonemes = self.speech[int(rng.integers(len(self.speech)))]
         if len(pcm) < samples:
             pcm = torch.nn.functional.pad(pcm, (0, samples - len(pcm)))
         start = int(rng.integers(len(pcm) - samples + 1))
         first_s = (start + before) / (FPS * SAMPLES_PER_FRAME)
         return pcm[start : start + samples] * 10 ** (rng.uniform(-4, 4) / 20), [(t - first_s, name) for t, name in phonemes]
+
+    def _draw_dialog(self, before: int, frames: int, rng: np.random.Generator) -> tuple[torch.Tensor, Phonemes, torch.Tensor, int]:
+        """(the person's voice, its phonemes, the voice that is heard, the frame from which the person speaks or 0 for never)."""
+        heard_S, _ = self._draw_audio(before, frames, rng)
+        if rng.random() >= TURN_SHARE:
+            return torch.zeros_like(heard_S), [], heard_S, 0
+        voice_S, phonemes = self._draw_audio(before, frames, rng)
+        turn = int(rng.integers(*TURN_FRAMES))
+        begin = before + turn * SAMPLES_PER_FRAME
+        voice_S[:begin] = 0  # copies: `_draw_audio` scaled them
+        heard_S[begin - int(GAP_S * FPS * SAMPLES_PER_FRAME) :] = 0
+        return voice_S, [(0.0, "_"), *((t, name) for t, name in phonemes if t >= turn / FPS)], heard_S, turn
+
+
+def loudness(voice_S: torch.Tensor) -> np.ndarray:
+    """[T], 0..1, of each frame: its RMS as a share of a loud voice's."""
+    rms_T = voice_S.unflatten(0, (-1, SAMPLES_PER_FRAME)).square().mean(1).sqrt()
+    return (rms_T / LOUD_RMS).clamp(max=1).numpy()

@@ -87,7 +87,7 @@ def make_head_video(source: HeadClips, g: torch.Generator) -> torch.Tensor:
         return to_uint8(torch.cat([still, render(identity, sample_motion(moves[0], moves[1], g), source.size)])).transpose(0, 1)
     moves_TA = (moves.T * torch.tensor([1.0, 1.0, 1.0, 0.3, 0.4, 1.0])).numpy()
     moves_TA *= float(torch.rand(1, generator=g) > 0.15)
-    body = sample_body(moves_TA[:, 0], False, np.random.Generator(np.random.PCG64([seed, 12])))
+    body = sample_body(moves_TA[:, 0], None, np.random.Generator(np.random.PCG64([seed, 12])))
     images, _ = source.render(seed, moves_TA, body)
     return torch.from_numpy(images).permute(3, 0, 1, 2).contiguous()
 
