@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,14 +33,24 @@ SMALL = ModelConfig(
 )  # fmt: skip
 
 
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("small")
+def write_model(folder: Path, config: ModelConfig) -> Path:
     torch.manual_seed(5)
-    (folder / "config.json").write_text(json.dumps(SMALL.to_dict()))
-    for name, module in (("dit", DiT(SMALL.dit)), ("vae", VAE(SMALL.vae))):
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    for name, module in (("dit", DiT(config.dit)), ("vae", VAE(config.vae))):
         save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / f"{name}.safetensors")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("small"), SMALL)
+
+
+@pytest.fixture(scope="session")
+def small_listener(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that hears someone else."""
+    config = replace(SMALL, dit=replace(SMALL.dit, audio_dim=2 * SMALL.dit.audio_dim), audio=replace(SMALL.audio, listens=True))
+    return write_model(tmp_path_factory.mktemp("listener"), config)
 
 
 @pytest.fixture(scope="session")

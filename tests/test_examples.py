@@ -69,3 +69,19 @@ def test_two_speakers_writes_both_voices(tmp_path: Path, monkeypatch: pytest.Mon
     runpy.run_path(str(ROOT / "examples" / "two_speakers.py"), run_name="__main__")
     assert probe_video(out).frames == 25 and "25 frames of two speakers" in capsys.readouterr().out
     assert len((ROOT / "examples" / "two_speakers.py").read_text().splitlines()) < 40
+
+
+def test_listening_writes_the_question_and_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], face: Path, small_listener: Path, small_model: Path
+) -> None:
+    voices, out = [tmp_path / "question.wav", tmp_path / "answer.wav"], tmp_path / "talk.mp4"
+    for path, hz in zip(voices, (200, 400), strict=True):
+        write_wav(path, 0.3 * torch.sin(2 * torch.pi * hz / 16_000 * torch.arange(8_000)))
+    given = ["listening.py", *map(str, (face, *voices, out))]
+    monkeypatch.setattr(sys, "argv", [*given, str(small_listener)])
+    runpy.run_path(str(ROOT / "examples" / "listening.py"), run_name="__main__")
+    assert probe_video(out).frames == 25 and "25 frames of a question and its answer" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*given, str(small_model)])
+    with pytest.raises(SystemExit, match="was not trained to listen"):
+        runpy.run_path(str(ROOT / "examples" / "listening.py"), run_name="__main__")
+    assert len((ROOT / "examples" / "listening.py").read_text().splitlines()) < 40

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ pytest.importorskip("pipecat")
 from pipecat.frames.frames import (
     EndFrame,
     ErrorFrame,
+    InputAudioRawFrame,
     InterruptionFrame,
     OutputAudioRawFrame,
     OutputImageRawFrame,
@@ -30,9 +32,12 @@ from pipecat.pipeline.worker import PipelineWorker
 from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import TransportParams
 from tests.integrations.pipeline import Above, started
+from tests.runtime import toy
 
 from everface.integrations.pipecat import EverfaceVideoService
 from everface.live.session import LiveSession
+from everface.runtime.messages import Tensors
+from everface.runtime.model import Window
 
 HZ = 24_000
 Said = list[tuple[float, Any]]
@@ -172,3 +177,33 @@ def test_pipecats_transport_shows_it_at_its_pace() -> None:
     samples = np.frombuffer(b"".join(played), np.int16)
     assert np.array_equal(samples[samples != 0], speech(1.5))
     assert 20 < len(shown) / (shown[-1] - shown[0]) < 30
+
+
+class Listener(toy.ToySession):
+    """Hears in the second channel, and keeps it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.format = replace(self.format, audio_channels=2, hears=True)
+        self.heard: list[np.ndarray] = []
+
+    def prepare(self, index: int, window: Window) -> Tensors:
+        self.heard.append(window.audio_S[1].numpy())
+        return super().prepare(index, replace(window, audio_S=window.audio_S[0]))
+
+
+def test_a_model_that_listens_hears_the_user() -> None:
+    model, passed = Listener(), list[Any]()
+
+    async def run() -> None:
+        worker, running = await started(EverfaceVideoService(session), passed.append)
+        for _ in range(100):
+            await worker.queue_frame(InputAudioRawFrame(speech(0.02).tobytes(), HZ, 1))
+            await asyncio.sleep(0.02)
+        await worker.queue_frame(EndFrame())
+        await running
+
+    with live_in_process(model=model) as session:
+        asyncio.run(run())
+    assert np.concatenate(model.heard).max() > 0.2
+    assert sum(isinstance(f, InputAudioRawFrame) for f in passed) == 100

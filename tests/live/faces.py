@@ -22,12 +22,12 @@ Until = Callable[[list[LiveEvent]], bool]
 
 
 @contextmanager
-def live_in_process(**options: Any) -> Iterator[LiveSession]:
+def live_in_process(model: toy.ToySession | None = None, **options: Any) -> Iterator[LiveSession]:
     """A live session over a toy model in this process."""
     pipeline = start_pipeline(place(toy.roles_of(2), "inline"), toy.MODEL, toy.SPEC, Deployment())
     scheduler = Scheduler(pipeline)
     try:
-        with LiveSession(toy.open_at(scheduler).wait_open(), **options) as session:
+        with LiveSession(scheduler.open_session(model or toy.ToySession(), 10.0).wait_open(), **options) as session:
             yield session
     finally:
         scheduler.close()

@@ -83,6 +83,19 @@ def test_another_image_within_a_session(small_host: Host) -> None:
     socket.close()
 
 
+def test_weights_that_cannot_listen_say_so_and_speak_on(small_host: Host) -> None:
+    socket = small_host.started(idle=False, paced=False, format="jpeg")
+    socket.send(json.dumps({"type": "hear"}))
+    socket.send(np.zeros(1600, np.int16).tobytes())
+    error = next_event(socket, "error")
+    assert "not trained to listen" in error["message"] and not error["fatal"]
+    socket.send(json.dumps({"type": "hear", "on": False}))
+    socket.send(np.zeros(8_000, np.int16).tobytes())
+    socket.send(json.dumps({"type": "end_segment"}))
+    assert next_event(socket, "segment_end")["shown_s"] == 0.5
+    socket.close()
+
+
 def test_speech_and_blocks_are_reported(small_host: Host) -> None:
     socket = small_host.started(idle=True, paced=True, format="fmp4")
     socket.send(np.zeros(16_000, np.int16).tobytes())

@@ -86,7 +86,7 @@ def open_source(audio: Path | None, second: Path | None, pcm: PCM | None) -> Sou
     """That of `RenderJob`'s fields of these names. Raises BadInput."""
     if audio is None:
         if second is not None:
-            raise BadInput(f"AUDIO is -, and a second voice goes with a file only: write what stdin brings to a file beside {second}")
+            raise BadInput(f"AUDIO is -, and {second} goes with a file only: write what stdin brings to a file")
         return open_stdin(pcm)
     return AudioFile(audio) if second is None else TwoVoices(audio, second)
 

@@ -173,6 +173,7 @@ class AudioConfig(_FromDict):
     kind: str = "wav2vec2"
     mels: int = 40
     hops: int = 4  # mel vectors per 40 ms video frame, concatenated into one feature of mels * hops channels
+    listens: bool = False  # features of what the person hears follow those of its own voice, in as many channels
 
     def __post_init__(self) -> None:
         if self.kind not in ("wav2vec2", "logmel") or max(self.mels, self.hops) > MAX_LAYERS:

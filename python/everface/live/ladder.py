@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 WINDOW_S = 2.0  # in which late frames are counted
 MOST_LATE = 0.2  # of the frames in a window: with as many it goes a level down
@@ -45,3 +46,9 @@ class Ladder:
         self.level += by
         self._late.clear()
         self._good_since_s = now_s
+
+
+def describe_level(change: dict[str, Any], factor: int) -> str:
+    """For people: what `Session.change` was asked for, and for how many output frames each of the model's is shown."""
+    what = ", ".join(f"{name} {value}" for name, value in change.items()) or "full quality"
+    return what + (f", each frame shown for {factor}" if factor > 1 else "")

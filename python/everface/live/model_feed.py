@@ -7,11 +7,13 @@ output goes on at its rate with the caller's own audio, so audio and video stay 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from everface.core.errors import BadInput
+from everface.live.heard import HeardAudio
 from everface.runtime.session import Session
 
 FADE = 80  # samples, 5 ms: between two pieces of audio that were not neighbors
@@ -26,12 +28,16 @@ class _Span(NamedTuple):
 
 
 class ModelFeed:
-    """Positions are samples of the output, unless they say otherwise. Raises BadInput for a session of several speakers. Not thread-safe."""
+    """Positions are samples of the output, unless they say otherwise. Raises BadInput for a session of several speakers. Not thread-safe.
 
-    def __init__(self, session: Session) -> None:
-        if session.format.audio_channels > 1:
+    speaks(begin, end): whether the caller's own audio is between two positions; a model that listens hears nothing there.
+    """
+
+    def __init__(self, session: Session, speaks: Callable[[int, int], bool] = lambda begin, end: False) -> None:
+        if session.format.audio_channels > 1 and not session.format.hears:
             raise BadInput("a live session has one speaker: use a session of Avatar.open for several, or leave their regions out")
-        self._session = session
+        self._session, self._speaks = session, speaks
+        self.heard = HeardAudio(session.format.sample_rate) if session.format.hears else None
         self._frame, self._block = session.format.samples_per_frame, session.format.samples(1)
         self._first = session.format.samples(0 if session.turn == 0 else 1)  # of the turn's first block
         self._lookahead = session.format.lookahead_samples
@@ -97,7 +103,7 @@ class ModelFeed:
             size -= size % self._frame if factor > 1 else 0
             if size <= 0:
                 return
-            part_S = self._waiting_S[: size * factor]
+            part_S = self._with_heard(self._waiting_S[: size * factor])
             audio_S, tail_S = (part_S, self._tail_S) if factor == 1 else _thin_out(part_S, self._tail_S, factor, self._frame)
             if not self._session.push_audio(audio_S):
                 return
@@ -117,6 +123,13 @@ class ModelFeed:
         self._spans = deque([_Span(self._begin, accepted, self.factor)])
         self._waiting_S = self._tail_S = torch.zeros(0)
 
+    def _with_heard(self, own_S: torch.Tensor) -> torch.Tensor:
+        """[2, S] for a model that listens, else the same."""
+        if self.heard is None:
+            return own_S
+        heard_S, begin = self.heard.take(own_S.numel()), self.accepted
+        return torch.stack([own_S, torch.zeros_like(heard_S) if self._speaks(begin, begin + own_S.numel()) else heard_S])
+
     def _missing(self) -> int:
         """Samples of the model's that the present block lacks; 0 between two blocks."""
         begun = self._begun(self._session.accepted - self._begin)
@@ -135,14 +148,14 @@ class ModelFeed:
 
 
 def _thin_out(audio_S: torch.Tensor, tail_S: torch.Tensor, factor: int, frame: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The middle frame of every `factor` frames, each faded in from what followed the one before it. Returns that, and the tail for the
+    """Of [..., S] the middle frame of every `factor` frames, each faded in from what followed the one before it. Returns that, and the tail for the
     next call. The pitch stays; speech becomes `factor` times as fast."""
     out, first = list[torch.Tensor](), (factor - 1) * frame // 2
     fade_S = torch.linspace(0.0, 1.0, FADE)
-    for group_S in audio_S.split(factor * frame):
-        piece_S = group_S[first : first + frame].clone()
+    for group_S in audio_S.split(factor * frame, dim=-1):
+        piece_S = group_S[..., first : first + frame].clone()
         if tail_S.numel():
-            piece_S[:FADE] = tail_S * (1 - fade_S) + piece_S[:FADE] * fade_S
-        tail_S = group_S[first + frame : first + frame + FADE]
+            piece_S[..., :FADE] = tail_S * (1 - fade_S) + piece_S[..., :FADE] * fade_S
+        tail_S = group_S[..., first + frame : first + frame + FADE]
         out.append(piece_S)
-    return torch.cat(out), tail_S.clone()
+    return torch.cat(out, dim=-1), tail_S.clone()

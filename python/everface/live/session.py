@@ -10,11 +10,10 @@ each frame is shown for two, then for three. The caller's audio goes on at its o
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -25,7 +24,8 @@ from everface.core.log import log
 from everface.live.audio_input import Samples, StreamResampler, as_array
 from everface.live.events import AudioFrame, LiveEvent, QualityChange, Underrun, VideoFrame
 from everface.live.fade import Fade
-from everface.live.ladder import Ladder
+from everface.live.iteration import EventIteration
+from everface.live.ladder import Ladder, describe_level
 from everface.live.lead import lead_s
 from everface.live.model_feed import ModelFeed
 from everface.live.playback import Playback, Segment
@@ -43,7 +43,7 @@ FACTORS = (2, 3)  # of the ladder's last levels: output frames that one frame of
 STOP_S = 5.0  # for the thread to end: it never waits for long
 
 
-class LiveSession:
+class LiveSession(EventIteration):
     """Wraps an open runtime session, which it owns. Every method may be called from any thread.
 
     idle: the face goes on without audio. paced: frames are given out at the model's rate, else as fast as they are read. playback_hz: rate
@@ -64,7 +64,7 @@ class LiveSession:
         self._playback = Playback(self._format.sample_rate)
         self._segment: Segment | None = None
         self._resampler: StreamResampler | None = None
-        self._feed = ModelFeed(session)
+        self._feed = ModelFeed(session, lambda begin, end: self._playback.within(begin, end) is not None)
         self._jitter_s, self._cheaper = jitter_s, tuple(cheaper) or ({},)
         self._ladder = Ladder(len(self._cheaper) + len(FACTORS), self._format.fps)
         self._level_from = 0  # position from which frames are made at the present level
@@ -106,6 +106,17 @@ class LiveSession:
                 if taken == len(array) or self._now() >= end_s:
                     return taken
                 self._changed.wait(min(0.02, max(0.0, end_s - self._now())))
+
+    def hear(self, samples: Samples, rate_hz: int = 16_000, *, channels: int = 1) -> None:
+        """What the person hears, such as a user's microphone: a model that listens (`format.hears`) nods and looks attentive. Not while a segment
+        is shown: the person speaks then. samples: as for `push_audio`; of what waits for longer than heard.KEPT_S the oldest is dropped. Raises
+        BadInput, also where the model does not listen."""
+        array_SC = as_array(samples, channels)
+        with self._lock:
+            self._check_open()
+            if self._feed.heard is None:
+                raise BadInput("these weights were not trained to listen: push what the person says itself, or use weights that listen")
+            self._feed.heard.push(array_SC, rate_hz)
 
     def end_segment(self) -> None:
         """The segment is complete: idle motion, or silence, follows it. One LiveSegmentEnd will come for it. No segment: no effect."""
@@ -167,18 +178,6 @@ class LiveSession:
             if self._failed:
                 raise self._failed
             return None
-
-    def __iter__(self) -> Iterator[LiveEvent]:
-        while not self._closed or self._out:
-            event = self.read(0.2)
-            if event is not None:
-                yield event
-
-    async def __aiter__(self) -> AsyncIterator[LiveEvent]:
-        while not self._closed or self._out:
-            event = await asyncio.to_thread(self.read, 0.2)
-            if event is not None:
-                yield event
 
     @property
     def closed(self) -> bool:
@@ -367,8 +366,7 @@ class LiveSession:
         self._feed.factor = 1 if below < 0 else FACTORS[below]
         self._level_from = self._feed.accepted
         self._count["levels"] += 1
-        what = ", ".join(f"{name} {value}" for name, value in change.items()) or "full quality"
-        what += f", each frame shown for {self._feed.factor}" if below >= 0 else ""
+        what = describe_level(change, self._feed.factor)
         self._out.put(QualityChange(level, what, self._next_pts / self._format.sample_rate))
         log.warning("session %d: quality level %d from %.1f s on: %s", self._session.id, level, self._level_from / self._format.sample_rate, what)
 

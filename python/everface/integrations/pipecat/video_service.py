@@ -15,6 +15,7 @@ from pipecat.frames.frames import (
     CancelFrame,
     EndFrame,
     Frame,
+    InputAudioRawFrame,
     InterruptionFrame,
     OutputImageRawFrame,
     SpeechOutputAudioRawFrame,
@@ -44,7 +45,8 @@ def video_params(width: int, height: int, fps: int = FPS) -> dict[str, Any]:
 
 
 class EverfaceVideoService(AIService):
-    """Animates one open live session, which it owns: the session is closed with the pipeline.
+    """Animates one open live session, which it owns: the session is closed with the pipeline. A model that listens hears the user's audio, if the
+    services before this one pass it on.
 
     The transport needs `**video_params(width, height)`. When the session fails, an ErrorFrame goes upstream and speech passes through
     unseen, so the bot keeps its voice.
@@ -106,6 +108,10 @@ class EverfaceVideoService(AIService):
     async def _process(self, frame: Frame, direction: FrameDirection) -> None:
         if isinstance(frame, InterruptionFrame):
             await self._interrupt(frame, direction)
+        elif isinstance(frame, InputAudioRawFrame):
+            if self._session.format.hears:
+                self._session.hear(frame.audio, frame.sample_rate, channels=frame.num_channels)
+            await self.push_frame(frame, direction)
         elif direction == FrameDirection.UPSTREAM or isinstance(frame, SystemFrame | EndFrame):
             await self.push_frame(frame, direction)
         elif isinstance(frame, TTSAudioRawFrame):

@@ -126,9 +126,10 @@ def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) 
     audio_encoder = CausalAudioEncoder(dit.dim, dit.audio_dim, dit.wav2vec_layers, dit.num_audio_token)
     load_into(audio_encoder, checkpoint.dit((AUDIO_ENCODER,)), AUDIO_ENCODER, torch.float32)
     front_end = build_front_end(checkpoint)
-    if (front_end.layers, front_end.channels) != (dit.wav2vec_layers, dit.audio_dim):
+    channels = front_end.channels * (2 if config.audio.listens else 1)
+    if (front_end.layers, channels) != (dit.wav2vec_layers, dit.audio_dim):
         raise BadInput(
-            f"the sound front end gives {front_end.layers} layers of {front_end.channels} channels where the transformer wants "
+            f"the sound front end gives {front_end.layers} layers of {channels} channels where the transformer wants "
             f"{dit.wav2vec_layers} of {dit.audio_dim}: the parts of {weights} do not belong together"
         )
     audio_encoder.eval().requires_grad_(False)

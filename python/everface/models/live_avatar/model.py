@@ -98,7 +98,7 @@ class LiveAvatarSession(SinkSession):
         self._shot = 0  # the number of cuts
         self._shown = {SINK: self._tensors["reference"], "motion": self._tensors["motion"]}  # the image of the last change or cut
         super().__init__(dit.window_blocks if stream.refresh_sink else None, self._tensors["reference"])
-        self.format = block_format(self._conditioner, max(1, len(stream.speakers)))
+        self.format = block_format(self._conditioner, len(stream.speakers))
         self._levels = [audio_level(self._conditioner, stream.compat) for _ in range(self.format.audio_channels)]
 
     def initial_state(self) -> tuple[Tensors, Params]:
@@ -107,6 +107,8 @@ class LiveAvatarSession(SinkSession):
     def prepare(self, index: int, window: Window) -> Tensors:
         voices_AS = torch.atleast_2d(window.audio_S)
         leveled = [level.apply(replace(window, audio_S=one_S)) if level else one_S for level, one_S in zip(self._levels, voices_AS, strict=True)]
+        if self.format.hears:
+            return self._conditioner.block(leveled[0], self._stream.compat, leveled[1])
         return self._conditioner.block(torch.stack(leveled).view_as(window.audio_S), self._stream.compat)
 
     def initial_x(self, index: int, retry: int) -> torch.Tensor:
@@ -148,10 +150,13 @@ class LiveAvatarSession(SinkSession):
         return dict(self._shown)
 
 
-def block_format(conditioner: Conditioner, speakers: int = 1) -> BlockFormat:
+def block_format(conditioner: Conditioner, speakers: int = 0) -> BlockFormat:
+    """`speakers`: 0 is one without a region."""
+    hears = conditioner.config.audio.listens and not speakers
     return BlockFormat(
         frames=conditioner.block_frames,
-        audio_channels=speakers,
+        audio_channels=2 if hears else max(1, speakers),
+        hears=hears,
         lookback_samples=conditioner.lookback_samples,
         lookahead_samples=conditioner.lookahead_samples,
         history=conditioner.config.dit.window_blocks - 1,  # with the next block they fill a KV ring

@@ -51,6 +51,13 @@ class Change(_Message):
     transition: Literal["cut", "dissolve"] | None = None
 
 
+class Hear(_Message):
+    """The binary messages that follow are what the person hears, for a model that listens; with on false they are its own speech again."""
+
+    type: Literal["hear"]
+    on: bool = True
+
+
 class Close(_Message):
     """`drain`: first play what was sent."""
 
@@ -58,7 +65,7 @@ class Close(_Message):
     drain: bool = False
 
 
-Control = Start | EndSegment | Interrupt | Change | Close
+Control = Start | EndSegment | Interrupt | Change | Hear | Close
 _CONTROL: TypeAdapter[Control] = TypeAdapter(Annotated[Control, Field(discriminator="type")])
 
 

@@ -31,15 +31,22 @@ class Pusher:
 
     def add(self, data: bytes) -> None:
         """Interleaved samples. Raises BadInput, and takes nothing, for part of a sample and for more than may wait."""
-        width = self._channels * self._dtype.itemsize
-        if len(data) % width:
-            raise BadInput(f"{len(data)} bytes are no whole number of samples of {width} bytes: send whole samples")
-        samples_SC = np.frombuffer(data, self._dtype).reshape(-1, self._channels)
+        samples_SC = self._samples_of(data)
         if self._samples + len(samples_SC) > self._most:
             raise BadInput(f"more than {self._ahead_s:g} s of audio would wait, so this message was dropped: send it later")
         self._samples += len(samples_SC)
         piece = max(1, int(PIECE_S * self._rate_hz))
         self._put(*(samples_SC[at : at + piece] for at in range(0, len(samples_SC), piece)))
+
+    def hear(self, data: bytes) -> None:
+        """Samples that the person hears. Raises BadInput, also where the model does not listen."""
+        self._live.hear(self._samples_of(data), self._rate_hz)
+
+    def _samples_of(self, data: bytes) -> np.ndarray:
+        width = self._channels * self._dtype.itemsize
+        if len(data) % width:
+            raise BadInput(f"{len(data)} bytes are no whole number of samples of {width} bytes: send whole samples")
+        return np.frombuffer(data, self._dtype).reshape(-1, self._channels)
 
     def end_segment(self) -> None:
         if len(self._waiting) > 4 * self._ahead_s / PIECE_S:

@@ -86,6 +86,10 @@ class StreamSession:
         """Interleaved samples. Raises BadInput, and takes nothing."""
         self._pusher.add(data)
 
+    def hear(self, data: bytes) -> None:
+        """Samples that the person hears, in the form of its own. Raises BadInput."""
+        self._pusher.hear(data)
+
     @property
     def waiting_s(self) -> float:
         """Seconds of audio that wait to be pushed."""

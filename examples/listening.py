@@ -1,0 +1,35 @@
+"""A person who hears a question, nods, and answers it (docs/beyond.md). The weights must be ones that listen.
+
+python examples/listening.py face.png question.wav answer.wav talk.mp4 WEIGHTS
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from everface import Avatar, StreamConfig
+from everface.media.audio import read_audio
+from everface.media.video_writer import VideoWriter
+
+image, question, answer, out, weights = map(Path, sys.argv[1:])
+heard_S, own_S = (np.concatenate(list(read_audio(path))) for path in (question, answer))  # mono, 16 kHz
+audio_2S = np.zeros((2, len(heard_S) + len(own_S)), np.float32)  # the first row is what the person says, the second what it hears
+audio_2S[1, : len(heard_S)] = heard_S
+audio_2S[0, len(heard_S) :] = own_S
+stream = StreamConfig(seed=7)
+with Avatar(weights) as avatar:
+    if not avatar.format.hears:
+        sys.exit(f"{weights} was not trained to listen: name weights that were")
+    picture_3HW = avatar.fit(image, stream)
+    with avatar.open(picture_3HW, stream) as session, VideoWriter(out, *picture_3HW.shape[-2:], audio_channels=2) as video:
+        video.write_audio(audio_2S.T)
+        for part_2S in np.array_split(audio_2S, audio_2S.shape[1] // 8_000 + 1, axis=1):
+            while not session.push_audio(part_2S):
+                session.wait(0.2)
+                for block in session.poll():
+                    video.write(block.frames_THW3.numpy())
+        session.end_segment()
+        for block in session.frames():
+            video.write(block.frames_THW3.numpy())
+print(f"{out}: {video.frames} frames of a question and its answer")
