@@ -13,13 +13,13 @@ from everface.media.audio import read_audio
 from everface.media.video_writer import VideoWriter
 
 image, question, answer, out, weights = map(Path, sys.argv[1:])
-heard_S, own_S = (np.concatenate(list(read_audio(path))) for path in (question, answer))  # mono, 16 kHz
-audio_2S = np.zeros((2, len(heard_S) + len(own_S)), np.float32)  # the first row is what the person says, the second what it hears
-audio_2S[1, : len(heard_S)] = heard_S
-audio_2S[0, len(heard_S) :] = own_S
+user_S, own_S = (np.concatenate(list(read_audio(path))) for path in (question, answer))  # mono, 16 kHz
+audio_2S = np.zeros((2, len(user_S) + len(own_S)), np.float32)  # the first row is what the person says, the second what it hears
+audio_2S[1, : len(user_S)] = user_S
+audio_2S[0, len(user_S) :] = own_S
 stream = StreamConfig(seed=7)
 with Avatar(weights) as avatar:
-    if not avatar.format.hears:
+    if not avatar.format.user_audio:
         sys.exit(f"{weights} was not trained to listen: name weights that were")
     picture_3HW = avatar.fit(image, stream)
     with avatar.open(picture_3HW, stream) as session, VideoWriter(out, *picture_3HW.shape[-2:], audio_channels=2) as video:

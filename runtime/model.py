@@ -63,7 +63,7 @@ class BlockFormat:
     samples_per_frame: int = 640  # audio samples a video frame: sample_rate / frames per second
     sample_rate: int = 16_000  # Hz
     audio_channels: int = 1  # voices, each a condition of its own: audio is [channels, S], of a single one [S]
-    hears: bool = False  # the second of two channels is what the person hears, which may be left out
+    user_audio: bool = False  # the second of two channels is what the person hears, which may be left out
     lookback_samples: int = 0  # audio before the block that its window includes
     lookahead_samples: int = 0  # audio after the block that its window includes
     history: int = 3  # delivered blocks to run again, when the roles have lost their state, to restore it: the last ones

@@ -14,15 +14,15 @@ SCALES = {"int8": " / 128", "int16": " / 32768", "int32": " / 2147483648"}
 BYTES = "their format is not known: numpy.frombuffer(x, numpy.float32) reads floats, numpy.frombuffer(x, '<i2') / 32768 16 bits"
 
 
-def check_samples(audio: Any, rate_hz: int, channels: int = 1, hears: bool = False) -> torch.Tensor:
+def check_samples(audio: Any, rate_hz: int, channels: int = 1, user_audio: bool = False) -> torch.Tensor:
     """The samples as a float32 tensor that needs no gradient and may share memory with `audio`: [S], of several channels [channels, S].
-    `hears`: the second channel is what the person hears; it may be missing, as silence.
+    `user_audio`: the second channel is what the person hears; it may be missing, as silence.
 
     A numpy array or a tensor of any strides, on any device, is accepted. Raises BadInput for anything else: other types and dtypes, other
     byte orders, another shape, values that are not finite, and a peak above MAX_PEAK.
     """
     what = "mono float32 samples" if channels == 1 else f"float32 samples [{channels}, S], a row for each speaker,"
-    if hears:
+    if user_audio:
         what = "mono float32 samples, or [2, S] with what the person hears in the second row,"
     need = f"push {what} at {rate_hz} Hz, full scale 1, as a numpy array or a tensor"
     is_array, is_tensor, kind = isinstance(audio, np.ndarray), isinstance(audio, torch.Tensor), type(audio).__name__
@@ -38,11 +38,11 @@ def check_samples(audio: Any, rate_hz: int, channels: int = 1, hears: bool = Fal
         raise BadInput(f"{kind} in the byte order of another machine cannot be used: convert it with x.astype(numpy.float32)")
     if dtype != "float32":
         raise BadInput(f"{kind} cannot be used, because it is not float32: {_conversion(dtype, is_tensor)}")
-    if hears and audio.ndim == 1:
+    if user_audio and audio.ndim == 1:
         voice_S = check_samples(audio, rate_hz)
         return torch.stack([voice_S, torch.zeros_like(voice_S)])
     if channels > 1 and (audio.ndim != 2 or len(audio) != channels):
-        raise BadInput(f"{kind} cannot be used, because the session has {channels} {'channels' if hears else 'speakers'}: {need}")
+        raise BadInput(f"{kind} cannot be used, because the session has {channels} {'channels' if user_audio else 'speakers'}: {need}")
     if channels == 1 and audio.ndim != 1:
         raise BadInput(f"{kind} cannot be used, because it does not have one axis: {need}")
     return _check_values(_as_tensor(audio) if is_array else audio.detach())

@@ -104,12 +104,12 @@ class Session:
 
     def push_audio(self, audio_S: torch.Tensor | np.ndarray) -> bool:
         """Accept mono float32 audio [S], full scale 1, at the model's sample rate, `format.sample_rate`; with several `format.audio_channels`
-        [channels, S]. Where the model listens (`format.hears`), the second row is what the person hears. The samples are copied.
+        [channels, S]. Where the model listens (`format.user_audio`), the second row is what the person hears. The samples are copied.
 
         Peaks up to `samples.MAX_PEAK` are accepted. Returns False, and accepts nothing, while more than the buffer would wait: poll and push
         again. Raises BadInput for audio of another kind, or after `end_segment`; Unavailable when the session is closed or has failed.
         """
-        audio_S = check_samples(audio_S, self.format.sample_rate, self.format.audio_channels, self.format.hears)
+        audio_S = check_samples(audio_S, self.format.sample_rate, self.format.audio_channels, self.format.user_audio)
         samples = audio_S.shape[-1]
         if samples > self._limit:
             raise BadInput(f"{samples} samples at once do not fit the buffer of {self._limit}: push smaller pieces")

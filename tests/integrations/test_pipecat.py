@@ -184,11 +184,11 @@ class Listener(toy.ToySession):
 
     def __init__(self) -> None:
         super().__init__()
-        self.format = replace(self.format, audio_channels=2, hears=True)
-        self.heard: list[np.ndarray] = []
+        self.format = replace(self.format, audio_channels=2, user_audio=True)
+        self.kept: list[np.ndarray] = []
 
     def prepare(self, index: int, window: Window) -> Tensors:
-        self.heard.append(window.audio_S[1].numpy())
+        self.kept.append(window.audio_S[1].numpy())
         return super().prepare(index, replace(window, audio_S=window.audio_S[0]))
 
 
@@ -205,5 +205,5 @@ def test_a_model_that_listens_hears_the_user() -> None:
 
     with live_in_process(model=model) as session:
         asyncio.run(run())
-    assert np.concatenate(model.heard).max() > 0.2
+    assert np.concatenate(model.kept).max() > 0.2
     assert sum(isinstance(f, InputAudioRawFrame) for f in passed) == 100

@@ -14,7 +14,7 @@ from everface import Avatar, StreamConfig
 from everface.avatar.render import RenderJob, render
 from everface.core.errors import BadInput
 from everface.live.events import VideoFrame
-from everface.live.heard import KEPT_S, HeardAudio
+from everface.live.user_audio import KEPT_S, UserAudio
 
 BLOCK, STREAM = 7680, StreamConfig(seed=3)
 
@@ -55,13 +55,13 @@ def test_two_speakers_hear_each_other(avatar: Avatar, face: Path) -> None:
 
 
 def test_a_file_of_what_is_heard(small_listener: Path, face: Path, voice: Path, tmp_path: Path, small_model: Path) -> None:
-    report = render(RenderJob(face, voice, tmp_path / "talk.mp4", small_listener, heard=voice))
+    report = render(RenderJob(face, voice, tmp_path / "talk.mp4", small_listener, user_audio=voice))
     assert report.frames == 53
     with pytest.raises(BadInput, match="were not trained to listen: render without"):
-        render(RenderJob(face, voice, tmp_path / "no.mp4", small_model, heard=voice))
+        render(RenderJob(face, voice, tmp_path / "no.mp4", small_model, user_audio=voice))
     with pytest.raises(BadInput, match="two speakers hear each other"):
         stream = StreamConfig(speakers=((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)))
-        render(RenderJob(face, voice, tmp_path / "no.mp4", small_listener, stream=stream, second=voice, heard=voice))
+        render(RenderJob(face, voice, tmp_path / "no.mp4", small_listener, stream=stream, second=voice, user_audio=voice))
     assert not (tmp_path / "no.mp4").exists()
 
 
@@ -73,7 +73,7 @@ def test_a_live_session_hears_while_nobody_speaks(avatar: Avatar, face: Path) ->
                 session.push_audio(noise(3 * BLOCK, 0))
             while len(out) < 36 and time.monotonic() < end_s:
                 if hear:
-                    session.hear((32768 * noise(1600, 2)).astype(np.int16), 16_000)
+                    session.push_user_audio((32768 * noise(1600, 2)).astype(np.int16), 16_000)
                 event = session.read(0.1)
                 out += [event.image_HW3] if isinstance(event, VideoFrame) else []
             return out
@@ -84,11 +84,11 @@ def test_a_live_session_hears_while_nobody_speaks(avatar: Avatar, face: Path) ->
 
 def test_a_model_that_cannot_listen_says_so(small_model: Path, face: Path) -> None:
     with Avatar(small_model) as avatar, avatar.open_live(face) as session, pytest.raises(BadInput, match="were not trained to listen"):
-        session.hear(np.zeros(160, np.int16), 16_000)
+        session.push_user_audio(np.zeros(160, np.int16), 16_000)
 
 
 def test_old_audio_is_not_kept() -> None:
-    heard = HeardAudio(16_000)
+    heard = UserAudio(16_000)
     for part in range(20):
         heard.push(np.full((1600, 1), part / 20, np.float32), 16_000)
     kept = heard.take(16_000)

@@ -85,11 +85,11 @@ def test_another_image_within_a_session(small_host: Host) -> None:
 
 def test_weights_that_cannot_listen_say_so_and_speak_on(small_host: Host) -> None:
     socket = small_host.started(idle=False, paced=False, format="jpeg")
-    socket.send(json.dumps({"type": "hear"}))
+    socket.send(json.dumps({"type": "user_audio"}))
     socket.send(np.zeros(1600, np.int16).tobytes())
     error = next_event(socket, "error")
     assert "not trained to listen" in error["message"] and not error["fatal"]
-    socket.send(json.dumps({"type": "hear", "on": False}))
+    socket.send(json.dumps({"type": "user_audio", "on": False}))
     socket.send(np.zeros(8_000, np.int16).tobytes())
     socket.send(json.dumps({"type": "end_segment"}))
     assert next_event(socket, "segment_end")["shown_s"] == 0.5

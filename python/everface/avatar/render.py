@@ -32,7 +32,7 @@ TAKE_S = 0.01  # for more audio, before finished blocks are looked for
 @dataclass(frozen=True)
 class RenderJob:
     """What to render, with what, to where. `audio` None: stdin, `out` None: stdout. `pcm`: what stdin is, if it is raw samples. `second`: the
-    voice of a second speaker, whose region is the second of `stream.speakers`. `heard`: what the person hears, for weights that listen.
+    voice of a second speaker, whose region is the second of `stream.speakers`. `user_audio`: what the person hears, for weights that listen.
 
     Or a story, whose first shot has the image and the prompt: `of_story`."""
 
@@ -48,7 +48,7 @@ class RenderJob:
     keep_unfinished: bool = True  # what is rendered when it is interrupted
     consent: str = ""  # the note of who consented, in one line: goes into the signed manifest and the audit log
     second: Path | None = None
-    heard: Path | None = None
+    user_audio: Path | None = None
 
     @classmethod
     def of_story(cls, shots: list[StoryShot], out: Path | None, stream: StreamConfig, **options: Any) -> RenderJob:
@@ -99,10 +99,10 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
             raise BadInput(f"{job.out} is there already: name another file, or pass --force to replace it")
     if len(job.stream.speakers) != (0 if job.second is None else 2):
         raise BadInput(f"regions of {len(job.stream.speakers)} speakers do not fit the audio: give two of them with a second voice, else none")
-    if job.second is not None and job.heard is not None:
+    if job.second is not None and job.user_audio is not None:
         raise BadInput("two speakers hear each other: leave out what is heard, or the second voice")
     began_s = time.perf_counter()
-    source = StoryAudio(job.audio) if isinstance(job.audio, list) else open_source(job.audio, job.second or job.heard, job.pcm)
+    source = StoryAudio(job.audio) if isinstance(job.audio, list) else open_source(job.audio, job.second or job.user_audio, job.pcm)
     out = job.out if job.out is not None else open_stdout()
     try:
         with Avatar(job.weights, job.lora, job.deployment) as avatar:
@@ -116,8 +116,8 @@ def render_on(
 ) -> RenderReport:
     """`render` on a model that is loaded; `source` and `out` stand for the audio and out of `job`."""
     signer, consent = find_signer(), check_consent(job.consent)
-    if job.heard is not None and not avatar.format.hears:
-        raise BadInput(f"these weights were not trained to listen: render without {job.heard}, or use weights that listen")
+    if job.user_audio is not None and not avatar.format.user_audio:
+        raise BadInput(f"these weights were not trained to listen: render without {job.user_audio}, or use weights that listen")
     image_3HW = avatar.fit(job.image, job.stream)
     height, width = image_3HW.shape[-2:]
     stream = job.stream

@@ -44,14 +44,14 @@ def render(args: argparse.Namespace) -> None:
 
     options = {"weights": args.weights, "lora": args.lora, "deployment": deployment(args), "overwrite": args.force, "consent": args.consent}
     if args.story is not None:
-        if args.image is not None or args.pcm or args.second is not None or args.heard is not None:
+        if args.image is not None or args.pcm or args.second is not None or args.user_audio is not None:
             raise BadInput("with --story, images and audio are named in its table: everface render --story SHOTS -o OUT")
         job = RenderJob.of_story(read_story(args.story), args.out, stream, **options)
     elif args.image is None or args.audio is MISSING:
         raise BadInput("an image and audio are needed: everface render IMAGE AUDIO -o OUT, or --batch JOBS (see everface render --help)")
     else:
         pcm = PCM(*args.pcm) if args.pcm else None
-        job = RenderJob(args.image, args.audio, args.out, stream=stream, pcm=pcm, second=args.second, heard=args.heard, **options)
+        job = RenderJob(args.image, args.audio, args.out, stream=stream, pcm=pcm, second=args.second, user_audio=args.user_audio, **options)
     with progress_bar() as progress:
         report = render(job, progress)
     print_report(report)

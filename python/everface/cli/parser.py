@@ -110,8 +110,8 @@ def _add_render(add: Add) -> None:
     p.add_argument("--second", type=Path, metavar="AUDIO2", help=second)
     speakers = "where the two are: LEFT,TOP,RIGHT,BOTTOM of each as fractions of the image (default: left and right half)"
     p.add_argument("--speakers", type=box, nargs=2, metavar="BOX", help=speakers)
-    heard = "what the person hears, a file as AUDIO, for weights that listen: nods and glances, not a word; on the video's right channel"
-    p.add_argument("--heard", type=Path, metavar="AUDIO2", help=heard)
+    user = "what the person hears, a file as AUDIO, for weights that listen: nods and glances, not a word; on the video's right channel"
+    p.add_argument("--user-audio", type=Path, metavar="AUDIO2", help=user)
     batch = "render every line of a table, .csv or .jsonl: image, audio, and if wanted out, prompt, seed and size; run again, it goes on"
     p.add_argument("--batch", type=Path, metavar="JOBS", help=batch)
     story = "render one video of several shots, the lines of a table, .csv or .jsonl: image, audio, begin, end, prompt, transition (cut, dissolve)"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from everface.core.errors import BadInput
-from everface.live.heard import HeardAudio
+from everface.live.user_audio import UserAudio
 from everface.runtime.session import Session
 
 FADE = 80  # samples, 5 ms: between two pieces of audio that were not neighbors
@@ -34,10 +34,10 @@ class ModelFeed:
     """
 
     def __init__(self, session: Session, speaks: Callable[[int, int], bool] = lambda begin, end: False) -> None:
-        if session.format.audio_channels > 1 and not session.format.hears:
+        if session.format.audio_channels > 1 and not session.format.user_audio:
             raise BadInput("a live session has one speaker: use a session of Avatar.open for several, or leave their regions out")
         self._session, self._speaks = session, speaks
-        self.heard = HeardAudio(session.format.sample_rate) if session.format.hears else None
+        self.user = UserAudio(session.format.sample_rate) if session.format.user_audio else None
         self._frame, self._block = session.format.samples_per_frame, session.format.samples(1)
         self._first = session.format.samples(0 if session.turn == 0 else 1)  # of the turn's first block
         self._lookahead = session.format.lookahead_samples
@@ -103,7 +103,7 @@ class ModelFeed:
             size -= size % self._frame if factor > 1 else 0
             if size <= 0:
                 return
-            part_S = self._with_heard(self._waiting_S[: size * factor])
+            part_S = self._with_user(self._waiting_S[: size * factor])
             audio_S, tail_S = (part_S, self._tail_S) if factor == 1 else _thin_out(part_S, self._tail_S, factor, self._frame)
             if not self._session.push_audio(audio_S):
                 return
@@ -123,12 +123,12 @@ class ModelFeed:
         self._spans = deque([_Span(self._begin, accepted, self.factor)])
         self._waiting_S = self._tail_S = torch.zeros(0)
 
-    def _with_heard(self, own_S: torch.Tensor) -> torch.Tensor:
+    def _with_user(self, own_S: torch.Tensor) -> torch.Tensor:
         """[2, S] for a model that listens, else the same."""
-        if self.heard is None:
+        if self.user is None:
             return own_S
-        heard_S, begin = self.heard.take(own_S.numel()), self.accepted
-        return torch.stack([own_S, torch.zeros_like(heard_S) if self._speaks(begin, begin + own_S.numel()) else heard_S])
+        user_S, begin = self.user.take(own_S.numel()), self.accepted
+        return torch.stack([own_S, torch.zeros_like(user_S) if self._speaks(begin, begin + own_S.numel()) else user_S])
 
     def _missing(self) -> int:
         """Samples of the model's that the present block lacks; 0 between two blocks."""

@@ -107,16 +107,16 @@ class LiveSession(EventIteration):
                     return taken
                 self._changed.wait(min(0.02, max(0.0, end_s - self._now())))
 
-    def hear(self, samples: Samples, rate_hz: int = 16_000, *, channels: int = 1) -> None:
-        """What the person hears, such as a user's microphone: a model that listens (`format.hears`) nods and looks attentive. Not while a segment
-        is shown: the person speaks then. samples: as for `push_audio`; of what waits for longer than heard.KEPT_S the oldest is dropped. Raises
+    def push_user_audio(self, samples: Samples, rate_hz: int = 16_000, *, channels: int = 1) -> None:
+        """What the person hears, such as a user's microphone: a model that listens (`format.user_audio`) nods and looks attentive. Not while a segment
+        is shown: the person speaks then. samples: as for `push_audio`; of what waits for longer than user_audio.KEPT_S the oldest is dropped. Raises
         BadInput, also where the model does not listen."""
         array_SC = as_array(samples, channels)
         with self._lock:
             self._check_open()
-            if self._feed.heard is None:
+            if self._feed.user is None:
                 raise BadInput("these weights were not trained to listen: push what the person says itself, or use weights that listen")
-            self._feed.heard.push(array_SC, rate_hz)
+            self._feed.user.push(array_SC, rate_hz)
 
     def end_segment(self) -> None:
         """The segment is complete: idle motion, or silence, follows it. One LiveSegmentEnd will come for it. No segment: no effect."""

@@ -109,8 +109,8 @@ class EverfaceVideoService(AIService):
         if isinstance(frame, InterruptionFrame):
             await self._interrupt(frame, direction)
         elif isinstance(frame, InputAudioRawFrame):
-            if self._session.format.hears:
-                self._session.hear(frame.audio, frame.sample_rate, channels=frame.num_channels)
+            if self._session.format.user_audio:
+                self._session.push_user_audio(frame.audio, frame.sample_rate, channels=frame.num_channels)
             await self.push_frame(frame, direction)
         elif direction == FrameDirection.UPSTREAM or isinstance(frame, SystemFrame | EndFrame):
             await self.push_frame(frame, direction)

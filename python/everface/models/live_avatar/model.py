@@ -107,7 +107,7 @@ class LiveAvatarSession(SinkSession):
     def prepare(self, index: int, window: Window) -> Tensors:
         voices_AS = torch.atleast_2d(window.audio_S)
         leveled = [level.apply(replace(window, audio_S=one_S)) if level else one_S for level, one_S in zip(self._levels, voices_AS, strict=True)]
-        if self.format.hears:
+        if self.format.user_audio:
             return self._conditioner.block(leveled[0], self._stream.compat, leveled[1])
         return self._conditioner.block(torch.stack(leveled).view_as(window.audio_S), self._stream.compat)
 
@@ -152,11 +152,11 @@ class LiveAvatarSession(SinkSession):
 
 def block_format(conditioner: Conditioner, speakers: int = 0) -> BlockFormat:
     """`speakers`: 0 is one without a region."""
-    hears = conditioner.config.audio.listens and not speakers
+    listens = conditioner.config.audio.listens and not speakers
     return BlockFormat(
         frames=conditioner.block_frames,
-        audio_channels=2 if hears else max(1, speakers),
-        hears=hears,
+        audio_channels=2 if listens else max(1, speakers),
+        user_audio=listens,
         lookback_samples=conditioner.lookback_samples,
         lookahead_samples=conditioner.lookahead_samples,
         history=conditioner.config.dit.window_blocks - 1,  # with the next block they fill a KV ring

@@ -14,7 +14,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from everface.core.errors import BadInput, EverfaceError
 from everface.serve.backend import IMAGES
 from everface.serve.service import Service
-from everface.serve.stream.messages import Change, Control, Hear, Start, read_control
+from everface.serve.stream.messages import Change, Control, Start, UserAudioSwitch, read_control
 from everface.serve.stream.outbox import Message
 from everface.serve.stream.refusal import Refused, why
 from everface.serve.stream.session import StreamSession, known
@@ -30,7 +30,7 @@ class StreamConnection:
     def __init__(self, socket: WebSocket, service: Service) -> None:
         self._socket, self._service, self._limits = socket, service, service.settings.limits
         self._image_for: Change | None = None  # a change that waits for its image
-        self._hears = False  # binary messages are what the person hears
+        self._takes_user_audio = False  # binary messages are what the person hears
 
     async def run(self) -> None:
         await self._socket.accept(PROTOCOL if PROTOCOL in self._socket.scope.get("subprotocols", []) else None)
@@ -112,7 +112,7 @@ class StreamConnection:
 
     async def _take(self, data: bytes) -> None:
         if self._image_for is None:
-            (self._session.hear if self._hears else self._session.add_audio)(data)
+            (self._session.push_user_audio if self._takes_user_audio else self._session.add_audio)(data)
             return
         change, self._image_for = self._image_for, None
         with _saved(data) as path:
@@ -125,8 +125,8 @@ class StreamConnection:
     async def _control(self, control: Control) -> None:
         if isinstance(control, Change) and control.image == "upload":
             self._image_for = control
-        elif isinstance(control, Hear):
-            self._hears = control.on
+        elif isinstance(control, UserAudioSwitch):
+            self._takes_user_audio = control.on
         else:
             await self._session.control(control)
 

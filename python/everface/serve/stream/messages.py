@@ -51,10 +51,10 @@ class Change(_Message):
     transition: Literal["cut", "dissolve"] | None = None
 
 
-class Hear(_Message):
+class UserAudioSwitch(_Message):
     """The binary messages that follow are what the person hears, for a model that listens; with on false they are its own speech again."""
 
-    type: Literal["hear"]
+    type: Literal["user_audio"]
     on: bool = True
 
 
@@ -65,7 +65,7 @@ class Close(_Message):
     drain: bool = False
 
 
-Control = Start | EndSegment | Interrupt | Change | Hear | Close
+Control = Start | EndSegment | Interrupt | Change | UserAudioSwitch | Close
 _CONTROL: TypeAdapter[Control] = TypeAdapter(Annotated[Control, Field(discriminator="type")])
 
 

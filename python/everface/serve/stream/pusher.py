@@ -38,9 +38,9 @@ class Pusher:
         piece = max(1, int(PIECE_S * self._rate_hz))
         self._put(*(samples_SC[at : at + piece] for at in range(0, len(samples_SC), piece)))
 
-    def hear(self, data: bytes) -> None:
+    def push_user_audio(self, data: bytes) -> None:
         """Samples that the person hears. Raises BadInput, also where the model does not listen."""
-        self._live.hear(self._samples_of(data), self._rate_hz)
+        self._live.push_user_audio(self._samples_of(data), self._rate_hz)
 
     def _samples_of(self, data: bytes) -> np.ndarray:
         width = self._channels * self._dtype.itemsize

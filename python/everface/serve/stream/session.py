@@ -86,9 +86,9 @@ class StreamSession:
         """Interleaved samples. Raises BadInput, and takes nothing."""
         self._pusher.add(data)
 
-    def hear(self, data: bytes) -> None:
+    def push_user_audio(self, data: bytes) -> None:
         """Samples that the person hears, in the form of its own. Raises BadInput."""
-        self._pusher.hear(data)
+        self._pusher.push_user_audio(data)
 
     @property
     def waiting_s(self) -> float:

@@ -81,17 +81,17 @@ class HeadClips:
             return HeadClip(to_uint8(rgb).permute(1, 2, 3, 0).numpy(), torch.cat([features, silence], 1), torch.zeros(0), None)
         listening = rng.random() < LISTENING_SHARE
         before = front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
-        heard_S = torch.zeros(before + frames * SAMPLES_PER_FRAME)
+        user_S = torch.zeros(before + frames * SAMPLES_PER_FRAME)
         if listening:
-            voice_S, phonemes, heard_S, turn = self._draw_dialog(before, frames, rng)
+            voice_S, phonemes, user_S, turn = self._draw_dialog(before, frames, rng)
         else:
             (voice_S, phonemes), turn = self._draw_audio(before, frames, rng), 0
         mixed_S = add_background(voice_S, torch.Generator().manual_seed(seed)) if rng.random() < BACKGROUND_SHARE else voice_S
         moves = articulate(phonemes, voice_S[before:].numpy(), frames, 0.0, rng.uniform(0.8, 1.2)) if phonemes else np.tile([0, 0, 0, 0.6, 0, 0], (frames, 1))
-        body = sample_body(moves[:, 0], loudness(heard_S[before:]) if listening else None, rng)
+        body = sample_body(moves[:, 0], loudness(user_S[before:]) if listening else None, rng)
         body.listening[turn:] = listening and turn == 0
         images, truth = self.render(seed, moves, body)
-        features = [front_end.features(s, PAST_FRAMES + frames) for s in (mixed_S, heard_S)]
+        features = [front_end.features(s, PAST_FRAMES + frames) for s in (mixed_S, user_S)]
         return HeadClip(images, torch.cat(features, 1), mixed_S[before:], truth)
 
     def render(self, seed: int, articulators_TA: np.ndarray, body: Body) -> tuple[np.ndarray, Truth]:
@@ -126,15 +126,15 @@ class HeadClips:
 
     def _draw_dialog(self, before: int, frames: int, rng: np.random.Generator) -> tuple[torch.Tensor, Phonemes, torch.Tensor, int]:
         """(the person's voice, its phonemes, the voice that is heard, the frame from which the person speaks or 0 for never)."""
-        heard_S, _ = self._draw_audio(before, frames, rng)
+        user_S, _ = self._draw_audio(before, frames, rng)
         if rng.random() >= TURN_SHARE:
-            return torch.zeros_like(heard_S), [], heard_S, 0
+            return torch.zeros_like(user_S), [], user_S, 0
         voice_S, phonemes = self._draw_audio(before, frames, rng)
         turn = int(rng.integers(*TURN_FRAMES))
         begin = before + turn * SAMPLES_PER_FRAME
         voice_S[:begin] = 0  # copies: `_draw_audio` scaled them
-        heard_S[begin - int(GAP_S * FPS * SAMPLES_PER_FRAME) :] = 0
-        return voice_S, [(0.0, "_"), *((t, name) for t, name in phonemes if t >= turn / FPS)], heard_S, turn
+        user_S[begin - int(GAP_S * FPS * SAMPLES_PER_FRAME) :] = 0
+        return voice_S, [(0.0, "_"), *((t, name) for t, name in phonemes if t >= turn / FPS)], user_S, turn
 
 
 def loudness(voice_S: torch.Tensor) -> np.ndarray:

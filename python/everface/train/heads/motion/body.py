@@ -33,11 +33,11 @@ class Body:
     listening: np.ndarray
 
 
-def sample_body(jaw_T: np.ndarray, heard_T: np.ndarray | None, rng: np.random.Generator) -> Body:
-    """Motion for a mouth that opens by jaw_T. heard_T: how loud someone else speaks, 0..1, to a person who listens; None: nobody does. A
+def sample_body(jaw_T: np.ndarray, user_T: np.ndarray | None, rng: np.random.Generator) -> Body:
+    """Motion for a mouth that opens by jaw_T. user_T: how loud someone else speaks, 0..1, to a person who listens; None: nobody does. A
     listener nods after a phrase, raises the brows with the other's voice, tilts the head and looks at the camera."""
     T = len(jaw_T)
-    listening = heard_T is not None
+    listening = user_T is not None
     time_s = np.arange(T) / FPS
 
     def sway(amplitude: float, slow: float = 0.05, fast: float = 0.40) -> np.ndarray:
@@ -47,9 +47,9 @@ def sample_body(jaw_T: np.ndarray, heard_T: np.ndarray | None, rng: np.random.Ge
     stress = _smooth(jaw_T, 0.12)
     base = rng.normal(0, (0.03, 0.09, 0.03))
     turn = np.stack([base[0] + sway(0.055) + 0.05 * (stress - stress.mean()), base[1] + sway(0.10), base[2] + sway(0.045)], 1)
-    if heard_T is not None:
-        turn[:, 2] += rng.choice((-1, 1)) * rng.uniform(0.02, 0.07) * _smooth(np.minimum(1, 3 * heard_T), 0.06)
-        for start, strength in nods(heard_T, rng):  # one to three dips
+    if user_T is not None:
+        turn[:, 2] += rng.choice((-1, 1)) * rng.uniform(0.02, 0.07) * _smooth(np.minimum(1, 3 * user_T), 0.06)
+        for start, strength in nods(user_T, rng):  # one to three dips
             length = int(rng.integers(16, 28))
             t = np.arange(length) / length
             dips = strength * rng.uniform(0.07, 0.14) * np.sin(np.pi * t) * np.sin(2 * np.pi * rng.integers(1, 4) * t + 0.3)
@@ -68,16 +68,16 @@ def sample_body(jaw_T: np.ndarray, heard_T: np.ndarray | None, rng: np.random.Ge
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
     blink = blink_frames(torch.from_numpy(jaw_T.astype(np.float32)), generator).numpy()
     brow = np.clip(0.1 + sway(0.2) + 0.45 * stress, 0, 1)
-    if heard_T is not None:
-        brow = np.clip(brow + 0.5 * _smooth(heard_T, 0.15), 0, 1)
+    if user_T is not None:
+        brow = np.clip(brow + 0.5 * _smooth(user_T, 0.15), 0, 1)
     return Body(blink, gaze, turn, shift, body, brow, emotion, strength, np.full(T, listening))
 
 
-def nods(heard_T: np.ndarray, rng: np.random.Generator) -> list[tuple[int, float]]:
+def nods(user_T: np.ndarray, rng: np.random.Generator) -> list[tuple[int, float]]:
     """(first frame, strength) of each nod: most phrases of the other end in one, and long ones have smaller ones at what is stressed. Each
     begins 80 to 200 ms after its cause, so that a causal model can know it."""
     out, speaking_for, since = list[tuple[int, float]](), 0, 100
-    level = _smooth(heard_T, 0.5)
+    level = _smooth(user_T, 0.5)
     for t in range(1, len(level)):
         since += 1
         loud = level[t] > PHRASE_LEVEL
@@ -87,7 +87,7 @@ def nods(heard_T: np.ndarray, rng: np.random.Generator) -> list[tuple[int, float
             out.append((t + int(rng.integers(2, 6)), 1.0 if ended else 0.5))
             since = 0
         speaking_for = speaking_for + 1 if loud else 0
-    return [(start, strength) for start, strength in out if start < len(heard_T)]
+    return [(start, strength) for start, strength in out if start < len(user_T)]
 
 
 def body_actions(body: Body, t: int) -> dict[str, float]:

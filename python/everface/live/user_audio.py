@@ -10,7 +10,7 @@ from everface.live.audio_input import StreamResampler
 KEPT_S = 0.5  # that waits at most: a listener answers what is said now
 
 
-class HeardAudio:
+class UserAudio:
     """Mono audio at `rate_hz`, at most KEPT_S of it: beyond that the oldest is dropped. Not thread-safe."""
 
     def __init__(self, rate_hz: int) -> None:
