@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,6 +20,7 @@ from everface.train.chain.codec import CropLoader, share_done, train_on_frames
 from everface.train.chain.frames import HELD_OUT, paths, read_frames, read_rest, start_rendering, stop_rendering, wait_for_clips
 from everface.train.chain.pack import pack, unpack
 from everface.train.chain.plan import ChainPlan, Rehearsal
+from everface.train.chain.readers import train_lip_reader, train_pose_reader
 from everface.train.chain.speech import pack_speech, unpack_speech
 from everface.train.engine.checkpoint import checkpoint_path
 from everface.train.engine.ranks import Ranks
@@ -113,3 +115,12 @@ def test_everything_from_frames_to_a_judged_model(frames: Path, speech: Path, pl
         assert (run / "sheet.jpg").exists() and share_done(run / "dit", small.stage1) == 1
     again = train_stage1(run / "dit", run / "clips", small.stage1, small.model.dit)
     assert again.exists() and (run / "model" / "config.json").exists()
+
+
+def test_readers_leave_out_clips_without_truth(frames: Path) -> None:
+    np.savez(frames / "00006.npz", features=np.zeros(1), audio=np.zeros(0, np.float32))
+    np.save(frames / "00006.npy", np.zeros((69, 64, 64, 3), np.uint8))
+    image = torch.zeros(3, 3, 64, 64)
+    for train in (train_lip_reader, train_pose_reader):
+        one, again = (train(paths(frames), 2, "cpu") for _ in range(2))
+        assert torch.equal(one(image), again(image)) and one(image).shape == (3, 3)

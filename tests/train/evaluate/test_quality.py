@@ -12,7 +12,7 @@ from tests.train.miniature import syllables
 
 from everface.core.config import SAMPLES_PER_FRAME
 from everface.train.evaluate import bars, measure, metrics, quality
-from everface.train.evaluate.held_out import HELD_OUT_SEED
+from everface.train.evaluate.held_out import HELD_OUT_SEED, draw_held_out
 from everface.train.synthetic.characters import render
 from everface.train.synthetic.identity import sample_identity
 from everface.train.synthetic.motion import mouth_targets, neutral, sample_motion
@@ -55,9 +55,9 @@ def test_truth_passes_and_a_frozen_face_fails(reader, tmp_path, monkeypatch):
     # A lip reader trained for fifteen seconds may be too poor; ten seconds hold too few blinks, and two characters too little other audio.
     unreliable = {"lip reader on truth", "other audio, abs mean correlation", "blinks relative to truth"}
     unreliable |= {"opening correlation, mean", "width correlation"}
-    report = quality.evaluate_quality(Truth(2, seed=2), grainy, reader, audio_S, tmp_path / "truth", seed=2, size=SIZE)
+    report = quality.evaluate_quality(Truth(2, seed=2), grainy, reader, draw_held_out(audio_S, 2, SIZE), tmp_path / "truth")
     assert misses(report) <= unreliable and report["bars"][1]["value"] > 0.9, quality.table(report)
-    report = quality.evaluate_quality(frozen, lambda rgb: 0.5 * rgb, reader, audio_S, tmp_path / "frozen", seed=2, size=SIZE)
+    report = quality.evaluate_quality(frozen, lambda rgb: 0.5 * rgb, reader, draw_held_out(audio_S, 2, SIZE), tmp_path / "frozen")
     wanted = {"opening correlation, mean", "opening correlation, min", "opening amplitude", "blinks relative to truth"}
     assert not report["pass"] and wanted | {"motion energy relative to truth", "VAE PSNR, dB"} <= misses(report)
     written = json.loads((tmp_path / "frozen" / "report.json").read_text())
@@ -80,7 +80,5 @@ def test_a_face_for_other_audio_misses(reader, tmp_path, monkeypatch):
     audio_S = [syllables(6, 20 + i, rate=4, power=3) for i in range(2)]
     other = {id(a): b for a, b in zip(audio_S, reversed(audio_S))}
     truth = Truth(2, seed=2)
-    report = quality.evaluate_quality(
-        lambda p, s: truth(p, other[id(s)]), lambda rgb: rgb, reader, audio_S, tmp_path, seed=2, size=SIZE
-    )
+    report = quality.evaluate_quality(lambda p, s: truth(p, other[id(s)]), lambda rgb: rgb, reader, draw_held_out(audio_S, 2, SIZE), tmp_path)
     assert {"opening correlation, mean", "other audio, abs mean correlation"} <= misses(report)

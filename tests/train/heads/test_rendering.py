@@ -12,7 +12,8 @@ from everface.core.errors import Unavailable
 from everface.networks.audio.features import LogMel
 from everface.train.data.clips import STILL_FRAMES
 from everface.train.data.drawn import clip_generator
-from everface.train.heads.clips import HeadClips
+from everface.train.evaluate.readers.head_fit import JAW, STEPS, HeadFit
+from everface.train.heads.clips import LISTENING_SHARE, HeadClips
 from everface.train.heads.dataset import make_head_video
 from everface.train.heads.person.identity import HAIR_KINDS, sample_person
 from everface.train.heads.renderer import Pose, Renderer
@@ -52,6 +53,30 @@ def test_a_clip_has_frames_features_and_truth(source: HeadClips) -> None:
     assert truth.opening.shape == (8,) and truth.lips.shape == (8, 4, 2) and (truth.lips > 0).all() and (truth.lips < 1).all()
     again, _, _ = source.make(front_end, clip_generator(1, 5), frames=8)
     assert torch.equal(rgb, again)
+
+
+def test_a_listener_hears_a_voice_and_may_answer(source: HeadClips) -> None:
+    source.listening_share, front_end, turns = 1.0, LogMel(), []
+    try:
+        for n in range(8):
+            clip = source.draw(front_end, clip_generator(3, n), frames=64)
+            user = clip.features_LCF[0, 160:].float()
+            assert clip.truth is not None and clip.features_LCF.shape == (1, 320, 69) and user[:, 10:].std() > 0.1
+            turns.append(bool(clip.truth.listening[-1] == 0))
+            assert clip.truth.listening[0] == 1 and (user[:, -1].std() < 0.02) == turns[-1]  # whom it heard is silent in its turn
+    finally:
+        source.listening_share = LISTENING_SHARE
+    assert 0 < sum(turns) < 8
+
+
+@pytest.mark.long
+def test_a_pose_is_found_again(source: HeadClips) -> None:
+    fitted, pose_P = HeadFit(source.renderer, 4), np.zeros(len(STEPS))
+    pose_P[:4], pose_P[JAW] = (0.05, -0.12, 0.04, 0.2), 0.6
+    image_HW3 = fitted.draw(pose_P)
+    found_P, shown_HW3 = fitted.fit(image_HW3, np.array([0.0, -0.08, 0.0]), 0.4, 0.0)
+    before, after = (np.square(image_HW3 - other).mean() for other in (fitted.draw(np.zeros(len(STEPS))), shown_HW3))
+    assert after < before / 10 and np.abs(found_P[:3] - pose_P[:3]).max() < 0.03
 
 
 def test_truth_is_of_the_image(source: HeadClips) -> None:

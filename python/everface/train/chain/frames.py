@@ -75,7 +75,7 @@ def read_frames(path: Path) -> np.ndarray:
 
 
 def read_rest(path: Path) -> dict[str, np.ndarray]:
-    """`features` [L, C, F] float16, `audio` [S] float32, and, but for drawn characters, `opening`, `width`, `blink`, `listening` [T] and `turn` [T, 3]."""
+    """`features` [L, C, F] float16, `audio` [S] float32, and, but for drawn characters, `opening`, `width`, `blink`, `listening` [T], `turn` [T, 3], `lips` [T, 4, 2] and `seed`."""
     with np.load(path.with_suffix(".npz")) as held:
         return dict(held)
 
@@ -89,7 +89,7 @@ def as_video(frames: np.ndarray | torch.Tensor, device: str) -> torch.Tensor:
 
 
 def write_clip(path: Path, clip: HeadClip) -> None:
-    truth = {} if clip.truth is None else {name: getattr(clip.truth, name) for name in ("opening", "width", "blink", "turn", "listening")}
+    truth = {} if clip.truth is None else {name: getattr(clip.truth, name) for name in ("opening", "width", "blink", "turn", "lips", "listening", "seed")}
     np.savez(path.with_suffix(".npz"), features=clip.features_LCF.half().numpy(), audio=clip.audio_S.numpy(), **truth)
     partial = path.with_suffix(".partial")
     with open(partial, "wb") as file:

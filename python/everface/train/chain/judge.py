@@ -7,7 +7,6 @@ true ones.
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,21 @@ from PIL import Image
 from everface.core.config import Deployment, StreamConfig
 from everface.train.chain.codec import reconstruct
 from everface.train.chain.frames import HELD_OUT, as_video, paths, read_frames, read_rest
-from everface.train.data.clips import STILL_FRAMES
+from everface.train.chain.readers import train_lip_reader
 from everface.train.data.vae_files import read_vae
 from everface.train.engine.statistics import correlation
 from everface.train.evaluate import metrics
 from everface.train.evaluate.offline_stream import OfflineModel
-from everface.train.evaluate.readers.lip_reader import LipReader, degrade
+from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.synthetic.characters import mouth_box
 
-BATCH, ACROSS, SHOWN = 96, 6, 16
+ACROSS, SHOWN = 6, 16
 
 
 def judge(run: Path, frames: Path, model: Path | None, device: str, reader_steps: int) -> dict[str, Any]:
     """Write run/report.json and run/sheet.jpg. Without a model only the codec is judged. Returns the report."""
     vae, held_out = read_vae(run / "vae").to(device), paths(frames / HELD_OUT)
-    reader = train_reader(paths(frames), reader_steps, device) if model else None
+    reader = train_lip_reader(paths(frames), reader_steps, device) if model else None
     offline = OfflineModel(model, Deployment()) if model else None  # as it will run: on a CPU
     rows, panels = [], []
     for path, (decoded, true) in zip(held_out, reconstruct(vae, held_out, device)):
@@ -78,33 +77,6 @@ def read_lips(reader: LipReader, made: torch.Tensor, true: torch.Tensor, truth: 
         "motion": metrics.motion_energy(made) / metrics.motion_energy(true),
         "block_flicker": metrics.edge_flicker(made.cpu(), metrics.BLOCK_FRAMES)[0],
     }
-
-
-def train_reader(clips: list[Path], steps: int, device: str, seed: int = 0) -> LipReader:
-    """Opening, width and blink from single frames of rendered clips, blurred and noised as for drawn characters."""
-    rng, generator = random.Random(seed), torch.Generator(device).manual_seed(seed)
-    torch.manual_seed(seed)
-    reader = LipReader().to(device)
-    optimizer = torch.optim.AdamW(reader.parameters(), lr=3e-3, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps + 1, pct_start=0.15)
-    truths = [(path, rest) for path in clips if "opening" in (rest := read_rest(path))]
-    weight_3 = torch.tensor([1.0, 0.6, 0.5], device=device)
-    for _ in range(steps):
-        images, targets = [], []
-        for path, rest in rng.choices(truths, k=BATCH):
-            t = rng.randrange(len(rest["opening"]))
-            images.append(read_frames(path)[STILL_FRAMES + t])
-            targets.append([rest[name][t] for name in ("opening", "width", "blink")])
-        clean = as_video(np.stack(images)[:, None], device)[:, :, 0]
-        with torch.no_grad():
-            seen = torch.cat([degrade(part, generator) for part in clean.split(12)])
-        loss = ((reader(seen) - torch.tensor(np.array(targets, np.float32), device=device)).square() * weight_3).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-    return reader.eval()
 
 
 def panel(videos: list[torch.Tensor]) -> np.ndarray:

@@ -13,9 +13,9 @@ from everface.train.distill.plans import ModelPlan, Stage2Plan
 from everface.train.pretrain.plans import HEADS_DIT, LARGE_HEADS_DIT, TINY_DIT, Stage1Plan, TeacherPlan
 
 
-def _trained(dit: DiTConfig, vae: VAEConfig, name: str, side: int) -> ModelConfig:
+def _trained(dit: DiTConfig, vae: VAEConfig, name: str, side: int, listens: bool = False) -> ModelConfig:
     """A model that is trained here: log-mel audio, no text, square videos."""
-    return ModelConfig(dit, vae, AudioConfig("logmel"), TextConfig("none"), name, (side, side), still_frames=STILL_FRAMES)
+    return ModelConfig(dit, vae, AudioConfig("logmel", listens=listens), TextConfig("none"), name, (side, side), still_frames=STILL_FRAMES)
 
 
 PRESETS = {
@@ -27,14 +27,14 @@ PRESETS = {
         Stage2Plan(),
     ),
     "heads-256": ModelPlan(
-        _trained(HEADS_DIT, HEADS_VAE, "everface heads: rendered people, 256x256", 256),
+        _trained(HEADS_DIT, HEADS_VAE, "everface heads: rendered people, 256x256", 256, listens=True),
         (16, 16),
         TeacherPlan(curriculum=((0.0, 5, 128),)),
         Stage1Plan(minutes=9.0, warmup_steps=100, decay_from=0.5, ema=0.999, curriculum=((0.0, 2, 320), (0.15, 3, 224), (0.4, 5, 128))),
         Stage2Plan(),
     ),
     "heads-384": ModelPlan(
-        _trained(LARGE_HEADS_DIT, LARGE_HEADS_VAE, "everface heads: rendered people, 384x384", 384),
+        _trained(LARGE_HEADS_DIT, LARGE_HEADS_VAE, "everface heads: rendered people, 384x384", 384, listens=True),
         (24, 24),
         TeacherPlan(curriculum=((0.0, 5, 32),)),
         Stage1Plan(minutes=60.0, lr=1e-3, warmup_steps=200, ema=0.9995, curriculum=((0.0, 2, 96), (0.15, 3, 64), (0.4, 5, 32))),

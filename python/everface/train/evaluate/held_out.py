@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,12 +15,33 @@ from everface.core.config import SAMPLE_RATE, SAMPLES_PER_FRAME
 from everface.core.errors import BadInput
 from everface.train.data.clips import IMAGE_SIZE
 from everface.train.evaluate import metrics
+from everface.train.evaluate.readers.pose_fit import fit_psnr
 from everface.train.synthetic import voices
 from everface.train.synthetic.characters import render
 from everface.train.synthetic.identity import sample_identity
 from everface.train.synthetic.motion import mouth_targets, neutral, sample_motion
 
 HELD_OUT_SEED = 4_000_000_000  # characters from generator seeds above this are never trained on (seeds have 32 bits)
+
+
+class HeldOut(Protocol):
+    """One person and its speech, with known truth."""
+
+    @property
+    def image_3HW(self) -> Tensor: ...  # in -1..1: the reference
+    @property
+    def pcm_S(self) -> Tensor: ...  # 16 kHz
+    @property
+    def open_T(self) -> Tensor: ...  # true motion of the mouth at 25 frames per second
+    @property
+    def wide_T(self) -> Tensor: ...
+    @property
+    def truth_T3HW(self) -> Tensor: ...  # in -1..1
+
+    def fit(self, rgb_N3HW: Tensor, read_N3: Tensor) -> tuple[float, float]:
+        """PSNR in dB of frames against the same person in the pose that fits each best, of the whole frame and of the worse eye. read_N3: opening,
+        width and blink, to begin with."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,11 +55,20 @@ class HeldOutClip:
     wide_T: Tensor
     anim_TA: Tensor  # a whole motion with that mouth
 
-    @cached_property
+    @property
     def truth_T3HW(self) -> Tensor:
         """That motion rendered, rounded as a video is. Twenty seconds have 98 MB."""
+        return self._truth_T3HW
+
+    @cached_property
+    def _truth_T3HW(self) -> Tensor:
         with torch.no_grad():
             return metrics.as_rgb(metrics.as_frames(render(self.id_P[None], self.anim_TA, self.image_3HW.shape[-1])))
+
+    def fit(self, rgb_N3HW: Tensor, read_N3: Tensor) -> tuple[float, float]:
+        start_NA = neutral(len(rgb_N3HW))
+        start_NA[:, :3] = read_N3.clamp(0, 1)
+        return fit_psnr(self.id_P, rgb_N3HW, start_NA)
 
     def part(self, first: int, frames: int) -> HeldOutClip:
         """So many frames from `first` on."""

@@ -8,16 +8,14 @@ from torch import Tensor
 from everface.train.engine.statistics import correlation
 from everface.train.evaluate import metrics
 from everface.train.evaluate.bars import Row
-from everface.train.evaluate.held_out import HeldOutClip
+from everface.train.evaluate.held_out import HeldOut
 from everface.train.evaluate.readers.lip_reader import LipReader
-from everface.train.evaluate.readers.pose_fit import fit_psnr
-from everface.train.synthetic.motion import neutral
 
 FIT_FRAMES = 4
 
 
 def measure(
-    reader: LipReader, clip: HeldOutClip, made_T3HW: Tensor, block_frames: int = metrics.BLOCK_FRAMES, fit_frames: int | None = None
+    reader: LipReader, clip: HeldOut, made_T3HW: Tensor, block_frames: int = metrics.BLOCK_FRAMES, fit_frames: int | None = None
 ) -> tuple[Row, Tensor]:
     """The measures of a video of this clip, those of the codec apart, and the mouth opening that was read from it. The longer of video and
     clip is cut. The pose is fitted to `fit_frames` of its frames, FIT_FRAMES by default."""
@@ -26,9 +24,7 @@ def measure(
     made, truth, open_T, wide_T = (x[:T] for x in (made_T3HW, clip.truth_T3HW, clip.open_T, clip.wide_T))
     read = reader.read(made)
     at = torch.linspace(T * 0.3, T - 1, fit_frames).long()
-    start_NA = neutral(fit_frames)
-    start_NA[:, :3] = torch.stack(read, 1)[at].clamp(0, 1)
-    fit, eyes = fit_psnr(clip.id_P, made[at], start_NA)
+    fit, eyes = clip.fit(made[at], torch.stack(read, 1)[at])
     block, latent = metrics.edge_flicker(made, block_frames)
     row = {
         "open_corr": correlation(read[0], open_T),

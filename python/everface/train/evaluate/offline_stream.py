@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Self
@@ -141,18 +141,19 @@ class OfflineStream:
 
     def blocks(self, audio: Iterable[Tensor]) -> Iterator[Block]:
         """Denoised blocks: `x` the latents [16, n, h, w], `frames` the number of video frames that have audio. The audio is mono at
-        16 kHz, in pieces of any length; it may be endless."""
+        16 kHz, in pieces of any length; it may be endless. For a model that listens a piece may be [2, S], the second row the user's."""
         conditioner = self.model.conditioner
-        buffer, loudness = AudioBuffer(block_format(conditioner)), audio_level(conditioner, "everface")
+        format = block_format(conditioner)
+        buffer, levels = AudioBuffer(format), [audio_level(conditioner, "everface") for _ in range(format.audio_channels)]
         index, clean = 0, dict[str, Tensor]()
         for pcm_S in chain(audio, [None]):
             if pcm_S is None:
                 buffer.ended = True
             else:
-                buffer.add(pcm_S)
+                buffer.add(torch.stack([pcm_S, torch.zeros_like(pcm_S)]) if format.user_audio and pcm_S.dim() == 1 else pcm_S)
             while (window := buffer.take_window(index, 0)) is not None:
-                audio_S = loudness.apply(window) if loudness else window.audio_S
-                condition = conditioner.block(audio_S, "everface") | (clean if index == self.refresh_at else {})
+                rows = [level.apply(replace(window, audio_S=row_S)) if level else row_S for level, row_S in zip(levels, torch.atleast_2d(window.audio_S), strict=True)]
+                condition = conditioner.block(rows[0], "everface", *rows[1:]) | (clean if index == self.refresh_at else {})
                 x, header = self.noise(index), (self.opening.session, 0, index, window.pts, window.frames)
                 block = Block(*header, x, condition, window.last)
                 for role in self.roles:

@@ -18,11 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from everface.core.log import log
-from everface.train.data.clips import IMAGE_SIZE
 from everface.train.engine.statistics import correlation
 from everface.train.evaluate import metrics
-from everface.train.evaluate.bars import BARS, Row, check_bars
-from everface.train.evaluate.held_out import HeldOutClip, draw_held_out
+from everface.train.evaluate.bars import BARS, Bar, Row, check_bars
+from everface.train.evaluate.held_out import HeldOut
 from everface.train.evaluate.measure import measure
 from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.synthetic.characters import mouth_box
@@ -35,15 +34,14 @@ def evaluate_quality(
     generate: Generate,
     vae_reconstruct: Reconstruct,
     reader: LipReader,
-    audio_S: Sequence[Tensor],
+    clips: Sequence[HeldOut],
     out_dir: Path,
-    seed: int = 0,
-    size: int = IMAGE_SIZE,
+    bars: Sequence[Bar] = BARS,
 ) -> dict[str, Any]:
-    """Evaluate one character per audio. Writes report.json, report.md and sheet.png to out_dir and returns the report (bars.check_bars)."""
+    """Evaluate each clip. Writes report.json, report.md and sheet.png to out_dir and returns the report (bars.check_bars)."""
     out_dir.mkdir(parents=True, exist_ok=True)
     rows, reads, targets, panels = [], [], [], []
-    for clip in draw_held_out(audio_S, seed, size):
+    for clip in clips:
         with torch.no_grad():
             vae = vae_reconstruct(clip.truth_T3HW)
         made = metrics.as_rgb(generate(clip.image_3HW, clip.pcm_S))
@@ -52,20 +50,20 @@ def evaluate_quality(
         reads.append(open_T)
         targets.append(clip.open_T)
         panels.append(_panel(clip.image_3HW, made, clip.truth_T3HW))
-        log.info("character %d/%d: %s", len(rows), len(audio_S), " ".join(f"{k} {v:.3f}" for k, v in row.items()))
+        log.info("character %d/%d: %s", len(rows), len(clips), " ".join(f"{k} {v:.3f}" for k, v in row.items()))
     for i, row in enumerate(rows):
         others = [j for j in range(len(rows)) if j != i]
         pairs = [(reads[i], targets[j]) for j in others] or [(reads[i], targets[i].flip(0))]
         wrong = [correlation(a[: len(b)], b[: len(a)]) for a, b in pairs]
         row["wrong_corr"] = sum(wrong) / len(wrong)
-    report = check_bars(rows)
+    report = check_bars(rows, bars)
     (out_dir / "report.json").write_text(json.dumps(report, indent=1))
     (out_dir / "report.md").write_text(table(report))
     _save_sheet(panels, out_dir / "sheet.png")
     return report
 
 
-def _measure_all(reader: LipReader, clip: HeldOutClip, made: Tensor, vae: Tensor) -> tuple[Row, Tensor]:
+def _measure_all(reader: LipReader, clip: HeldOut, made: Tensor, vae: Tensor) -> tuple[Row, Tensor]:
     """All measures of one character but the correlation with other audio, and the mouth opening that was read."""
     read, mouth = reader.read(clip.truth_T3HW), mouth_box(made.shape[-1])
     row, open_T = measure(reader, clip, made)

@@ -21,7 +21,7 @@ from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.networks.video.vae import VAE
 from everface.train.evaluate.ablate import ablate, check_rows
 from everface.train.evaluate.compare import CLIP_S, compare
-from everface.train.evaluate.held_out import held_out_audio
+from everface.train.evaluate.held_out import draw_held_out, held_out_audio
 from everface.train.evaluate.horizon import LOOP_S, evaluate_horizon
 from everface.train.evaluate.levels import evaluate_levels
 from everface.train.evaluate.offline_stream import OfflineModel
@@ -46,19 +46,21 @@ def run_quality(
         vae = VAE(avatar.model.config.vae).eval()
         load_into(vae, open_checkpoint(weights or DEFAULT_WEIGHTS).vae())
 
-        def generate(image_3HW: Tensor, pcm_S: Tensor) -> Tensor:
-            with avatar.open(image_3HW) as session:
-                blocks = []
-                for part in pcm_S.split(SAMPLE_RATE // 2):
-                    while not session.push_audio(part):
-                        session.wait(1.0)
-                        blocks += session.poll()
-                    blocks += session.poll()
-                session.end_segment()
-                blocks += session.frames()
-            return torch.cat([block.frames_THW3 for block in blocks])
+        return evaluate_quality(lambda image, pcm: stream_frames(avatar, image, pcm), lambda rgb_T3HW: reconstruct(vae, rgb_T3HW), train_lip_reader(), draw_held_out(audio), out)
 
-        return evaluate_quality(generate, lambda rgb_T3HW: reconstruct(vae, rgb_T3HW), train_lip_reader(), audio, out)
+
+def stream_frames(avatar: Avatar, image_3HW: Tensor, pcm_S: Tensor) -> Tensor:
+    """uint8 frames [T, H, W, 3] of a session of its own."""
+    with avatar.open(image_3HW) as session:
+        blocks = []
+        for part in pcm_S.split(SAMPLE_RATE // 2):
+            while not session.push_audio(part):
+                session.wait(1.0)
+                blocks += session.poll()
+            blocks += session.poll()
+        session.end_segment()
+        blocks += session.frames()
+    return torch.cat([block.frames_THW3 for block in blocks])
 
 
 def run_horizon(

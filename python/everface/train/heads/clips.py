@@ -63,8 +63,12 @@ class HeadClip(NamedTuple):
 class HeadClips:
     """Makes clips of rendered people, and now and then of drawn characters. One a process; needs EGL."""
 
-    def __init__(self, assets: Path, size: int, speech: list[tuple[torch.Tensor, Phonemes]], drawn_share: float = DRAWN_SHARE) -> None:
-        self.renderer, self.size, self.speech, self.drawn_share = Renderer(assets, size), size, speech, drawn_share
+    def __init__(
+        self, assets: Path, size: int, speech: list[tuple[torch.Tensor, Phonemes]], drawn_share: float = DRAWN_SHARE,
+        listening_share: float = LISTENING_SHARE,
+    ) -> None:  # fmt: skip
+        self.renderer, self.size, self.speech = Renderer(assets, size), size, speech
+        self.drawn_share, self.listening_share = drawn_share, listening_share
 
     def make(self, front_end: LogMel, generator: torch.Generator, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tensor, Truth | None]:
         """rgb [3, 5 + T, H, W] in -1..1, features [L, 2C, 5 + T], and truth (None for drawn characters). T is `frames`."""
@@ -79,7 +83,7 @@ class HeadClips:
             rgb, features = make_clip([pcm for pcm, _ in self.speech], front_end, generator, self.size)
             silence = front_end.features(torch.zeros(front_end.lookback_samples + features.shape[-1] * SAMPLES_PER_FRAME), features.shape[-1])
             return HeadClip(to_uint8(rgb).permute(1, 2, 3, 0).numpy(), torch.cat([features, silence], 1), torch.zeros(0), None)
-        listening = rng.random() < LISTENING_SHARE
+        listening = rng.random() < self.listening_share
         before = front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
         user_S = torch.zeros(before + frames * SAMPLES_PER_FRAME)
         if listening:

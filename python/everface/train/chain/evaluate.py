@@ -1,0 +1,159 @@
+"""The fifteen bars on rendered people: held-out people with held-out voices, whose truth the renderer knows.
+
+    python -m everface.train.chain.evaluate MODEL --assets heads.npz --frames RUN/frames --out out
+
+FRAMES are the training clips, for the readers of lips and pose. People are rendered into OUT once, twenty seconds each; run again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from everface.avatar.avatar import Avatar
+from everface.core.config import FPS, SAMPLE_RATE, Deployment
+from everface.core.log import log, start_log
+from everface.core.machine import cores
+from everface.networks.audio.features import LogMel
+from everface.networks.video.vae import VAE
+from everface.train.chain.frames import as_video, paths, read_frames, read_rest, write_clip
+from everface.train.chain.readers import train_lip_reader, train_pose_reader
+from everface.train.data.clips import STILL_FRAMES
+from everface.train.data.drawn import clip_generator
+from everface.train.evaluate import metrics
+from everface.train.evaluate.bars import HEADS_BARS
+from everface.train.evaluate.held_out import HELD_OUT_SEED
+from everface.train.evaluate.quality import evaluate_quality
+from everface.train.evaluate.readers.head_fit import HeadFit
+from everface.train.evaluate.readers.lip_reader import LipReader
+from everface.train.evaluate.readers.pose_reader import PoseReader
+from everface.train.evaluate.run import reconstruct, stream_frames
+from everface.train.heads.clips import HeadClips
+from everface.train.heads.motion.speech import make_phoneme_speech, read_phoneme_speech
+from everface.train.heads.renderer import Renderer
+from everface.train.synthetic.characters import eyes_box
+from everface.train.synthetic.voices import HELD_OUT
+from everface.weights.load import load_into, open_checkpoint
+
+READER_STEPS = 700
+CLIPS_PER_VOICE = 12
+
+
+@dataclass(frozen=True)
+class HeldOutPerson:
+    """One person and its speech; `held_out.HeldOut` says what each is."""
+
+    path: Path
+    renderer: Renderer
+    poses: PoseReader
+
+    @property
+    def truth_T3HW(self) -> Tensor:
+        return self._truth_T3HW
+
+    @cached_property
+    def _truth_T3HW(self) -> Tensor:
+        return as_video(read_frames(self.path)[STILL_FRAMES:], "cpu").movedim(1, 0)
+
+    @property
+    def image_3HW(self) -> Tensor:
+        return as_video(read_frames(self.path)[:1], "cpu")[:, 0]
+
+    @property
+    def pcm_S(self) -> Tensor:
+        return torch.from_numpy(self._rest["audio"])
+
+    @property
+    def open_T(self) -> Tensor:
+        return torch.from_numpy(self._rest["opening"])
+
+    @property
+    def wide_T(self) -> Tensor:
+        return torch.from_numpy(self._rest["width"])
+
+    def fit(self, rgb_N3HW: Tensor, read_N3: Tensor) -> tuple[float, float]:
+        fitted, (top, bottom, left, right) = HeadFit(self.renderer, int(self._rest["seed"])), eyes_box(rgb_N3HW.shape[-1])
+        middle, whole, eyes = (left + right) // 2, 0.0, 0.0
+        for rgb_3HW, turn_3, (opening, _, blink) in zip(rgb_N3HW, self.poses.read(rgb_N3HW), read_N3.clamp(0, 1).tolist(), strict=True):
+            image_HW3 = ((rgb_3HW + 1) * 127.5).permute(1, 2, 0).numpy()
+            _, shown_HW3 = fitted.fit(image_HW3, turn_3.double().numpy(), opening, blink)
+            shown_3HW = torch.from_numpy(shown_HW3).permute(2, 0, 1) / 127.5 - 1
+            pair = shown_3HW[None], rgb_3HW[None]
+            whole += metrics.psnr(*pair)
+            eyes += min(metrics.psnr(*(metrics.crop(x, (top, bottom, *sides)) for x in pair)) for sides in ((left, middle), (middle, right)))
+        return whole / len(rgb_N3HW), eyes / len(rgb_N3HW)
+
+    @cached_property
+    def _rest(self) -> dict[str, np.ndarray]:
+        return read_rest(self.path)
+
+
+def render_people(folder: Path, assets: Path, size: int, people: int, seconds: int) -> list[Path]:
+    """Those that are not there yet: a person each, who speaks for so long with a held-out voice."""
+    speech, wanted = folder / "speech", [folder / f"{n:05d}.npy" for n in range(people)]
+    if all(path.exists() for path in wanted):
+        return wanted
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(speech.glob("*.wav")):
+        make_phoneme_speech(speech, HELD_OUT_SEED % (1 << 31), CLIPS_PER_VOICE, HELD_OUT)
+    voices = [held for held in read_phoneme_speech(speech, held_out=True) if len(held[0]) >= (seconds + 1) * SAMPLE_RATE]
+    source, front_end = HeadClips(assets, size, voices, listening_share=0.0), LogMel()
+    for n, path in enumerate(wanted):
+        if not path.exists():
+            source.speech = [voices[n % len(voices)]]
+            write_clip(path, source.draw(front_end, clip_generator(HELD_OUT_SEED, n), frames=seconds * FPS))
+            log.info("person %d of %d is rendered", n + 1, people)
+    return wanted
+
+
+def read_or_train(path: Path, reader: nn.Module, train: Any) -> Any:
+    """The reader of an earlier call, or a new one."""
+    if path.exists():
+        reader.load_state_dict(load_file(path))
+        return reader.eval()
+    made = train()
+    save_file(made.state_dict(), path)
+    return made
+
+
+def evaluate_people(model: Path, assets: Path, frames: Path, out: Path, people: int, seconds: int, deployment: Deployment) -> dict[str, Any]:
+    """Writes report.json, report.md and sheet.png to `out` and returns the report."""
+    with Avatar(model, None, deployment) as avatar:
+        config = avatar.model.config
+        size = config.size[0] if config.size else 256
+        rendered, clips = render_people(out / "people", assets, size, people, seconds), paths(frames)
+        lips: LipReader = read_or_train(out / "lips.safetensors", LipReader(), lambda: train_lip_reader(clips, READER_STEPS, "cpu"))
+        poses: PoseReader = read_or_train(out / "poses.safetensors", PoseReader(), lambda: train_pose_reader(clips, READER_STEPS, "cpu"))
+        vae = VAE(config.vae).eval()
+        load_into(vae, open_checkpoint(model).vae())
+        renderer = Renderer(assets, size)
+        held_out = [HeldOutPerson(path, renderer, poses) for path in rendered]
+        return evaluate_quality(lambda image, pcm: stream_frames(avatar, image, pcm), lambda rgb: reconstruct(vae, rgb), lips, held_out, out, HEADS_BARS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m everface.train.chain.evaluate", description="Evaluate a model on rendered people.")
+    parser.add_argument("model", type=Path, help="folder of a model")
+    parser.add_argument("--assets", type=Path, required=True, help="the npz of everface.train.heads.assets")
+    parser.add_argument("--frames", type=Path, required=True, help="rendered clips of the training, for the readers")
+    parser.add_argument("--out", type=Path, required=True, help="folder for people, readers and the report")
+    parser.add_argument("--people", type=int, default=16)
+    parser.add_argument("--seconds", type=int, default=20)
+    args = parser.parse_args()
+    start_log()
+    log.setLevel("INFO")
+    report = evaluate_people(args.model, args.assets, args.frames, args.out, args.people, args.seconds, Deployment(threads=cores()))
+    print((args.out / "report.md").read_text())
+    raise SystemExit(0 if report["pass"] else 1)
+
+
+if __name__ == "__main__":
+    main()
