@@ -20,7 +20,7 @@ OPTIONAL = (
     ("nvidia.nccl", "nvidia-nccl-cu13", "sends blocks between GPUs; a torch build for CUDA 13 brings it"),
     ("nvidia.nccl", "nvidia-nccl-cu12", "the same for CUDA 12"),
     ("pillow_heif", "pillow-heif", "reads HEIC images, as phones save them (everface[heic])"),
-    ("pybind11", "pybind11", "builds everface._native, which calls NCCL (make native)"),
+    ("pybind11", "pybind11", "builds everface._native, which calls NCCL and norms video on a CPU (make native)"),
     ("pytest_benchmark", "pytest-benchmark", "benchmarks of kernels and channels (bench/)"),
     ("flash_attn", "flash-attn", "an attention backend, if the deployment asks for it"),
     ("xformers", "xformers", "an attention backend, if the deployment asks for it"),

@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 import stat
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +18,7 @@ from everface.engine.connection import Connection, Opener
 
 MOST_CONNECTIONS = 64
 TICK_S = 0.1
+SWITCH_S = 2e-4  # a message wakes a thread, which may wait so long for the interpreter; Python's own 5 ms are a tail of a block's time
 STOP_S = 5.0
 
 
@@ -67,7 +69,8 @@ class Engine:
         self._draining = False
 
     def serve(self, listener: socket.socket) -> None:
-        """Accept clients until an exception, such as an interruption, comes. The listener is closed then."""
+        """Accept clients until an exception, such as an interruption, comes. The listener is closed then. The process is the engine's."""
+        sys.setswitchinterval(SWITCH_S)
         with listener:
             listener.settimeout(TICK_S)
             while True:
@@ -76,6 +79,7 @@ class Engine:
 
     def serve_owner(self, owner: socket.socket) -> None:
         """Take clients' sockets from the process that started this one, until it closes its end."""
+        sys.setswitchinterval(SWITCH_S)
         with owner:
             while True:
                 try:
