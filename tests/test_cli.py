@@ -19,7 +19,7 @@ METRICS = "syncnet dino qalign trust-qalign"
 # Adding a flag is a decision: it has an owner and a place here.
 FLAGS = {
     "demo": f"out {DEPLOYMENT}",
-    "render": f"out pcm second speakers user-audio batch story {MODEL} {DEPLOYMENT} prompt seed compat force consent",
+    "render": f"out pcm second speakers user-audio crop paste-back batch story {MODEL} {DEPLOYMENT} prompt seed compat force consent",
     "verify": "trust",
     "serve": f"host port open token max-sessions max-jobs max-upload-mb max-audio-s idle-s lifetime-s push-to {MODEL} {DEPLOYMENT}",
     "soak": f"hours fast server out {MODEL} {DEPLOYMENT}",

@@ -17,8 +17,10 @@ from everface.avatar.sources import Source, open_source
 from everface.avatar.story import StoryAudio, StoryShot
 from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
+from everface.media.image import read_image
 from everface.media.output import check_output
 from everface.media.output_pipe import OutputPipe, open_stdout
+from everface.media.paste_back import PasteBack
 from everface.media.video_writer import VideoWriter
 from everface.media.wav_stream import PCM
 from everface.provenance.audit import log_video
@@ -49,6 +51,7 @@ class RenderJob:
     consent: str = ""  # the note of who consented, in one line: goes into the signed manifest and the audit log
     second: Path | None = None
     user_audio: Path | None = None
+    paste_back: bool = False  # the frames are put back into the whole image, which the face was cut out of
 
     @classmethod
     def of_story(cls, shots: list[StoryShot], out: Path | None, stream: StreamConfig, **options: Any) -> RenderJob:
@@ -111,11 +114,26 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
         source.close()
 
 
+def paste_back(avatar: Avatar, job: RenderJob) -> PasteBack | None:
+    """Where the job asks for it. Raises BadInput where there is nothing to put back into."""
+    if not job.paste_back:
+        return None
+    image_HW3 = read_image(job.image)
+    region = avatar.model.face_region(job.image, image_HW3, job.stream)
+    if region is None or isinstance(job.audio, list):
+        why = "a story has an image for each shot" if isinstance(job.audio, list) else f"no face was found in {job.image}"
+        raise BadInput(f"{why}, so there is nothing to put back: leave out --paste-back")
+    return PasteBack(image_HW3, region, avatar.fit(job.image, job.stream).shape[-1])
+
+
 def render_on(
     avatar: Avatar, job: RenderJob, source: Source | StoryAudio, out: Path | OutputPipe, progress: Progress | None, began_s: float
 ) -> RenderReport:
     """`render` on a model that is loaded; `source` and `out` stand for the audio and out of `job`."""
     signer, consent = find_signer(), check_consent(job.consent)
+    if job.paste_back:
+        job = replace(job, stream=replace(job.stream, crop="face"))
+    paste = paste_back(avatar, job)
     if job.user_audio is not None and not avatar.format.user_audio:
         raise BadInput(f"these weights were not trained to listen: render without {job.user_audio}, or use weights that listen")
     image_3HW = avatar.fit(job.image, job.stream)
@@ -131,13 +149,15 @@ def render_on(
         total = None if info.duration_s is None else math.ceil(info.duration_s * fps)
         sign = partial(signer.sign, consent=consent) if signer else None
         audio = info.rate_hz, info.track_channels
-        writing = VideoWriter(out, height, width, *audio, fps=fps, keep_unfinished=job.keep_unfinished, sign=sign)
+        shown = (height, width) if paste is None else (paste.height, paste.width)
+        writing = VideoWriter(out, *shown, *audio, fps=fps, keep_unfinished=job.keep_unfinished, sign=sign)
         with writing as writer:
             loaded = time.perf_counter()
             for blocks in _feed(session, source, writer):
                 for block in blocks:
                     cut = 0 if block.index else dropped
-                    writer.write(block.frames_THW3[cut:].cpu().numpy())
+                    frames_THW3 = block.frames_THW3[cut:].cpu().numpy()
+                    writer.write(frames_THW3 if paste is None else paste.apply(frames_THW3))
                     if progress:
                         progress(writer.frames, total, writer.frames / (time.perf_counter() - loaded))
             done, frames, first_s = time.perf_counter(), writer.frames, session.timeline.first_frame_s or 0.0
@@ -146,8 +166,8 @@ def render_on(
         out=str(writing.saved),
         frames=frames,
         seconds=frames / fps,
-        width=width,
-        height=height,
+        width=shown[1],
+        height=shown[0],
         render_s=done - loaded,
         fps=frames / (done - loaded),
         first_frame_s=first_s,

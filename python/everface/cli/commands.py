@@ -34,7 +34,7 @@ def render(args: argparse.Namespace) -> None:
     if args.speakers and args.second is None:
         raise BadInput("--speakers says where two people are, and there is one voice: name the other person's with --second, or leave it out")
     speakers = () if args.second is None else tuple(args.speakers or HALVES)
-    stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler, compat=args.compat, prompt=args.prompt, speakers=speakers)
+    stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler, compat=args.compat, prompt=args.prompt, speakers=speakers, crop=args.crop)
     if args.batch is not None:
         _render_batch(args, stream)
         return
@@ -51,7 +51,7 @@ def render(args: argparse.Namespace) -> None:
         raise BadInput("an image and audio are needed: everface render IMAGE AUDIO -o OUT, or --batch JOBS (see everface render --help)")
     else:
         pcm = PCM(*args.pcm) if args.pcm else None
-        job = RenderJob(args.image, args.audio, args.out, stream=stream, pcm=pcm, second=args.second, user_audio=args.user_audio, **options)
+        job = RenderJob(args.image, args.audio, args.out, stream=stream, pcm=pcm, second=args.second, user_audio=args.user_audio, paste_back=args.paste_back, **options)
     with progress_bar() as progress:
         report = render(job, progress)
     print_report(report)

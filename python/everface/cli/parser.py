@@ -25,7 +25,7 @@ from everface.cli.flags import (
 from everface.cli.fleet import add_fleet_flags
 from everface.cli.serve import add_serve
 from everface.cli.soak import add_soak
-from everface.core.config import COMPATS, SAMPLERS, Deployment, StreamConfig
+from everface.core.config import COMPATS, CROPS, SAMPLERS, Deployment, StreamConfig
 from everface.genbench.command_line import add_genbench
 from everface.train.command_line import add_train
 
@@ -112,6 +112,9 @@ def _add_render(add: Add) -> None:
     p.add_argument("--speakers", type=box, nargs=2, metavar="BOX", help=speakers)
     user = "what the person hears, a file as AUDIO, for weights that listen: nods and glances, not a word; on the video's right channel"
     p.add_argument("--user-audio", type=Path, metavar="AUDIO2", help=user)
+    crop = "what of IMAGE is shown by weights of one size: face, center, or auto: the face if everface[face] is installed (%(default)s)"
+    p.add_argument("--crop", choices=CROPS, default=StreamConfig.crop, help=crop)
+    p.add_argument("--paste-back", action="store_true", help="show the whole IMAGE, with the face that was cut out put back into it")
     batch = "render every line of a table, .csv or .jsonl: image, audio, and if wanted out, prompt, seed and size; run again, it goes on"
     p.add_argument("--batch", type=Path, metavar="JOBS", help=batch)
     story = "render one video of several shots, the lines of a table, .csv or .jsonl: image, audio, begin, end, prompt, transition (cut, dissolve)"

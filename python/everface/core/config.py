@@ -287,6 +287,7 @@ def _checked_size(size: tuple[int, ...] | None) -> tuple[int, int] | None:
 
 SAMPLERS = ("official", "skip-null")
 RENDER_WINDOW_S, LIVE_WINDOW_S = (4.0, 1.0), (4.0, 0.48)  # audio before and behind a block, where the front end looks so far: docs/numerics.md
+CROPS = ("auto", "face", "center")
 COMPATS = ("everface", "official")
 DTYPES = ("float32", "bfloat16", "fp8", "fp8-attention")  # fp8: GEMMs; fp8-attention: GEMMs and attention. See docs/numerics.md
 ATTENTIONS = ("auto", "triton", "gluon", "cudnn", "flash", "flash-attn", "xformers")  # described in kernels/attention/backend.py
@@ -324,11 +325,13 @@ class StreamConfig:
     prompt: str = ""
     refresh_sink: bool = True  # after the first clip the first generated latent replaces the image as the attention sink
     audio_window_s: tuple[float, float] | None = None  # that wav2vec2 sees before and behind a block; None: RENDER_WINDOW_S, live LIVE_WINDOW_S
+    crop: str = "auto"  # of an image that has not the video's shape, by weights of one size: around the face, the center, or auto, the face if a detector is installed
     speakers: tuple[Box, ...] = ()  # the region of each of several speakers, which then have a channel of the audio each: docs/beyond.md
 
     def __post_init__(self) -> None:
         _check_choice("sampler", self.sampler, SAMPLERS)
         _check_choice("compat", self.compat, COMPATS)
+        _check_choice("crop", self.crop, CROPS)
         if not 0 <= self.seed < 2**63:
             raise BadInput(f"seed {self.seed} is outside 0..2^63-1: choose another")
         if self.size:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 
 from everface.core.config import Deployment, LiveTalkModelConfig, ModelConfig, StreamConfig
 from everface.core.errors import BadInput
+from everface.core.log import log
+from everface.media.face import Region, can_find_faces, find_face
 from everface.media.image import check_image
 from everface.models import LIVE_AVATAR, LIVE_TALK
 from everface.runtime.model import BlockFormat, RoleSpec, SessionModel
 from everface.runtime.registry import load_model, path_of
 from everface.weights.layout import detect_layout
 
+FRAMED = 0.8
 Config = TypeVar("Config", ModelConfig, LiveTalkModelConfig)
 MODELS = {"official": LIVE_AVATAR, "everface": LIVE_AVATAR, "livetalk": LIVE_TALK}  # by the kind of a layout
 
@@ -68,6 +72,18 @@ class OpenedModel(Generic[Config]):
             (_, height, width), given = size, "x".join(map(str, rgb_3HW.shape[:0:-1]))
             raise BadInput(f"an image of {given} cannot replace one of {width}x{height}: open a session for it")
         return rgb_3HW
+
+    def face_region(self, image: Path, image_HW3: np.ndarray, stream: StreamConfig) -> Region | None:
+        """The square of an image that is shown, where it is cut around the face. Raises Unavailable where the stream asks for that and it cannot be."""
+        fixed = self.config.size is not None and self.config.size[0] == self.config.size[1] and stream.compat != "official"
+        if stream.crop == "center" or (stream.crop == "auto" and not (fixed and can_find_faces())):
+            return None
+        region = find_face(image_HW3)
+        if region is None and stream.crop == "face":
+            log.warning("no face was found in %s: its middle is shown", image)
+        height, width = image_HW3.shape[:2]
+        framed = region is not None and height == width and region.side > FRAMED * height  # as a person is framed already
+        return None if framed and stream.crop == "auto" else region
 
     def stream_size(self, stream: StreamConfig) -> tuple[int, int] | None:
         """(height, width) that a stream must have; None if it follows the image."""

@@ -12,6 +12,7 @@ from everface.core.config import Deployment, ModelConfig, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.media.crop import target_size
+from everface.media.face import cut_out
 from everface.media.image import fit_image, read_image
 from everface.models import LIVE_AVATAR
 from everface.models.live_avatar import roles
@@ -60,7 +61,9 @@ class LiveAvatar(OpenedModel[ModelConfig]):
 
     def fit(self, image: Path, stream: StreamConfig) -> torch.Tensor:
         image_HW3 = read_image(image)
-        size = self.stream_size(stream)
+        size, region = self.stream_size(stream), self.face_region(image, image_HW3, stream)
+        if region is not None:
+            image_HW3 = cut_out(image_HW3, region)
         height, width = image_HW3.shape[:2]
         return fit_image(image_HW3, size or target_size(height, width, stream.area), stream.compat)
 

@@ -12,6 +12,7 @@ from everface.core.config import Deployment, LiveTalkModelConfig, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.media.crop import plan_cover, target_size
+from everface.media.face import cut_out
 from everface.media.image import crop_image, fit_image, read_image
 from everface.models import LIVE_AVATAR, LIVE_TALK
 from everface.models.live_avatar.names import not_finite
@@ -57,6 +58,8 @@ class LiveTalk(OpenedModel[LiveTalkModelConfig]):
 
     def fit(self, image: Path, stream: StreamConfig) -> torch.Tensor:
         image_HW3, size = read_image(image), self.stream_size(stream)
+        if (region := self.face_region(image, image_HW3, stream)) is not None:
+            image_HW3 = cut_out(image_HW3, region)
         height, width = image_HW3.shape[:2]
         size = size or target_size(height, width, stream.area)
         return crop_image(image_HW3, size, plan_cover(height, width, size)) if stream.compat == "official" else fit_image(image_HW3, size)
