@@ -73,9 +73,9 @@ class NativeNormSilu(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, Tensor]:
         x_BxC, gamma = ctx.saved_tensors
-        up_BxC, gamma_C = grads[0].to(x_BxC.dtype).contiguous(), gamma.flatten().float()
+        up_BxC, gamma_C = grad_outputs[0].to(x_BxC.dtype).contiguous(), gamma.flatten().float()
         down_BxC, down_C = torch.empty_like(x_BxC), torch.empty_like(gamma_C)
         addresses = [t.data_ptr() for t in (x_BxC, gamma_C, up_BxC, down_BxC, down_C)]
         cast(Any, native_cpu()).norm_silu_backward(*addresses, *rows_of(x_BxC))

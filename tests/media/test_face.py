@@ -72,11 +72,12 @@ def face_(tmp_path: Path) -> Path:
 
 @needs_dlib
 def test_the_whole_photograph_speaks(small_model: Path, photo: Path, voice: Path, tmp_path: Path, face_: Path) -> None:
-    job = RenderJob(photo, voice, tmp_path / "talk.mp4", small_model, paste_back=True)
+    out = tmp_path / "talk.mp4"
+    job = RenderJob(photo, voice, out, small_model, paste_back=True)
     report = render(job)
     region = find_face(np.array(Image.open(photo)))
     assert region is not None and abs(report.width - 640 * 64 / region.side) <= 2 and report.frames == 53
-    frame = next(iter(read_frames(job.out)))  # type: ignore[arg-type]
+    frame = next(iter(read_frames(out)))
     still = np.array(Image.open(photo).resize((report.width, report.height), Image.Resampling.LANCZOS)).astype(int)
     corner = np.abs(frame[: report.height // 8].astype(int) - still[: report.height // 8])
     assert corner.mean() < 4  # the room, through the codec

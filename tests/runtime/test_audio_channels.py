@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from everface.runtime.samples import check_samples
 from everface.runtime.session import Session
 from everface.runtime.signal import Signal
 
-SIZES = {"lookback_samples": 1000, "lookahead_samples": 700}
+SIZES: dict[str, Any] = {"lookback_samples": 1000, "lookahead_samples": 700}
 
 
 def test_windows_of_channels_are_those_of_each() -> None:

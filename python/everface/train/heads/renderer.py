@@ -131,7 +131,7 @@ class Renderer:
         ctx.disable(gl.BLEND)
         ctx.copy_framebuffer(self.flat, self.screen)
         raw = np.frombuffer(self.flat.read(components=4), np.uint8).reshape(self.size, FINER, self.size, FINER, 4)
-        raw = sum(raw[:, y, :, x].astype(np.float32) for y in range(FINER) for x in range(FINER))[::-1] / FINER**2
+        raw = np.stack([raw[:, y, :, x] for y in range(FINER) for x in range(FINER)]).sum(0, dtype=np.float32)[::-1] / FINER**2
         alpha = raw[..., 3:] / 255
         return expose(raw[..., :3] + self.backdrop * (1 - alpha), self.scene, self.noise)
 
