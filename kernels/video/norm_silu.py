@@ -73,7 +73,7 @@ class NativeNormSilu(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]  the decorator has positions only
         x_BxC, gamma = ctx.saved_tensors
         up_BxC, gamma_C = grad_outputs[0].to(x_BxC.dtype).contiguous(), gamma.flatten().float()
         down_BxC, down_C = torch.empty_like(x_BxC), torch.empty_like(gamma_C)
