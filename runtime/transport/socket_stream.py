@@ -8,16 +8,16 @@ import socket
 import struct
 import threading
 
-READ_AHEAD = 1 << 16  # bytes that one system call may fetch
-
-
 class SocketStream:
-    """Any thread may `send` and `cut`; one thread receives, and calls `close` when it is done."""
+    """Any thread may `send` and `cut`; one thread receives, and calls `close` when it is done.
 
-    def __init__(self, connected: socket.socket, timeout_s: float):
+    read_ahead: bytes that one system call may fetch. With any, descriptors come earlier than what they belong to: for ends that expect none.
+    """
+
+    def __init__(self, connected: socket.socket, timeout_s: float, read_ahead: int = 0):
         self._socket = connected
         self._sending, self._ending = threading.Lock(), threading.Lock()
-        self._ahead = bytearray()  # received, but not asked for yet
+        self._read_ahead, self._ahead = read_ahead, bytearray()  # received, but not asked for yet
         # Python's own timeout would make the socket non-blocking for the receiving thread too. A timeout of 0 would mean none.
         send_timeout = struct.pack("ll", *divmod(max(1, int(timeout_s * 1e6)), 1_000_000))
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, send_timeout)
@@ -34,7 +34,7 @@ class SocketStream:
         """Exactly `size` bytes, and the descriptors that came with them. Raises EOFError at the end of the stream, OSError."""
         descriptors = list[int]()
         while len(self._ahead) < size:
-            part, found, _, _ = socket.recv_fds(self._socket, max(READ_AHEAD, size - len(self._ahead)), 1)
+            part, found, _, _ = socket.recv_fds(self._socket, max(self._read_ahead, size - len(self._ahead)), 1)
             descriptors += found
             if not part:
                 for descriptor in descriptors:

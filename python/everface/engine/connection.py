@@ -21,6 +21,7 @@ Opener = Callable[[protocol.OpenRequest, float], tuple[LiveSession, tuple[int, i
 
 SEND_S = 30.0  # a client that reads nothing for so long is cut off
 HELLO_S = 10.0  # for the first message
+READ_AHEAD = 1 << 16  # a client sends no descriptor that is wanted
 SLOTS = (2, 64)
 DEFAULT_SLOTS = 8
 MOST_BUS_ID = 32  # characters
@@ -40,7 +41,7 @@ class Connection:
 
     def __init__(self, connected: socket.socket, opener: Opener, fps: int, version: str = "") -> None:
         self._socket, self._opener, self._fps, self._version = connected, opener, fps, version
-        self._stream = SocketStream(connected, SEND_S)
+        self._stream = SocketStream(connected, SEND_S, READ_AHEAD)
         self.session: HostedSession | None = None
         self.refusal: Unavailable | None = None  # of new sessions
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(HELLO_S), 0))
