@@ -63,8 +63,8 @@ class CropLoader:
 
 
 def train_on_frames(run_dir: Path, frames: Path, plan: CropPlan, config: VAEConfig, size: int, device: str, until: float) -> bool:
-    """Train until the plan is done or time.monotonic() is `until`, then write run_dir/vae.safetensors and vae.json. Returns whether it is
-    done. Resumes."""
+    """Train until the plan is done or time.monotonic() is `until`, then write run_dir/vae.safetensors and vae.json, on a CPU only when
+    it is done. Returns whether it is. Resumes."""
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
     vae = new_vae(config).to(device).train()
@@ -85,6 +85,8 @@ def train_on_frames(run_dir: Path, frames: Path, plan: CropPlan, config: VAEConf
         ema = train_codec(run_dir, vae, plan, loss_of, lambda: measure(vae, held_out, device), device, until)
     finally:
         loader.close()
+    if device == "cpu" and share_done(run_dir, plan) < 1:
+        return False  # the statistics take minutes there, and nothing asks for them yet
     with ema.swapped(vae):
         config = with_statistics(config, vae, paths(frames)[:STATISTICS_CLIPS], device)
     write_vae(run_dir, {n: t.cpu() for n, t in ema.weights.items()}, config)
