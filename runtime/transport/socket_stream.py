@@ -8,6 +8,7 @@ import socket
 import struct
 import threading
 
+
 class SocketStream:
     """Any thread may `send` and `cut`; one thread receives, and calls `close` when it is done.
 
