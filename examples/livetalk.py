@@ -14,13 +14,9 @@ image, speech, out, weights = map(Path, sys.argv[1:])
 with Avatar(weights) as avatar:
     picture_3HW = avatar.fit(image, StreamConfig())
     with avatar.open(picture_3HW) as session, VideoWriter(out, *picture_3HW.shape[-2:], fps=avatar.format.fps) as video:
-        for audio_S in read_audio(speech, 8_000):  # half a second at 16 kHz
+        parts = list(read_audio(speech, 8_000))  # of half a second at 16 kHz
+        for audio_S in parts:
             video.write_audio(audio_S)
-            while not session.push_audio(audio_S):
-                session.wait(0.2)
-                for block in session.poll():
-                    video.write(block.frames_THW3.numpy())
-        session.end_segment()
-        for block in session.frames():
+        for block in session.stream(parts):
             video.write(block.frames_THW3.numpy())
 print(f"{out}: {video.frames} frames at {avatar.format.fps} per second")

@@ -23,12 +23,6 @@ with Avatar() as avatar:
     picture_3HW = avatar.fit(image, stream)
     with avatar.open(picture_3HW, stream) as session, VideoWriter(out, *picture_3HW.shape[-2:], audio_channels=2) as video:
         video.write_audio(audio_2S.T)
-        for part_2S in np.array_split(audio_2S, samples // 8_000 + 1, axis=1):
-            while not session.push_audio(part_2S):
-                session.wait(0.2)
-                for block in session.poll():
-                    video.write(block.frames_THW3.numpy())
-        session.end_segment()
-        for block in session.frames():
+        for block in session.stream(np.array_split(audio_2S, samples // 8_000 + 1, axis=1)):
             video.write(block.frames_THW3.numpy())
 print(f"{out}: {video.frames} frames of two speakers")

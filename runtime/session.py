@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -210,6 +210,17 @@ class Session:
                         return
             if block is not None:
                 yield block
+
+    def stream(self, audio: Iterable[torch.Tensor | np.ndarray]) -> Iterator[VideoBlock]:
+        """Push audio piece by piece as there is room, then end the segment; yields blocks as they finish. A generator of pieces is asked for the
+        next one just before that is pushed, so it may `cut` there. Raises as `push_audio` and `frames`."""
+        for audio_S in audio:
+            while not self.push_audio(audio_S):
+                self.wait(WAIT_S)
+                yield from self.poll()
+            yield from self.poll()
+        self.end_segment()
+        yield from self.frames()
 
     def events(self) -> list[Event]:
         """What happened since the last call: one SegmentEnd a turn with audio, Recovering, Recovered."""

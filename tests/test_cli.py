@@ -135,6 +135,13 @@ def test_a_wrong_setting_is_refused_before_anything_is_loaded(capsys: pytest.Cap
     assert "nearest is 704x384" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", [("--paste-back",), ("--user-audio", "question.wav"), ("--second", "other.wav")])
+def test_a_table_refuses_what_it_would_ignore(flag: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    for table in ("--batch", "--story"):
+        assert cli.main(["render", table, "jobs.csv", "-o", "out", *flag]) == 2
+        assert "everface render" in capsys.readouterr().err or table == "--batch"
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(args: argparse.Namespace) -> None:
         raise KeyError("bug")

@@ -7,8 +7,8 @@ Contract
 Cost
     memory: one read and one write. 623 MB each way for 12 frames of 704x384 at 96 channels in bfloat16, the largest of the VAE.
 On a CPU
-    norm_silu is csrc/cpu/norm_silu.cc where everface._native is built, forward and backward: one pass where plain torch takes five, half of
-    the time, and in bfloat16 one rounding.
+    norm_silu is csrc/cpu/norm_silu.cc where everface._native is built, forward and backward: one pass where plain torch takes five, and
+    in bfloat16 one rounding (docs/decisions/0009 has times).
 Source
     Zhang & Sennrich 2019 (arXiv 1910.07467); Elfwing et al. 2017 (arXiv 1702.03118).
 """
@@ -44,9 +44,8 @@ def norm_silu_reference(x_BCx: Tensor, gamma: Tensor) -> Tensor:
 
 @functools.cache
 def native_cpu() -> ModuleType | None:
-    """everface._native.cpu, if it is built."""
-    module = native.find()
-    return module and module.cpu
+    """everface._native.cpu, if it is built, and not by a version without it."""
+    return getattr(native.find(), "cpu", None)
 
 
 def runs_native(*tensors: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,6 +83,15 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
     finally:
         torch.set_num_threads(before)
     assert torch.equal(out[0], out[1]) and torch.equal(out[0], out[2])
+
+
+def test_a_module_of_an_earlier_version_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(op.native, "find", lambda: SimpleNamespace(ring=None))
+    op.native_cpu.cache_clear()
+    try:
+        assert op.native_cpu() is None and op.norm_silu(video((1, 16, 1, 2, 2), torch.float32), torch.ones(16)).isfinite().all()
+    finally:
+        op.native_cpu.cache_clear()
 
 
 @pytest.mark.usefixtures("native")

@@ -95,3 +95,17 @@ def test_old_audio_is_not_kept() -> None:
     assert kept[int(KEPT_S * 16_000) :].abs().max() == 0 and kept[: int(KEPT_S * 16_000) - 100].min() > 0.6
     heard.push(np.ones((4800, 2), np.float32), 48_000)
     assert heard.take(1000)[200:].sub(1).abs().max() < 0.05
+
+
+def test_a_stream_is_what_is_pushed_and_read_by_hand(avatar: Avatar, face: Path) -> None:
+    own = noise(3 * BLOCK, 0)
+    asked = list[int]()
+
+    def parts() -> Iterator[np.ndarray]:
+        for at in range(0, len(own), 5000):
+            asked.append(session.accepted)
+            yield own[at : at + 5000]
+
+    with avatar.open(face, STREAM) as session:
+        streamed = torch.cat([block.frames_THW3 for block in session.stream(parts())])
+    assert torch.equal(streamed, frames(avatar, face, own)) and asked == list(range(0, len(own), 5000))

@@ -114,16 +114,15 @@ def render(job: RenderJob, progress: Progress | None = None) -> RenderReport:
         source.close()
 
 
-def paste_back(avatar: Avatar, job: RenderJob) -> PasteBack | None:
-    """Where the job asks for it. Raises BadInput where there is nothing to put back into."""
-    if not job.paste_back:
-        return None
+def paste_back(avatar: Avatar, job: RenderJob, side: int) -> PasteBack:
+    """Frames of this side, put back into the job's image. Raises BadInput where there is nothing to put back into."""
+    if isinstance(job.audio, list):
+        raise BadInput("a story has an image for each shot, so there is nothing to put back: leave out --paste-back")
     image_HW3 = read_image(job.image)
     region = avatar.model.face_region(job.image, image_HW3, job.stream)
-    if region is None or isinstance(job.audio, list):
-        why = "a story has an image for each shot" if isinstance(job.audio, list) else f"no face was found in {job.image}"
-        raise BadInput(f"{why}, so there is nothing to put back: leave out --paste-back")
-    return PasteBack(image_HW3, region, avatar.fit(job.image, job.stream).shape[-1])
+    if region is None:
+        raise BadInput(f"no face was found in {job.image}, so there is nothing to put back: leave out --paste-back")
+    return PasteBack(image_HW3, region, side)
 
 
 def render_on(
@@ -133,11 +132,11 @@ def render_on(
     signer, consent = find_signer(), check_consent(job.consent)
     if job.paste_back:
         job = replace(job, stream=replace(job.stream, crop="face"))
-    paste = paste_back(avatar, job)
     if job.user_audio is not None and not avatar.format.user_audio:
         raise BadInput(f"these weights were not trained to listen: render without {job.user_audio}, or use weights that listen")
     image_3HW = avatar.fit(job.image, job.stream)
     height, width = image_3HW.shape[-2:]
+    paste = paste_back(avatar, job, width) if job.paste_back else None
     stream = job.stream
     if isinstance(source, StoryAudio):
         stream = replace(stream, size=(height, width))

@@ -44,7 +44,7 @@ def render(args: argparse.Namespace) -> None:
 
     options = {"weights": args.weights, "lora": args.lora, "deployment": deployment(args), "overwrite": args.force, "consent": args.consent}
     if args.story is not None:
-        if args.image is not None or args.pcm or args.second is not None or args.user_audio is not None:
+        if args.image is not None or args.pcm or args.second is not None or args.user_audio is not None or args.paste_back:
             raise BadInput("with --story, images and audio are named in its table: everface render --story SHOTS -o OUT")
         job = RenderJob.of_story(read_story(args.story), args.out, stream, **options)
     elif args.image is None or args.audio is MISSING:
@@ -58,8 +58,8 @@ def render(args: argparse.Namespace) -> None:
 
 
 def _render_batch(args: argparse.Namespace, stream: StreamConfig) -> None:
-    if args.second is not None:
-        raise BadInput("a batch renders one voice a line: leave --second out, or render its videos one by one")
+    if args.second is not None or args.user_audio is not None or args.paste_back:
+        raise BadInput("a batch renders one voice a line, and what the model makes: leave --second, --user-audio and --paste-back out, or render its videos one by one")
     if args.image is not None or args.story is not None or args.pcm or args.out is None:
         raise BadInput("with --batch, images and audio are named in its table, and -o is a folder: everface render --batch JOBS -o DIR")
     from everface.avatar.batch import Batch, run_batch

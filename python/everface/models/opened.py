@@ -18,7 +18,7 @@ from everface.runtime.model import BlockFormat, RoleSpec, SessionModel
 from everface.runtime.registry import load_model, path_of
 from everface.weights.layout import detect_layout
 
-FRAMED = 0.8
+FRAMED = 0.8  # of a square image's side: a face's square that is larger is how the image is framed already
 Config = TypeVar("Config", ModelConfig, LiveTalkModelConfig)
 MODELS = {"official": LIVE_AVATAR, "everface": LIVE_AVATAR, "livetalk": LIVE_TALK}  # by the kind of a layout
 
@@ -82,7 +82,7 @@ class OpenedModel(Generic[Config]):
         if region is None and stream.crop == "face":
             log.warning("no face was found in %s: its middle is shown", image)
         height, width = image_HW3.shape[:2]
-        framed = region is not None and height == width and region.side > FRAMED * height  # as a person is framed already
+        framed = region is not None and height == width and region.side > FRAMED * height
         return None if framed and stream.crop == "auto" else region
 
     def stream_size(self, stream: StreamConfig) -> tuple[int, int] | None:

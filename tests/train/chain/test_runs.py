@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,17 +15,20 @@ import torch
 from safetensors.torch import load_file
 from tests.train.miniature import SMALL_VAE, write_hum
 
+from everface.core.config import Deployment
 from everface.core.errors import Unavailable
+from everface.train.chain import evaluate
 from everface.train.chain import pack as packing
 from everface.train.chain.__main__ import work
 from everface.train.chain.codec import CropLoader, share_done, train_on_frames
 from everface.train.chain.frames import HELD_OUT, paths, read_frames, read_rest, start_rendering, stop_rendering, wait_for_clips
 from everface.train.chain.pack import pack, unpack
 from everface.train.chain.plan import ChainPlan, Rehearsal
-from everface.train.chain.readers import train_lip_reader, train_pose_reader
+from everface.train.chain.readers import train_head_lip_reader, train_pose_reader
 from everface.train.chain.speech import pack_speech, unpack_speech
 from everface.train.engine.checkpoint import checkpoint_path
 from everface.train.engine.ranks import Ranks
+from everface.train.evaluate import measure
 from everface.train.heads.motion.speech import read_phoneme_speech
 from everface.train.pretrain.stage1 import train_stage1
 from everface.train.synthetic.voices import write_wav
@@ -121,6 +126,27 @@ def test_readers_leave_out_clips_without_truth(frames: Path) -> None:
     np.savez(frames / "00006.npz", features=np.zeros(1), audio=np.zeros(0, np.float32))
     np.save(frames / "00006.npy", np.zeros((69, 64, 64, 3), np.uint8))
     image = torch.zeros(3, 3, 64, 64)
-    for train in (train_lip_reader, train_pose_reader):
+    for train in (train_head_lip_reader, train_pose_reader):
         one, again = (train(paths(frames), 2, "cpu") for _ in range(2))
         assert torch.equal(one(image), again(image)) and one(image).shape == (3, 3)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
+def test_the_bars_of_rendered_people(assets: Path, frames: Path, small_listener: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with random weights misses, and every bar has a number; a second call renders and trains nothing again."""
+    pytest.importorskip("moderngl")
+    monkeypatch.setattr(evaluate, "READER_STEPS", 2)
+    monkeypatch.setattr(evaluate, "CLIPS_PER_VOICE", 1)
+    monkeypatch.setattr(measure, "FIT_FRAMES", 1)
+    reports = []
+    for _ in range(2):
+        try:
+            reports.append(evaluate.evaluate_people(small_listener, assets, frames, tmp_path / "out", 2, 3, Deployment(threads=1)))
+        except Unavailable as error:
+            pytest.skip(str(error))
+        monkeypatch.setattr(evaluate, "make_phoneme_speech", None)
+        monkeypatch.setattr(evaluate, "train_pose_reader", None)
+    assert json.dumps(reports[0]) == json.dumps(reports[1]) and not reports[0]["pass"] and len(reports[0]["bars"]) == 15 and len(reports[0]["characters"]) == 2
+    assert all(math.isfinite(bar["value"]) or bar["name"].startswith("blinks") for bar in reports[0]["bars"]), reports[0]["bars"]
+    assert (tmp_path / "out" / "report.md").exists()

@@ -59,7 +59,7 @@ def work(run: Path, assets: Path, speech: Path, frames: Path, plan: ChainPlan, d
         log.info("transformer: begins at %.0f s with %d clips", time.monotonic() - began, count)
         train_stage1(run / "dit", encoded, plan.stage1, plan.model.dit, device, until=until)
     torch.set_num_threads(cores())  # rendering has ended
-    if not plan.judge_each_call and share_done(run / "dit", plan.stage1) < 1:
+    if not (run / "vae" / "vae.safetensors").exists() or (not plan.judge_each_call and share_done(run / "dit", plan.stage1) < 1):
         return
     model = None
     if (run / "dit" / "dit.safetensors").exists():

@@ -25,7 +25,7 @@ from everface.core.machine import cores
 from everface.networks.audio.features import LogMel
 from everface.networks.video.vae import VAE
 from everface.train.chain.frames import as_video, paths, read_frames, read_rest, write_clip
-from everface.train.chain.readers import train_lip_reader, train_pose_reader
+from everface.train.chain.readers import train_head_lip_reader, train_pose_reader
 from everface.train.data.clips import STILL_FRAMES
 from everface.train.data.drawn import clip_generator
 from everface.train.evaluate import metrics
@@ -130,7 +130,7 @@ def evaluate_people(model: Path, assets: Path, frames: Path, out: Path, people: 
         config = avatar.model.config
         size = config.size[0] if config.size else 256
         rendered, clips = render_people(out / "people", assets, size, people, seconds), paths(frames)
-        lips: LipReader = read_or_train(out / "lips.safetensors", LipReader(), lambda: train_lip_reader(clips, READER_STEPS, "cpu"))
+        lips: LipReader = read_or_train(out / "lips.safetensors", LipReader(), lambda: train_head_lip_reader(clips, READER_STEPS, "cpu"))
         poses: PoseReader = read_or_train(out / "poses.safetensors", PoseReader(), lambda: train_pose_reader(clips, READER_STEPS, "cpu"))
         vae = VAE(config.vae).eval()
         load_into(vae, open_checkpoint(model).vae())

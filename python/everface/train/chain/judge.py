@@ -17,7 +17,7 @@ from PIL import Image
 from everface.core.config import Deployment, StreamConfig
 from everface.train.chain.codec import reconstruct
 from everface.train.chain.frames import HELD_OUT, as_video, paths, read_frames, read_rest
-from everface.train.chain.readers import train_lip_reader
+from everface.train.chain.readers import train_head_lip_reader
 from everface.train.data.vae_files import read_vae
 from everface.train.engine.statistics import correlation
 from everface.train.evaluate import metrics
@@ -31,7 +31,7 @@ ACROSS, SHOWN = 6, 16
 def judge(run: Path, frames: Path, model: Path | None, device: str, reader_steps: int) -> dict[str, Any]:
     """Write run/report.json and run/sheet.jpg. Without a model only the codec is judged. Returns the report."""
     vae, held_out = read_vae(run / "vae").to(device), paths(frames / HELD_OUT)
-    reader = train_lip_reader(paths(frames), reader_steps, device) if model else None
+    reader = train_head_lip_reader(paths(frames), reader_steps, device) if model else None
     offline = OfflineModel(model, Deployment()) if model else None  # as it will run: on a CPU
     rows, panels = [], []
     for path, (decoded, true) in zip(held_out, reconstruct(vae, held_out, device)):

@@ -52,15 +52,7 @@ def run_quality(
 def stream_frames(avatar: Avatar, image_3HW: Tensor, pcm_S: Tensor) -> Tensor:
     """uint8 frames [T, H, W, 3] of a session of its own."""
     with avatar.open(image_3HW) as session:
-        blocks = []
-        for part in pcm_S.split(SAMPLE_RATE // 2):
-            while not session.push_audio(part):
-                session.wait(1.0)
-                blocks += session.poll()
-            blocks += session.poll()
-        session.end_segment()
-        blocks += session.frames()
-    return torch.cat([block.frames_THW3 for block in blocks])
+        return torch.cat([block.frames_THW3 for block in session.stream(pcm_S.split(SAMPLE_RATE // 2))])
 
 
 def run_horizon(

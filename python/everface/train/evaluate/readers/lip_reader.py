@@ -6,6 +6,9 @@ It is trusted only after a check (`MIN_CORRELATION`): on true videos of held-out
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,6 +21,9 @@ from everface.train.synthetic.parameters import ANIMATION
 
 MIN_CORRELATION = 0.97
 MOUTH_HW, EYES_HW = (48, 64), (24, 48)
+LIPS_WEIGHT = (1.0, 0.6, 0.5)  # of the errors of opening, width and blink
+SHORTEST = 10  # steps of a schedule that has a rise and a fall
+Reader = TypeVar("Reader", bound=nn.Module)
 
 
 class LipReader(nn.Module):
@@ -96,23 +102,34 @@ def degrade(rgb_N3HW: Tensor, generator: torch.Generator) -> Tensor:
 def train_lip_reader(seed: int = 0, iterations: int = 900, size: int = IMAGE_SIZE, batch: int = 48) -> LipReader:
     """Train on new characters, poses and degradations; about 90 s on two idle cores. Repeatable on one machine."""
     generator = torch.Generator().manual_seed(seed)
+
+    def draw() -> tuple[Tensor, Tensor]:
+        id_NP, anim_NA = sample_identity(batch, generator), random_poses(batch, generator)
+        return render(id_NP, anim_NA, size), anim_NA[:, :3]
+
+    return fit_reader(LipReader, draw, LIPS_WEIGHT, iterations, generator, seed)
+
+
+def fit_reader(
+    kind: Callable[[], Reader], draw: Callable[[], tuple[Tensor, Tensor]], weight_3: tuple[float, ...], iterations: int, generator: torch.Generator, seed: int
+) -> Reader:  # fmt: skip
+    """A new reader, trained to read targets_N3 from degraded frames; draw() gives (true frames in -1..1, targets) on the generator's device."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        reader = LipReader()
+        reader = kind().to(generator.device)
     optimizer = torch.optim.AdamW(reader.parameters(), lr=3e-3, weight_decay=1e-3)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=iterations, pct_start=0.15)
-    weight_3 = torch.tensor([1.0, 0.6, 0.5])
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=max(iterations, SHORTEST), pct_start=0.15)
+    weight = torch.tensor(weight_3, device=generator.device)
     for i in range(iterations):
-        id_NP, anim_NA = sample_identity(batch, generator), random_poses(batch, generator)
         with torch.no_grad():
-            clean_N3HW = render(id_NP, anim_NA, size)
+            clean_N3HW, target_N3 = draw()
             rgb_N3HW = torch.cat([degrade(part, generator) for part in clean_N3HW.split(12)])
-        loss = ((reader(rgb_N3HW) - anim_NA[:, :3]).square() * weight_3).mean()
+        loss = ((reader(rgb_N3HW) - target_N3).square() * weight).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         if (i + 1) % 100 == 0:
-            log.info("lip reader %d/%d: loss %.5f", i + 1, iterations, loss.item())
+            log.info("%s %d/%d: loss %.5f", kind.__name__, i + 1, iterations, loss.item())
     return reader.eval()
