@@ -1,11 +1,9 @@
 // RMS norm over the channels of each pixel and SiLU, in one pass over memory, and its gradient: what a video VAE does before each convolution.
 #pragma once
 
-#include <cstdint>
+#include "simd.h"
 
 namespace everface::cpu {
-
-enum class Type { float32, bfloat16 };
 
 // y = silu(x * sqrt(C) / max(|x|, 1e-12) * gamma). x, y [rows, C] without gaps, of one type; gamma [C] float32. Computed in float32.
 void norm_silu(const void* x, const float* gamma, void* y, Type type, std::int64_t rows, int channels, int threads);

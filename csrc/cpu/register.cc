@@ -1,7 +1,13 @@
 // everface._native.cpu. Addresses are integers (Tensor.data_ptr()), so no torch header is needed; the caller checks shapes and types.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <optional>
+#include <tuple>
+
+#include "amx.h"
 #include "norm_silu.h"
+#include "rows.h"
 
 namespace py = pybind11;
 
@@ -10,6 +16,7 @@ namespace {
 
 using Address = std::uintptr_t;
 using Free = py::call_guard<py::gil_scoped_release>;
+using Operand = std::optional<std::tuple<Address, bool, std::int64_t>>;  // address, whether it is bfloat16, stride of its rows; None: there is none
 
 template <class T>
 T* at(Address address) {
@@ -17,6 +24,12 @@ T* at(Address address) {
 }
 
 Type type_of(bool bfloat16) { return bfloat16 ? Type::bfloat16 : Type::float32; }
+
+Rows rows_of(const Operand& given) {
+  if (!given) return {nullptr, Type::float32, 0};
+  const auto [address, bfloat16, stride] = *given;
+  return {at<void>(address), type_of(bfloat16), stride};
+}
 
 }  // namespace
 
@@ -36,6 +49,73 @@ void register_cpu(py::module_& module) {
       },
       py::arg("x"), py::arg("gamma"), py::arg("grad_y"), py::arg("grad_x"), py::arg("grad_gamma"), py::arg("bfloat16"), py::arg("rows"),
       py::arg("channels"), py::arg("threads"), Free(), "Its gradients; grad_gamma is float32.");
+  module.def(
+      "gate_norm_modulate",
+      [](const Operand& x, const Operand& y, const Operand& gate, const Operand& weight, const Operand& bias, const Operand& shift,
+         const Operand& scale, const Operand& residual, const Operand& u, bool norm_bfloat16, float eps, std::int64_t rows, std::int64_t frame_rows,
+         int channels, int threads) {
+        gate_norm_modulate({rows_of(x), rows_of(y), rows_of(residual), rows_of(u), rows_of(weight), rows_of(bias), rows_of(gate), rows_of(shift),
+                            rows_of(scale), type_of(norm_bfloat16), eps, rows, frame_rows, channels},
+                           threads);
+      },
+      py::arg("x"), py::arg("y"), py::arg("gate"), py::arg("weight"), py::arg("bias"), py::arg("shift"), py::arg("scale"), py::arg("residual"),
+      py::arg("u"), py::arg("norm_bfloat16"), py::arg("eps"), py::arg("rows"), py::arg("frame_rows"), py::arg("channels"), py::arg("threads"), Free(),
+      "Operands are (address, bfloat16, stride of rows) or None; gate, shift and scale are float32.");
+  module.def(
+      "norm_rope",
+      [](const Operand& x, const Operand& out, Address weight, Address table, float eps, std::int64_t rows, std::int64_t tokens, std::int64_t skip,
+         int channels, int heads, int threads) {
+        norm_rope({rows_of(x), rows_of(out), at<void>(weight), at<float>(table), rows, tokens, skip, eps, channels, heads}, threads);
+      },
+      py::arg("x"), py::arg("out"), py::arg("weight"), py::arg("table"), py::arg("eps"), py::arg("rows"), py::arg("tokens"), py::arg("skip"),
+      py::arg("channels"), py::arg("heads"), py::arg("threads"), Free(), "An address of 0 is no weight, or no table.");
+  module.def(
+      "qk_norm_rope_store",
+      [](const Operand& q, const Operand& k, const Operand& v, const Operand& out, const Operand& ring_k, const Operand& ring_v, Address weight_q,
+         Address weight_k, Address table, float eps, std::int64_t rows, int channels, int heads, int threads) {
+        norm_rope({rows_of(q), rows_of(out), at<void>(weight_q), at<float>(table), rows, rows, 0, eps, channels, heads}, threads);
+        norm_rope({rows_of(k), rows_of(ring_k), at<void>(weight_k), at<float>(table), rows, rows, 0, eps, channels, heads}, threads);
+        copy_rows(rows_of(v), rows_of(ring_v), rows, channels);
+      },
+      py::arg("q"), py::arg("k"), py::arg("v"), py::arg("out"), py::arg("ring_k"), py::arg("ring_v"), py::arg("weight_q"), py::arg("weight_k"),
+      py::arg("table"), py::arg("eps"), py::arg("rows"), py::arg("channels"), py::arg("heads"), py::arg("threads"), Free(),
+      "ring_k and ring_v begin at the block's slot.");
+  module.def(
+      "gelu",
+      [](Address x, Address y, bool bfloat16, std::int64_t count, int threads) { gelu(at<void>(x), at<void>(y), type_of(bfloat16), count, threads); },
+      py::arg("x"), py::arg("y"), py::arg("bfloat16"), py::arg("count"), py::arg("threads"), Free(), "The tanh form, without gaps.");
+  module.def(
+      "attend_few_keys",
+      [](Address q, Address k, Address v, Address o, bool bfloat16, std::int64_t batch, std::int64_t key_batch, std::int64_t tokens, int keys, int heads,
+         int width, int threads) {
+        attend_few_keys({at<void>(q), at<void>(k), at<void>(v), at<void>(o), type_of(bfloat16), batch, key_batch, tokens, keys, heads, width}, threads);
+      },
+      py::arg("q"), py::arg("k"), py::arg("v"), py::arg("o"), py::arg("bfloat16"), py::arg("batch"), py::arg("key_batch"), py::arg("tokens"),
+      py::arg("keys"), py::arg("heads"), py::arg("width"), py::arg("threads"), Free(), "Without gaps: q, o [batch, tokens, heads, width].");
+  module.def("has_amx", &has_amx, "Whether the three below run on this machine.");
+  module.def("packed_size", &packed_size, py::arg("out"), py::arg("in"));
+  module.def(
+      "pack_weight", [](Address weight, Address packed, int out, int in) { pack_weight(at<std::uint16_t>(weight), at<std::uint16_t>(packed), out, in); },
+      py::arg("weight"), py::arg("packed"), py::arg("out"), py::arg("in"), Free());
+  module.def(
+      "linear",
+      [](Address x, std::int64_t x_stride, Address packed, Address bias, Address y, std::int64_t y_stride, std::int64_t rows, int in, int out, bool gelu,
+         int threads) {
+        linear({at<std::uint16_t>(x), at<std::uint16_t>(packed), at<std::uint16_t>(bias), at<std::uint16_t>(y), rows, x_stride, y_stride, in, out, gelu},
+               threads);
+      },
+      py::arg("x"), py::arg("x_stride"), py::arg("packed"), py::arg("bias"), py::arg("y"), py::arg("y_stride"), py::arg("rows"), py::arg("in"),
+      py::arg("out"), py::arg("gelu"), py::arg("threads"), Free(), "bfloat16; a bias of 0 is none.");
+  module.def(
+      "attend_block",
+      [](Address q, Address k, Address v, Address o, std::int64_t q_stride, std::int64_t kv_stride, std::int64_t o_stride, int queries, int keys, int heads,
+         int width, int threads) {
+        attend_block({at<std::uint16_t>(q), at<std::uint16_t>(k), at<std::uint16_t>(v), at<std::uint16_t>(o), q_stride, kv_stride, o_stride, queries, keys,
+                      heads, width},
+                     threads);
+      },
+      py::arg("q"), py::arg("k"), py::arg("v"), py::arg("o"), py::arg("q_stride"), py::arg("kv_stride"), py::arg("o_stride"), py::arg("queries"),
+      py::arg("keys"), py::arg("heads"), py::arg("width"), py::arg("threads"), Free(), "bfloat16; strides of tokens.");
 }
 
 }  // namespace everface::cpu

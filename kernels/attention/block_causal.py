@@ -42,6 +42,7 @@ from everface.kernels.attention.operands import (
     softmax_scale,
     uses_descriptors,
 )
+from everface.kernels.cpu import native_cpu, runs_native
 from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, multiprocessors, select_tile, tile, tl
 
 # --- reference
@@ -58,6 +59,24 @@ def block_causal_reference(q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor, used: in
     for ranges, heads in group_heads(ranges_HR2).items():
         k, v = (torch.cat([x[first : first + count, heads] for first, count in ranges]) for x in (k_NHd, v_NHd))
         o_THd[:, heads] = cross_reference(q_THd[None, :, heads], k[None], v[None])[0]
+    return o_THd
+
+
+def runs_amx(q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor) -> bool:
+    """Whether csrc/cpu/amx.cc takes these: bfloat16 on a CPU with AMX, heads a multiple of 16 wide, side by side."""
+    d = q_THd.shape[-1]
+    fits = all(t.dtype == torch.bfloat16 and t.stride(2) == 1 and t.stride(1) == d for t in (q_THd, k_NHd, v_NHd))
+    return fits and d % 16 == 0 and k_NHd.stride(0) == v_NHd.stride(0) and runs_native(q_THd, k_NHd, v_NHd) and native_cpu().has_amx()
+
+
+def block_causal_amx(q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor, used: int) -> Tensor:
+    """csrc/cpu/amx.cc. Returns o_THd."""
+    check_used(used, len(k_NHd))
+    tokens, heads, d = q_THd.shape
+    o_THd = torch.empty((tokens, heads, d), dtype=q_THd.dtype)
+    strides = q_THd.stride(0), k_NHd.stride(0), o_THd.stride(0)
+    addresses = (t.data_ptr() for t in (q_THd, k_NHd, v_NHd, o_THd))
+    native_cpu().attend_block(*addresses, *strides, tokens, used, heads, d, torch.get_num_threads())
     return o_THd
 
 

@@ -38,6 +38,7 @@ from everface.kernels.attention.operands import (
     softmax_scale,
     uses_descriptors,
 )
+from everface.kernels.cpu import native_cpu, runs_native
 from everface.kernels.fused.row_primitives import to_e4m3
 from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, select_tile, tile, tl
 from everface.kernels.linear.quantize_rows import writes_e4m3
@@ -190,7 +191,18 @@ def cross(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor) -> Tensor:
     """The op. Returns o_BTHd."""
     if runs_attention(q_BTHd, k_BSHd, v_BSHd):
         return cross_op(q_BTHd, k_BSHd, v_BSHd)
+    if k_BSHd.shape[1] <= SINGLE_TILE_KEYS and q_BTHd.dtype == k_BSHd.dtype == v_BSHd.dtype and runs_native(q_BTHd, k_BSHd, v_BSHd):
+        return cross_native(q_BTHd, k_BSHd, v_BSHd)
     return cross_reference(q_BTHd, k_BSHd, v_BSHd)
+
+
+def cross_native(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor) -> Tensor:
+    """csrc/cpu, for so few keys that a query's are read at once. Returns o_BTHd."""
+    q, k, v = q_BTHd.contiguous(), k_BSHd.contiguous(), v_BSHd.contiguous()
+    o, (batch, tokens, heads, width), (key_batch, keys) = torch.empty_like(q), q.shape, k.shape[:2]
+    addresses = (t.data_ptr() for t in (q, k, v, o))
+    native_cpu().attend_few_keys(*addresses, q.dtype == torch.bfloat16, batch, key_batch, tokens, keys, heads, width, torch.get_num_threads())
+    return o
 
 
 @torch.library.custom_op("everface::cross_quantized", mutates_args=(), device_types="cuda")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from everface.kernels.attention.backend import attend, attend_fp8
-from everface.kernels.attention.block_causal import block_causal_reference
+from everface.kernels.attention.block_causal import block_causal_amx, block_causal_reference, runs_amx
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference
 from everface.kernels.attention.operands import runs_attention, runs_fp8_attention
 
@@ -31,8 +31,11 @@ def _(q_THd: Tensor, *_: Any) -> Tensor:
 
 def block_causal(q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor, used: int, ranges_HR2: Tensor | None = None) -> Tensor:
     """The op. Returns o_THd."""
-    run = block_causal_op if runs_attention(q_THd, k_NHd, v_NHd) else block_causal_reference
-    return run(q_THd, k_NHd, v_NHd, used, ranges_HR2)
+    if runs_attention(q_THd, k_NHd, v_NHd):
+        return block_causal_op(q_THd, k_NHd, v_NHd, used, ranges_HR2)
+    if ranges_HR2 is None and runs_amx(q_THd, k_NHd, v_NHd):
+        return block_causal_amx(q_THd, k_NHd, v_NHd, used)
+    return block_causal_reference(q_THd, k_NHd, v_NHd, used, ranges_HR2)
 
 
 def block_causal_fp8(

@@ -20,12 +20,14 @@ Rounding
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Required, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from everface.kernels.cpu import TYPES, native_cpu, operand, runs_native
 from everface.kernels.fused.row_primitives import (
     TILES,
     load_row,
@@ -214,17 +216,47 @@ def _(*args: Any) -> None:
     return None
 
 
+def run_native(
+    x: Tensor, y: Tensor | None, gate: Tensor | None, weight: Tensor | None, bias: Tensor | None, shift: Tensor | None,
+    scale: Tensor | None, eps: float, norm_dtype: torch.dtype, dtype: torch.dtype, residual: Tensor | None, u: Tensor | None,
+    u_scale: Tensor | None,
+) -> None:  # fmt: skip
+    """csrc/cpu, with the arguments of `launch`; u_scale is None."""
+    width, x = x.shape[-1], x.contiguous()
+    if y is not None:
+        y = y.contiguous() if y.numel() in (x.numel(), width) else y.expand(x.shape).contiguous()
+    y_stride = 0 if y is None or (y.numel() == width and y.numel() != x.numel()) else width
+    gates, shifts, scales = (operand(*modulation_rows(m, x)) for m in (gate, shift, scale))
+    native_cpu().gate_norm_modulate(
+        operand(x, width), operand(y, y_stride), gates, operand(weight, 0), operand(bias, 0), shifts, scales, operand(residual, width),
+        operand(u, width), norm_dtype == torch.bfloat16, eps, x.numel() // width, x.shape[-2], width, torch.get_num_threads(),
+    )  # fmt: skip
+
+
 def is_framewise(x: Tensor, *modulation: Tensor | None) -> bool:
     """Whether the kernel can index these: [..., tokens, D] or one row, one row of modulation a frame or one in all."""
     return x.dim() > 1 and all(m is None or m.numel() == x.shape[-1] or m.shape[-2] == 1 for m in modulation)
 
 
+def select_runner(
+    x: Tensor, given: list[Tensor], modulation: tuple[Tensor | None, ...], dtypes: tuple[torch.dtype, ...]
+) -> Callable[..., None] | None:  # fmt: skip
+    """What runs on these tensors with results in these dtypes: the kernel, csrc/cpu, or None, the reference."""
+    if not is_framewise(x, *modulation):
+        return None
+    if runs_triton(*given):
+        return launch
+    wide = all(m is None or m.dtype == torch.float32 for m in modulation)
+    return run_native if wide and all(dtype in TYPES for dtype in dtypes) and runs_native(*given) else None
+
+
 def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """x + gate * y in float32, one rounding to dtype. Alone it closes a block."""
-    if not (runs_triton(*(t for t in (x, y, gate) if t is not None)) and is_framewise(x, gate)):
+    run = select_runner(x, [t for t in (x, y, gate) if t is not None], (gate,), (dtype,))
+    if run is None:
         return gate_residual_reference(x, y, gate).to(dtype)
     out = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
-    launch(x, y, gate, None, None, None, None, 0.0, torch.float32, torch.float32, out, None, None)
+    run(x, y, gate, None, None, None, None, 0.0, torch.float32, torch.float32, out, None, None)
     return out
 
 
@@ -251,8 +283,8 @@ def _reference(x: Tensor, y: Tensor | None, gate: Tensor | None, options: NormOp
     )  # fmt: skip
 
 
-def _launch_into(
-    u: Tensor, u_scale: Tensor | None, x: Tensor, y: Tensor | None, gate: Tensor | None, options: NormOptions
+def _run_into(
+    run: Callable[..., None], u: Tensor, u_scale: Tensor | None, x: Tensor, y: Tensor | None, gate: Tensor | None, options: NormOptions
 ) -> Tensor:  # fmt: skip
     """Writes u, and its scale if it is quantized. Returns x'."""
     norm_dtype, residual_dtype = options["norm_dtype"], options.get("residual_dtype", torch.float32)
@@ -262,16 +294,18 @@ def _launch_into(
             raise ValueError(f"a residual in {residual_dtype} before a norm in {norm_dtype}: the kernel rounds once")
         residual = torch.empty_like(x, dtype=residual_dtype, memory_format=torch.contiguous_format)
     affine, modulation = options.get("affine") or (None, None), options.get("modulation") or (None, None)
-    launch(x, y, gate, *affine, *modulation, options["eps"], norm_dtype, options["dtype"], residual, u, u_scale)
+    run(x, y, gate, *affine, *modulation, options["eps"], norm_dtype, options["dtype"], residual, u, u_scale)
     return x if residual is None else residual
 
 
 def gate_norm_modulate(x: Tensor, y: Tensor | None = None, gate: Tensor | None = None, **options: Unpack[NormOptions]) -> Pair:
     """The op. Returns (x', u)."""
-    if not (runs_triton(*_given(x, y, gate, options)) and is_framewise(x, gate, *(options.get("modulation") or ()))):
+    dtypes = options["norm_dtype"], options["dtype"], options.get("residual_dtype", torch.float32)
+    run = select_runner(x, _given(x, y, gate, options), (gate, *(options.get("modulation") or ())), dtypes)
+    if run is None:
         return _reference(x, y, gate, options)
     u = torch.empty_like(x, dtype=options["dtype"], memory_format=torch.contiguous_format)
-    return _launch_into(u, None, x, y, gate, options), u
+    return _run_into(run, u, None, x, y, gate, options), u
 
 
 def gate_norm_modulate_fp8(
@@ -282,4 +316,4 @@ def gate_norm_modulate_fp8(
         residual, u = _reference(x, y, gate, options)
         return residual, quantize_rows_reference(u)
     quantized, u_scale = empty_quantized(x)
-    return _launch_into(quantized, u_scale, x, y, gate, options), (quantized, u_scale)
+    return _run_into(launch, quantized, u_scale, x, y, gate, options), (quantized, u_scale)

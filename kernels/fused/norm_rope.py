@@ -14,11 +14,13 @@ Cost
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from everface.kernels.cpu import native_cpu, operand, runs_native
 from everface.kernels.fused.row_primitives import E4M3, TILES, load_row, round_to, row_sizes, to_e4m3, variant, wait_for_inputs
 from everface.kernels.launch import (
     CompileSpec,
@@ -146,20 +148,39 @@ def _(*args: Any) -> None:
     return None
 
 
+def run_rows_native(x: Tensor, weight: Tensor | None, table: Tensor | None, eps: float, out: Tensor) -> None:
+    """csrc/cpu, with the arguments of `launch_rows`."""
+    (rows, width), (tokens, heads) = x.shape, (1, 1) if table is None else (table.shape[0], x.shape[1] // (2 * table.shape[1]))
+    addresses = (0 if t is None else t.data_ptr() for t in (weight, table))
+    skip = out.stride(0) - tokens * width
+    native_cpu().norm_rope(operand(x, width), operand(out, width), *addresses, eps, rows, tokens, skip, width, heads, torch.get_num_threads())
+
+
+def select_runner(*given: Tensor) -> Callable[..., None] | None:
+    """What runs on these tensors: the kernel, csrc/cpu, or None, the reference."""
+    if runs_triton(*given):
+        return launch_rows
+    return run_rows_native if runs_native(*given) else None
+
+
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """The norm alone, an op: x [..., D] -> the same."""
-    if not (runs_triton(x, weight_D) and x.dtype == weight_D.dtype):
+    run = select_runner(x, weight_D) if x.dtype == weight_D.dtype else None
+    if run is None:
         return rms_norm_reference(x, weight_D, eps)
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     out = torch.empty_like(rows)
-    launch_rows(rows, weight_D, None, eps, out)
+    run(rows, weight_D, None, eps, out)
     return out.view(x.shape)
 
 
 def rotate(x_THd: Tensor, table_TP2: Tensor, out: Tensor | None = None) -> Tensor:
     """The rotation alone, an op: x [..., T, H, d], whose leading batch dimensions share the table. Returns `out`, if given: [N, T, H, d]
     like x, every out[n] contiguous; of e4m3 it takes quantized values, on GPUs that have e4m3."""
-    if not runs_triton(x_THd, table_TP2):
+    run = select_runner(x_THd, table_TP2)
+    if run is run_rows_native and out is not None and out.dtype != x_THd.dtype:
+        run = None  # csrc/cpu does not quantize
+    if run is None:
         rotated = rotate_reference(x_THd, table_TP2)
         if out is None:
             return rotated
@@ -167,5 +188,5 @@ def rotate(x_THd: Tensor, table_TP2: Tensor, out: Tensor | None = None) -> Tenso
     rows = x_THd.reshape(-1, x_THd.shape[-2] * x_THd.shape[-1]).contiguous()
     if out is None:
         out = torch.empty_like(x_THd, memory_format=torch.contiguous_format)
-    launch_rows(rows, None, table_TP2.contiguous(), 0.0, out.view(-1, *x_THd.shape[-3:]))
+    run(rows, None, table_TP2.contiguous(), 0.0, out.view(-1, *x_THd.shape[-3:]))
     return out

@@ -13,11 +13,13 @@ Cost
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from everface.kernels.cpu import native_cpu, operand, runs_native
 from everface.kernels.fused.norm_rope import norm_rope, norm_rope_reference
 from everface.kernels.fused.row_primitives import TILES, load_row, row_sizes, variant, wait_for_inputs
 from everface.kernels.launch import (
@@ -130,16 +132,41 @@ def _(*args: Any) -> None:
     return None
 
 
+def run_native(
+    q: Tensor, k: Tensor, v: Tensor, weight_q: Tensor, weight_k: Tensor, eps: float, table: Tensor, out: Tensor, ring_k: Tensor,
+    ring_v: Tensor, start: int, start_at: Tensor | None = None,
+) -> None:  # fmt: skip
+    """csrc/cpu, with the arguments of `launch`."""
+    (tokens, width), first = q.shape, start if start_at is None else int(start_at)
+    if first + tokens > len(ring_k):
+        raise IndexError(f"a block of {tokens} tokens at slot {first} crosses the end of a ring of {len(ring_k)}")
+    slots = (operand(ring[first:], width) for ring in (ring_k, ring_v))
+    native_cpu().qk_norm_rope_store(
+        *(operand(x, x.stride(0)) for x in (q, k, v)), operand(out, width), *slots, weight_q.data_ptr(), weight_k.data_ptr(),
+        table.data_ptr(), eps, tokens, width, ring_k.shape[1], torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def select_runner(*given: Tensor) -> Callable[..., None] | None:
+    """What runs on q, k, v, their weights and the ring: the kernel, csrc/cpu, or None, the reference."""
+    if runs_triton(*given[:5]):
+        return launch
+    q, k, v, *_, ring_k, ring_v = given
+    fits = all(t.dtype == q.dtype for t in given) and q.stride(1) == k.stride(1) == v.stride(1) == 1 and q.shape[1] % 2 == 0
+    return run_native if fits and ring_k.is_contiguous() and ring_v.is_contiguous() and runs_native(*given) else None
+
+
 def qk_norm_rope_store(
     q_TD: Tensor, k_TD: Tensor, v_TD: Tensor, weight_q_D: Tensor, weight_k_D: Tensor, eps: float, table_TP2: Tensor, ring_k_SHd: Tensor,
     ring_v_SHd: Tensor, start: Start,
 ) -> Tensor:  # fmt: skip
     """The op. Writes the ring slot, returns q_THd."""
     given = (q_TD, k_TD, v_TD, weight_q_D, weight_k_D, eps)
-    if not runs_triton(q_TD, k_TD, v_TD, weight_q_D, weight_k_D):
+    run = select_runner(*given[:5], ring_k_SHd, ring_v_SHd)
+    if run is None:
         return qk_norm_rope_store_reference(*given, table_TP2, ring_k_SHd, ring_v_SHd, start)
     q_THd = q_TD.new_empty((len(q_TD), *ring_k_SHd.shape[1:]))
-    launch(*given, table_TP2.contiguous(), q_THd, ring_k_SHd, ring_v_SHd, *split_start(start))
+    run(*given, table_TP2.contiguous(), q_THd, ring_k_SHd, ring_v_SHd, *split_start(start))
     return q_THd
 
 

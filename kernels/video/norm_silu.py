@@ -15,15 +15,13 @@ Source
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everface.core import native
+from everface.kernels.cpu import native_cpu, runs_native
 from everface.kernels.fused.row_primitives import load_row, row_sizes
 from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, runs_triton, select_tile, tile, tl
 
@@ -42,16 +40,10 @@ def norm_silu_reference(x_BCx: Tensor, gamma: Tensor) -> Tensor:
     return F.silu(rms_norm_channels_reference(x_BCx, gamma), inplace=True).to(x_BCx.dtype)
 
 
-@functools.cache
-def native_cpu() -> ModuleType | None:
-    """everface._native.cpu, if it is built, and not by a version without it."""
-    return getattr(native.find(), "cpu", None)
-
-
-def runs_native(*tensors: Tensor) -> bool:
-    """Whether csrc/cpu takes these, whose channels are last: one dtype, float32 or bfloat16, without gaps."""
-    fits = all(t.device.type == "cpu" and t.dtype == tensors[0].dtype and t.is_contiguous() for t in tensors)
-    return fits and tensors[0].dtype in (torch.float32, torch.bfloat16) and tensors[0].numel() > 0 and native_cpu() is not None
+def takes(*tensors: Tensor) -> bool:
+    """Whether csrc/cpu takes these, whose channels are last: one dtype, float32 or bfloat16, without gaps. It has a gradient of its own."""
+    fits = all(t.dtype == tensors[0].dtype and t.is_contiguous() for t in tensors)
+    return fits and runs_native(*(t.detach() for t in tensors))
 
 
 def rows_of(x_BxC: Tensor) -> tuple[bool, int, int, int]:
@@ -67,7 +59,7 @@ class NativeNormSilu(torch.autograd.Function):
     def forward(ctx: Any, x_BxC: Tensor, gamma: Tensor) -> Tensor:
         y_BxC, gamma_C = torch.empty_like(x_BxC), gamma.flatten().float()
         ctx.save_for_backward(x_BxC, gamma)
-        cast(Any, native_cpu()).norm_silu(x_BxC.data_ptr(), gamma_C.data_ptr(), y_BxC.data_ptr(), *rows_of(x_BxC))
+        native_cpu().norm_silu(x_BxC.data_ptr(), gamma_C.data_ptr(), y_BxC.data_ptr(), *rows_of(x_BxC))
         return y_BxC
 
     @staticmethod
@@ -77,7 +69,7 @@ class NativeNormSilu(torch.autograd.Function):
         up_BxC, gamma_C = grad_outputs[0].to(x_BxC.dtype).contiguous(), gamma.flatten().float()
         down_BxC, down_C = torch.empty_like(x_BxC), torch.empty_like(gamma_C)
         addresses = [t.data_ptr() for t in (x_BxC, gamma_C, up_BxC, down_BxC, down_C)]
-        cast(Any, native_cpu()).norm_silu_backward(*addresses, *rows_of(x_BxC))
+        native_cpu().norm_silu_backward(*addresses, *rows_of(x_BxC))
         return down_BxC, down_C.view(gamma.shape).to(gamma.dtype)
 
 
@@ -88,9 +80,9 @@ def norm_silu_into(out_BxC: Tensor, x_BCx: Tensor, gamma: Tensor) -> None:
     along the channels, and fewer than 32 of them in 16 bits not at all.
     """
     x_BxC = x_BCx.movedim(1, -1)
-    if runs_native(x_BxC, out_BxC):
+    if takes(x_BxC, out_BxC):
         gamma_C = gamma.flatten().float()
-        cast(Any, native_cpu()).norm_silu(x_BxC.data_ptr(), gamma_C.data_ptr(), out_BxC.data_ptr(), *rows_of(x_BxC))
+        native_cpu().norm_silu(x_BxC.data_ptr(), gamma_C.data_ptr(), out_BxC.data_ptr(), *rows_of(x_BxC))
         return
     norm_Bx1 = torch.linalg.vector_norm(x_BxC, dim=-1, keepdim=True).clamp_min_(1e-12)
     factor_Bx1 = x_BxC.shape[-1] ** 0.5 / norm_Bx1
@@ -192,7 +184,7 @@ def rms_norm_channels(x_BCx: Tensor, gamma: Tensor) -> Tensor:
 def norm_silu(x_BCx: Tensor, gamma: Tensor) -> Tensor:
     """The op."""
     x_BxC = x_BCx.movedim(1, -1)
-    if runs_native(x_BxC):
+    if takes(x_BxC):
         return cast(Tensor, NativeNormSilu.apply(x_BxC, gamma)).movedim(-1, 1)
     if not runs_triton(x_BCx, gamma):
         return norm_silu_reference(x_BCx, gamma)

@@ -6,10 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+import everface
+from everface.kernels.cpu import native_cpu
 
 ROOT = Path(__file__).parents[2]
 Build = Callable[..., Path]
@@ -44,6 +47,18 @@ def build() -> Build:
         return folder
 
     return make
+
+
+@pytest.fixture
+def native(build: Build, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """everface._native as it was just built."""
+    pytest.importorskip("pybind11")
+    monkeypatch.delitem(sys.modules, "everface._native", raising=False)
+    monkeypatch.setattr(everface, "__path__", [str(build() / "package"), *everface.__path__])
+    native_cpu.cache_clear()
+    assert native_cpu() is not None
+    yield
+    native_cpu.cache_clear()
 
 
 @pytest.fixture(scope="session")

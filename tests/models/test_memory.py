@@ -106,6 +106,8 @@ def load(layers: int, dtype: str) -> tuple[int, DiT]:
     whole = DiT(config(layers)).to(dtype_of(Deployment(dtype=dtype))).eval().requires_grad_(False)
     whole.load_state_dict(source)
     quantize_for_dtype(whole.fuse(), dtype)
+    for part in (*whole.transformer_blocks(), whole.audio_injector):
+        part.pack()
     for (name, a), (other, b) in zip(dit.state_dict().items(), whole.state_dict().items(), strict=True):
         assert name == other and a.dtype == b.dtype and torch.equal(a.float(), b.float()), name
     return peak.bytes, dit

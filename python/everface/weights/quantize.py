@@ -84,7 +84,7 @@ def quantize_attention(dit: Backbone, block: TransformerBlock) -> None:
     """Let a block of a fused model attend in 8 bits; the model's time embedding must be there. KV caches made before no longer fit."""
     e0_T6D = dit.time(torch.tensor(TIMES, dtype=torch.float64)).e0_6D
     attn, (shift, scale, *_) = block.self_attn, block.modulations(e0_T6D[None])
-    assert attn.qkv is not None
+    assert isinstance(attn.qkv, nn.Linear | RowLinear)  # packed layers are made last
     bound_D = value_bound(attn.qkv, shift.flatten(0, 2), scale.flatten(0, 2))
     attn.qkv_scales = QKVScales(attn.norm_q.weight, attn.norm_k.weight, bound_D, dit.cfg.num_heads)
 

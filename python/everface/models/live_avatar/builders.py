@@ -92,6 +92,7 @@ def load_dit(dit: DiT, source: Mapping[str, torch.Tensor], deployment: Deploymen
     bfloat16. Raises BadWeights before anything is loaded."""
     load_backbone(dit, source, deployment)
     quantize_audio(dit.audio_injector, deployment.dtype)
+    dit.audio_injector.pack()
 
 
 def load_backbone(dit: Backbone, source: Mapping[str, torch.Tensor], deployment: Deployment) -> None:
@@ -106,6 +107,7 @@ def load_backbone(dit: Backbone, source: Mapping[str, torch.Tensor], deployment:
         quantize_block(block, deployment.dtype, dit)
         if deployment.text_weights == "host":
             block.cross_attn.keep_text_weights_on_host()
+        block.pack()
     dit.eval().requires_grad_(False).fuse()
 
 

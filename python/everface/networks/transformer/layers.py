@@ -22,6 +22,7 @@ from everface.kernels.fused.audio_inject import EPS as AUDIO_EPS
 from everface.kernels.fused.audio_inject import audio_inject
 from everface.kernels.fused.flow_step import unpatchify
 from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, gate_residual
+from everface.kernels.fused.gelu import gelu
 from everface.kernels.fused.norm_rope import rms_norm
 from everface.kernels.fused.qk_norm_rope_quantize import qk_norm_rope_quantize
 from everface.kernels.fused.qk_norm_rope_store import Start, qk_norm_rope_store
@@ -29,12 +30,15 @@ from everface.kernels.linear.quantize_rows import quantize_rows
 from everface.networks.transformer.linear import (
     Activation,
     HostLinear,
+    Layer,
+    PackedLinear,
     Quantized,
     Residual,
     RowLinear,
     e4m3_scale,
     linear_f32,
     norm_for,
+    pack_linears,
     stack_linears,
 )
 from everface.networks.transformer.qkv_scales import QKVScales
@@ -142,7 +146,7 @@ class SelfAttention(Attention):
 
     def __init__(self, cfg: TransformerConfig) -> None:
         super().__init__(cfg)
-        self.qkv: nn.Linear | RowLinear | None = None
+        self.qkv: Layer | None = None
         self.qkv_scales: QKVScales | None = None
         self.observe: Callable[[torch.Tensor, Ring], None] | None = None  # gets (q_THd, ring) of every streamed block, to measure
 
@@ -229,6 +233,10 @@ class TransformerBlock(nn.Module):
             nn.Linear(cfg.dim, cfg.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(cfg.ffn_dim, cfg.dim)
         )  # fmt: skip
 
+    def pack(self) -> None:
+        """For inference in bfloat16 on a CPU, after `fuse`: the layers of `stream` packed for its matrix unit, if it has one."""
+        pack_linears(self, ("self_attn.qkv", "self_attn.o", "cross_attn.q", "cross_attn.o", "ffn.0", "ffn.2"))
+
     def modulations(self, e0_BF6D: torch.Tensor) -> BlockMod:
         """Modulation of this block at a timestep: constant for a denoising step."""
         return (self.modulation.float() + e0_BF6D)[..., None, :].unbind(2)
@@ -268,10 +276,10 @@ class TransformerBlock(nn.Module):
         return Residual(x, self._run_ffn(u), gate2)
 
     def _run_ffn(self, u: Activation) -> torch.Tensor:
-        widen, gelu, narrow = self.ffn
-        if not isinstance(widen, RowLinear):
+        widen, _, narrow = self.ffn
+        if not isinstance(widen, RowLinear | PackedLinear):
             return narrow(gelu(widen(u)))
-        if widen.gelu_in_epilogue:
+        if isinstance(widen, PackedLinear) or widen.gelu_in_epilogue:
             return narrow(widen(u, gelu=True))
         return narrow(Quantized(*quantize_rows(widen(u), gelu=True)))
 
@@ -303,6 +311,10 @@ class AudioInjector(nn.Module):
         u_BFPD = audio_inject(x_BFPD, adain(global_BFD))
         y_NPD = attention(u_BFPD.flatten(0, 1), attention.keys_values(local_BFKD.flatten(0, 1)))
         return x_BFPD + y_NPD.unflatten(0, x_BFPD.shape[:2])
+
+    def pack(self) -> None:
+        """For inference, as `TransformerBlock.pack`."""
+        pack_linears(self, [f"injector.{n}.{name}" for n in range(len(self.injector)) for name in ("q", "o")])
 
     def audio_kv(self, index: int, local_AFKD: torch.Tensor, global_AFD: torch.Tensor) -> AudioKV:
         """Keys, values and modulation of a block's audio, for `stream`."""

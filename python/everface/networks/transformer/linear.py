@@ -1,10 +1,11 @@
-"""Linear layers of a streaming forward: plain ones, several fused into one, and ours in 8 bits; and the norms before them.
+"""Linear layers of a streaming forward: plain ones, several fused into one, ours in 8 bits, and packed for a CPU; and the norms before them.
 
 A norm returns the input that its next layer takes: activations, or e4m3 values, which the norm's kernel quantizes in its epilogue.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from everface.kernels.fused.gate_norm_modulate import Pair, gate_norm_modulate, gate_norm_modulate_fp8, gate_residual
 from everface.kernels.fused.row_primitives import E4M3_MAX, MIN_AMAX
 from everface.kernels.linear.fp8_linear import fp8_linear_rows
+from everface.kernels.linear.packed_linear import pack_weight, packed_linear, packs
 from everface.kernels.linear.quantize_rows import quantize_rows
 from everface.networks.uninitialized import uninitialized
 
@@ -68,6 +70,31 @@ class RowLinear(nn.Module):
         return fp8_linear_rows(quantized, scale, self.weight, self.scale, self.bias, gelu=gelu, dtype=self.dtype)
 
 
+class PackedLinear(nn.Module):
+    """A Linear in bfloat16 with its weight packed for a CPU's matrix unit. Not for training; `.to` leaves nothing that runs."""
+
+    packed: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("packed", pack_weight(layer.weight))
+        self.register_buffer("bias", layer.bias.detach())
+
+    def forward(self, x: torch.Tensor, gelu: bool = False) -> torch.Tensor:
+        """[..., in] -> [..., out]; with gelu its tanh form follows."""
+        return packed_linear(x, self.packed, self.bias, gelu)
+
+
+def pack_linears(part: nn.Module, names: Iterable[str]) -> None:
+    """Pack those Linears of a module that this machine has a matrix unit for. Results stay the same up to the order of sums."""
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        layer = part.get_submodule(name)
+        if type(layer) is nn.Linear and packs(layer.weight):
+            setattr(part.get_submodule(parent), last, PackedLinear(layer))
+
+
 class HostLinear(nn.Module):
     """A Linear with its weights in host memory, copied to the device of the input for every call. For layers that run once a prompt.
 
@@ -90,7 +117,7 @@ def e4m3_scale(x: torch.Tensor) -> torch.Tensor:
     return x.abs().amax().float().clamp(min=MIN_AMAX).reshape(1) / E4M3_MAX
 
 
-Layer = nn.Linear | RowLinear
+Layer = nn.Linear | RowLinear | PackedLinear
 
 
 def norm_for(

@@ -1,30 +1,16 @@
 """everface._native.cpu: norm_silu and its gradient against float64, for any width and number of threads."""
 
-import sys
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.csrc.conftest import Build
 from torch import Tensor
 
-import everface
+from everface.kernels import cpu
 from everface.kernels.video import norm_silu as op
 
 LIMIT = {torch.float32: 5e-7, torch.bfloat16: 3e-3}  # of rounding: half a unit of bfloat16 is 2e-3 to 4e-3 of a value
 SHAPES = [(2, 16, 3, 5, 7), (1, 24, 2, 9, 9), (1, 96, 1, 13, 11), (1, 30, 2, 8, 9), (1, 1500, 1, 3, 2), (1, 7, 1, 1, 1)]
-
-
-@pytest.fixture
-def native(build: Build, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    pytest.importorskip("pybind11")
-    monkeypatch.delitem(sys.modules, "everface._native", raising=False)
-    monkeypatch.setattr(everface, "__path__", [str(build() / "package"), *everface.__path__])
-    op.native_cpu.cache_clear()
-    assert op.native_cpu() is not None
-    yield
-    op.native_cpu.cache_clear()
 
 
 def video(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -53,7 +39,7 @@ def test_values_and_gradients(shape: tuple[int, ...], dtype: torch.dtype) -> Non
     exact_x, exact_gamma = x.detach().double().requires_grad_(), gamma.detach().double().requires_grad_()
     exact = truth(exact_x, exact_gamma)
     exact.backward(up.double())
-    assert y.dtype == dtype and op.runs_native(x.detach().movedim(1, -1)) and x.grad is not None and gamma.grad is not None
+    assert y.dtype == dtype and op.takes(x.detach().movedim(1, -1)) and x.grad is not None and gamma.grad is not None
     assert exact_x.grad is not None and exact_gamma.grad is not None
     assert error(y.detach(), exact.detach()) < LIMIT[dtype]
     assert error(x.grad, exact_x.grad) < LIMIT[dtype]
@@ -86,19 +72,19 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 
 
 def test_a_module_of_an_earlier_version_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op.native, "find", lambda: SimpleNamespace(ring=None))
-    op.native_cpu.cache_clear()
+    monkeypatch.setattr(cpu.native, "find", lambda: SimpleNamespace(ring=None))
+    cpu.native_cpu.cache_clear()
     try:
-        assert op.native_cpu() is None and op.norm_silu(video((1, 16, 1, 2, 2), torch.float32), torch.ones(16)).isfinite().all()
+        assert cpu.native_cpu() is None and op.norm_silu(video((1, 16, 1, 2, 2), torch.float32), torch.ones(16)).isfinite().all()
     finally:
-        op.native_cpu.cache_clear()
+        cpu.native_cpu.cache_clear()
 
 
 @pytest.mark.usefixtures("native")
 def test_what_it_cannot_take_goes_to_torch() -> None:
     x, gamma = video((1, 16, 2, 4, 4), torch.float32), torch.ones(16)
     plain = x.contiguous()  # channels first in memory
-    assert not op.runs_native(plain.movedim(1, -1)) and not op.runs_native(x.half().movedim(1, -1))
+    assert not op.takes(plain.movedim(1, -1)) and not op.takes(x.half().movedim(1, -1))
     torch.testing.assert_close(op.norm_silu(plain, gamma), op.norm_silu(x, gamma))
     out = torch.empty(1, 4, 4, 4, 16)
     op.norm_silu_into(out[:, 2:], x, gamma)

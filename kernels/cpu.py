@@ -1,0 +1,38 @@
+"""The CPU's builds of these ops: csrc/cpu, in everface._native. Which operands they take, and how those are passed.
+
+An op tries its Triton kernel, then this, then its reference in torch. Results differ from the reference's in the order of sums only; the number of
+threads does not change them.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from everface.core import native
+
+TYPES = (torch.float32, torch.bfloat16)
+Operand = tuple[int, bool, int]
+"""What csrc/cpu is told of a tensor of rows: address, whether it is bfloat16, elements from row to row."""
+
+
+@functools.cache
+def native_cpu() -> Any:
+    """everface._native.cpu; None if it is not built, or by a version without these ops."""
+    module = getattr(native.find(), "cpu", None)
+    return module if hasattr(module, "gate_norm_modulate") else None
+
+
+def runs_native(*tensors: Tensor) -> bool:
+    """Whether an op on these goes to csrc/cpu: all in memory, float32 or bfloat16, not empty, no gradients wanted."""
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    fits = all(t.is_cpu and t.dtype in TYPES and type(t) in (Tensor, torch.nn.Parameter) and t.numel() > 0 for t in tensors)
+    return fits and not wanted and native_cpu() is not None
+
+
+def operand(t: Tensor | None, stride: int) -> Operand | None:
+    """Of a tensor whose rows have no gaps inside."""
+    return None if t is None else (t.data_ptr(), t.dtype == torch.bfloat16, stride)
