@@ -45,7 +45,8 @@ def test_gate_norm_modulate(case: str, width: int, model: torch.dtype) -> None:
         options["residual_dtype"] = model
     given = arguments[case]
     got = gnm.gate_norm_modulate(*given, **options)
-    want = gnm._reference(*(*given, None, None)[:3], options=options)
+    every: Any = (*given, None, None)[:3]
+    want = gnm._reference(*every, options=options)
     for a, b in zip(got, want, strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape and error(a, b) < LIMIT[model]
     assert torch.equal(got[0], want[0]) or len(given) == 3  # a sum has one rounding; with a gate the product may have one more
