@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <stdexcept>
 #include <tuple>
 
 #include "amx.h"
@@ -24,6 +25,10 @@ T* at(Address address) {
 }
 
 Type type_of(bool bfloat16) { return bfloat16 ? Type::bfloat16 : Type::float32; }
+
+void need_amx() {  // also asks the system for it, without which the first tile is an illegal instruction
+  if (!has_amx()) throw std::runtime_error("this CPU has no AMX");
+}
 
 Rows rows_of(const Operand& given) {
   if (!given) return {nullptr, Type::float32, 0};
@@ -101,6 +106,7 @@ void register_cpu(py::module_& module) {
       "linear",
       [](Address x, std::int64_t x_stride, Address packed, Address bias, Address y, std::int64_t y_stride, std::int64_t rows, int in, int out, bool gelu,
          int threads) {
+        need_amx();
         linear({at<std::uint16_t>(x), at<std::uint16_t>(packed), at<std::uint16_t>(bias), at<std::uint16_t>(y), rows, x_stride, y_stride, in, out, gelu},
                threads);
       },
@@ -110,6 +116,7 @@ void register_cpu(py::module_& module) {
       "attend_block",
       [](Address q, Address k, Address v, Address o, std::int64_t q_stride, std::int64_t kv_stride, std::int64_t o_stride, int queries, int keys, int heads,
          int width, int threads) {
+        need_amx();
         attend_block({at<std::uint16_t>(q), at<std::uint16_t>(k), at<std::uint16_t>(v), at<std::uint16_t>(o), q_stride, kv_stride, o_stride, queries, keys,
                       heads, width},
                      threads);

@@ -42,7 +42,7 @@ from everface.kernels.attention.operands import (
     softmax_scale,
     uses_descriptors,
 )
-from everface.kernels.cpu import native_cpu, runs_native
+from everface.kernels.cpu import LIBRARY, native_cpu, runs_native
 from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, multiprocessors, select_tile, tile, tl
 
 # --- reference
@@ -78,6 +78,10 @@ def block_causal_amx(q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor, used: int) -> 
     addresses = (t.data_ptr() for t in (q_THd, k_NHd, v_NHd, o_THd))
     native_cpu().attend_block(*addresses, *strides, tokens, used, heads, d, torch.get_num_threads())
     return o_THd
+
+
+LIBRARY.define("block_causal_amx(Tensor q_THd, Tensor k_NHd, Tensor v_NHd, int used) -> Tensor")
+LIBRARY.impl("block_causal_amx", block_causal_amx, "CPU")
 
 
 def group_heads(ranges_HR2: Tensor) -> dict[tuple[tuple[int, int], ...], list[int]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from everface.kernels.attention.backend import attend, attend_fp8
-from everface.kernels.attention.block_causal import block_causal_amx, block_causal_reference, runs_amx
+from everface.kernels.attention.block_causal import block_causal_reference, runs_amx
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference
 from everface.kernels.attention.operands import runs_attention, runs_fp8_attention
 
@@ -34,7 +34,7 @@ def block_causal(q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor, used: int, ranges_
     if runs_attention(q_THd, k_NHd, v_NHd):
         return block_causal_op(q_THd, k_NHd, v_NHd, used, ranges_HR2)
     if ranges_HR2 is None and runs_amx(q_THd, k_NHd, v_NHd):
-        return block_causal_amx(q_THd, k_NHd, v_NHd, used)
+        return torch.ops.everface.block_causal_amx.default(q_THd, k_NHd, v_NHd, used)
     return block_causal_reference(q_THd, k_NHd, v_NHd, used, ranges_HR2)
 
 

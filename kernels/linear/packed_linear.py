@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from everface.kernels.cpu import native_cpu, runs_native
+from everface.kernels.cpu import LIBRARY, native_cpu, runs_native
 
 DEPTH = 32  # of a tile: what K must be a multiple of
 
@@ -34,11 +34,20 @@ def pack_weight(weight_OK: Tensor) -> Tensor:
     return packed
 
 
-def packed_linear(x: Tensor, packed: Tensor, bias_O: Tensor, gelu: bool = False) -> Tensor:
-    """The op: [..., K] bfloat16 -> [..., O]. No gradients."""
+def run_native(x: Tensor, packed: Tensor, bias_O: Tensor, gelu: bool) -> Tensor:
+    """csrc/cpu/amx.cc. Returns y."""
     *size, width = x.shape
     rows_RK, out = x.reshape(-1, width).contiguous(), bias_O.numel()
     y = torch.empty((*size, out), dtype=torch.bfloat16)
     addresses = packed.data_ptr(), bias_O.data_ptr(), y.data_ptr()
     native_cpu().linear(rows_RK.data_ptr(), width, *addresses, out, len(rows_RK), width, out, gelu, torch.get_num_threads())
     return y
+
+
+LIBRARY.define("packed_linear(Tensor x, Tensor packed, Tensor bias_O, bool gelu) -> Tensor")
+LIBRARY.impl("packed_linear", run_native, "CPU")
+
+
+def packed_linear(x: Tensor, packed: Tensor, bias_O: Tensor, gelu: bool = False) -> Tensor:
+    """The op: [..., K] bfloat16 -> [..., O]. No gradients."""
+    return torch.ops.everface.packed_linear.default(x, packed, bias_O, gelu)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from everface.core.errors import EverfaceError
 from everface.core.log import log, start_log
 from everface.core.machine import cores
 from everface.train.bundle import bundle
@@ -93,6 +94,8 @@ def main() -> None:
     frames = args.frames or args.run / "frames"
     try:
         work(args.run, args.assets, args.speech, frames, plan, args.device, args.processes, args.minutes)
+    except EverfaceError as error:
+        raise SystemExit(f"everface: {error}") from None
     finally:
         if args.pack:
             log.info("archive: %.1f MB", pack(args.run, args.pack) / 1e6)

@@ -1,4 +1,5 @@
-"""What comes back from the GPU, and what a run goes on from where its machine was lost: weights as float16, logs and reports, no optimizer.
+"""What comes back from the GPU, and what a run goes on from where its machine was lost: weights as float16, logs and reports, no optimizer. A
+phase that is not finished is in it too.
 
 One archive in parts, as a lender may limit the size of a file. Rendered clips are not in it: they follow from the seed.
 """
@@ -27,9 +28,9 @@ def pack(run: Path, out: Path) -> int:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         for name in WEIGHTS:
-            if (run / name).exists():
+            if held := _weights(run / name):
                 half = run / f"{name}.half"
-                save_file({n: t.half() for n, t in load_file(run / name).items()}, half)
+                save_file({n: t.half() for n, t in held.items()}, half)
                 tar.add(half, name)
                 half.unlink()
         for name in (*REST, *REPORTS):
@@ -44,6 +45,15 @@ def pack(run: Path, out: Path) -> int:
         if (run / name).exists():
             (out / name).write_bytes((run / name).read_bytes())
     return len(data)
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    """What the phase wrote at its end, else what its checkpoint trains at present, else nothing."""
+    if path.exists():
+        return load_file(path)
+    checkpoint, key = path.parent / "checkpoint.safetensors", "weight."
+    held = load_file(checkpoint) if checkpoint.exists() else {}
+    return {n.removeprefix(key): t for n, t in held.items() if n.startswith(key)}
 
 
 def unpack(parts: Path, run: Path) -> None:

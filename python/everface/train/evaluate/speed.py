@@ -106,7 +106,7 @@ def measure_block(
             sync()
     steps, decode = statistics.median(steps_s), statistics.median(decode_s)
     events = sorted(profiler.key_averages(), key=lambda e: -_self_us(e))[:most_ops]
-    ops = tuple(OpRow(e.key, e.count / 2, _self_us(e) / 2e3, flops.get(e.key.removeprefix("aten::"), 0) / 1e9) for e in events)
+    ops = tuple(OpRow(e.key, e.count / 2, _self_us(e) / 2e3, flops.get(e.key.rpartition("::")[2], 0) / 1e9) for e in events)
     gflop = counter.get_total_flops() / 1e9
     return BlockCost((height, width), 1e3 * steps, 1e3 * decode, model.block_frames / (steps + decode), gflop, gemm_peaks(deployment.device), ops)
 
@@ -145,4 +145,6 @@ def _attention_flop(q: torch.Size, k: torch.Size, v: torch.Size, *_: object, out
 _UNKNOWN_TO_TORCH = {
     torch.ops.aten.mkldnn_convolution: _convolution_flop,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
+    torch.ops.everface.packed_linear: lambda x, packed, bias, *_, **__: 2 * x.numel() * bias[0],
+    torch.ops.everface.block_causal_amx: lambda q, k, v, used, **__: 4 * q.numel() * used,
 }
