@@ -191,6 +191,15 @@ def modulation_rows(m: Tensor | None, x: Tensor) -> tuple[Tensor | None, int]:
     return table, table.stride(0)
 
 
+def addend_rows(y: Tensor | None, x: Tensor) -> tuple[Tensor | None, int]:
+    """Rows of y, and their stride: 0 when one row serves all rows of x, or there is no y."""
+    if y is None:
+        return None, 0
+    width = x.shape[-1]
+    y = y.contiguous() if y.numel() in (x.numel(), width) else y.expand(x.shape).contiguous()
+    return y, 0 if y.numel() == width and y.numel() != x.numel() else width
+
+
 @torch.library.custom_op("everface::gate_norm_modulate", mutates_args=("residual", "u", "u_scale"))
 def launch(
     x: Tensor, y: Tensor | None, gate: Tensor | None, weight: Tensor | None, bias: Tensor | None, shift: Tensor | None,
@@ -199,9 +208,7 @@ def launch(
 ) -> None:  # fmt: skip
     """The kernel, into outputs that the caller owns; u and u_scale both None: the residual alone."""
     width, x = x.shape[-1], x.contiguous()
-    if y is not None:
-        y = y.contiguous() if y.numel() in (x.numel(), width) else y.expand(x.shape).contiguous()
-    y_stride = 0 if y is None or (y.numel() == width and y.numel() != x.numel()) else width
+    y, y_stride = addend_rows(y, x)
     gates, shifts, scales = (modulation_rows(m, x) for m in (gate, shift, scale))
     options = select_tile("gate_norm_modulate", TILES, x.device, variant(width)).options()
     gate_norm_modulate_kernel[(x.numel() // width,)](
@@ -223,9 +230,7 @@ def run_native(
 ) -> None:  # fmt: skip
     """csrc/cpu, with the arguments of `launch`; u_scale is None."""
     width, x = x.shape[-1], x.contiguous()
-    if y is not None:
-        y = y.contiguous() if y.numel() in (x.numel(), width) else y.expand(x.shape).contiguous()
-    y_stride = 0 if y is None or (y.numel() == width and y.numel() != x.numel()) else width
+    y, y_stride = addend_rows(y, x)
     gates, shifts, scales = (operand(*modulation_rows(m, x)) for m in (gate, shift, scale))
     native_cpu().gate_norm_modulate(
         operand(x, width), operand(y, y_stride), gates, operand(weight, 0), operand(bias, 0), shifts, scales, operand(residual, width),
