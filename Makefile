@@ -1,6 +1,7 @@
 # Every target makes what it needs.
 #
-#   make setup     .venv with everface, torch and all that the tests and checks use; an editable install
+#   make setup     .venv with everface, torch and all that the tests and checks use; an editable install, with everface._native where
+#                  cmake and a C++ compiler are found
 #   make demo      render the bundled image and voice with the bundled model into out/
 #   make test      the tests that need no GPU, in minutes
 #   make test-all  the longest of them too
@@ -45,7 +46,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --no-compile# pip compiles on one core; we do it afterwards, on all
 NUMPY := numpy>=2.0,<2.4# the interpreter of triton 3.6 breaks on 2.4
 
-.PHONY: setup demo test test-all check gpu gpu-tree fuzz audit bench native release install clean
+.PHONY: setup demo test test-all check gpu gpu-tree fuzz audit bench native module release install clean
 .DELETE_ON_ERROR:
 
 setup: $(READY)
@@ -80,9 +81,14 @@ bench: $(READY)
 
 # Needs cmake and a C++17 compiler; CUDA and NCCL are found when the program runs.
 native: $(READY)
-	cmake -S . -B build/native -DPython_EXECUTABLE=$(INTERPRETER) -DCMAKE_INSTALL_LIBDIR=lib
-	cmake --build build/native
+	cmake -S . -B build/native -DPython_EXECUTABLE=$(INTERPRETER) -DCMAKE_INSTALL_LIBDIR=lib -DEVERFACE_CLIENT=ON
+	cmake --build build/native --parallel 2
 	cmake --install build/native --prefix python/everface/sdk --component client
+
+# everface._native alone, as `make setup` builds it.
+module:
+	cmake -S . -B build/native -DPython_EXECUTABLE=$(INTERPRETER) -DEVERFACE_CLIENT=OFF
+	cmake --build build/native --parallel 2
 
 release: $(READY)
 	$(RUN) -m deploy.release dist
@@ -131,4 +137,7 @@ $(VENV)/.ready: pyproject.toml setup.py $(VENV)/.torch
 	  $(INSTALL) triton==3.6.0; \
 	fi
 	$(VENV)/bin/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true # a package may hold a template that is no Python
+	@if command -v cmake >/dev/null && command -v $(CXX) >/dev/null; then $(MAKE) --no-print-directory module >$(VENV)/native.log 2>&1 || \
+	  echo "everface: everface._native was not built, so a CPU takes up to twice as long; $(VENV)/native.log says why" >&2; \
+	else echo "everface: without cmake and a C++ compiler everface._native is not built, so a CPU takes up to twice as long" >&2; fi
 	touch $@

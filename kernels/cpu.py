@@ -1,7 +1,8 @@
 """The CPU's builds of these ops: csrc/cpu, in everface._native. Which operands they take, and how those are passed.
 
 An op tries its Triton kernel, then this, then its reference in torch. Results differ from the reference's in the order of sums only; the number of
-threads does not change them.
+threads does not change them. Ops of a step run here in inference mode only: what training runs without gradients, to repeat it with gradients
+later, must give the same bits both times.
 """
 
 from __future__ import annotations
@@ -27,11 +28,15 @@ def native_cpu() -> Any:
     return module if hasattr(module, "gate_norm_modulate") else None
 
 
-def runs_native(*tensors: Tensor) -> bool:
-    """Whether an op on these goes to csrc/cpu: all in memory, float32 or bfloat16, not empty, no gradients wanted."""
-    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+def takes_native(*tensors: Tensor) -> bool:
+    """Whether csrc/cpu can be given these: all in memory, float32 or bfloat16, not empty; and whether it is built."""
     fits = all(t.is_cpu and t.dtype in TYPES and type(t) in (Tensor, torch.nn.Parameter) and t.numel() > 0 for t in tensors)
-    return fits and not wanted and native_cpu() is not None
+    return fits and native_cpu() is not None
+
+
+def runs_native(*tensors: Tensor) -> bool:
+    """Whether an op on these goes to csrc/cpu."""
+    return torch.is_inference_mode_enabled() and takes_native(*tensors)
 
 
 def operand(t: Tensor | None, stride: int) -> Operand | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from everface.kernels.cpu import LIBRARY, native_cpu, runs_native
+from everface.kernels.cpu import LIBRARY, native_cpu, takes_native
 
 DEPTH = 32  # of a tile: what K must be a multiple of
 
@@ -23,7 +23,7 @@ DEPTH = 32  # of a tile: what K must be a multiple of
 def packs(weight_OK: Tensor) -> bool:
     """Whether a layer of this weight can be packed."""
     fits = weight_OK.dtype == torch.bfloat16 and weight_OK.shape[1] % DEPTH == 0
-    return fits and runs_native(weight_OK.detach()) and native_cpu().has_amx()
+    return fits and takes_native(weight_OK) and native_cpu().has_amx()
 
 
 def pack_weight(weight_OK: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everface.kernels.cpu import native_cpu, runs_native
+from everface.kernels.cpu import native_cpu, takes_native
 from everface.kernels.fused.row_primitives import load_row, row_sizes
 from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, runs_triton, select_tile, tile, tl
 
@@ -43,7 +43,7 @@ def norm_silu_reference(x_BCx: Tensor, gamma: Tensor) -> Tensor:
 def takes(*tensors: Tensor) -> bool:
     """Whether csrc/cpu takes these, whose channels are last: one dtype, float32 or bfloat16, without gaps. It has a gradient of its own."""
     fits = all(t.dtype == tensors[0].dtype and t.is_contiguous() for t in tensors)
-    return fits and runs_native(*(t.detach() for t in tensors))
+    return fits and takes_native(*tensors)
 
 
 def rows_of(x_BxC: Tensor) -> tuple[bool, int, int, int]:

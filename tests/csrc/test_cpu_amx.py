@@ -13,13 +13,15 @@ from everface.kernels.linear.packed_linear import packs
 from everface.networks.transformer.linear import PackedLinear, pack_linears
 
 BF16 = torch.bfloat16
+HALF_UNIT = 2**-8  # of bfloat16, the most that one rounding changes a value by
 
 
 @pytest.fixture(autouse=True)
 def amx(native: None) -> Iterator[None]:
     if not native_cpu().has_amx():
         pytest.skip("this CPU has no AMX")
-    yield
+    with torch.inference_mode():
+        yield
 
 
 def drawn(*size: int, seed: int = 0) -> Tensor:
@@ -37,7 +39,7 @@ def test_linear(out: int, width: int, rows: int) -> None:
     packed, want = PackedLinear(layer), F.linear(x.double(), layer.weight.double(), layer.bias.double())
     assert packed(x).shape == want.shape and packed(x).dtype == BF16
     assert error(packed(x), want) < 1.05 * error(layer(x), want) + 1e-4
-    assert error(packed(x, gelu=True), F.gelu(want, approximate="tanh")) < 2.5e-3
+    assert error(packed(x, gelu=True), F.gelu(want, approximate="tanh")) < HALF_UNIT + 1e-4
     assert torch.equal(packed(x[:, :, ::2]), packed(x)[:, :, ::2])  # rows with gaps; and no row sees another
 
 

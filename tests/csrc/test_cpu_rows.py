@@ -1,5 +1,6 @@
 """everface._native.cpu between two GEMMs: each op against its reference, which is in torch, in float64 where only the order of sums differs."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,7 +17,12 @@ from everface.kernels.fused.gelu import gelu
 
 F32, BF16 = torch.float32, torch.bfloat16
 LIMIT = {F32: 1e-6, BF16: 4e-3}  # of a value: half a unit of bfloat16 is 2e-3 to 4e-3
-pytestmark = pytest.mark.usefixtures("native")
+
+
+@pytest.fixture(autouse=True)
+def inference(native: None) -> Iterator[None]:
+    with torch.inference_mode():
+        yield
 
 
 def drawn(*size: int, dtype: torch.dtype = F32, seed: int = 0) -> Tensor:
@@ -111,10 +117,17 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 
 
 def test_what_it_does_not_take_goes_to_torch() -> None:
-    x = drawn(2, 4, 8).requires_grad_()
-    gelu(x).sum().backward()
-    assert x.grad is not None and not cpu.runs_native(x) and cpu.runs_native(x.detach())
     half = drawn(2, 4, 8).half()
     assert not cpu.runs_native(half) and gelu(half).dtype == torch.float16
     with torch.device("meta"):
         assert not cpu.runs_native(torch.empty(3))
+
+
+def test_outside_of_inference_mode_torch_computes() -> None:
+    with torch.inference_mode(False):
+        x = drawn(2, 4, 8).requires_grad_()
+        gelu(x).sum().backward()
+        assert x.grad is not None
+        with torch.no_grad():
+            assert not cpu.runs_native(x) and torch.equal(gelu(x), F.gelu(x, approximate="tanh"))
+    assert cpu.runs_native(drawn(2, 4, 8))

@@ -72,7 +72,7 @@ def run(folder: Path, case: str | None = None, dtype: str = "float32", as_json: 
     return 1 if total["MISS"] or not total["ok"] else 0
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def run_case(file: Golden, dtype: torch.dtype = torch.float32) -> list[Line]:
     """All lines of one file."""
     check = Check(file, dtype)

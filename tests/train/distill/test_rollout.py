@@ -9,6 +9,7 @@ import torch
 from tests.train.miniature import SMALL_DIT, small_dit
 
 from everface.core.config import Deployment, ModelConfig
+from everface.kernels import cpu
 from everface.models.live_avatar.conditions import Noise
 from everface.models.live_avatar.roles import Denoiser, StepRole
 from everface.networks.transformer.dit import DiT
@@ -57,6 +58,13 @@ def stream(dit: DiT, one: Scene, first: int) -> list[torch.Tensor]:
     return [t.clone() for t in torch.cat(seen, dim=2)]
 
 
+@pytest.fixture
+def torch_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream computes with the ops that training uses, also where everface._native is built."""
+    monkeypatch.setattr(cpu, "native_cpu", lambda: None)
+
+
+@pytest.mark.usefixtures("torch_ops")
 @pytest.mark.parametrize("first", [0, 37])
 def test_a_rollout_is_the_runtimes_stream_to_the_bit(first: int) -> None:
     """Seven blocks: the rings wrap around, the sink is refreshed. With the last step for exit, and the input of the third."""
