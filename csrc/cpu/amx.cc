@@ -8,41 +8,15 @@
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__)
 #include <cpuid.h>
-#include <immintrin.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-// On functions, not on the file: what the linker merges from here with other files must run on any CPU.
-#define EVERFACE_AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16")))
-#define EVERFACE_AMX_INLINE EVERFACE_AMX inline __attribute__((always_inline))
+#include "amx_tiles.h"
 
 namespace everface::cpu {
 namespace {
 
-constexpr int kSide = 16;          // rows of a tile, and its columns of float32
-constexpr int kDepth = 32;         // bfloat16 values of a tile's row
-constexpr int kBlock = 2 * kSide;  // a GEMM's block is two by two tiles
-constexpr int kTile = kSide * kDepth;
 constexpr float kLog2E = 1.4426950408889634f;
-
-struct alignas(64) TileConfig {
-  std::uint8_t palette = 1, start = 0, reserved[14] = {};
-  std::uint16_t row_bytes[16] = {};
-  std::uint8_t rows[16] = {};
-};
-
-// All eight tiles of full size, as long as it lives.
-struct Tiles {
-  EVERFACE_AMX Tiles() {
-    TileConfig config;
-    for (int n = 0; n < 8; ++n) {
-      config.row_bytes[n] = 64;
-      config.rows[n] = kSide;
-    }
-    _tile_loadconfig(&config);
-  }
-  EVERFACE_AMX ~Tiles() { _tile_release(); }
-};
 
 bool ask_for_amx() {
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -68,27 +42,12 @@ EVERFACE_AMX_INLINE __m512 exp2_of(__m512 x) {  // relative error 2e-7, for -126
   return _mm512_scalef_ps(p, k);
 }
 
-EVERFACE_AMX_INLINE __m512 weight_of(__m512 x) {  // 2^x for x up to 0, relative error 4e-6, as bfloat16 keeps 2e-3
-  x = _mm512_max_ps(_mm512_set1_ps(-126.0f), x);
-  const __m512 k = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(x, k);
-  __m512 p = _mm512_set1_ps(9.66637e-3f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.592198e-2f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022349e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9312105e-1f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, k);
-}
-
 EVERFACE_AMX_INLINE __m512 gelu_of(__m512 v) {  // (1 + tanh(z)) / 2 is sigmoid(2 z)
   const __m512 cube = _mm512_mul_ps(_mm512_mul_ps(v, v), v);
   const __m512 z = _mm512_fmadd_ps(cube, _mm512_set1_ps(0.044715f), v);
   const __m512 e = exp2_of(_mm512_mul_ps(z, _mm512_set1_ps(-1.595769122f * kLog2E)));
   return _mm512_div_ps(v, _mm512_add_ps(_mm512_set1_ps(1.0f), e));
 }
-
-EVERFACE_AMX_INLINE __m512 widen(__m256i half) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }
-EVERFACE_AMX_INLINE __mmask32 first_32(int n) { return n >= 32 ? 0xffffffffu : (1u << n) - 1; }
-EVERFACE_AMX_INLINE __mmask16 first_16(int n) { return static_cast<__mmask16>(n >= 16 ? 0xffff : n <= 0 ? 0 : (1 << n) - 1); }
 
 EVERFACE_AMX_INLINE void multiply_block(const std::uint16_t* x0, const std::uint16_t* x1, std::int64_t x_stride, const std::uint16_t* w, int depth,
                                         float* sums) {

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "amx.h"
+#include "conv.h"
 #include "norm_silu.h"
 #include "rows.h"
 
@@ -97,7 +98,7 @@ void register_cpu(py::module_& module) {
       },
       py::arg("q"), py::arg("k"), py::arg("v"), py::arg("o"), py::arg("bfloat16"), py::arg("batch"), py::arg("key_batch"), py::arg("tokens"),
       py::arg("keys"), py::arg("heads"), py::arg("width"), py::arg("threads"), Free(), "Without gaps: q, o [batch, tokens, heads, width].");
-  module.def("has_amx", &has_amx, "Whether the three below run on this machine.");
+  module.def("has_amx", &has_amx, "Whether those below run on this machine.");
   module.def("packed_size", &packed_size, py::arg("out"), py::arg("in"));
   module.def(
       "pack_weight", [](Address weight, Address packed, int out, int in) { pack_weight(at<std::uint16_t>(weight), at<std::uint16_t>(packed), out, in); },
@@ -123,6 +124,18 @@ void register_cpu(py::module_& module) {
       },
       py::arg("q"), py::arg("k"), py::arg("v"), py::arg("o"), py::arg("q_stride"), py::arg("kv_stride"), py::arg("o_stride"), py::arg("queries"),
       py::arg("keys"), py::arg("heads"), py::arg("width"), py::arg("threads"), Free(), "bfloat16; strides of tokens.");
+  module.def(
+      "convolve",
+      [](Address x, Address gamma, Address past, Address packed, Address bias, Address residual, Address y, int frames, int height, int width, int in,
+         int out, int taps, int space, int up, int side, int group, int threads) {
+        need_amx();
+        convolve({at<std::uint16_t>(x), at<float>(gamma), at<std::uint16_t>(past), at<std::uint16_t>(packed), at<std::uint16_t>(bias),
+                  at<std::uint16_t>(residual), at<std::uint16_t>(y), frames, height, width, in, out, taps, space, up, side, group},
+                 threads);
+      },
+      py::arg("x"), py::arg("gamma"), py::arg("past"), py::arg("packed"), py::arg("bias"), py::arg("residual"), py::arg("y"), py::arg("frames"),
+      py::arg("height"), py::arg("width"), py::arg("in"), py::arg("out"), py::arg("taps"), py::arg("space"), py::arg("up"), py::arg("side"),
+      py::arg("group"), py::arg("threads"), Free(), "bfloat16 but for gamma, float32; an address of 0 is none.");
 }
 
 }  // namespace everface::cpu

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, runs_triton, select_tile, tile, tl
 from everface.kernels.video.norm_silu import norm_silu, norm_silu_into
+from everface.kernels.video.packed_conv import group_of, packed_conv, takes
 
 PAST = 2  # frames
 
@@ -284,9 +285,12 @@ def channels_last(x_BCTHW: Tensor) -> Tensor:
 
 
 def causal_conv3d(
-    x_BCTHW: Tensor, past_BC2HW: Tensor | None, weight: Tensor, bias: Tensor | None, residual_BCTHW: Tensor | None = None
+    x_BCTHW: Tensor, past_BC2HW: Tensor | None, weight: Tensor, bias: Tensor | None, residual_BCTHW: Tensor | None = None,
+    packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The op. Returns (y, past')."""
+    """The op. Returns (y, past'). `packed`: pack_conv(weight), for a CPU that has a use for it."""
+    if packed is not None and past_BC2HW is not None and takes(x_BCTHW, past_BC2HW, residual_BCTHW, group_of(weight)):
+        return packed_conv(x_BCTHW, None, past_BC2HW, packed, bias, residual_BCTHW, weight), past_BC2HW
     if runs_kernel(x_BCTHW, past_BC2HW, weight, bias, residual_BCTHW):
         x_BTHWC = channels_last(x_BCTHW)
         past, residual = (None if t is None else channels_last(t) for t in (past_BC2HW, residual_BCTHW))
@@ -300,9 +304,11 @@ def causal_conv3d(
 
 def norm_silu_conv3d(
     x_BCTHW: Tensor, gamma: Tensor, past_BC2HW: Tensor | None, weight: Tensor, bias: Tensor | None,
-    residual_BCTHW: Tensor | None = None,
+    residual_BCTHW: Tensor | None = None, packed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """causal_conv3d of norm_silu(x, gamma). On a CPU the norm writes next to the past, so that no frame is copied."""
+    if packed is not None and past_BC2HW is not None and takes(x_BCTHW, past_BC2HW, residual_BCTHW, group_of(weight)):
+        return packed_conv(x_BCTHW, gamma, past_BC2HW, packed, bias, residual_BCTHW, weight), past_BC2HW
     b, c, t, h, w = x_BCTHW.shape
     learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
     plain = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype in cpu_dtypes() and not torch.is_autocast_enabled("cpu")

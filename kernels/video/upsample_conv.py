@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from everface.kernels.video.causal_conv3d import channels_last, compile_spec, cpu_dtypes, launch, runs_kernel
+from everface.kernels.video.packed_conv import fold_upsample, packed_upsample, takes
 
 # --- reference
 
@@ -34,13 +35,11 @@ def upsample_conv_reference(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None
 
 
 def upsample_conv_folded(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, side: int) -> Tensor:
-    """The CPU path: of three taps on an axis two meet the same pixel of x, so each of the four pixels of y over one of x is a
-    convolution of 2x2 taps: 16 multiplications instead of 36. Sums in another order: equal to rounding, not to the bit."""
+    """The CPU path: each of the four pixels of y over one of x is a convolution of 2x2 taps. Equal to rounding, not to the bit."""
     b, c, t, h, w = x_BCTHW.shape
     x_BTFHWC = x_BCTHW.movedim(1, -1).unflatten(-1, (side, c // side)).movedim(4, 2)
     x_NHWC = F.pad(x_BTFHWC.reshape(b * t * side, h, w, c // side), (0, 0, 1, 1, 1, 1))
-    taps = torch.tensor([[[1.0, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])  # [upper or lower pixel, tap on x, tap of W]
-    folded = torch.einsum("prk,qsl,oikl->pqoirs", taps, taps, weight.float()).flatten(0, 2).to(weight.dtype)
+    folded = fold_upsample(weight).flatten(0, 1)
     folded = folded.contiguous(memory_format=torch.channels_last)
     four = F.conv2d(x_NHWC.permute(0, 3, 1, 2), folded, None if bias is None else bias.repeat(4)).permute(0, 2, 3, 1)
     four_NHWpqC = four.unflatten(-1, (2, 2, -1))  # over one pixel more than x has, on each axis
@@ -54,8 +53,10 @@ def upsample_conv_folded(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, s
 # --- op
 
 
-def upsample_conv(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, side: int) -> Tensor:
-    """The op."""
+def upsample_conv(x_BCTHW: Tensor, weight: Tensor, bias: Tensor | None, side: int, packed: Tensor | None = None) -> Tensor:
+    """The op. `packed`: pack_upsample(weight), for a CPU that has a use for it."""
+    if packed is not None and takes(x_BCTHW, None, None):
+        return packed_upsample(x_BCTHW, packed, bias, side, weight)
     if not runs_kernel(x_BCTHW, weight, bias):
         learns = torch.is_grad_enabled() and (x_BCTHW.requires_grad or weight.requires_grad)
         folds = x_BCTHW.device.type == "cpu" and x_BCTHW.dtype in cpu_dtypes() and not learns

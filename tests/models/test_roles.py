@@ -67,6 +67,7 @@ def poison(d: Denoiser, session: int = 1) -> None:
 @pytest.mark.parametrize(
     "indices", [[0, 1, 2, 3, 4, 5], [37, 38, 39, 40, 41, 42], [0, 1, 6, 7, 13, 14]], ids=["unbroken", "re-opened", "interrupted"]
 )
+@torch.inference_mode()  # as a role is run
 def test_only_written_slots_are_attended_to_and_time_is_absolute(indices: list[int], dtype: str) -> None:
     d = denoiser(dtype=dtype)
     role = StepRole(d, SCHEDULE, 1)
@@ -102,6 +103,7 @@ def test_a_step_counts_its_own_blocks() -> None:
     assert d.sessions[1].runs == {0: 2, 1: 1}
 
 
+@torch.inference_mode()  # as a role is run
 def test_a_change_of_picture_or_text_primes_each_device_once(monkeypatch: pytest.MonkeyPatch) -> None:
     d, fresh = denoiser(), denoiser()
     roles = [StepRole(d, SCHEDULE, s) for s in (0, 1, 2)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from everface.core import env
 from everface.core.config import ATTENTIONS, DTYPES, SAMPLERS, Deployment, StreamConfig
+from everface.core.machine import live_threads
 from everface.core.regions import Box
 
 MISSING: Any = object()  # a path that was not given, since None is a standard stream
@@ -101,13 +102,13 @@ def add_deployment_flags(p: argparse.ArgumentParser) -> None:
     """Where the model runs."""
     where = "inline, in this process; 1 to 5, in so many worker processes; 2+3@HOST:PORT, in 2 here and 3 on other hosts (%(default)s)"
     p.add_argument("--placement", type=placement, default="inline", metavar="N", help=where)
-    threads = "CPU threads per process (default: EVERFACE_THREADS, else torch's default)"
+    threads = "CPU threads per process (default: EVERFACE_THREADS, else torch's; for live video 1 where more are measured to bring nothing)"
     p.add_argument("--threads", type=count, metavar="N", help=threads)
 
 
 def deployment(args: argparse.Namespace, live: bool = False) -> Deployment:
     """What `add_deployment_flags` and, of some commands, `add_model_flags` parsed: on CUDA in bfloat16 if there is a CUDA device, else on the
-    CPU in float32, or in bfloat16 where that is faster and `live`: speed is latency there. Raises BadInput."""
+    CPU in float32, or, if `live`, in bfloat16 where that is faster and on one thread where more are not. Raises BadInput."""
     import torch
 
     from everface.kernels.video.causal_conv3d import cpu_dtypes
@@ -116,4 +117,7 @@ def deployment(args: argparse.Namespace, live: bool = False) -> Deployment:
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", "bfloat16" if fast else "float32"
     dtype, attention = getattr(args, "dtype", None) or dtype, getattr(args, "attention", Deployment.attention)
     keep = getattr(args, "kv_keep", Deployment.kv_keep)
-    return Deployment(args.placement, device, dtype, args.threads or env.threads(), attention=attention, kv_keep=keep)
+    threads = args.threads or env.threads()
+    if live and device == "cpu" and threads is None:
+        threads = live_threads(dtype)
+    return Deployment(args.placement, device, dtype, threads, attention=attention, kv_keep=keep)

@@ -116,7 +116,7 @@ def build_decoder(weights: Path, deployment: Deployment) -> VAE:
     checkpoint = open_checkpoint(weights)
     vae = VAE(checkpoint.layout.config.vae, encoder=False)
     load_into(vae, checkpoint.vae(("conv2.", "decoder.")), dtype=decoder_dtype(deployment), device=deployment.device)
-    return vae.eval().requires_grad_(False)
+    return vae.eval().requires_grad_(False).pack()
 
 
 def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) -> Conditioner:

@@ -119,6 +119,13 @@ class VAE(nn.Module):
                 p.data = p.data.contiguous(memory_format=CHANNELS_LAST[p.dim()])
         return self
 
+    def pack(self) -> VAE:
+        """Pack the decoder's weights, which stay as they are from now on, for a CPU's matrix unit where there is one."""
+        for layer in self.decoder.modules():
+            if isinstance(layer, CausalConv3d | Upsample):
+                layer.pack()
+        return self
+
     def encode(self, video_B3THW: Tensor) -> Tensor:
         """Normalized mean latents [B, z, 1 + k, H/stride, W/stride] of 1 + 4k frames. Differentiable. Raises BadInput on sizes that do not divide."""
         batch, _, frames, height, width = video_B3THW.shape

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from everface.kernels.video.causal_conv3d import causal_conv3d, norm_silu_conv3d
 from everface.kernels.video.norm_silu import rms_norm_channels
+from everface.kernels.video.packed_conv import pack_conv, pack_upsample, packs
 from everface.kernels.video.upsample_conv import upsample_conv
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -51,12 +52,19 @@ class CausalConv3d(nn.Conv3d):
     """
 
     slot: int
+    packed: Tensor | None = None  # the weight for a CPU's matrix unit
 
     def __init__(self, c_in: int, c_out: int, space: int = 3) -> None:
         super().__init__(c_in, c_out, (3, space, space), padding=(0, space // 2, space // 2))
 
+    def pack(self) -> None:
+        """Pack the weight, which stays as it is from now on, if this machine has a matrix unit for it."""
+        self.packed = pack_conv(self.weight) if packs(self.weight) else None
+
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]  has state
-        y_BCTHW, stream.caches[self.slot] = causal_conv3d(x_BCTHW, stream.caches[self.slot], self.weight, self.bias)
+        y_BCTHW, stream.caches[self.slot] = causal_conv3d(
+            x_BCTHW, stream.caches[self.slot], self.weight, self.bias, packed=self.packed
+        )
         return y_BCTHW
 
 
@@ -67,7 +75,9 @@ def norm_silu_conv(
     gamma, causal = layers[norm], layers[conv]
     assert isinstance(gamma, Gamma) and isinstance(causal, CausalConv3d)
     past = stream.caches[causal.slot]
-    y_BCTHW, stream.caches[causal.slot] = norm_silu_conv3d(x_BCTHW, gamma.gamma, past, causal.weight, causal.bias, residual_BCTHW)
+    y_BCTHW, stream.caches[causal.slot] = norm_silu_conv3d(
+        x_BCTHW, gamma.gamma, past, causal.weight, causal.bias, residual_BCTHW, causal.packed
+    )
     return y_BCTHW
 
 
@@ -158,6 +168,13 @@ class Upsample(nn.Module):
         super().__init__()
         self.time_conv = CausalConv3d(channels, 2 * channels, space=1) if temporal else None
         self.resample = nn.ModuleDict({"1": nn.Conv2d(channels, channels // 2, 3, padding=1)})
+        self.packed: Tensor | None = None  # the weight for a CPU's matrix unit
+
+    def pack(self) -> None:
+        """As CausalConv3d.pack, of the convolution in space."""
+        weight = self.resample["1"].weight
+        assert isinstance(weight, Tensor)
+        self.packed = pack_upsample(weight) if packs(weight) else None
 
     def forward(self, x_BCTHW: Tensor, stream: VAEStream) -> Tensor:
         time_conv = None if stream.first else self.time_conv
@@ -165,7 +182,7 @@ class Upsample(nn.Module):
             x_BCTHW = time_conv(x_BCTHW, stream)
         conv = self.resample["1"]
         assert isinstance(conv, nn.Conv2d)
-        return upsample_conv(x_BCTHW, conv.weight, conv.bias, 1 if time_conv is None else 2)
+        return upsample_conv(x_BCTHW, conv.weight, conv.bias, 1 if time_conv is None else 2, self.packed)
 
 
 class OutputHead(nn.ModuleDict):

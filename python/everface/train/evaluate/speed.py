@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from everface.core.config import FPS, SAMPLES_PER_FRAME, Deployment, ModelConfig, StreamConfig
+from everface.kernels.video.packed_conv import flop as packed_conv_flop
 from everface.train.codec.model import new_vae
 from everface.train.evaluate.offline_stream import OfflineModel
 from everface.train.pretrain.dit_files import new_dit
@@ -147,4 +148,5 @@ _UNKNOWN_TO_TORCH = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop,
     torch.ops.everface.packed_linear: lambda x, packed, bias, *_, **__: 2 * x.numel() * bias[0],
     torch.ops.everface.block_causal_amx: lambda q, k, v, used, **__: 4 * q.numel() * used,
+    torch.ops.everface.packed_conv: lambda x, gamma, past, residual, packed, bias, sizes, **__: packed_conv_flop(x, past is not None, sizes),
 }
