@@ -122,12 +122,12 @@ EVERFACE_CLONES void forward_bfloat16(const std::uint16_t* x, const float* gamma
 
 EVERFACE_CLONES void backward_float32(const float* x, const float* gamma, const float* grad_y, float* grad_x, double* grad_gamma, std::int64_t rows,
                                       int channels, float* work) {
-#define EVERFACE_CALL(width) backward_rows(x, gamma, grad_y, grad_x, grad_gamma, rows, width, work)
-  EVERFACE_WIDTHS(EVERFACE_CALL)
+  backward_rows(x, gamma, grad_y, grad_x, grad_gamma, rows, channels, work);  // not unrolled, as a compiler takes seconds for each width
 }
 
 EVERFACE_CLONES void backward_bfloat16(const std::uint16_t* x, const float* gamma, const std::uint16_t* grad_y, std::uint16_t* grad_x,
                                        double* grad_gamma, std::int64_t rows, int channels, float* work) {
+#define EVERFACE_CALL(width) backward_rows(x, gamma, grad_y, grad_x, grad_gamma, rows, width, work)
   EVERFACE_WIDTHS(EVERFACE_CALL)
 #undef EVERFACE_CALL
 }

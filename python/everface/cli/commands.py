@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everface import __version__
-from everface.cli.flags import LIVE_TALK, MISSING, ask, deployment
+from everface.cli.flags import LIVE_TALK, MISSING, ask, deployment, sampler
 from everface.cli.report import batch_bar, print_forecasts, print_live_talk, print_report, progress_bar
 from everface.core import env
 from everface.core.config import StreamConfig
@@ -34,7 +34,7 @@ def render(args: argparse.Namespace) -> None:
     if args.speakers and args.second is None:
         raise BadInput("--speakers says where two people are, and there is one voice: name the other person's with --second, or leave it out")
     speakers = () if args.second is None else tuple(args.speakers or HALVES)
-    stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler, compat=args.compat, prompt=args.prompt, speakers=speakers, crop=args.crop)
+    stream = StreamConfig(seed=args.seed, size=args.size, sampler=sampler(args), compat=args.compat, prompt=args.prompt, speakers=speakers, crop=args.crop)
     if args.batch is not None:
         _render_batch(args, stream)
         return
@@ -89,7 +89,7 @@ def bench(args: argparse.Namespace) -> None:
     if args.preset:
         _bench_preset(args)
         return
-    stream = StreamConfig(size=args.size, sampler=args.sampler)
+    stream = StreamConfig(size=args.size, sampler=sampler(args, live=args.what == "live"))
     if args.what == "ops":
         from everface.train.evaluate.speed import measure_block
 
@@ -224,7 +224,7 @@ def engine(args: argparse.Namespace) -> None:
     if args.size:
         raise BadInput("an engine has no size of its own: each session asks for its size")
     where = replace(deployment(args), sessions=args.sessions)
-    run_engine(EngineJob(args.socket, args.fd, args.weights, args.lora, args.sampler, where, args.drain, __version__))
+    run_engine(EngineJob(args.socket, args.fd, args.weights, args.lora, sampler(args), where, args.drain, __version__))
 
 
 def join(args: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 
 from everface import __version__
-from everface.cli.flags import add_model_flags, count, deployment
+from everface.cli.flags import add_model_flags, count, deployment, sampler
 from everface.core import env
 from everface.core.config import StreamConfig
 from everface.core.errors import Unavailable
@@ -49,7 +49,7 @@ def serve(args: argparse.Namespace) -> None:
         sessions=args.max_sessions, jobs=args.max_jobs, upload_bytes=args.max_upload_mb << 20, audio_s=args.max_audio_s,
         idle_s=args.idle_s, lifetime_s=args.lifetime_s,
     )  # fmt: skip
-    stream = StreamConfig(size=args.size, sampler=args.sampler)
+    stream = StreamConfig(size=args.size, sampler=sampler(args, live=True))
     device = dataclasses.replace(deployment(args, live=True), sessions=args.max_sessions + 1)  # and one for the render
     token = args.token or env.token()
     serve(ServeSettings(args.host, args.port, token, args.weights, args.lora, stream, device, limits, tuple(args.push_to), __version__), args.open)

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from everface.cli.flags import add_model_flags, deployment
+from everface.cli.flags import add_model_flags, deployment, sampler
 from everface.core.config import StreamConfig
 from everface.core.errors import BadInput
 from everface.core.standard_streams import print_output
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.hours <= 0:
         raise BadInput("give --hours above zero")
-    stream, flags = StreamConfig(size=args.size, sampler=args.sampler), list[str]()
+    stream, flags = StreamConfig(size=args.size, sampler=sampler(args, live=True)), list[str]()
     for name in PASSED:
         if (value := getattr(args, name)) is not None:
             flags += [f"--{name.replace('_', '-')}", str(value)]

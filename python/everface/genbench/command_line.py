@@ -68,7 +68,7 @@ def add_genbench(
         from everface.genbench.report import to_markdown
         from everface.genbench.session import run
 
-        stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler)
+        stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler or StreamConfig.sampler)
         settings = {"seed": stream.seed, "size": stream.size, "sampler": stream.sampler}
         everface = EverfaceSystem(settings, asdict(deployment(args)), args.weights, args.lora)
         system = parse_system(args.system, everface)
@@ -82,7 +82,7 @@ def add_genbench(
         from everface.core.config import StreamConfig
         from everface.genbench.profiles.publish import publish_profiles, to_markdown
 
-        stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler)
+        stream = StreamConfig(seed=args.seed, size=args.size, sampler=args.sampler or StreamConfig.sampler)
         with _progress() as steps:
             model = args.weights, args.lora
             made = publish_profiles(stream, deployment(args), model, args.set, args.out, _sets(), args.limit, args.seconds, steps)
