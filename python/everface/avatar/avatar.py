@@ -64,6 +64,8 @@ class Avatar:
         stream = stream or StreamConfig()
         if stream.audio_window_s is None:
             stream = replace(stream, audio_window_s=LIVE_WINDOW_S)
+        if options.get("paced", True) and not isinstance(image, torch.Tensor):
+            stream = replace(stream, size=self.model.live_size(stream, self.deployment))
         session = self.open(image, stream)
         try:
             return LiveSession(session, **{"cheaper": self.model.cheaper(stream), **options})

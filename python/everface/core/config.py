@@ -211,6 +211,7 @@ class ModelConfig:
     size: tuple[int, int] | None = None  # (height, width) the model was trained at, None: any multiple of 64
     noise_correlation: float = 0.0  # of the initial noise between consecutive latent frames; 0: independent, as upstream
     still_frames: int = 73  # 1 + 4k repeats of the reference image, encoded as motion history; the last latent fills the rest
+    smaller: tuple[tuple[int, int], ...] = ()  # other sizes that it was trained at as well, the largest first: for machines that are slow
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> ModelConfig:
@@ -224,12 +225,14 @@ class ModelConfig:
             size=read_value("size", size, (SIZE_STRIDE, SIZE_STRIDE)) if size else None,
             noise_correlation=read_value("noise_correlation", raw.get("noise_correlation", 0.0), 0.0),
             still_frames=read_value("still_frames", raw.get("still_frames", cls.still_frames), cls.still_frames),
+            smaller=read_value("smaller", raw.get("smaller", ()), ((SIZE_STRIDE, SIZE_STRIDE),)),
         )
         config._check()
         return config
 
     def _check(self) -> None:
-        _checked_size(self.size)
+        for size in (self.size, *self.smaller):
+            _checked_size(size)
         if not 0 <= self.noise_correlation <= 1:
             raise BadWeights(f"noise_correlation {self.noise_correlation} is outside 0..1: correct config.json")
         if self.still_frames % 4 != 1 or self.still_frames > ModelConfig.still_frames:

@@ -11,6 +11,7 @@ import torch
 from everface.core.config import Deployment, LiveTalkModelConfig, ModelConfig, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.log import log
+from everface.kernels.video.causal_conv3d import cpu_dtypes
 from everface.media.face import Region, can_find_faces, find_face
 from everface.media.image import check_image
 from everface.models import LIVE_AVATAR, LIVE_TALK
@@ -87,10 +88,25 @@ class OpenedModel(Generic[Config]):
 
     def stream_size(self, stream: StreamConfig) -> tuple[int, int] | None:
         """(height, width) that a stream must have; None if it follows the image."""
-        if self.config.size and stream.size and tuple(stream.size) != tuple(self.config.size):
-            height, width = self.config.size
-            raise BadInput(f"these weights were trained at {width}x{height} only: leave --size out, or choose other weights")
+        sizes = [tuple(size) for size in (self.config.size, *self.smaller) if size]
+        if sizes and stream.size and tuple(stream.size) not in sizes:
+            known = " or ".join(f"{width}x{height}" for height, width in sizes)
+            raise BadInput(f"these weights were trained at {known} only: leave --size out, or choose other weights")
         return stream.size or self.config.size
+
+    @property
+    def smaller(self) -> tuple[tuple[int, int], ...]:
+        """Other sizes that the model was trained at, the largest first."""
+        return self.config.smaller if isinstance(self.config, ModelConfig) else ()
+
+    def live_size(self, stream: StreamConfig, deployment: Deployment) -> tuple[int, int] | None:
+        """(height, width) of live video where none is asked for: a smaller one on a CPU without bfloat16, where the model has one; else None."""
+        slow = torch.device(deployment.device).type == "cpu" and torch.bfloat16 not in cpu_dtypes()
+        if stream.size or not (slow and self.smaller):
+            return stream.size
+        height, width = self.smaller[0]
+        log.warning("this CPU has no bfloat16, so live video is %dx%d: --size asks for another", width, height)
+        return height, width
 
 
 def open_model(weights: Path, lora: Path | None, deployment: Deployment) -> OpenedModel[Any]:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.train.chain.conftest import write_frames
 from tests.train.miniature import SMALL_VAE, write_hum
 
 from everface.core.config import Deployment
@@ -20,12 +21,16 @@ from everface.core.errors import Unavailable
 from everface.train.chain import evaluate
 from everface.train.chain import pack as packing
 from everface.train.chain.__main__ import work
-from everface.train.chain.codec import CropLoader, share_done, train_on_frames
+from everface.train.chain.codec import CropLoader, share_done, shrink, train_on_frames
 from everface.train.chain.frames import HELD_OUT, paths, read_frames, read_rest, start_rendering, stop_rendering, wait_for_clips
+from everface.train.chain.latents import encode_frames
 from everface.train.chain.pack import pack, unpack
 from everface.train.chain.plan import ChainPlan, Rehearsal
 from everface.train.chain.readers import train_head_lip_reader, train_pose_reader
 from everface.train.chain.speech import pack_speech, unpack_speech
+from everface.train.codec.model import new_vae
+from everface.train.codec.training import write_vae
+from everface.train.data.clips import read_clips, smaller_folders
 from everface.train.engine.checkpoint import checkpoint_path
 from everface.train.engine.ranks import Ranks
 from everface.train.evaluate import measure
@@ -125,6 +130,20 @@ def test_everything_from_frames_to_a_judged_model(frames: Path, speech: Path, pl
         assert (run / "sheet.jpg").exists() and share_done(run / "dit", small.stage1) == 1
     again = train_stage1(run / "dit", run / "clips", small.stage1, small.model.dit)
     assert again.exists() and (run / "model" / "config.json").exists()
+
+
+def test_clips_are_encoded_at_a_smaller_size_too(tmp_path: Path) -> None:
+    write_frames(tmp_path / "frames", 3, size=128)
+    config = replace(SMALL_VAE, z_dim=16)
+    (tmp_path / "vae").mkdir()
+    write_vae(tmp_path / "vae", new_vae(config).state_dict(), config)
+    for _ in range(2):  # the second time all is there
+        assert encode_frames(tmp_path / "clips", tmp_path / "frames", tmp_path / "vae", "cpu", (64,), 2) == 3
+    (small,) = smaller_folders(tmp_path / "clips")
+    assert len(read_clips(tmp_path / "clips")) == 3 and read_clips(small).latents_N16Thw.shape == (2, 16, 18, 8, 8)
+    assert torch.equal(read_clips(small).features_NLCF, read_clips(tmp_path / "clips").features_NLCF[:2])
+    flat = torch.linspace(-1, 1, 128).expand(1, 3, 2, 128, 128)
+    assert (shrink(flat, 64)[..., 1:-1] - flat.unflatten(-1, (64, 2)).mean(-1)[..., ::2, 1:-1]).abs().max() < 2e-3
 
 
 def test_readers_leave_out_clips_without_truth(frames: Path) -> None:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.train.miniature import SMALL_DIT
+from tests.train.miniature import SMALL_DIT, write_clips
 
 from everface.networks.transformer.dit import DiT
+from everface.train.data.clips import Clips
+from everface.train.pretrain import stage1
 from everface.train.pretrain.plans import Stage1Plan
 from everface.train.pretrain.stage1 import train_stage1
+from everface.train.pretrain.windows import TrainingWindow
 
 
 def test_stage1_lowers_the_loss_resumes_and_leaves_a_model(tmp_path: Path) -> None:
@@ -27,3 +32,23 @@ def test_stage1_lowers_the_loss_resumes_and_leaves_a_model(tmp_path: Path) -> No
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["block_frames"] == SMALL_DIT.block_frames
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [12, 24] and rows[1]["loss"] < rows[0]["loss"]
+
+
+def test_a_share_of_the_batches_is_of_a_smaller_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = write_clips(tmp_path / "clips")
+    held = load_file(clips / "00000.safetensors")
+    (clips / "64").mkdir()
+    save_file(held | {"latents": held["latents"][..., :4, :4].contiguous()}, clips / "64" / "00000.safetensors")
+    sizes, drawn = list[int](), stage1.draw_window
+
+    def draw(some: Clips, *args: Any) -> TrainingWindow:
+        sizes.append(some.latents_N16Thw.shape[-1])
+        return drawn(some, *args)
+
+    monkeypatch.setattr(stage1, "draw_window", draw)
+    plan = Stage1Plan(iterations=8, warmup_steps=1, held_out=4, curriculum=((0.0, 2, 2),), smaller_share=0.5, mouth_weight=2.0)
+    path = train_stage1(tmp_path / "run", clips, plan, SMALL_DIT)
+    assert {4, 8} == set(sizes) and all(t.isfinite().all() for t in load_file(path).values())
+    sizes.clear()
+    train_stage1(tmp_path / "other", clips, replace(plan, smaller_share=0.0), SMALL_DIT)
+    assert set(sizes) == {8}

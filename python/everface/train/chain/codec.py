@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from everface.core.config import VAEConfig
 from everface.networks.video.vae import VAE
@@ -118,11 +119,18 @@ def reconstruct(vae: VAE, clips: list[Path], device: str) -> Iterator[tuple[torc
         yield out[:, :, STILL_FRAMES:].float(), video[:, :, STILL_FRAMES:]
 
 
-def encode_all(vae: VAE, clips: list[Path], device: str) -> Iterator[torch.Tensor]:
-    """float16 latents [z, T, h, w] of each clip, on the CPU."""
+def encode_all(vae: VAE, clips: list[Path], device: str, side: int | None = None) -> Iterator[torch.Tensor]:
+    """float16 latents [z, T, h, w] of each clip, on the CPU. `side`: of the frames in pixels, if they are to be made smaller first."""
     for first in range(0, len(clips), ENCODED_AT_ONCE):
-        some = np.stack([read_frames(path) for path in clips[first : first + ENCODED_AT_ONCE]])
-        yield from encode_clips(vae, as_video(some, device)).cpu()
+        video = as_video(np.stack([read_frames(path) for path in clips[first : first + ENCODED_AT_ONCE]]), device)
+        yield from encode_clips(vae, video if side is None else shrink(video, side)).cpu()
+
+
+def shrink(video_N3THW: torch.Tensor, side: int) -> torch.Tensor:
+    """Square frames of so many pixels, each the mean of those it covers."""
+    frames = video_N3THW.movedim(2, 1).flatten(0, 1)
+    small = F.interpolate(frames, (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return small.unflatten(0, (len(video_N3THW), -1)).movedim(1, 2).contiguous()
 
 
 @torch.inference_mode()

@@ -12,13 +12,15 @@ from everface.train.data.clips import SHARD_CLIPS, write_shard
 from everface.train.data.vae_files import read_vae
 
 
-def encode_frames(folder: Path, frames: Path, vae_run: Path, device: str) -> int:
-    """Write the missing shards into `folder`. Returns the number of clips."""
-    folder.mkdir(parents=True, exist_ok=True)
+def encode_frames(folder: Path, frames: Path, vae_run: Path, device: str, smaller: tuple[int, ...] = (), smaller_clips: int = 0) -> int:
+    """Write the missing shards into `folder`, and those of the first `smaller_clips` clips at smaller sides into folders of it. Returns the
+    number of clips."""
     vae, clips = read_vae(vae_run).to(device), paths(frames)
-    for first in range(0, len(clips), SHARD_CLIPS):
-        path, shard = folder / f"{first:05d}.safetensors", clips[first : first + SHARD_CLIPS]
-        if not path.exists():
-            features = [torch.from_numpy(read_rest(clip)["features"]) for clip in shard]
-            write_shard(path, list(encode_all(vae, shard, device)), features)
+    for side, where, some in [(None, folder, clips), *((side, folder / str(side), clips[:smaller_clips]) for side in smaller)]:
+        where.mkdir(parents=True, exist_ok=True)
+        for first in range(0, len(some), SHARD_CLIPS):
+            path, shard = where / f"{first:05d}.safetensors", some[first : first + SHARD_CLIPS]
+            if not path.exists():
+                features = [torch.from_numpy(read_rest(clip)["features"]) for clip in shard]
+                write_shard(path, list(encode_all(vae, shard, device, side)), features)
     return len(clips)

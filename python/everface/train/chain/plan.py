@@ -43,6 +43,7 @@ class ChainPlan:
     stage1: Stage1Plan
     clips: int = 3000  # at most: 13.6 MB each at 256x256
     held_out: int = 16  # people, with held-out voices
+    smaller_clips: int = 400  # that are encoded at the model's smaller sizes too
     reader_steps: int = 500
     seed: int = 1
     judge_each_call: bool = True  # False: only when all is trained
@@ -60,7 +61,7 @@ class Rehearsal:
     def __post_init__(self) -> None:
         full = gpu_plan("heads-256")
         small = replace(
-            full, model=replace(full.model, size=(self.side, self.side)), clips=self.clips, held_out=2, reader_steps=2,
+            full, model=replace(full.model, size=(self.side, self.side), smaller=()), clips=self.clips, held_out=2, reader_steps=2,
             vae=replace(full.vae, iterations=self.steps, single_frames=0.5, single_batch=2, crops=((64, 13, 2),), least_clips=4, held_out=2),
             stage1=replace(full.stage1, iterations=self.steps, held_out=2, curriculum=((0.0, 2, 2),)),
         )  # fmt: skip
@@ -75,4 +76,4 @@ def gpu_plan(preset: str) -> ChainPlan:
 
 def cpu_plan(preset: str) -> ChainPlan:
     """The same for two cores: some ten hours."""
-    return ChainPlan(PRESETS[preset].model, CpuCropPlan(), Stage1Plan(minutes=330.0), clips=1600, judge_each_call=False)
+    return ChainPlan(PRESETS[preset].model, CpuCropPlan(), Stage1Plan(minutes=330.0, smaller_share=0.15), clips=1600, judge_each_call=False)

@@ -78,6 +78,11 @@ def read_clips(folder: Path) -> Clips:
     return Clips(*(torch.cat([s[k] for s in shards]) for k in ("latents", "features")))
 
 
+def smaller_folders(folder: Path) -> list[Path]:
+    """Folders within one of clips that hold the first of these at smaller sizes, named by their side in pixels, in a fixed order."""
+    return sorted(path for path in folder.glob("[0-9]*") if path.is_dir())
+
+
 def split_clips(folder: Path, held_out: int) -> tuple[Clips, Clips]:
     """(training clips, the first `held_out` clips for validation)."""
     clips = read_clips(folder)

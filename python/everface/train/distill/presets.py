@@ -13,9 +13,10 @@ from everface.train.distill.plans import ModelPlan, Stage2Plan
 from everface.train.pretrain.plans import HEADS_DIT, LARGE_HEADS_DIT, TINY_DIT, Stage1Plan, TeacherPlan
 
 
-def _trained(dit: DiTConfig, vae: VAEConfig, name: str, side: int, listens: bool = False) -> ModelConfig:
+def _trained(dit: DiTConfig, vae: VAEConfig, name: str, side: int, listens: bool = False, smaller: tuple[int, ...] = ()) -> ModelConfig:
     """A model that is trained here: log-mel audio, no text, square videos."""
-    return ModelConfig(dit, vae, AudioConfig("logmel", listens=listens), TextConfig("none"), name, (side, side), still_frames=STILL_FRAMES)
+    audio, sizes = AudioConfig("logmel", listens=listens), tuple((side, side) for side in smaller)
+    return ModelConfig(dit, vae, audio, TextConfig("none"), name, (side, side), still_frames=STILL_FRAMES, smaller=sizes)
 
 
 PRESETS = {
@@ -27,10 +28,10 @@ PRESETS = {
         Stage2Plan(),
     ),
     "heads-256": ModelPlan(
-        _trained(HEADS_DIT, HEADS_VAE, "everface heads: rendered people, 256x256", 256, listens=True),
+        _trained(HEADS_DIT, HEADS_VAE, "everface heads: rendered people, 256x256", 256, listens=True, smaller=(192,)),
         (16, 16),
         TeacherPlan(curriculum=((0.0, 5, 128),)),
-        Stage1Plan(minutes=9.0, warmup_steps=100, decay_from=0.5, ema=0.999, curriculum=((0.0, 2, 320), (0.15, 3, 224), (0.4, 5, 128))),
+        Stage1Plan(minutes=9.0, warmup_steps=100, decay_from=0.5, ema=0.999, smaller_share=0.15, curriculum=((0.0, 2, 320), (0.15, 3, 224), (0.4, 5, 128))),
         Stage2Plan(),
     ),
     "heads-384": ModelPlan(

@@ -86,7 +86,7 @@ class Distiller:
             "student.": TrainedModel(student, Optimizer(student, betas=BETAS, muon=plan.muon), self.ema),
             "fake.": TrainedModel(fake, Optimizer(fake, betas=BETAS, muon=plan.muon)),
         }
-        self.weight = latent_weight(clips, plan).to(ranks.device)
+        self.weight = latent_weight(clips.latents_N16Thw, plan).to(ranks.device)
         self.reward = Reward(clips, plan.reward_motion) if plan.reward else None
         self.dtype = torch.bfloat16 if self.sharded and ranks.device != "cpu" else torch.float32
 

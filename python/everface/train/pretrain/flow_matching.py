@@ -10,7 +10,7 @@ import torch
 
 from everface.core.config import DiTConfig
 from everface.core.log import log
-from everface.train.data.clips import Clips, split_clips
+from everface.train.data.clips import Clips, smaller_folders, split_clips
 from everface.train.engine.checkpoint import TrainedModel
 from everface.train.engine.ema import Ema
 from everface.train.engine.loop import accumulate_gradients, apply_gradients, train
@@ -48,11 +48,12 @@ def train_on_windows(
     init: weights to start from. bidirectional: every block sees the whole window. until: stop for now at this time (engine.loop.train).
     """
     clips, held_out = split_clips(clips_dir, plan.held_out)
+    smaller = [split_clips(folder, plan.held_out)[0] for folder in smaller_folders(clips_dir)] if plan.smaller_share else []
     with process_group(device) as ranks:
         dit = new_dit(config, plan.seed, init).to(ranks.device)
         network = WindowModel(dit, bidirectional, plan.checkpoint_activations)
         clips, held_out = clips.to(ranks.device), held_out.to(ranks.device)
-        weight = latent_weight(clips, plan).to(ranks.device)
+        smaller = [some.to(ranks.device) for some in smaller]
         log.info("%s: %d clips, %.2f M parameters", type(plan).__name__, len(clips), sum(p.numel() for p in dit.parameters()) / 1e6)
         if sharded := plan.sharded(ranks.world):
             shard_model(dit, ranks, plan.shard_group)
@@ -60,14 +61,19 @@ def train_on_windows(
         model = TrainedModel(dit, Optimizer(dit, muon=plan.muon), ema)
 
         def loss(window: TrainingWindow, seed: int) -> torch.Tensor:
+            weight = latent_weight(window.x0_B16Fhw, plan).to(ranks.device)
             return window_loss(network, window, weight, torch.Generator(ranks.device).manual_seed(seed), plan.noise_correlation)
+
+        def clips_of(number: int) -> Clips:
+            rng = random.Random(plan.seed * 6_700_417 + number)
+            return rng.choice(smaller) if smaller and rng.random() < plan.smaller_share else clips
 
         def losses(step: int, blocks: int, batch: int) -> Iterator[torch.Tensor]:
             """One a micro-batch of this rank. The number of the micro-batch decides everything random in it."""
             for micro in ranks.share(plan.micro_batches):
                 number = step * plan.micro_batches + micro
                 with autocast(ranks.device):
-                    window = draw(clips, batch, blocks, random.Random(plan.seed * 7_919_003 + number), ranks.device)
+                    window = draw(clips_of(number), batch, blocks, random.Random(plan.seed * 7_919_003 + number), ranks.device)
                     one = loss(window, plan.seed * 1_000_003 + number)
                 yield one
 
@@ -91,7 +97,7 @@ def train_on_windows(
         return write_dit(run_dir, dit, ema, plan, progress, ranks)
 
 
-def latent_weight(clips: Clips, plan: TransformerPlan) -> torch.Tensor:
-    """Loss weight [h, w] of the clips' latent cells."""
-    h, w = clips.latents_N16Thw.shape[-2:]
+def latent_weight(latents_xhw: torch.Tensor, plan: TransformerPlan) -> torch.Tensor:
+    """Loss weight [h, w] of the cells of such latents."""
+    h, w = latents_xhw.shape[-2:]
     return region_weight(h, w, plan.mouth_weight, plan.eyes_weight)

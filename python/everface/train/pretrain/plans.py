@@ -34,6 +34,7 @@ class TransformerPlan(RunPlan):
     mouth_weight: float = 5.0  # loss weight of the drawn characters' mouths, and of their eyes; 1 where faces are anywhere
     eyes_weight: float = 12.0
     curriculum: tuple[tuple[float, int, int], ...] = ((0.0, 2, 10), (0.2, 3, 7), (0.45, 5, 4))  # (from, blocks, clips a batch)
+    smaller_share: float = 0.0  # of the batches that are of the clips at a smaller size, where there are some: see data.clips.smaller_folders
 
     def sharded(self, world: int) -> bool:
         """Whether a run over so many ranks is sharded. Raises BadInput where Muon would have to step along a part of a matrix."""
