@@ -1,4 +1,4 @@
-// GEMM and attention in bfloat16 on the matrix unit of Intel's server CPUs (AMX), for the few rows of a small model's block: a library's call
+// GEMM in bfloat16 on the matrix unit of Intel's server CPUs (AMX), for the few rows of a small model's block: a library's call
 // costs as much there as its arithmetic. Weights are packed once; what follows a GEMM is done while its rows are in the first cache.
 #pragma once
 
@@ -22,15 +22,5 @@ struct Linear {
 
 // y = x . weight^T + bias, then GELU in its tanh form; sums in float32, one rounding.
 void linear(const Linear& given, int threads);
-
-struct BlockAttention {
-  const std::uint16_t *q, *k, *v;
-  std::uint16_t* o;
-  std::int64_t q_stride, kv_stride, o_stride;  // elements from token to token; heads and their width are side by side
-  int queries, keys, heads, width;             // width: a multiple of 16
-};
-
-// o = softmax(q . k^T / sqrt(width)) v. Scores and sums in float32, weights rounded for their product with v.
-void attend_block(const BlockAttention& given, int threads);
 
 }  // namespace everface::cpu

@@ -15,6 +15,7 @@ constexpr int kSide = 16;          // rows of a tile, and its columns of float32
 constexpr int kDepth = 32;         // bfloat16 values of a tile's row
 constexpr int kBlock = 2 * kSide;  // a GEMM's block is two by two tiles
 constexpr int kTile = kSide * kDepth;
+constexpr float kLog2E = 1.4426950408889634f;
 
 struct alignas(64) TileConfig {
   std::uint8_t palette = 1, start = 0, reserved[14] = {};

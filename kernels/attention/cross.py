@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from everface.kernels.attention.native_gradient import native_attention, operands
 from everface.kernels.attention.online_softmax import (
     attend_range,
     attend_range_pointers,
@@ -193,6 +194,8 @@ def cross(q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor) -> Tensor:
         return cross_op(q_BTHd, k_BSHd, v_BSHd)
     if k_BSHd.shape[1] <= SINGLE_TILE_KEYS and q_BTHd.dtype == k_BSHd.dtype == v_BSHd.dtype and runs_native(q_BTHd, k_BSHd, v_BSHd):
         return cross_native(q_BTHd, k_BSHd, v_BSHd)
+    if (given := operands(q_BTHd, k_BSHd, v_BSHd)) is not None:
+        return native_attention(*given)
     return cross_reference(q_BTHd, k_BSHd, v_BSHd)
 
 

@@ -1,13 +1,14 @@
 """everface._native.cpu on a matrix unit: GEMM and attention in bfloat16 against float64, beside torch's own error."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from everface.kernels.attention import block_causal, self_attention
+from everface.kernels.attention import block_causal, cross, self_attention
+from everface.kernels.attention.native_gradient import operands
 from everface.kernels.cpu import native_cpu
 from everface.kernels.linear.packed_linear import packs
 from everface.networks.transformer.linear import PackedLinear, pack_linears
@@ -56,6 +57,38 @@ def test_attention(tokens: int, slots: int, used: int, heads: int, d: int) -> No
     assert torch.equal(self_attention.block_causal(wide, k, v, used), got)
     sharp = self_attention.block_causal(30 * q, k, v, used)
     assert error(sharp, block_causal.block_causal_reference((30 * q).double(), k.double(), v.double(), used)) < 6e-3
+
+
+@pytest.mark.parametrize(
+    ("batch", "tokens", "keys", "heads", "d"), [(2, 192, 350, 4, 48), (5, 64, 5, 4, 48), (2, 50, 33, 3, 16), (1, 33, 100, 2, 128), (1, 1, 2, 1, 64)]
+)
+def test_the_gradient_of_attention(batch: int, tokens: int, keys: int, heads: int, d: int) -> None:
+    with torch.inference_mode(False):
+        given = [drawn(batch, n, heads, d, seed=i).requires_grad_() for i, n in enumerate((tokens, keys, keys))]
+        up = drawn(batch, heads, tokens, d, seed=7).transpose(1, 2)
+
+        def run(op: Callable[[Tensor, Tensor, Tensor], Tensor], inputs: list[Tensor]) -> list[Tensor]:
+            out = op(*inputs)
+            return [out.detach(), *torch.autograd.grad(out, inputs, up.to(out.dtype))]
+
+        exact = run(cross.cross_reference, [t.detach().double().requires_grad_() for t in given])
+        torchs, ours = run(cross.cross_reference, given), run(cross.cross, given)
+        assert all(a.dtype == BF16 and a.shape == b.shape and error(a, b) < 1.1 * error(c, b) + 1e-4 for a, b, c in zip(ours, exact, torchs, strict=True))
+        with torch.no_grad():
+            assert torch.equal(cross.cross(*given), ours[0])  # what a rollout makes without gradients and repeats with them
+        with torch.autocast("cpu", torch.bfloat16):
+            wide = [t.detach().float().requires_grad_() for t in given]
+            assert torch.equal(run(cross.cross, wide)[0], ours[0])
+        gaps = [torch.stack([t, t], 3).flatten(2, 3)[:, :, ::2].detach().requires_grad_() for t in given]
+        assert all(torch.equal(a, b) for a, b in zip(run(cross.cross, gaps), ours, strict=True))
+
+
+def test_attention_that_is_not_taken_goes_to_torch() -> None:
+    with torch.inference_mode(False):
+        odd, plain, once = drawn(2, 9, 2, 24), drawn(2, 9, 2, 32), drawn(1, 9, 2, 32)
+        assert operands(plain, plain, plain) is not None
+        assert operands(odd, odd, odd) is operands(plain, once, once) is operands(*[plain.float()] * 3) is None
+    assert operands(plain, plain, plain) is None  # inference mode
 
 
 def test_a_nan_is_not_hidden() -> None:
