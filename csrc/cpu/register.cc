@@ -92,6 +92,12 @@ void register_cpu(py::module_& module) {
       [](Address x, Address y, bool bfloat16, std::int64_t count, int threads) { gelu(at<void>(x), at<void>(y), type_of(bfloat16), count, threads); },
       py::arg("x"), py::arg("y"), py::arg("bfloat16"), py::arg("count"), py::arg("threads"), Free(), "The tanh form, without gaps.");
   module.def(
+      "gelu_backward",
+      [](Address x, Address grad_y, Address grad_x, bool bfloat16, std::int64_t count, int threads) {
+        gelu_backward(at<void>(x), at<void>(grad_y), at<void>(grad_x), type_of(bfloat16), count, threads);
+      },
+      py::arg("x"), py::arg("grad_y"), py::arg("grad_x"), py::arg("bfloat16"), py::arg("count"), py::arg("threads"), Free(), "Its gradient.");
+  module.def(
       "attend_few_keys",
       [](Address q, Address k, Address v, Address o, bool bfloat16, std::int64_t batch, std::int64_t key_batch, std::int64_t tokens, int keys, int heads,
          int width, int threads) {

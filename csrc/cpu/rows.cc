@@ -165,6 +165,23 @@ EVERFACE_CLONES void gelu_range(const void* x, void* y, Type type, std::int64_t 
   }
 }
 
+EVERFACE_CLONES void gelu_backward_range(const void* x, const void* grad_y, void* grad_x, Type type, std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t kBlock = 1024;
+  float a[kBlock], up[kBlock];
+  for (std::int64_t at = begin; at < end; at += kBlock) {
+    const int n = static_cast<int>(end - at < kBlock ? end - at : kBlock);
+    load_row(x, type, at, n, a);
+    load_row(grad_y, type, at, n, up);
+#pragma omp simd
+    for (int i = 0; i < n; ++i) {
+      const float v = a[i] < -30.0f ? -30.0f : a[i] > 30.0f ? 30.0f : a[i];  // its slope is 0 or 1 long before
+      const float square = 0.044715f * v * v, s = 1.0f / (1.0f + exponential(-1.595769122f * v * (1.0f + square)));
+      a[i] = up[i] * (s + v * s * (1.0f - s) * 1.595769122f * (1.0f + 3.0f * square));
+    }
+    store_row(grad_x, type, at, n, a);
+  }
+}
+
 EVERFACE_INLINE std::int64_t few_keys_work(const FewKeys& g) {
   return static_cast<std::int64_t>(g.keys) * g.heads * g.width * 2 + static_cast<std::int64_t>(g.heads) * g.width * 2 + g.keys;
 }
@@ -230,6 +247,10 @@ void copy_rows(const Rows& from, const Rows& to, std::int64_t rows, int channels
 
 void gelu(const void* x, void* y, Type type, std::int64_t count, int threads) {
   with_threads(count, count, threads, [&](std::int64_t begin, std::int64_t end) { gelu_range(x, y, type, begin, end); });
+}
+
+void gelu_backward(const void* x, const void* grad_y, void* grad_x, Type type, std::int64_t count, int threads) {
+  with_threads(count, count, threads, [&](std::int64_t begin, std::int64_t end) { gelu_backward_range(x, grad_y, grad_x, type, begin, end); });
 }
 
 void attend_few_keys(const FewKeys& given, int threads) {

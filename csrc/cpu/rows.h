@@ -40,6 +40,7 @@ void copy_rows(const Rows& from, const Rows& to, std::int64_t rows, int channels
 
 // y = x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))). One type; x and y may be the same.
 void gelu(const void* x, void* y, Type type, std::int64_t count, int threads);
+void gelu_backward(const void* x, const void* grad_y, void* grad_x, Type type, std::int64_t count, int threads);
 
 // o = softmax(q . k^T / sqrt(width)) v for a few keys. q, o [batch, tokens, heads, width], k, v [batch or 1, keys, heads, width], without gaps.
 struct FewKeys {

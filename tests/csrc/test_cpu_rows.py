@@ -94,6 +94,21 @@ def test_gelu(count: int, dtype: torch.dtype) -> None:
     assert gelu(extreme)[5].isnan()
 
 
+def test_the_gradient_of_gelu() -> None:
+    with torch.inference_mode(False):
+        x, up = (4 * drawn(3, 1000)).to(BF16).requires_grad_(), drawn(3, 1000, dtype=BF16, seed=1)
+        exact = x.detach().double().requires_grad_()
+        F.gelu(exact, approximate="tanh").backward(up.double())
+        y = gelu(x)
+        y.backward(up)
+        assert x.grad is not None and exact.grad is not None and error(x.grad, exact.grad) < LIMIT[BF16] and x.grad.dtype == BF16
+        with torch.no_grad():
+            assert torch.equal(gelu(x), y)
+        far = torch.tensor([-1e30, -100.0, 100.0, 1e30, torch.nan], dtype=BF16, requires_grad=True)
+        gelu(far).sum().backward()
+        assert far.grad is not None and far.grad[4].isnan() and far.grad[:4].round(decimals=3).tolist() == [0, 0, 1, 1]
+
+
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize(("batch", "keys"), [(1, 1), (3, 5), (3, 16)])
 def test_attention_to_few_keys(batch: int, keys: int, dtype: torch.dtype) -> None:
