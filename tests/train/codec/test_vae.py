@@ -13,9 +13,24 @@ from safetensors.torch import load_file
 from everface.core.config import VAEConfig
 from everface.networks.video.vae import VAE
 from everface.train.codec.crops import draw_crops
-from everface.train.codec.loss import codec_loss
+from everface.train.codec.loss import codec_loss, reconstruction_quality
 from everface.train.codec.model import TINY_VAE
 from everface.train.codec.vae import VAEPlan, train_vae
+
+
+def test_a_lost_color_costs_more_than_as_much_of_light() -> None:
+    video = torch.zeros(1, 3, 5, 16, 16)
+
+    def extra(*rgb: float, sign: torch.Tensor | None = None) -> float:
+        out = torch.tensor(rgb).view(1, 3, 1, 1, 1).expand_as(video) * (1 if sign is None else sign)
+        one = torch.ones(1, 1, 1, 1, 1)
+        return (codec_loss(out, video, one, color_weight=1.0) - codec_loss(out, video, one)).item()
+
+    checkered = (-1.0) ** torch.arange(16).add(torch.arange(16)[:, None])
+    assert extra(0.1, 0.1, 0.1) == pytest.approx(0) and extra(0.1, -0.1, 0.1, sign=checkered) == pytest.approx(0, abs=1e-6)
+    assert extra(0.05, -0.1, 0.05) > 0.5 > 0.05 > extra(0.01, -0.02, 0.01) > 0
+    gray, green = (reconstruction_quality(video + torch.tensor(rgb).view(1, 3, 1, 1, 1), video) for rgb in ((0.1, 0.1, 0.1), (0.05, -0.1, 0.05)))
+    assert gray["psnr"] < green["psnr"] and gray["color"] > 100 > 30 > green["color"]
 
 
 def test_a_jump_between_latents_costs_more_than_one_inside() -> None:

@@ -80,7 +80,7 @@ def train_on_frames(run_dir: Path, frames: Path, plan: CropPlan, config: VAEConf
             z = vae.encode(video)
             out = vae.decode(z + LATENT_NOISE * torch.randn(z.shape, generator=generator, device=device).to(z))
         frame = frame_weight(video.shape[2]).to(device)[:, None, None]
-        return codec_loss(out.float(), video, weight * frame) + 1e-4 * z.float().square().mean()
+        return codec_loss(out.float(), video, weight * frame, color_weight=plan.color_weight) + 1e-4 * z.float().square().mean()
 
     try:
         ema = train_codec(run_dir, vae, plan, loss_of, lambda: measure(vae, held_out, device), device, until)

@@ -20,6 +20,7 @@ class CropPlan(VAEPlan):
     decay_from: float = 0.45
     ema: float = 0.998
     single_batch: int = 48  # whole frames
+    color_weight: float = 3.0  # of codec_loss
     crops: tuple[tuple[int, int, int], ...] = ((128, 41, 24), (128, 41, 24), (128, 65, 16), (192, 21, 20), (256, 17, 16))  # (side, frames, crops)
     least_clips: int = 64  # that must be rendered before the first step
 
@@ -28,7 +29,7 @@ class CropPlan(VAEPlan):
 class CpuCropPlan(CropPlan):
     """On two cores: batches of a million positions, 1.4 s each with AMX."""
 
-    minutes: float = 240.0
+    minutes: float = 320.0
     single_batch: int = 6
     crops: tuple[tuple[int, int, int], ...] = ((128, 41, 2), (128, 41, 2), (128, 21, 4), (192, 21, 2), (256, 17, 1))
     held_out: int = 8
