@@ -1,6 +1,7 @@
 """Builds csrc with the fake NCCL and the fake CUDA runtime, once per variant, in build/, where a later run finds it again."""
 
 import fcntl
+import importlib.machinery
 import importlib.util
 import os
 import shutil
@@ -24,15 +25,23 @@ def run(*command: str | Path) -> str:
     return done.stdout
 
 
+def installed() -> Path | None:
+    """The folder of everface._native as `make setup` built it, if no source has changed since."""
+    folder = ROOT / "python" / "everface"
+    sources = [ROOT / "CMakeLists.txt", *(path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cc", ".h"))]
+    built = folder / f"_native{importlib.machinery.EXTENSION_SUFFIXES[0]}"
+    return folder if built.exists() and built.stat().st_mtime >= max(path.stat().st_mtime for path in sources) else None
+
+
 @pytest.fixture(scope="session")
 def build() -> Build:
-    """build(sanitize) returns the folder of that variant: test_ring, the two fakes, and package/_native of the plain one."""
+    """build(sanitize) returns the folder of that variant: test_ring, the two fakes, and, where it is not `installed`, package/_native of the plain one."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     if not shutil.which("cmake") or not compiler:
         pytest.skip("needs cmake and a C++ compiler")
 
     def make(sanitize: str = "") -> Path:
-        python = not sanitize and importlib.util.find_spec("pybind11") is not None
+        python = not sanitize and importlib.util.find_spec("pybind11") is not None and installed() is None
         folder = ROOT / "build" / "csrc" / (sanitize or "plain")
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / ".lock", "w") as lock:
@@ -49,12 +58,18 @@ def build() -> Build:
     return make
 
 
-@pytest.fixture
-def native(build: Build, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """everface._native as it was just built."""
+@pytest.fixture(scope="session")
+def package(build: Build) -> Path:
+    """Where everface._native of the present sources is."""
     pytest.importorskip("pybind11")
+    return installed() or build() / "package"
+
+
+@pytest.fixture
+def native(package: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """everface._native of the present sources."""
     monkeypatch.delitem(sys.modules, "everface._native", raising=False)
-    monkeypatch.setattr(everface, "__path__", [str(build() / "package"), *everface.__path__])
+    monkeypatch.setattr(everface, "__path__", [str(package), *everface.__path__])
     native_cpu.cache_clear()
     assert native_cpu() is not None
     yield
