@@ -1,7 +1,7 @@
 """Builds everface._native and libeverface into wheels; everything else stands in pyproject.toml.
 
 Needs cmake, a C++17 compiler, Python's headers and pybind11. Where one of them is missing, or the build fails, the wheel is made without
-the module and works without it, except for the nccl transport, and decodes slower on a CPU. An editable install never builds it: `make native` does.
+the module and works without it, except for the nccl transport, and decodes slower on a CPU. An editable install never builds it: `make setup` does.
 """
 
 import importlib.util

@@ -49,10 +49,7 @@ EVERFACE_AMX_INLINE __m512 gelu_of(__m512 v) {  // (1 + tanh(z)) / 2 is sigmoid(
 
 EVERFACE_AMX_INLINE void multiply_block(const std::uint16_t* x0, const std::uint16_t* x1, std::int64_t x_stride, const std::uint16_t* w, int depth,
                                         float* sums) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  zero_sums();
   const std::uint16_t* w1 = w + static_cast<std::int64_t>(depth) * kTile;
   for (int k = 0; k < depth; ++k) {
     _tile_loadd(4, x0 + k * kDepth, x_stride * 2);
@@ -64,10 +61,7 @@ EVERFACE_AMX_INLINE void multiply_block(const std::uint16_t* x0, const std::uint
     _tile_dpbf16ps(2, 5, 6);
     _tile_dpbf16ps(3, 5, 7);
   }
-  _tile_stored(0, sums, kBlock * 4);
-  _tile_stored(1, sums + kSide, kBlock * 4);
-  _tile_stored(2, sums + kSide * kBlock, kBlock * 4);
-  _tile_stored(3, sums + kSide * kBlock + kSide, kBlock * 4);
+  store_square(sums);
 }
 
 // Columns of blocks begin..end. `padded`: kBlock * in values, for the last rows.

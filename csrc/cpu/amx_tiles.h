@@ -36,6 +36,22 @@ struct Tiles {
   EVERFACE_AMX ~Tiles() { _tile_release(); }
 };
 
+// Two by two tiles of sums, 0 to 3: [kBlock, kBlock] float32.
+EVERFACE_AMX_INLINE void store_square(float* sums) {
+  _tile_stored(0, sums, kBlock * 4);
+  _tile_stored(1, sums + kSide, kBlock * 4);
+  _tile_stored(2, sums + kSide * kBlock, kBlock * 4);
+  _tile_stored(3, sums + kSide * kBlock + kSide, kBlock * 4);
+}
+
+// All four to zero.
+EVERFACE_AMX_INLINE void zero_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
 EVERFACE_AMX_INLINE __m512 widen(__m256i half) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }
 EVERFACE_AMX_INLINE __m512 load_16(const std::uint16_t* from, __mmask16 valid) { return widen(_mm256_maskz_loadu_epi16(valid, from)); }
 EVERFACE_AMX_INLINE __mmask32 first_32(int n) { return n >= 32 ? 0xffffffffu : (1u << n) - 1; }

@@ -146,10 +146,7 @@ struct Site {
 // Two by two tiles: 32 pixels and 32 output channels. w, and w1 of the next 16 channels, in the order of the loops.
 EVERFACE_AMX_INLINE void multiply_square(const Convolution& g, const Layout& l, const std::uint16_t* const* frames, const Site* site, const std::uint16_t* w,
                                          const std::uint16_t* w1, float* sums) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  zero_sums();
   for (int tap = 0; tap < g.taps; ++tap)
     for (int r = 0; r < l.window; ++r) {
       const std::uint16_t *a = frames[tap] + site[0].z + r * l.row, *b = frames[tap] + site[1].z + r * l.row;
@@ -164,19 +161,13 @@ EVERFACE_AMX_INLINE void multiply_square(const Convolution& g, const Layout& l, 
         _tile_dpbf16ps(3, 5, 7);
       }
     }
-  _tile_stored(0, sums, kBlock * 4);
-  _tile_stored(1, sums + kSide, kBlock * 4);
-  _tile_stored(2, sums + kSide * kBlock, kBlock * 4);
-  _tile_stored(3, sums + kSide * kBlock + kSide, kBlock * 4);
+  store_square(sums);
 }
 
 // Four tiles one below the other: 64 pixels and 16 output channels.
 EVERFACE_AMX_INLINE void multiply_column(const Convolution& g, const Layout& l, const std::uint16_t* const* frames, const Site* site, const std::uint16_t* w,
                                          float* sums) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  zero_sums();
   for (int tap = 0; tap < g.taps; ++tap)
     for (int r = 0; r < l.window; ++r) {
       const std::uint16_t* z = frames[tap] + r * l.row;

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 import everface
 from everface.kernels.cpu import native_cpu
@@ -74,6 +75,15 @@ def native(package: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     assert native_cpu() is not None
     yield
     native_cpu.cache_clear()
+
+
+@pytest.fixture
+def amx(native: None) -> Iterator[None]:
+    """The same on a CPU with AMX, in inference mode, in which a stream's ops use it."""
+    if not native_cpu().has_amx():
+        pytest.skip("this CPU has no AMX")
+    with torch.inference_mode():
+        yield
 
 
 @pytest.fixture(scope="session")

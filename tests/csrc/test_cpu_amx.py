@@ -1,6 +1,6 @@
 """everface._native.cpu on a matrix unit: GEMM and attention in bfloat16 against float64, beside torch's own error."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,20 +9,12 @@ from torch import Tensor, nn
 
 from everface.kernels.attention import block_causal, cross, self_attention
 from everface.kernels.attention.native_gradient import operands
-from everface.kernels.cpu import native_cpu
 from everface.kernels.linear.packed_linear import packs
 from everface.networks.transformer.linear import PackedLinear, pack_linears
 
 BF16 = torch.bfloat16
+pytestmark = pytest.mark.usefixtures("amx")
 HALF_UNIT = 2**-8  # of bfloat16, the most that one rounding changes a value by
-
-
-@pytest.fixture(autouse=True)
-def amx(native: None) -> Iterator[None]:
-    if not native_cpu().has_amx():
-        pytest.skip("this CPU has no AMX")
-    with torch.inference_mode():
-        yield
 
 
 def drawn(*size: int, seed: int = 0) -> Tensor:

@@ -1,28 +1,18 @@
 """everface._native.cpu on a matrix unit: a decoder's convolutions against float64, in every shape, and its streams cut anywhere."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
 from everface.core.config import VAEConfig
-from everface.kernels.cpu import native_cpu
 from everface.kernels.video import causal_conv3d as conv
 from everface.kernels.video import packed_conv, upsample_conv
 from everface.kernels.video.norm_silu import norm_silu_reference
 from everface.networks.video.vae import VAE
 
 BF16 = torch.bfloat16
+pytestmark = pytest.mark.usefixtures("amx")
 LIMIT = 2.5e-3  # of rounding once: 1.65e-3 in the mean
-
-
-@pytest.fixture(autouse=True)
-def amx(native: None) -> Iterator[None]:
-    if not native_cpu().has_amx():
-        pytest.skip("this CPU has no AMX")
-    with torch.inference_mode():
-        yield
 
 
 def drawn(*size: int, seed: int = 0) -> Tensor:

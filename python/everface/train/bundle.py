@@ -45,7 +45,7 @@ def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = 
         raise BadInput(f"{runs} are not all finished runs ({error}): finish them first") from None
     config = replace(
         model, dit=replace(model.dit, block_frames=plan.get("block_frames", model.dit.block_frames)), vae=vae,
-        noise_correlation=plan.get("noise_correlation", UNTRAINED_CORRELATION),
+        noise_correlation=plan.get("noise_correlation", UNTRAINED_CORRELATION), smaller=model.smaller if plan.get("smaller_share") else (),
     )  # fmt: skip
     write_model(out, config, parts)
     write_text(out / "plan.json", json.dumps(plan, indent=2) + "\n")

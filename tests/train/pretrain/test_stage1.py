@@ -49,6 +49,9 @@ def test_a_share_of_the_batches_is_of_a_smaller_size(tmp_path: Path, monkeypatch
     plan = Stage1Plan(iterations=8, warmup_steps=1, held_out=4, curriculum=((0.0, 2, 2),), smaller_share=0.5, mouth_weight=2.0)
     path = train_stage1(tmp_path / "run", clips, plan, SMALL_DIT)
     assert {4, 8} == set(sizes) and all(t.isfinite().all() for t in load_file(path).values())
+    trained = train_stage1(tmp_path / "alone", write_clips(tmp_path / "one size"), replace(plan, iterations=1), SMALL_DIT)
+    shares = [json.loads((run.parent / "plan.json").read_text())["smaller_share"] for run in (path, trained)]
+    assert shares == [0.5, 0.0]  # a bundle claims only what was trained
     sizes.clear()
     train_stage1(tmp_path / "other", clips, replace(plan, smaller_share=0.0), SMALL_DIT)
     assert set(sizes) == {8}

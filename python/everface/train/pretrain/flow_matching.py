@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -49,6 +50,8 @@ def train_on_windows(
     """
     clips, held_out = split_clips(clips_dir, plan.held_out)
     smaller = [split_clips(folder, plan.held_out)[0] for folder in smaller_folders(clips_dir)] if plan.smaller_share else []
+    if not smaller:
+        plan = replace(plan, smaller_share=0.0)  # so that plan.json, and a bundle, claim no size that was not trained
     with process_group(device) as ranks:
         dit = new_dit(config, plan.seed, init).to(ranks.device)
         network = WindowModel(dit, bidirectional, plan.checkpoint_activations)
