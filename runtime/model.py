@@ -102,6 +102,7 @@ class SessionModel(Protocol):
     """
 
     format: BlockFormat
+    remark: str = ""  # a sentence for who opened the session, about what was given for it last, such as an unsuitable image
 
     def initial_state(self) -> tuple[Tensors, Params]:
         """What every role needs to open the session."""

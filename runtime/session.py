@@ -151,6 +151,11 @@ class Session:
         self._signal.set()
         return self.turn
 
+    @property
+    def remark(self) -> str:
+        """A sentence about the image in force or to come, such as that it is unlike what the weights know; empty if there is nothing to say."""
+        return self._model.remark
+
     def change(self, **what: Any) -> None:
         """Change what the model lets a caller change, by its own keywords, from the next block on. Raises BadInput."""
         self._check_updates()

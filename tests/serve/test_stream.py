@@ -15,6 +15,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from tests.runtime.toy import ToySession
 from tests.serve.hosting import Host, next_event
 from tests.serve.test_videos import png, wav
 
@@ -80,6 +81,13 @@ def test_another_image_within_a_session(small_host: Host) -> None:
     socket.send(b"no image")
     error = next_event(socket, "error")
     assert "not a JPEG" in error["message"] and "/tmp" not in error["message"] and not error["fatal"]
+    socket.close()
+
+
+def test_a_remark_about_the_image_reaches_the_client(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ToySession, "remark", "the image is unlike any")
+    socket = host.asking()
+    assert next_event(socket, "started")["remark"] == "the image is unlike any"
     socket.close()
 
 

@@ -54,6 +54,8 @@ class Avatar:
         """
         stream = stream or StreamConfig()
         session = self.model.session(Path(image) if isinstance(image, str) else image, stream)
+        if session.remark:
+            log.warning("%s", session.remark if isinstance(image, torch.Tensor) else f"{image}: {session.remark}")
         return self.start(stream).open_session(session).wait_open()
 
     def open_live(self, image: Path | str | torch.Tensor, stream: StreamConfig | None = None, **options: Any) -> LiveSession:

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,6 +142,11 @@ class LiveSession(EventIteration):
             self._changed.notify_all()
         return turn
 
+    @property
+    def remark(self) -> str:
+        """`Session.remark` of the session within."""
+        return self._session.remark
+
     def change(self, **what: Any) -> None:
         """Another image or prompt, as `Session.change`; with a `transition` a new shot, from the next block on, as `Session.cut`."""
         self._session.cut(at_once=True, **what) if "transition" in what else self._session.change(**what)
@@ -160,12 +165,6 @@ class LiveSession(EventIteration):
         if threading.current_thread() is not self._thread:
             self._thread.join(STOP_S)
         self._forget()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     # out
 

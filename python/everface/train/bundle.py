@@ -16,6 +16,7 @@ from torch import Tensor
 
 from everface.core.config import ModelConfig, VAEConfig
 from everface.core.errors import BadInput
+from everface.train.data.familiarity import familiarity_of_clips, write_familiarity
 from everface.train.data.vae_files import ENCODER, read_vae_config
 from everface.train.distill.presets import PRESETS
 from everface.train.synthetic.characters import render, to_uint8
@@ -28,9 +29,10 @@ UNTRAINED_CORRELATION = 0.98  # of the noise, for runs trained without one: flic
 CHARACTERS = {"ada": 2_000_000_059, "ben": 2_000_000_051, "mia": 2_000_000_030}  # generator seeds that no training uses
 
 
-def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = TINY) -> Path:
+def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = TINY, clips: Path | None = None) -> Path:
     """Write config.json, vae.safetensors, dit.safetensors, the transformer's plan.json and three portraits into `out`.
 
+    clips: the folder of clips that the transformer was trained on; with it the model knows which images are unlike those.
     Several codecs, whose encoders must be the same to the bit, are averaged: `train decoder` runs over one codec differ mostly in the noise
     of their last steps. Raises BadInput for runs that are not finished and for different codecs.
     """
@@ -47,7 +49,10 @@ def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = 
         model, dit=replace(model.dit, block_frames=plan.get("block_frames", model.dit.block_frames)), vae=vae,
         noise_correlation=plan.get("noise_correlation", UNTRAINED_CORRELATION), smaller=model.smaller if plan.get("smaller_share") else (),
     )  # fmt: skip
+    familiarity = None if clips is None else familiarity_of_clips(clips)
     write_model(out, config, parts)
+    if familiarity is not None:
+        write_familiarity(out, familiarity)
     write_text(out / "plan.json", json.dumps(plan, indent=2) + "\n")
     for name, seed in CHARACTERS.items():
         draw_portrait(seed).save(out / f"{name}.png")

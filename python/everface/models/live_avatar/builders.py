@@ -15,6 +15,8 @@ from everface.kernels.video.causal_conv3d import cpu_dtypes
 from everface.models.live_avatar.conditions import Conditioner
 from everface.networks.audio.causal_encoder import CausalAudioEncoder
 from everface.networks.audio.features import FrontEnd, LogMel
+from everface.networks.familiarity import FILE as FAMILIARITY
+from everface.networks.familiarity import Familiarity
 from everface.networks.text import NoText, Prompter, TextEncoder, UMT5Encoder, load_tokenizer
 from everface.networks.transformer.backbone import Backbone
 from everface.networks.transformer.dit import DiT
@@ -22,6 +24,7 @@ from everface.networks.transformer.kv_profile import KeptKeys, KVProfile
 from everface.networks.transformer.schedule import Schedule
 from everface.networks.uninitialized import uninitialized
 from everface.networks.video.vae import VAE
+from everface.weights.files import open_file
 from everface.weights.load import Checkpoint, check_weights, load_into, open_checkpoint
 from everface.weights.quantize import FP8_ATTENTION, quantize_audio, quantize_block
 
@@ -136,7 +139,13 @@ def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) 
         )
     audio_encoder.eval().requires_grad_(False)
     prompter = build_prompter(checkpoint, config.text, dit)
-    return Conditioner(config, vae, audio_encoder, front_end, prompter, on)
+    return Conditioner(config, vae, audio_encoder, front_end, prompter, on, build_familiarity(weights))
+
+
+def build_familiarity(weights: Path) -> Familiarity | None:
+    """What tells images unlike those that the weights know, where it is beside them. Raises BadWeights."""
+    path = weights / FAMILIARITY
+    return Familiarity(open_file(path)) if path.exists() else None
 
 
 def build_image_encoder(checkpoint: Checkpoint, deployment: Deployment) -> tuple[VAE, torch.device]:

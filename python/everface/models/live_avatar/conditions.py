@@ -8,10 +8,12 @@ from __future__ import annotations
 from copy import copy
 
 import torch
+import torch.nn.functional as F
 
 from everface.core.config import LATENT_FRAMES, SAMPLE_RATE, SAMPLES_PER_FRAME, ModelConfig, StreamConfig
 from everface.networks.audio.causal_encoder import PAST_FRAMES, CausalAudioEncoder
 from everface.networks.audio.features import FrontEnd
+from everface.networks.familiarity import KNOWN_SHARE, Familiarity
 from everface.networks.text import Prompter
 from everface.networks.video.vae import VAE
 from everface.runtime.messages import Tensors
@@ -30,9 +32,11 @@ class Conditioner:
         front_end: FrontEnd,
         prompter: Prompter,
         device: torch.device,
+        familiarity: Familiarity | None = None,
     ) -> None:
         self.config, self.vae, self.audio_encoder, self.front_end = config, vae, audio_encoder, front_end
         self.prompter, self.device = prompter, device  # the VAE's encoder runs on the device, the rest on the CPU
+        self.familiarity = familiarity
         self.block_frames = config.dit.block_frames * LATENT_FRAMES  # 12 video frames
 
     @property
@@ -65,6 +69,24 @@ class Conditioner:
         """The part of it that depends on the image. The motion history is the still image, as in upstream's pipeline."""
         reference, motion = still_latents(self.vae, image_3HW.to(self.device), self.config.still_frames)
         return {"reference": reference.cpu(), "motion": motion.cpu()}
+
+    @torch.inference_mode()
+    def remark(self, image_3HW: torch.Tensor, reference_C1hw: torch.Tensor) -> str:
+        """A sentence about an image that is unlike those that the weights know, by its reference latent; else empty.
+        An image of another size than theirs is encoded again at that size, for latents of different sizes are not alike."""
+        if self.familiarity is None:
+            return ""
+        if reference_C1hw.shape[2:] != self.familiarity.size:
+            size = [side * stride for side, stride in zip(self.familiarity.size, self.config.vae.stride[1:], strict=True)]
+            resized_3HW = F.interpolate(image_3HW[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+            reference_C1hw = self.vae.encode(resized_3HW[None, :, None].to(self.device))[0]
+        distance = self.familiarity.distance(reference_C1hw[:, 0])
+        if distance <= 0:
+            return ""
+        return (
+            f"the image is unlike those that these weights know, so the face may fall apart ({distance:.1f} standard deviations beyond "
+            f"{KNOWN_SHARE:.0%} of them): use one person from the front, from hair to shoulders, before a calm background"
+        )
 
     @torch.inference_mode()
     def block(self, pcm_S: torch.Tensor, compat: str, user_S: torch.Tensor | None = None) -> Tensors:

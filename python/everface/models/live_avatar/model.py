@@ -92,6 +92,7 @@ class LiveAvatarSession(SinkSession):
         if stream.speakers:
             grid = rgb_3HW.shape[-2] // config.vae.stride[1] // dit.patch_size[1], rgb_3HW.shape[-1] // config.vae.stride[2] // dit.patch_size[2]
             self._tensors[SPEAKERS] = token_masks(stream.speakers, grid)
+        self.remark = conditioner.remark(rgb_3HW, self._tensors["reference"])
         self._conditioner = conditioner.windowed(stream.audio_window_s)
         self._size = tuple(rgb_3HW.shape)
         height, width = rgb_3HW.shape[-2:]
@@ -148,7 +149,9 @@ class LiveAvatarSession(SinkSession):
         return {**update, SHOT: shot_tensor(self._shot), DISSOLVE: torch.zeros(1 + TRANSITIONS[transition], dtype=torch.uint8)}
 
     def _image_update(self, image: Path | torch.Tensor) -> Tensors:
-        state = self._model.conditioner.image_state(self._model.replacement(image, self._stream, self._size))
+        rgb_3HW = self._model.replacement(image, self._stream, self._size)
+        state = self._model.conditioner.image_state(rgb_3HW)
+        self.remark = self._model.conditioner.remark(rgb_3HW, state["reference"])
         self._shown = {SINK: state["reference"], "motion": state["motion"]}
         return dict(self._shown)
 

@@ -82,6 +82,8 @@ function event(message) {
     state("connecting", "Recovering …");
   } else if (type === "recovered") {
     state("live", "Live");
+  } else if ((type === "started" || type === "changed") && message.remark) {
+    problem(message.remark);
   } else if (type === "closing") {
     problem("The server is about to end.");
   } else if (type === "error") {

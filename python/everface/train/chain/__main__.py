@@ -64,7 +64,7 @@ def work(run: Path, assets: Path, speech: Path, frames: Path, plan: ChainPlan, d
         return
     model = None
     if (run / "dit" / "dit.safetensors").exists():
-        model = bundle([run / "vae"], run / "dit", run / "model", plan.model)
+        model = bundle([run / "vae"], run / "dit", run / "model", plan.model, encoded if encoded.exists() else None)
     report = judge(run, frames, model, device, plan.reader_steps)
     log.info("at %.0f s: %s", time.monotonic() - began, report["mean"])
 

@@ -43,9 +43,9 @@ def codec_loss(
 
 
 def opponent_colors(x_B3THW: torch.Tensor) -> torch.Tensor:
-    """Red minus green, and blue minus yellow [2, B, T, H / COLOR_SIDE, W / COLOR_SIDE], of the means of squares."""
+    """Green minus magenta, and blue minus orange [2, B, T, H / COLOR_SIDE, W / COLOR_SIDE], of the means of squares."""
     r, g, b = F.avg_pool3d(x_B3THW, (1, COLOR_SIDE, COLOR_SIDE)).unbind(1)
-    return torch.stack([r - g, b - (r + g) / 2])
+    return torch.stack([g - (r + b) / 2, b - (r + g / 2) / 1.5])
 
 
 def reconstruction_quality(out_N3THW: torch.Tensor, video_N3THW: torch.Tensor) -> dict[str, float]:

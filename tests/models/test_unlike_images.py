@@ -1,0 +1,63 @@
+"""The bundled model is opened on images that it knows and on one that it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from everface.avatar.avatar import Avatar
+from everface.core.config import StreamConfig
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
+from everface.networks.familiarity import FILE
+from everface.train.data.familiarity import fit_familiarity, write_familiarity
+from everface.train.data.vae_files import read_vae
+from everface.train.synthetic.characters import render
+from everface.train.synthetic.identity import sample_identity
+from everface.train.synthetic.motion import neutral
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled ones, and what knows 32 drawn characters."""
+    folder = tmp_path_factory.mktemp("weights")
+    for path in DEFAULT_WEIGHTS.iterdir():
+        if path.name != FILE:
+            (folder / path.name).symlink_to(path)
+    vae = read_vae(DEFAULT_WEIGHTS)
+    with torch.inference_mode():
+        faces = render(sample_identity(32, torch.Generator().manual_seed(1)), neutral(32), 128)
+        latents = torch.cat([vae.encode(part[:, :, None]) for part in faces.split(16)])[:, :, 0]
+    write_familiarity(folder, fit_familiarity(latents))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stripes."""
+    path = tmp_path_factory.mktemp("images") / "stripes.png"
+    Image.fromarray(np.tile(np.arange(128, dtype=np.uint8) // 16 * 36, (128, 1))[..., None].repeat(3, 2)).save(path)
+    return path
+
+
+def test_an_unlike_image_is_told_of_once_and_shown(weights: Path, stranger: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Avatar(weights) as avatar:
+        with avatar.open(DEFAULT_WEIGHTS / "ada.png") as session:
+            assert session.remark == "" and not caplog.messages
+            session.change(image=stranger)
+            assert session.remark.startswith("the image is unlike those that these weights know")
+        with avatar.open(stranger) as session:
+            assert caplog.messages == [f"{stranger}: {session.remark}"]
+        with avatar.open(avatar.fit(stranger, StreamConfig())) as session:
+            assert caplog.messages[1:] == [session.remark]
+
+
+def test_without_the_file_no_image_is_judged(weights: Path, stranger: Path, tmp_path: Path) -> None:
+    for path in weights.iterdir():
+        if path.name != FILE:
+            (tmp_path / path.name).symlink_to(path)
+    with Avatar(tmp_path) as avatar, avatar.open(stranger) as session:
+        assert session.remark == ""
