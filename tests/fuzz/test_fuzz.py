@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,21 @@ from tests.fuzz.targets import TARGETS, Target
 MUTATIONS = 40  # of each target
 
 
-@cache
+MADE: dict[str, Target] = {}
+
+
 def target(name: str) -> Target:
-    return TARGETS[name]()
+    if name not in MADE:
+        MADE[name] = TARGETS[name]()
+    return MADE[name]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    for one in MADE.values():
+        one.close()
+    MADE.clear()
 
 
 def mutate(data: bytes, rng: random.Random) -> bytes:
