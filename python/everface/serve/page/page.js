@@ -63,10 +63,13 @@ function event(message) {
     at("video").parentElement.style.aspectRatio = `${message.width} / ${message.height}`;
     player.open(message.mime);
     state("live", "Live");
-  } else if (type === "speech" && message.on && spoke !== null) {
-    const began = spoke;
-    spoke = null;
-    marks.push({ media: message.media_s, done: (now) => (at("latency").textContent = `${Math.round(now - began)} ms`) });
+  } else if (type === "speech") {
+    marks.push({ media: message.media_s, done: () => (player.silent = !message.on) });
+    if (message.on && spoke !== null) {
+      const began = spoke;
+      spoke = null;
+      marks.push({ media: message.media_s, done: (now) => (at("latency").textContent = `${Math.round(now - began)} ms`) });
+    }
   } else if (type === "interrupted") {
     silentUntil = message.media_s;
     if (stopped !== null) {

@@ -1,7 +1,9 @@
 // Plays the fragmented MP4 as it comes, close behind its end.
 
 const START_S = 0.12; // buffered before it plays
-const LATE_S = 0.3; // behind the end: play a little faster
+const LATE_S = 0.3; // behind the end: play faster until it is close again
+const SPEECH_RATE = 1.08;
+const SILENT_RATE = 1.5; // nobody hears it, and idle motion may be quick for a moment
 const LOST_S = 1.2; // behind the end: jump
 const KEPT_S = 10; // of what was played
 
@@ -10,6 +12,8 @@ export class Player {
     this.video = video;
     this.queue = [];
     this.buffer = null;
+    this.silent = true; // what plays now
+    this.late = false;
   }
 
   open(mime) {
@@ -59,12 +63,14 @@ export class Player {
     const ahead = this.ahead;
     if (this.video.paused && ahead > START_S) this.video.play().catch(() => {});
     if (ahead > LOST_S) this.video.currentTime += ahead - START_S;
-    this.video.playbackRate = ahead > LATE_S ? 1.08 : 1;
+    this.late = ahead > (this.late ? START_S : LATE_S);
+    this.video.playbackRate = !this.late ? 1 : this.silent ? SILENT_RATE : SPEECH_RATE;
   }
 
   close() {
     clearInterval(this.timer);
     this.queue = [];
+    this.silent = true;
     this.buffer = this.source = null;
     if (this.url) URL.revokeObjectURL(this.url);
   }

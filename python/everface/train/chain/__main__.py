@@ -18,6 +18,7 @@ import torch
 from everface.core.errors import EverfaceError
 from everface.core.log import log, start_log
 from everface.core.machine import cores
+from everface.networks.familiarity import FILE as FAMILIARITY
 from everface.train.bundle import bundle
 from everface.train.chain.codec import share_done, train_on_frames
 from everface.train.chain.frames import HELD_OUT, paths, start_rendering, stop_rendering, wait_for_clips
@@ -27,15 +28,21 @@ from everface.train.chain.pack import pack, unpack
 from everface.train.chain.plan import ChainPlan, Rehearsal, cpu_plan, gpu_plan
 from everface.train.chain.speech import unpack_speech
 from everface.train.data.clips import MIN_TRAINING_CLIPS
+from everface.train.data.familiarity import LEAST, familiarity_of_clips, write_familiarity
+from everface.train.pretrain.dit_files import adapt_dit
 from everface.train.pretrain.stage1 import train_stage1
+from everface.weights.files import open_file
+from everface.weights.store import write_safetensors
 
 RESERVE_S = 60.0  # of a call, for the judgement and the archive
 LEAST_S = 20.0  # no phase begins with less
 FIRST_CLIPS_S = 120.0  # on a GPU: if OpenGL does not work there, that is known at once
 
 
-def work(run: Path, assets: Path, speech: Path, frames: Path, plan: ChainPlan, device: str, processes: int, minutes: float) -> None:
-    """Everything but the archive. Each phase goes on where it stopped."""
+def work(
+    run: Path, assets: Path, speech: Path, frames: Path, plan: ChainPlan, device: str, processes: int, minutes: float, init: Path | None = None
+) -> None:  # fmt: skip
+    """Everything but the archive. Each phase goes on where it stopped. init: a transformer to begin stage 1 with."""
     began = time.monotonic()
     until = began + 60 * minutes - RESERVE_S
     size = plan.model.size[0] if plan.model.size else 256
@@ -57,16 +64,28 @@ def work(run: Path, assets: Path, speech: Path, frames: Path, plan: ChainPlan, d
         log.info("%d clips and %d held-out are rendered", len(paths(frames)), len(paths(frames / HELD_OUT)))
     if vae_done and share_done(run / "dit", plan.stage1) < 1 and time.monotonic() + LEAST_S < until:
         count = encode_frames(encoded, frames, run / "vae", device, tuple(height for height, _ in plan.model.smaller), plan.smaller_clips)
+        if count >= LEAST and not (run / "vae" / FAMILIARITY).exists():  # a rehearsal has fewer
+            write_familiarity(run / "vae", familiarity_of_clips(encoded))
         log.info("transformer: begins at %.0f s with %d clips", time.monotonic() - began, count)
-        train_stage1(run / "dit", encoded, plan.stage1, plan.model.dit, device, until=until)
+        train_stage1(run / "dit", encoded, plan.stage1, plan.model.dit, device, first_weights(run, init, plan), until)
     torch.set_num_threads(cores())  # rendering has ended
     if not (run / "vae" / "vae.safetensors").exists() or (not plan.judge_each_call and share_done(run / "dit", plan.stage1) < 1):
         return
     model = None
     if (run / "dit" / "dit.safetensors").exists():
-        model = bundle([run / "vae"], run / "dit", run / "model", plan.model, encoded if encoded.exists() else None)
+        model = bundle([run / "vae"], run / "dit", run / "model", plan.model)
     report = judge(run, frames, model, device, plan.reader_steps)
     log.info("at %.0f s: %s", time.monotonic() - began, report["mean"])
+
+
+def first_weights(run: Path, init: Path | None, plan: ChainPlan) -> Path | None:
+    """A file with what stage 1 begins with, made from a transformer of the same width; None: nothing is given, or the run has begun."""
+    if init is None or (run / "dit" / "progress.json").exists():
+        return None
+    path = run / "first.safetensors"
+    tensors = adapt_dit(open_file(init), plan.model.dit, plan.stage1.seed)
+    write_safetensors(path, {n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()}, lambda name: tensors[name], {})
+    return path
 
 
 def main() -> None:
@@ -78,6 +97,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call (%(default)s)")
     parser.add_argument("--pack", type=Path, help="folder for the archive and the sheet")
     parser.add_argument("--from", dest="parts", type=Path, help="folder with the parts of an earlier archive, if there are any; used where RUN is new")
+    parser.add_argument("--init", type=Path, help="dit.safetensors of the same width, such as that of drawn characters, to begin stage 1 with")
     parser.add_argument("--preset", choices=("heads-256", "heads-384"), default="heads-256")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--processes", type=int, default=max(1, cores() - 2), help="that render (%(default)s)")
@@ -93,7 +113,7 @@ def main() -> None:
     plan = Rehearsal().plan if args.rehearse else (cpu_plan if args.device == "cpu" else gpu_plan)(args.preset)
     frames = args.frames or args.run / "frames"
     try:
-        work(args.run, args.assets, args.speech, frames, plan, args.device, args.processes, args.minutes)
+        work(args.run, args.assets, args.speech, frames, plan, args.device, args.processes, args.minutes, args.init)
     except EverfaceError as error:
         raise SystemExit(f"everface: {error}") from None
     finally:

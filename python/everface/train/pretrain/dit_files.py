@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,9 @@ from everface.weights.store import write_safetensors
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+
+AUDIO_INPUTS = ("casual_audio_encoder.encoder.conv1_",)
 
 
 def new_dit(config: DiTConfig, seed: int, init: Path | None = None) -> DiT:
@@ -47,6 +51,25 @@ def new_dit(config: DiTConfig, seed: int, init: Path | None = None) -> DiT:
         if name.endswith((".o.weight", "ffn.2.weight", "head.head.weight", "adain_layers.weight")):
             torch.nn.init.normal_(p, std=0.1 / math.sqrt(p[0].numel()))
     return dit
+
+
+def adapt_dit(held: Mapping[str, torch.Tensor], config: DiTConfig, seed: int) -> dict[str, torch.Tensor]:
+    """Weights of a transformer of this size that begins with what another has learned, of the same width, for other latents or audio.
+
+    Tensors of the same shape are taken; the audio encoder's first convolutions take what they know of the model's own voice, and nothing of what
+    it hears; others, which read and write latents, are fresh. Raises BadInput where fewer than half of the tensors have the same shape.
+    """
+    out, taken = new_dit(config, seed).state_dict(), 0
+    for name, fresh in out.items():
+        other = held.get(name)
+        if other is not None and other.shape == fresh.shape:
+            out[name], taken = other.to(fresh), taken + 1
+        elif other is not None and name.startswith(AUDIO_INPUTS) and other.shape[0] == fresh.shape[0] and other.shape[1] < fresh.shape[1]:
+            out[name] = torch.zeros_like(fresh)
+            out[name][:, : other.shape[1]] = other
+    if 2 * taken < len(out):
+        raise BadInput(f"only {taken} of {len(out)} tensors of these weights have the size of those to train: begin from weights of the same width")
+    return out
 
 
 def write_dit(
