@@ -153,7 +153,7 @@ class Session:
 
     @property
     def remark(self) -> str:
-        """A sentence about the image in force or to come, such as that it is unlike what the weights know; empty if there is nothing to say."""
+        """`SessionModel.remark`: a sentence about what was given last; empty if there is nothing to say."""
         return self._model.remark
 
     def change(self, **what: Any) -> None:

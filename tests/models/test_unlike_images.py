@@ -12,6 +12,7 @@ from PIL import Image
 from everface.avatar.avatar import Avatar
 from everface.core.config import StreamConfig
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
+from everface.models.live_avatar.model import LiveAvatar
 from everface.networks.familiarity import FILE
 from everface.train.data.familiarity import fit_familiarity, write_familiarity
 from everface.train.data.vae_files import read_vae
@@ -53,6 +54,17 @@ def test_an_unlike_image_is_told_of_once_and_shown(weights: Path, stranger: Path
             assert caplog.messages == [f"{stranger}: {session.remark}"]
         with avatar.open(avatar.fit(stranger, StreamConfig())) as session:
             assert caplog.messages[1:] == [session.remark]
+
+
+def test_an_image_of_another_size_is_judged_at_the_size_that_is_known(weights: Path, stranger: Path) -> None:
+    with Avatar(weights) as avatar:
+        assert isinstance(avatar.model, LiveAvatar)
+        conditioner = avatar.model.conditioner
+        assert conditioner.familiarity is not None
+        for path, unlike in ((DEFAULT_WEIGHTS / "ada.png", False), (stranger, True)):
+            double_3HW = torch.nn.functional.interpolate(avatar.fit(path, StreamConfig())[None], scale_factor=2, mode="bilinear")[0]
+            reference = conditioner.image_state(double_3HW)["reference"]
+            assert reference.shape[-2:] != conditioner.familiarity.size and bool(conditioner.remark(double_3HW, reference)) == unlike
 
 
 def test_without_the_file_no_image_is_judged(weights: Path, stranger: Path, tmp_path: Path) -> None:

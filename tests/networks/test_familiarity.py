@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 from tests.train.miniature import write_clips
 
-from everface.core.errors import BadInput, BadWeights
+from everface.core.errors import BadWeights
 from everface.networks.familiarity import FILE, Familiarity
-from everface.train.data.familiarity import familiarity_of_clips, fit_familiarity, odd_ones, write_familiarity
+from everface.train.data.clips import read_clips
+from everface.train.data.familiarity import fit_familiarity, leave_familiarity, odd_ones, write_familiarity
 from everface.weights.files import open_file
 
 FRAME = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(9))  # what all known latents share: how they are framed
@@ -54,11 +55,12 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_reference_images_of_clips_are_their_first_latents(tmp_path: Path) -> None:
-    clips = write_clips(tmp_path / "clips", 24)
-    firsts = load_file(clips / "00000.safetensors")["latents"][:, :, 0]
-    assert torch.equal(familiarity_of_clips(clips).tensors["known.mean"], fit_familiarity(firsts).tensors["known.mean"])
-    with pytest.raises(BadInput, match="fewer than 8 clips"):
-        familiarity_of_clips(tmp_path)
+    clips = read_clips(write_clips(tmp_path / "clips", 24))
+    leave_familiarity(tmp_path, clips[:7])
+    assert not (tmp_path / FILE).exists()
+    leave_familiarity(tmp_path, clips)
+    fitted = fit_familiarity(clips.latents_N16Thw[:, :, 0])
+    assert torch.equal(load_file(tmp_path / FILE)["known.mean"], fitted.tensors["known.mean"].half())
 
 
 def test_odd_ones_are_none_of_those_they_come_from() -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.train.miniature import SMALL_VAE, write_clips
+from tests.train.miniature import SMALL_DIT, SMALL_VAE, write_clips
 
 from everface.core.config import ModelConfig
 from everface.core.errors import BadInput
 from everface.networks.familiarity import FILE, Familiarity
 from everface.train.bundle import average_codecs, bundle
-from everface.train.data.familiarity import write_familiarity
 from everface.train.evaluate.ablate import trained_with
+from everface.train.pretrain.plans import Stage1Plan
+from everface.train.pretrain.stage1 import train_stage1
 from everface.weights.files import open_file
 
 
@@ -35,18 +35,13 @@ def test_two_decoders_of_one_codec_have_a_mean_and_two_codecs_have_none(vae_run:
 
 
 def test_a_bundle_knows_what_images_its_clips_have(vae_run: Path, tmp_path: Path) -> None:
-    run, clips = tmp_path / "run", write_clips(tmp_path / "clips")
-    run.mkdir()
-    save_file({"head.modulation": torch.zeros(3)}, run / "dit.safetensors")
-    (run / "plan.json").write_text("{}")
+    plan = Stage1Plan(iterations=1, warmup_steps=1, held_out=4, curriculum=((0.0, 2, 2),))
+    run = train_stage1(tmp_path / "run", write_clips(tmp_path / "clips"), plan, SMALL_DIT).parent
+    left = Familiarity(open_file(run / FILE))
+    held = Familiarity(open_file(bundle([vae_run], run, tmp_path / "model") / FILE))
+    assert held.size == (8, 8) and all(torch.equal(held.tensors[name], tensor) for name, tensor in left.tensors.items())
+    (run / FILE).unlink()
     assert not (bundle([vae_run], run, tmp_path / "none") / FILE).exists()
-    made = Familiarity(open_file(bundle([vae_run], run, tmp_path / "model", clips=clips) / FILE))
-    assert made.size == (8, 8)
-    codec = tmp_path / "codec"
-    shutil.copytree(vae_run, codec)
-    write_familiarity(codec, made)
-    left = Familiarity(open_file(bundle([codec], run, tmp_path / "left") / FILE))
-    assert all(torch.equal(left.tensors[name], tensor) for name, tensor in made.tensors.items())
 
 
 def test_a_bundle_carries_its_plan(vae_run: Path, tmp_path: Path) -> None:

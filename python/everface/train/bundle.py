@@ -18,7 +18,7 @@ from everface.core.config import ModelConfig, VAEConfig
 from everface.core.errors import BadInput
 from everface.networks.familiarity import FILE as FAMILIARITY
 from everface.networks.familiarity import Familiarity
-from everface.train.data.familiarity import familiarity_of_clips, write_familiarity
+from everface.train.data.familiarity import write_familiarity
 from everface.train.data.vae_files import ENCODER, read_vae_config
 from everface.train.distill.presets import PRESETS
 from everface.train.synthetic.characters import render, to_uint8
@@ -32,11 +32,9 @@ UNTRAINED_CORRELATION = 0.98  # of the noise, for runs trained without one: flic
 CHARACTERS = {"ada": 2_000_000_059, "ben": 2_000_000_051, "mia": 2_000_000_030}  # generator seeds that no training uses
 
 
-def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = TINY, clips: Path | None = None) -> Path:
-    """Write config.json, vae.safetensors, dit.safetensors, the transformer's plan.json and three portraits into `out`.
+def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = TINY) -> Path:
+    """Write config.json, vae.safetensors, dit.safetensors, the transformer's plan.json, what tells images unlike its clips', and three portraits.
 
-    clips: the folder of clips that the transformer was trained on; with it, or with what the chain left beside the codec, the model knows which
-    images are unlike those.
     Several codecs, whose encoders must be the same to the bit, are averaged: `train decoder` runs over one codec differ mostly in the noise
     of their last steps. Raises BadInput for runs that are not finished and for different codecs.
     """
@@ -53,11 +51,9 @@ def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = 
         model, dit=replace(model.dit, block_frames=plan.get("block_frames", model.dit.block_frames)), vae=vae,
         noise_correlation=plan.get("noise_correlation", UNTRAINED_CORRELATION), smaller=model.smaller if plan.get("smaller_share") else (),
     )  # fmt: skip
-    judged = vae_runs[0] / FAMILIARITY
-    familiarity = familiarity_of_clips(clips) if clips else Familiarity(open_file(judged)) if judged.exists() else None
     write_model(out, config, parts)
-    if familiarity is not None:
-        write_familiarity(out, familiarity)
+    if (dit_run / FAMILIARITY).exists():
+        write_familiarity(out, Familiarity(open_file(dit_run / FAMILIARITY)))
     write_text(out / "plan.json", json.dumps(plan, indent=2) + "\n")
     for name, seed in CHARACTERS.items():
         draw_portrait(seed).save(out / f"{name}.png")

@@ -78,7 +78,7 @@ def make_bundle(args: argparse.Namespace) -> None:
     from everface.train.bundle import bundle
     from everface.train.distill.presets import PRESETS
 
-    print(bundle(args.vae, args.run, args.out, PRESETS[args.config].model, args.clips))
+    print(bundle(args.vae, args.run, args.out, PRESETS[args.config].model))
 
 
 def _progress(line: str) -> None:
@@ -208,7 +208,6 @@ def add_train(
     p.add_argument("run", type=Path, metavar="RUN", help="folder of a finished `train stage1` or `train stage2`")
     given = "folder of a finished `train decoder` or `train vae`, or a model's; several `train decoder` of one codec are averaged"
     p.add_argument("--vae", type=Path, required=True, action="append", metavar="RUN", help=given)
-    p.add_argument("--clips", type=Path, metavar="DIR", help="the clips that it was trained on: then it warns of images unlike theirs")
     p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the model folder to write")
     p.add_argument("--config", choices=CONFIGS, default=CONFIGS[0], help="sizes that the runs have (%(default)s)")
 

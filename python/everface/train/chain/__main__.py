@@ -18,7 +18,6 @@ import torch
 from everface.core.errors import EverfaceError
 from everface.core.log import log, start_log
 from everface.core.machine import cores
-from everface.networks.familiarity import FILE as FAMILIARITY
 from everface.train.bundle import bundle
 from everface.train.chain.codec import share_done, train_on_frames
 from everface.train.chain.frames import HELD_OUT, paths, start_rendering, stop_rendering, wait_for_clips
@@ -28,7 +27,6 @@ from everface.train.chain.pack import pack, unpack
 from everface.train.chain.plan import ChainPlan, Rehearsal, cpu_plan, gpu_plan
 from everface.train.chain.speech import unpack_speech
 from everface.train.data.clips import MIN_TRAINING_CLIPS
-from everface.train.data.familiarity import LEAST, familiarity_of_clips, write_familiarity
 from everface.train.pretrain.dit_files import adapt_dit
 from everface.train.pretrain.stage1 import train_stage1
 from everface.weights.files import open_file
@@ -64,8 +62,6 @@ def work(
         log.info("%d clips and %d held-out are rendered", len(paths(frames)), len(paths(frames / HELD_OUT)))
     if vae_done and share_done(run / "dit", plan.stage1) < 1 and time.monotonic() + LEAST_S < until:
         count = encode_frames(encoded, frames, run / "vae", device, tuple(height for height, _ in plan.model.smaller), plan.smaller_clips)
-        if count >= LEAST and not (run / "vae" / FAMILIARITY).exists():  # a rehearsal has fewer
-            write_familiarity(run / "vae", familiarity_of_clips(encoded))
         log.info("transformer: begins at %.0f s with %d clips", time.monotonic() - began, count)
         train_stage1(run / "dit", encoded, plan.stage1, plan.model.dit, device, first_weights(run, init, plan), until)
     torch.set_num_threads(cores())  # rendering has ended

@@ -19,7 +19,7 @@ from everface.train.engine.checkpoint import Progress, write_start
 
 PART = 15 << 20  # bytes
 WEIGHTS = ("vae/vae.safetensors", "dit/dit.safetensors")
-REST = ("vae/vae.json", f"vae/{FAMILIARITY}", "vae/progress.json", "vae/log.jsonl", "vae/log.png", "dit/plan.json", "dit/progress.json", "dit/log.jsonl", "dit/log.png")
+REST = ("vae/vae.json", "vae/progress.json", "vae/log.jsonl", "vae/log.png", "dit/plan.json", "dit/progress.json", "dit/log.jsonl", "dit/log.png", f"dit/{FAMILIARITY}")
 REPORTS = ("report.json", "sheet.jpg", "run.log")
 
 

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor
 
-from everface.core.errors import BadInput
 from everface.networks.familiarity import FILE, KNOWN_SHARE, PARTS, Familiarity, normalized
+from everface.train.data.clips import Clips
 from everface.weights.store import write_safetensors
 
 AXES = 16
@@ -19,15 +18,10 @@ ODD_ONES = 3  # of each image
 LEAST, MOST = 8, 2000  # images
 
 
-def familiarity_of_clips(folder: Path) -> Familiarity:
-    """Of the reference images of such clips, which are the first latents. Reads no more than those. Raises BadInput, BadWeights."""
-    firsts = []
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, "pt") as shard:
-            firsts.append(shard.get_slice("latents")[:, :, 0])
-    if sum(map(len, firsts)) < LEAST:
-        raise BadInput(f"{folder} holds fewer than {LEAST} clips: name the folder of clips that the weights were trained on")
-    return fit_familiarity(torch.cat(firsts))
+def leave_familiarity(run_dir: Path, clips: Clips) -> None:
+    """Write it beside weights that were trained on these clips, whose first latents are their reference images; not for fewer than LEAST."""
+    if len(clips) >= LEAST:
+        write_familiarity(run_dir, fit_familiarity(clips.latents_N16Thw[:, :, 0].cpu()))
 
 
 def fit_familiarity(latents_NChw: Tensor, seed: int = 1) -> Familiarity:

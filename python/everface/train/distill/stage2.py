@@ -19,6 +19,7 @@ from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.networks.transformer.dit import DiT
 from everface.train.data.clips import STILL_LATENTS, Clips, split_clips
+from everface.train.data.familiarity import leave_familiarity
 from everface.train.distill.activations import checkpointed
 from everface.train.distill.dmd import dmd_gradient, draw_level, fake_loss, score_noise
 from everface.train.distill.lora import add_adapters, without_adapters
@@ -99,6 +100,8 @@ class Distiller:
         log.info("stage 2: %d clips, %d steps, rollouts of %d blocks", len(self.clips), plan.steps, plan.blocks)
         progress = train(run_dir, plan, self.models, update, self.ranks)
         name = "lora.safetensors" if plan.lora_rank else "dit.safetensors"
+        if self.ranks.rank == 0:
+            leave_familiarity(run_dir, self.clips)
         return write_dit(run_dir, self.student, self.ema, plan, progress, self.ranks, name)
 
     def iterate(self, i: int, done: float) -> dict[str, float]:

@@ -12,6 +12,7 @@ import torch
 from everface.core.config import DiTConfig
 from everface.core.log import log
 from everface.train.data.clips import Clips, smaller_folders, split_clips
+from everface.train.data.familiarity import leave_familiarity
 from everface.train.engine.checkpoint import TrainedModel
 from everface.train.engine.ema import Ema
 from everface.train.engine.loop import accumulate_gradients, apply_gradients, train
@@ -97,6 +98,8 @@ def train_on_windows(
             return {"valid": round(mean, 5)}
 
         progress = train(run_dir, plan, {"": model}, update, ranks, measure=validate, until=until)
+        if ranks.rank == 0:
+            leave_familiarity(run_dir, clips)
         return write_dit(run_dir, dit, ema, plan, progress, ranks)
 
 
