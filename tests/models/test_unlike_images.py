@@ -54,6 +54,8 @@ def test_an_unlike_image_is_told_of_once_and_shown(weights: Path, stranger: Path
             assert caplog.messages == [f"{stranger}: {session.remark}"]
         with avatar.open(avatar.fit(stranger, StreamConfig())) as session:
             assert caplog.messages[1:] == [session.remark]
+        with avatar.open(avatar.fit(stranger, StreamConfig()), name="a photograph") as session:
+            assert caplog.messages[2:] == [f"a photograph: {session.remark}"]
 
 
 def test_an_image_of_another_size_is_judged_at_the_size_that_is_known(weights: Path, stranger: Path) -> None:

@@ -46,8 +46,10 @@ class Avatar:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self, image: Path | str | torch.Tensor, stream: StreamConfig | None = None) -> Session:
+    def open(self, image: Path | str | torch.Tensor, stream: StreamConfig | None = None, name: Path | str | None = None) -> Session:
         """A session that shows `image` speaking: a file, or float32 [3, H, W] in -1..1 of the right size.
+
+        `name`: of the image in a warning; by default its path.
 
         Push 16 kHz mono float32 audio into it, [speakers, S] if `stream` has several, poll uint8 frames [T, H, W, 3] at `format.fps` out of it. Raises BadInput for an image or
         configuration that cannot be used, Unavailable when there are too many sessions or a stage does not start.
@@ -55,7 +57,8 @@ class Avatar:
         stream = stream or StreamConfig()
         session = self.model.session(Path(image) if isinstance(image, str) else image, stream)
         if session.remark:
-            log.warning("%s", session.remark if isinstance(image, torch.Tensor) else f"{image}: {session.remark}")
+            name = image if name is None and not isinstance(image, torch.Tensor) else name
+            log.warning("%s%s", "" if name is None else f"{name}: ", session.remark)
         return self.start(stream).open_session(session).wait_open()
 
     def open_live(self, image: Path | str | torch.Tensor, stream: StreamConfig | None = None, **options: Any) -> LiveSession:

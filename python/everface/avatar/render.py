@@ -143,7 +143,7 @@ def render_on(
         source.check_images(lambda image: avatar.fit(image, stream))
     fps, dropped = avatar.format.fps, avatar.model.dropped_frames(job.stream)
     source.check()  # before the weights are loaded
-    with avatar.open(image_3HW, stream) as session:
+    with avatar.open(image_3HW, stream, job.image) as session:
         info = source.info()  # of a pipe it may be long in coming, so the model is loaded meanwhile
         total = None if info.duration_s is None else math.ceil(info.duration_s * fps)
         sign = partial(signer.sign, consent=consent) if signer else None
