@@ -13,7 +13,7 @@ from tests.train.miniature import SMALL_DIT, SMALL_VAE, write_clips
 from everface.core.config import ModelConfig
 from everface.core.errors import BadInput
 from everface.networks.familiarity import FILE, Familiarity
-from everface.train.bundle import average_codecs, bundle
+from everface.train.bundle import average_codecs, bundle, draw_portrait, read_portraits
 from everface.train.evaluate.ablate import trained_with
 from everface.train.pretrain.plans import Stage1Plan
 from everface.train.pretrain.stage1 import train_stage1
@@ -42,6 +42,24 @@ def test_a_bundle_knows_what_images_its_clips_have(vae_run: Path, tmp_path: Path
     assert held.size == (8, 8) and all(torch.equal(held.tensors[name], tensor) for name, tensor in left.tensors.items())
     (run / FILE).unlink()
     assert not (bundle([vae_run], run, tmp_path / "none") / FILE).exists()
+
+
+def test_a_bundle_brings_the_portraits_that_it_is_given(vae_run: Path, tmp_path: Path) -> None:
+    run, folder = tmp_path / "run", tmp_path / "portraits"
+    run.mkdir()
+    save_file({"head.modulation": torch.zeros(3)}, run / "dit.safetensors")
+    (run / "plan.json").write_text("{}")
+    drawn = bundle([vae_run], run, tmp_path / "drawn")
+    assert sorted(path.stem for path in drawn.glob("*.png")) == ["ada", "ben", "mia"]
+    with pytest.raises(BadInput, match="has no PNG file"):
+        read_portraits(folder)
+    folder.mkdir()
+    draw_portrait(7, 64).save(folder / "kim.png")
+    out = bundle([vae_run], run, tmp_path / "model", portraits=read_portraits(folder))
+    assert [path.name for path in out.glob("*.png")] == ["kim.png"]
+    (folder / "ben.png").write_bytes(b"no image")
+    with pytest.raises(BadInput, match=r"a file that is no PNG image"):
+        read_portraits(folder)
 
 
 def test_a_bundle_carries_its_plan(vae_run: Path, tmp_path: Path) -> None:

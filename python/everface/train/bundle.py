@@ -6,6 +6,7 @@ Weights are stored as float16: half the size, and for numbers this small more di
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,11 +33,11 @@ UNTRAINED_CORRELATION = 0.98  # of the noise, for runs trained without one: flic
 CHARACTERS = {"ada": 2_000_000_059, "ben": 2_000_000_051, "mia": 2_000_000_030}  # generator seeds that no training uses
 
 
-def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = TINY) -> Path:
-    """Write config.json, vae.safetensors, dit.safetensors, the transformer's plan.json, what tells images unlike its clips', and three portraits.
+def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = TINY, portraits: Mapping[str, Image.Image] | None = None) -> Path:
+    """Write config.json, vae.safetensors, dit.safetensors, the transformer's plan.json, what tells images unlike its clips', and portraits.
 
     Several codecs, whose encoders must be the same to the bit, are averaged: `train decoder` runs over one codec differ mostly in the noise
-    of their last steps. Raises BadInput for runs that are not finished and for different codecs.
+    of their last steps. portraits: images by name, instead of three drawn characters. Raises BadInput for runs that are not finished and for different codecs.
     """
     try:
         vae, codec = average_codecs(vae_runs)
@@ -55,9 +56,22 @@ def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = 
     if (dit_run / FAMILIARITY).exists():
         write_familiarity(out, Familiarity(open_file(dit_run / FAMILIARITY)))
     write_text(out / "plan.json", json.dumps(plan, indent=2) + "\n")
-    for name, seed in CHARACTERS.items():
-        draw_portrait(seed).save(out / f"{name}.png")
+    if portraits is None:
+        portraits = {name: draw_portrait(seed) for name, seed in CHARACTERS.items()}
+    for name, image in portraits.items():
+        image.save(out / f"{name}.png")
     return out
+
+
+def read_portraits(folder: Path) -> dict[str, Image.Image]:
+    """The PNG files of a folder by their names. Raises BadInput where there is none, or one that is no image."""
+    try:
+        images = {path.stem: Image.open(path, formats=["PNG"]).convert("RGB") for path in sorted(folder.glob("*.png"))}
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise BadInput(f"{folder} has a file that is no PNG image ({error}): give a folder of portraits") from None
+    if not images:
+        raise BadInput(f"{folder} has no PNG file: give a folder of portraits")
+    return images
 
 
 def average_codecs(runs: list[Path]) -> tuple[VAEConfig, dict[str, Tensor]]:

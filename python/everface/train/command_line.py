@@ -75,10 +75,11 @@ def train_stage2(args: argparse.Namespace) -> None:
 
 
 def make_bundle(args: argparse.Namespace) -> None:
-    from everface.train.bundle import bundle
+    from everface.train.bundle import bundle, read_portraits
     from everface.train.distill.presets import PRESETS
 
-    print(bundle(args.vae, args.run, args.out, PRESETS[args.config].model))
+    portraits = read_portraits(args.portraits) if args.portraits else None
+    print(bundle(args.vae, args.run, args.out, PRESETS[args.config].model, portraits))
 
 
 def _progress(line: str) -> None:
@@ -210,6 +211,7 @@ def add_train(
     p.add_argument("--vae", type=Path, required=True, action="append", metavar="RUN", help=given)
     p.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the model folder to write")
     p.add_argument("--config", choices=CONFIGS, default=CONFIGS[0], help="sizes that the runs have (%(default)s)")
+    p.add_argument("--portraits", type=Path, metavar="DIR", help="PNG files that the model shall bring along (three drawn characters)")
 
     p = add("evaluate", evaluate, "evaluate a model on held-out characters and voices", "evaluate -o out/evaluate")
     add_evaluation_flags(p, "out/evaluate", characters=16, seconds=20)

@@ -16,6 +16,7 @@ from everface.train.evaluate.readers.head_fit import JAW, STEPS, HeadFit
 from everface.train.heads.clips import LISTENING_SHARE, HeadClips
 from everface.train.heads.dataset import make_head_video
 from everface.train.heads.person.identity import HAIR_KINDS, sample_person
+from everface.train.heads.portraits import draw_portraits
 from everface.train.heads.renderer import Pose, Renderer
 
 pytest.importorskip("moderngl")
@@ -37,6 +38,13 @@ def test_people_differ_and_repeat(source: HeadClips) -> None:
         images.append(renderer.draw(Pose({"jawOpen": 0.5})).astype(int))
     assert images[0].shape == (64, 64, 3)
     assert np.array_equal(images[0], images[2]) and np.abs(images[0] - images[1]).mean() > 2
+
+
+def test_portraits_are_of_people_and_of_a_drawn_character(source: HeadClips, assets: Path) -> None:
+    images = draw_portraits(assets, 64)
+    assert list(images) == ["ada", "ben", "mia", "lou"] and all(image.size == (64, 64) for image in images.values())
+    pixels = [np.asarray(image).astype(int) for image in images.values()]
+    assert min(np.abs(a - b).mean() for n, a in enumerate(pixels) for b in pixels[:n]) > 2
 
 
 def test_all_kinds_of_hair_occur() -> None:

@@ -32,6 +32,7 @@ TURN_SHARE = 0.3  # of those: the other stops, and the person speaks
 TURN_FRAMES = (20, 45)  # when
 GAP_S = 0.2  # between the two
 LOUD_RMS = 0.12  # of a voice that counts as 1
+REST = mouth_actions(np.array([0, 0, 0, 0.6, 0, 0]))  # of the articulators: a shut mouth
 OPEN_UNITS, WIDE_UNITS = 2.2, (3.2, 6.0)  # lip gap that counts as 1; mouth widths that count as 0 and 1, in mesh units
 
 
@@ -102,7 +103,7 @@ class HeadClips:
         """uint8 [5 + T, H, W, 3]: the still reference image for five frames, then the moving ones; and their truth."""
         renderer = self.renderer
         renderer.show(seed)
-        rest = Pose(mouth_actions(np.array([0, 0, 0, 0.6, 0, 0])), turn=tuple(0.5 * body.turn.mean(0)))
+        rest = Pose(REST, turn=tuple(0.5 * body.turn.mean(0)))
         frames, rows = [renderer.draw(rest)] * STILL_FRAMES, []
         for t, row in enumerate(articulators_TA):
             weights = body_actions(body, t)
