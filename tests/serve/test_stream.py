@@ -89,6 +89,12 @@ def test_a_remark_about_the_image_reaches_the_client(host: Host, monkeypatch: py
     socket = host.asking()
     assert next_event(socket, "started")["remark"] == "the image is unlike any"
     socket.close()
+    opened = host.http.post("/v1/videos/sessions", files={"image": ("i.png", png())}).json()
+    assert opened["remark"] == "the image is unlike any"
+    assert host.http.delete(f"/v1/videos/sessions/{opened['id']}").status_code == 200
+    video = host.http.post("/v1/videos", files={"audio": ("a.wav", wav(0.5)), "image": ("i.png", png())}).json()
+    host.wait(lambda: host.http.get(f"/v1/videos/{video['id']}").json()["status"] == "completed", 60)
+    assert host.http.get(f"/v1/videos/{video['id']}").json()["remark"] == "the image is unlike any"
 
 
 def test_weights_that_cannot_listen_say_so_and_speak_on(small_host: Host) -> None:

@@ -106,7 +106,8 @@ def _run_job(
             report = render_on(avatar, task, source, out, watcher.progress, began_s)
             if report.out != str(out):
                 raise BadInput(f"another {out} has appeared meanwhile, and the video is in {report.out}: name another out")
-            note = {"signed": report.signed, **({"consent": batch.consent} if batch.consent else {})}
+            said = {"consent": batch.consent, "remark": report.remark}
+            note = {"signed": report.signed, **{name: text for name, text in said.items() if text}}
             figures = {"frames": report.frames, "seconds": report.seconds, "render_s": round(report.render_s, 3), "bytes": out.stat().st_size}
             manifest.add(job.out, DONE, line=job.line, inputs=inputs, **figures, **note)
             result.rendered += 1

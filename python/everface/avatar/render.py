@@ -80,6 +80,7 @@ class RenderReport:
     seed: int
     rss_mb: float  # of the process that owns the session, at the end
     signed: bool
+    remark: str  # `Session.remark`, at the end
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -159,6 +160,7 @@ def render_on(
                     writer.write(frames_THW3 if paste is None else paste.apply(frames_THW3))
                     if progress:
                         progress(writer.frames, total, writer.frames / (time.perf_counter() - loaded))
+            remark = session.remark
             done, frames, first_s = time.perf_counter(), writer.frames, session.timeline.first_frame_s or 0.0
     log_video(str(writing.saved), frames, job.stream.seed, writing.signed, consent)
     return RenderReport(
@@ -177,6 +179,7 @@ def render_on(
         seed=job.stream.seed,
         rss_mb=psutil.Process().memory_info().rss / 1e6,
         signed=writing.signed,
+        remark=remark,
     )
 
 

@@ -40,6 +40,7 @@ class SessionStatus(BaseModel):
     channels: int
     encoding: Literal["s16le", "f32le"]
     error: str | None = None
+    remark: str = Field("", description="about the image, such as that it is unlike those that the weights know")
 
 
 class SessionList(BaseModel):
@@ -191,7 +192,7 @@ def _status(session: HttpSession) -> SessionStatus:
     start, ended = session.start, session.ended
     return SessionStatus(
         id=session.id, status="open" if ended is None else "ended", created_at=int(session.created_s), image=start.image, format=start.format,
-        rate_hz=start.rate_hz, channels=start.channels, encoding=start.encoding, error=(ended.reason or None) if ended else None,
+        rate_hz=start.rate_hz, channels=start.channels, encoding=start.encoding, error=(ended.reason or None) if ended else None, remark=session.remark,
     )  # fmt: skip
 
 

@@ -91,6 +91,11 @@ class HttpSession:
         finally:
             self.end(DELETED)
 
+    @property
+    def remark(self) -> str:
+        """`StreamSession.remark`."""
+        return self._session.remark
+
     def add_audio(self, data: bytes, is_wav: bool) -> float:
         """Interleaved samples, or a whole wav file of them. Returns the seconds that wait. Raises BadInput, and takes nothing."""
         self._session.active()

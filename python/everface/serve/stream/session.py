@@ -29,6 +29,7 @@ class StreamSession:
 
     def __init__(self, service: Service, start: Start) -> None:
         self.start, self._service, self._limits = start, service, service.settings.limits
+        self.remark = ""  # `LiveSession.remark`, after what was last opened or changed
         self._ended: asyncio.Future[Refused] = asyncio.get_running_loop().create_future()
         self._closing: asyncio.Task[None] | None = None
 
@@ -52,7 +53,8 @@ class StreamSession:
             loop.call_soon_threadsafe(self.end, Refused(code, "slow_reader" if code == 1013 else "failed", reason))
 
         kind = start.model_dump(include={"image", "format", "rate_hz", "channels", "encoding", "idle", "paced"})
-        outbox.post({"type": "started", **kind, "remark": self._live.remark})
+        self.remark = self._live.remark
+        outbox.post({"type": "started", **kind, "remark": self.remark})
         self._watch = Watch(self._live, outbox, self._service.metrics, self._limits)
         self._pusher = Pusher(self._live, start.rate_hz, start.channels, DTYPES[start.encoding], self._limits.ahead_s, self.complain)
         self._reader = Reader(self._live, encoder, outbox, ended, self._watch.shown)
@@ -121,7 +123,8 @@ class StreamSession:
     async def change(self, change: Change, image: Path | None) -> None:
         what = {"image": image, "prompt": change.prompt, "transition": change.transition}
         await self._service.blocking(self._live.change, **{name: value for name, value in what.items() if value is not None})
-        self._outbox.post({"type": "changed", "remark": self._live.remark})
+        self.remark = self._live.remark
+        self._outbox.post({"type": "changed", "remark": self.remark})
 
     def complain(self, reason: str) -> None:
         """Tell the client of a message that was dropped."""

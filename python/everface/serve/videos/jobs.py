@@ -44,6 +44,7 @@ class VideoJob:
     status: str = QUEUED
     progress: int = 0  # percent
     error: str | None = None
+    remark: str = ""  # about the image, as `Session.remark`
     ended_s: float | None = None  # wall time, to be shown
     kept_since_s: float = 0.0
     bytes: int = 0

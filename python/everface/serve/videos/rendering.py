@@ -28,6 +28,7 @@ def render_job(job: VideoJob, backend: LiveSource, stream: StreamConfig, limits:
     info = probe_audio(job.audio)
     channels = info.channels if info.channels <= 2 else 1
     with backend.open_live(job.image, stream, idle=False, paced=False, playback_hz=info.rate_hz) as live:
+        job.remark = live.remark
         total = max(1, math.ceil((info.duration_s or limits.audio_s) * live.format.fps))
         _render(job, live, info.rate_hz, channels, stream.seed, limits, lambda frames: setattr(job, "progress", min(99, 100 * frames // total)))
 

@@ -38,6 +38,7 @@ class VideoStatus(BaseModel):
     prompt: str = ""
     consent: str = ""
     error: str | None = None
+    remark: str = Field("", description="about the image, such as that it is unlike those that the weights know")
 
 
 class VideoList(BaseModel):
@@ -146,5 +147,5 @@ def _video(job: VideoJob) -> VideoStatus:
     ended = None if job.ended_s is None else int(job.ended_s)
     return VideoStatus(
         id=job.id, status=job.status, progress=job.progress, created_at=int(job.created_s), completed_at=ended, seed=job.seed,  # pyright: ignore[reportArgumentType]  jobs.py has these four only
-        prompt=job.prompt, consent=job.consent, error=job.error,
+        prompt=job.prompt, consent=job.consent, error=job.error, remark=job.remark,
     )  # fmt: skip
