@@ -9,7 +9,8 @@ import torch
 
 @dataclass(frozen=True, eq=False)
 class VideoBlock:
-    """Consecutive video frames, and the accepted audio sample that the first of them shows."""
+    """Consecutive video frames, and the accepted audio sample that the first of them shows. `index`: of the model's block that they are of; a session
+    opened with `parts` may give several of one index."""
 
     frames_THW3: torch.Tensor  # uint8; on the host, or where Deployment.frames says
     pts: int  # samples since the session opened

@@ -25,7 +25,8 @@ class PreparedBlock:
     x: torch.Tensor | None = None
     update: Tensors | None = None  # the state update in force
     failures: int = 0
-    delivered: bool = False
+    shown: int = 0  # frames that were delivered, of a block that comes in parts
+    delivered: bool = False  # all of them
 
 
 @dataclass(eq=False)
@@ -86,12 +87,12 @@ class InFlight:
         return block
 
     def match(self, reply: Block | Cancelled | Failure) -> SentBlock:
-        """The block that `reply` is about; it is no longer in flight. RuntimeError if replies are out of order."""
+        """The block that `reply` is about; unless that is a part of it, it is no longer in flight. RuntimeError if replies are out of order."""
         due = self.sent[0] if self.sent else None
         if due is None or (reply.index, reply.revision) != (due.block.index, due.revision):
             expected = f"{due.block.index} of {reply.session}" if due else "none"
             raise RuntimeError(f"block {reply.index} of session {reply.session} came where {expected} was due")
-        return self.sent.popleft()
+        return due if isinstance(reply, Block) and reply.more else self.sent.popleft()
 
     def delivered(self, block: PreparedBlock) -> None:
         block.delivered = True

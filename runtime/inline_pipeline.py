@@ -87,7 +87,7 @@ class InlinePipeline(Pipeline):
                         if not any(any(other.sessions) for other in self._stages):  # with one, its next block finds out
                             stage.check_device()
                         continue
-                    result = stage.run(message)
+                    result = stage.run(message, sender.send if last else None)
                     del message
                     passed = reply_of(result) if last else result
                     if passed is not None:

@@ -22,11 +22,12 @@ class OpenSession:
     session: int
     tensors: Tensors
     params: Params = field(default_factory=dict[str, int | float | str | bool])
+    parts: bool = False  # the frames of a block are wanted in parts, as they are made
 
 
 @dataclass
 class Block:
-    """One block of video in flight.
+    """One block of video in flight, or a part of its frames.
 
     `x` is what the roles transform: opaque until the last role, then uint8 frames [frames, H, W, 3].
     `condition` is whatever else travels with the block: the model's inputs on the way in, its outputs on the way out.
@@ -40,6 +41,8 @@ class Block:
     x: torch.Tensor
     condition: Tensors = field(default_factory=dict[str, torch.Tensor])
     last: bool = False  # the segment ends with this block
+    first: int = 0  # number of x's first frame within the block: that of a part, behind the last role
+    more: bool = False  # other parts of this block follow
 
 
 @dataclass(frozen=True)

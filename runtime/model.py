@@ -6,6 +6,7 @@ A pipeline runs every block through the model's roles in order. What a role comp
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -43,6 +44,15 @@ class SettlingRole(Role, Protocol):
 
     def settle(self, session: int) -> None:
         """Called after every `run` of the session, when its result is on its way."""
+        ...
+
+
+@runtime_checkable
+class PartsRole(Role, Protocol):
+    """A last role that can give out the frames of a block before it has made all of them."""
+
+    def run_parts(self, block: Block) -> Iterator[Block]:
+        """What `run` returns, in parts: each a Block with its own frames in `x`, `first`, and its own conditions."""
         ...
 
 

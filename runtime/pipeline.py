@@ -54,7 +54,10 @@ class Pipeline(ABC):
     def receive(self) -> Reply | None:
         """The next reply, in order, or None when there is none yet. Raises PipelineLost."""
         reply = self._receive()
-        self._count(-(isinstance(reply, Block | Cancelled) or (isinstance(reply, Failure) and reply.index >= 0)))
+        if isinstance(reply, Block):
+            self._count(-(not reply.more))
+        else:
+            self._count(-(isinstance(reply, Cancelled) or (isinstance(reply, Failure) and reply.index >= 0)))
         return reply
 
     def recover(self) -> list[str]:

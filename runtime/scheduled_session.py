@@ -78,7 +78,7 @@ class ScheduledSession:
 
     def open_message(self) -> OpenSession:
         self.requested = True
-        return OpenSession(self.id, *self.model.initial_state())
+        return OpenSession(self.id, *self.model.initial_state(), parts=self.session.parts)
 
     def ready(self, depth: int) -> bool:
         """Whether there is a block to send now. Not while the caller leaves too many finished ones."""
@@ -124,6 +124,8 @@ class ScheduledSession:
                 return False
             return self._retry(sent, f"{reply.role} failed at block {reply.index}: {reply.reason}")
         if reason := self.model.invalid(reply.condition):
+            if isinstance(reply, Block) and reply.more:  # its last part will say so too
+                return False
             return not sent.stale and self._retry(sent, f"{reason} at block {reply.index}", fresh_start=True)
         self._deliver(sent, reply)
         return False
@@ -142,15 +144,22 @@ class ScheduledSession:
     # inside
 
     def _deliver(self, sent: SentBlock, reply: Block) -> None:
-        self.model.result(reply.index, reply.condition)
-        if sent.stale or sent.block.delivered:
+        if not reply.more:
+            self.model.result(reply.index, reply.condition)
+        block, format = sent.block, self.model.format
+        if sent.stale or block.delivered:
             return
-        expected = self.model.format.samples(reply.index) // self.model.format.samples_per_frame
-        if reply.x.dtype != torch.uint8 or reply.x.shape[0] != expected:
+        end, expected = reply.first + reply.x.shape[0], format.samples(reply.index) // format.samples_per_frame
+        if reply.x.dtype != torch.uint8 or (end > expected if reply.more else end != expected):
             raise RuntimeError(f"the last role returned {reply.x.dtype} {list(reply.x.shape)} instead of {expected} uint8 frames")
         self._recovered()
-        self.in_flight.delivered(sent.block)
-        self.session.deliver(VideoBlock(reply.x[: reply.frames], reply.pts, sent.block.window.turn, reply.index))
+        if not reply.more:
+            self.in_flight.delivered(block)
+        begin, end = block.shown, min(end, reply.frames)  # a block that is made again has been shown in part
+        if end > begin or not reply.more:
+            frames_THW3, pts = reply.x[begin - reply.first : max(begin, end) - reply.first], reply.pts + begin * format.samples_per_frame
+            block.shown = max(begin, end)
+            self.session.deliver(VideoBlock(frames_THW3, pts, block.window.turn, reply.index), begin, last=not reply.more)
 
     def _recovered(self) -> None:
         if self._down_s is not None:

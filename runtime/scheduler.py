@@ -50,8 +50,8 @@ class Scheduler:
             self._thread.start()
             self._forget = close_at_exit(self.close)
 
-    def open_session(self, model: SessionModel, buffer_s: float = 10.0) -> Session:
-        """A session, which opens in the background: `wait_open` waits for it. From any thread.
+    def open_session(self, model: SessionModel, buffer_s: float = 10.0, *, parts: bool = False) -> Session:
+        """A session, which opens in the background: `wait_open` waits for it. `parts`: as for `Session`. From any thread.
 
         Raises Unavailable if there are too many sessions, or the scheduler is closed.
         """
@@ -60,7 +60,7 @@ class Scheduler:
                 raise self._ended or Unavailable(CLOSED_REASON)
             if sum(s.session.state != CLOSED for s in self._sessions.values()) >= self.limit:
                 raise Unavailable(f"this pipeline serves {self.limit} sessions already: close one, or allow more")
-            session = Session(self.pipeline.new_session_id(), model, self.pipeline.signal, buffer_s, self.now)
+            session = Session(self.pipeline.new_session_id(), model, self.pipeline.signal, buffer_s, self.now, parts)
             self._sessions[session.id] = ScheduledSession(session, model, self.now, self._due_s)
         self.pipeline.signal.set()
         return session

@@ -59,19 +59,21 @@ class SessionStats:
 
 
 class Session:
-    """Made by `Scheduler.open_session`. `buffer_s`: most seconds of audio that may wait."""
+    """Made by `Scheduler.open_session`. `buffer_s`: most seconds of audio that may wait. `parts`: the frames of a block may come in several
+    VideoBlocks of its index, as they are made, where the model can do that; else they come together."""
 
     def __init__(
-        self, id: int, model: SessionModel, signal: Signal, buffer_s: float = 10.0, now: Callable[[], float] = time.monotonic
-    ):
-        self.id, self.format = id, model.format
+        self, id: int, model: SessionModel, signal: Signal, buffer_s: float = 10.0, now: Callable[[], float] = time.monotonic,
+        parts: bool = False,
+    ):  # fmt: skip
+        self.id, self.format, self.parts = id, model.format, parts
         self._model, self._signal, self._now = model, signal, now
         self._limit = int(buffer_s * self.format.sample_rate)
         if self._limit < self.format.samples(1) + self.format.lookahead_samples:
             raise BadInput(f"a buffer of {buffer_s:g} s does not hold one block and its look-ahead: allow more")
         self.state = OPENING
         self.turn = 0
-        self.timeline = Timeline(now)
+        self.timeline = Timeline(now, 1 / model.format.fps)
         # Taken as `with self._lock`, not as `with self._changed`, into which Ctrl-C can come and leave it locked for ever.
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
@@ -266,7 +268,7 @@ class Session:
     def stats(self) -> SessionStats:
         with self._lock:
             accepted = self._buffer.accepted
-            return SessionStats(accepted, accepted - self._sent, self._shown, len(self._blocks), self.turn)
+            return SessionStats(accepted, accepted - self._sent, self._shown, len({block.index for block in self._blocks}), self.turn)
 
     # for the scheduler: the inbox
 
@@ -299,12 +301,13 @@ class Session:
                 end = window.pts + min(self.format.samples(index), window.frames * self.format.samples_per_frame)
                 self._sent = max(self._sent, end)
 
-    def deliver(self, block: VideoBlock) -> None:
-        """Dropped if an interruption overtook it."""
+    def deliver(self, block: VideoBlock, first: int = 0, *, last: bool = True) -> None:
+        """Frames of a block from its frame `first` on, or the last of it. Dropped if an interruption overtook them."""
         with self._lock:
             if block.turn == self.turn and self.state != CLOSED:
-                self.timeline.delivered(block.index, len(block.frames_THW3))
-                self._blocks.append(block)
+                self.timeline.delivered(block.index, len(block.frames_THW3), first, last)
+                if len(block.frames_THW3):
+                    self._blocks.append(block)
                 self._changed.notify_all()
 
     def report(self, event: Event) -> None:

@@ -6,13 +6,17 @@ process and the other sessions go on. Only an error that leaves the device itsel
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 import torch
 
 from everface.core.log import log
 from everface.runtime.messages import Block, Cancel, Cancelled, CloseSession, Failure, Message, OpenSession
-from everface.runtime.model import Role, SettlingRole
+from everface.runtime.model import PartsRole, Role, SettlingRole
+from everface.runtime.transport.base import ChannelError
+
+Emit = Callable[[Block], None]
 
 
 class Stage:
@@ -25,16 +29,20 @@ class Stage:
         self._unsettled: int | None = None  # the session of the block that was run last
         self._newest: dict[int, int] = {}  # session -> newest revision known
         self._next: dict[int, int] = {}  # open session -> lowest block index that may still come
+        self._in_parts: set[int] = set()  # open sessions that want their frames in parts
 
     def on_cancel(self, cancel: Cancel) -> None:
         """Take note of an interruption; a block being run is dropped before its next role."""
         self._newest[cancel.session] = max(cancel.revision, self._newest.get(cancel.session, 0))
 
-    def run(self, message: Message) -> Message:
-        """What to send to the next stage for `message`: a block run or dropped or failed, anything else itself."""
+    def run(self, message: Message, emit: Emit | None = None) -> Message:
+        """What to send to the next stage for `message`: a block run or dropped or failed, anything else itself.
+
+        emit: is called with the parts of a block that are ready before its last one, which is returned. Without it blocks stay whole.
+        """
         with torch.no_grad():
             if isinstance(message, Block):
-                return self._run_block(message)
+                return self._run_block(message, emit)
             if isinstance(message, OpenSession):
                 return self._open(message)
             if isinstance(message, CloseSession):
@@ -81,6 +89,8 @@ class Stage:
 
     def _open(self, opening: OpenSession) -> OpenSession | Failure:
         self._next[opening.session] = 0
+        if opening.parts:
+            self._in_parts.add(opening.session)
         at = 0
         try:
             for role in self.roles.values():
@@ -92,11 +102,12 @@ class Stage:
         return opening
 
     def _close(self, session: int) -> None:
+        self._in_parts.discard(session)
         if self._next.pop(session, None) is not None:
             for role in self.roles.values():
                 role.close(CloseSession(session))
 
-    def _run_block(self, block: Block) -> Block | Cancelled | Failure:
+    def _run_block(self, block: Block, emit: Emit | None) -> Block | Cancelled | Failure:
         header = (block.session, block.revision, block.index)
         if block.revision < self._newest.get(block.session, 0):
             return Cancelled(*header)
@@ -112,12 +123,27 @@ class Stage:
             for role in self.roles.values():
                 if block.revision < self._newest.get(block.session, 0):
                     return Cancelled(*header)
-                block = role.run(block)
+                if emit and block.session in self._in_parts and isinstance(role, PartsRole):
+                    block = _run_parts(role, block, emit)
+                else:
+                    block = role.run(block)
                 at += 1
+        except ChannelError:  # no fault of the role's: nobody takes its parts
+            raise
         except Exception as error:
             self._close(block.session)
             return Failure(*header, list(self.roles)[at], _reason(error))
         return block
+
+
+def _run_parts(role: PartsRole, block: Block, emit: Emit) -> Block:
+    """Emit all parts but the last, and return that."""
+    parts = role.run_parts(block)
+    ready = next(parts)
+    for part in parts:
+        emit(replace(ready, more=True))
+        ready = part
+    return ready
 
 
 def _reason(error: Exception) -> str:

@@ -120,7 +120,7 @@ class Worker:
                 self._control.send(WorkStarted(BLOCK, message.session, message.index))
             else:
                 self._control.send(WorkStarted("an opening" if isinstance(message, OpenSession) else "a message", 0, -1))
-            result = stage.run(message)
+            result = stage.run(message, connections.sender.send if last else None)
             del message
             self._control.send(WorkFinished())  # before it is sent: if the next stage does not receive it, that one is late
             if last:

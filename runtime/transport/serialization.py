@@ -78,10 +78,10 @@ def pack(message: Message) -> Packet:
     header = Header(KINDS[type(message)])
     tensors: Tensors = {}
     if isinstance(message, OpenSession):
-        header.fields["session"] = message.session
+        header.fields.update(session=message.session, parts=message.parts)
         header.params, tensors = message.params, message.tensors
     elif isinstance(message, Block):
-        header.fields.update((k, getattr(message, k)) for k in ("session", "revision", "index", "pts", "frames", "last"))
+        header.fields.update((k, getattr(message, k)) for k in ("session", "revision", "index", "pts", "frames", "last", "first", "more"))
         tensors = {"x": message.x, **{f"condition.{k}": t for k, t in message.condition.items()}}
     else:
         header.fields = dict(vars(message))

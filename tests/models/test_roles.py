@@ -14,6 +14,7 @@ from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
 from everface.core.errors import BadInput, Unavailable
 from everface.kernels.fused.flow_step import flow_step_tokens
 from everface.models.live_avatar.builders import decoder_dtype, dtype_of
+from everface.models.live_avatar.names import CLEAN, DISSOLVE, FINITE, SHOT
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
 from everface.networks.transformer.dit import DiT
 from everface.networks.transformer.schedule import Schedule, sink_distance
@@ -214,6 +215,28 @@ def decoded(frames: str, device: str = "cpu") -> torch.Tensor:
     role = DecodeRole(vae, Deployment(device=device, frames=frames))
     role.open(OpenSession(1, {"motion": drawn(1, 16, 7, 4, 4)}, {}))
     return role.run(Block(1, 0, 0, 0, 12, drawn(2, 16, 3, 4, 4), {})).x
+
+
+@pytest.mark.parametrize(("kept", "faded"), [(12, 0), (12, 6), (5, 0)])
+def test_a_block_in_parts_is_the_same_block(kept: int, faded: int) -> None:
+    """Two blocks, of which the second begins a shot where something fades, and of which `kept` frames are wanted."""
+    torch.manual_seed(0)
+    vae = VAE(VAEConfig(dim=4, encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1, 1)), encoder=False)
+    seen = {}
+    for parts in (False, True):
+        role = DecodeRole(vae, Deployment())
+        role.open(OpenSession(1, {"motion": drawn(1, 16, 7, 4, 4)}, {}))
+        condition = {"motion": drawn(3, 16, 7, 4, 4), SHOT: torch.zeros(1), DISSOLVE: torch.zeros(1 + faded)} if faded else {}
+        second = {**condition, CLEAN: drawn(5, 16, 1, 4, 4)}
+        blocks = [Block(1, 0, 0, 0, kept, drawn(2, 16, 3, 4, 4), {}), Block(1, 0, 1, 7680, kept, drawn(4, 16, 3, 4, 4), second)]
+        made = [list(role.run_parts(b)) if parts else [role.run(b)] for b in blocks]
+        assert [[part.first for part in block] for block in made] == ([[0, 4, 8]] * 2 if parts else [[0]] * 2)
+        assert [[CLEAN in part.condition for part in block] for block in made] == ([[False] * 3, [False, False, True]] if parts else [[False], [True]])
+        assert all(part.condition[FINITE].tolist() == [1] for block in made for part in block)
+        seen[parts] = torch.cat([part.x for block in made for part in block]), role.shown_HW3[1]
+    difference = (seen[True][0].int() - seen[False][0].int()).abs()
+    assert difference.max() <= 1 and difference.float().mean() < 1e-3  # convolutions of other sizes may round otherwise
+    assert (seen[True][1].int() - seen[False][1].int()).abs().max() <= 1
 
 
 def test_frames_stay_where_they_are_asked_to() -> None:

@@ -46,10 +46,13 @@ class Avatar:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self, image: Path | str | torch.Tensor, stream: StreamConfig | None = None, name: Path | str | None = None) -> Session:
+    def open(
+        self, image: Path | str | torch.Tensor, stream: StreamConfig | None = None, name: Path | str | None = None, *, parts: bool = False
+    ) -> Session:  # fmt: skip
         """A session that shows `image` speaking: a file, or float32 [3, H, W] in -1..1 of the right size.
 
-        `name`: of the image in a warning; by default its path.
+        `name`: of the image in a warning; by default its path. `parts`: a few frames at a time, as they are decoded, which is sooner by most of the time that
+        decoding takes and, on a GPU, more work; else a block's frames come together.
 
         Push 16 kHz mono float32 audio into it, [speakers, S] if `stream` has several, poll uint8 frames [T, H, W, 3] at `format.fps` out of it. Raises BadInput for an image or
         configuration that cannot be used, Unavailable when there are too many sessions or a stage does not start.
@@ -59,7 +62,7 @@ class Avatar:
         if session.remark:
             name = image if name is None and not isinstance(image, torch.Tensor) else name
             log.warning("%s%s", "" if name is None else f"{name}: ", session.remark)
-        return self.start(stream).open_session(session).wait_open()
+        return self.start(stream).open_session(session, parts=parts).wait_open()
 
     def open_live(self, image: Path | str | torch.Tensor, stream: StreamConfig | None = None, **options: Any) -> LiveSession:
         """A live session: audio of any rate in, paced frames with that audio out, and a face that stays alive in pauses.
@@ -71,7 +74,7 @@ class Avatar:
             stream = replace(stream, audio_window_s=LIVE_WINDOW_S)
         if options.get("paced", True) and not isinstance(image, torch.Tensor):
             stream = replace(stream, size=self.model.live_size(stream, self.deployment))
-        session = self.open(image, stream)
+        session = self.open(image, stream, parts=options.get("paced", True))
         try:
             return LiveSession(session, **{"cheaper": self.model.cheaper(stream), **options})
         except BaseException:

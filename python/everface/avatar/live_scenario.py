@@ -169,8 +169,8 @@ class Scenario:
     def _terms(self, frame: VideoFrame, began_s: float, shown_s: float) -> list[tuple[float, ...]]:
         """The parts of the time until a frame was shown, at most one tuple: none where its block is not known, as at a lower quality level."""
         for block in list(self.session.timeline.blocks)[-8:]:
-            if block.delivered_s and block.pts <= frame.pts < block.pts + self.session.format.samples(block.index):
-                return [(block.sent_s - began_s, block.delivered_s - block.sent_s, shown_s - block.delivered_s)]
+            if block.first_s and block.pts <= frame.pts < block.pts + self.session.format.samples(block.index):
+                return [(block.sent_s - began_s, block.first_s - block.sent_s, shown_s - block.first_s)]
         return []
 
     def next_frame(self) -> None:

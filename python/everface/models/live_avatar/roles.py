@@ -254,22 +254,39 @@ class DecodeRole:
         self.streams[session] = self.vae.warm_up(motion_16Thw[None])
 
     def run(self, block: Block) -> Block:
-        with torch.inference_mode():
-            begins = begins_shot(block, self.shots, block.session)
-            if begins:
-                self.warm_up(block.session, block.condition["motion"])
-            z_16Fhw = block.x.to(self.device, self.dtype)
-            video_3THW = self.vae.decode_stream(z_16Fhw[None], self.streams[block.session])[0]
-            condition = {name: block.condition[name] for name in (CLEAN,) if name in block.condition} | noted(block, all_finite(video_3THW))
-            frames_THW3 = to_rgb(video_3THW)
-            if begins and block.session in self.shown_HW3:
-                dissolve(self.shown_HW3[block.session], frames_THW3, block.condition[DISSOLVE].numel() - 1)
-            self.shown_HW3[block.session] = frames_THW3[block.frames - 1].clone()
-            if self.to_host:
-                frames_THW3 = frames_THW3.cpu()
-            elif frames_THW3.is_cuda:
-                torch.cuda.current_stream(self.device).synchronize()  # whoever takes them is on another stream
-            return replace(block, x=frames_THW3, condition=condition)
+        return next(self.decode(block, block.x.shape[1]))
+
+    def run_parts(self, block: Block) -> Iterator[Block]:
+        """A latent a part."""
+        return self.decode(block, 1)
+
+    def decode(self, block: Block, latents: int) -> Iterator[Block]:
+        """The block in parts of so many latents. The last has what the session waits for."""
+        first, total, fading_HW3 = 0, block.x.shape[1], None
+        finite_1 = torch.ones(1, dtype=torch.uint8, device=self.device)
+        for begin in range(0, total, latents):
+            with torch.inference_mode():
+                if begin == 0 and begins_shot(block, self.shots, block.session):
+                    self.warm_up(block.session, block.condition["motion"])
+                    fading_HW3 = self.shown_HW3.get(block.session)
+                z_16Fhw = block.x[:, begin : begin + latents].to(self.device, self.dtype)
+                video_3THW = self.vae.decode_stream(z_16Fhw[None], self.streams[block.session])[0]
+                finite_1 = torch.minimum(finite_1, all_finite(video_3THW))
+                condition = noted(block, finite_1)
+                if begin + latents >= total:
+                    condition |= {name: block.condition[name] for name in (CLEAN,) if name in block.condition}
+                frames_THW3 = to_rgb(video_3THW)
+                if fading_HW3 is not None:
+                    dissolve(fading_HW3, frames_THW3, block.condition[DISSOLVE].numel() - 1, first)
+                if first < block.frames:
+                    self.shown_HW3[block.session] = frames_THW3[min(len(frames_THW3), block.frames - first) - 1].clone()
+                if self.to_host:
+                    frames_THW3 = frames_THW3.cpu()
+                elif frames_THW3.is_cuda:
+                    torch.cuda.current_stream(self.device).synchronize()  # whoever takes them is on another stream
+                part = replace(block, x=frames_THW3, condition=condition, first=first)
+                first += len(frames_THW3)
+            yield part
 
     def close(self, closing: CloseSession) -> None:
         for kept in (self.streams, self.shots, self.shown_HW3):
@@ -283,11 +300,12 @@ def begins_shot(block: Block, shots: dict[int, int], key: int) -> bool:
     return begins
 
 
-def dissolve(from_HW3: torch.Tensor, frames_THW3: torch.Tensor, count: int) -> None:
-    """Let an image fade out over the first `count` of uint8 frames, in place."""
-    for n in range(1, min(count, len(frames_THW3)) + 1):
-        mixed_HW3 = from_HW3.int() * (count + 1 - n) + frames_THW3[n - 1].int() * n
-        frames_THW3[n - 1] = (mixed_HW3 + (count + 1) // 2) // (count + 1)
+def dissolve(from_HW3: torch.Tensor, frames_THW3: torch.Tensor, count: int, first: int = 0) -> None:
+    """Let an image fade out over the first `count` uint8 frames of a shot, in place. first: number of frames_THW3[0] in it."""
+    for n in range(first + 1, min(count, first + len(frames_THW3)) + 1):
+        frame_HW3 = frames_THW3[n - 1 - first]
+        mixed_HW3 = from_HW3.int() * (count + 1 - n) + frame_HW3.int() * n
+        frame_HW3.copy_((mixed_HW3 + (count + 1) // 2) // (count + 1))
 
 
 def all_finite(x: torch.Tensor) -> torch.Tensor:

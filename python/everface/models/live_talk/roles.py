@@ -6,6 +6,7 @@ leaves the clean ones. Nobody waits for that forward but the next block, so it r
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -196,13 +197,13 @@ class StreamDecodeRole(DecodeRole):
         self.references[session] = reference_16_1hw.to(self.device, self.dtype)
         self.streams[session] = self.vae.stream()
 
-    def run(self, block: Block) -> Block:
+    def decode(self, block: Block, latents: int) -> Iterator[Block]:
         with torch.inference_mode():
             if REFERENCE in block.condition:
                 self.begin(block.session, block.condition[REFERENCE])
             if self.streams[block.session].first and block.index:  # its first block, which owes as many frames as any other
                 self.streams[block.session] = self.vae.warm_up(self.references[block.session][None])
-            return super().run(replace(block, condition={FINITE: block.condition[FINITE]}))
+        yield from super().decode(replace(block, condition={FINITE: block.condition[FINITE]}), latents)
 
     def close(self, closing: CloseSession) -> None:
         super().close(closing)

@@ -65,9 +65,9 @@ class Watch:
         """Blocks that are on the screen since the last report. Times are seconds since the session opened."""
         shown, blocks = dict(self._shown), []
         for block in list(self._live.timeline.blocks):
-            if block.index > self._reported and block.delivered_s is not None and block.pts in shown:
+            if block.index > self._reported and block.first_s is not None and block.delivered_s is not None and block.pts in shown:
                 self._reported = block.index
                 self._metrics.block.observe(block.delivered_s - block.sent_s)
-                times = {"sent_s": block.sent_s, "made_s": block.delivered_s, "shown_s": shown[block.pts]}
+                times = {"sent_s": block.sent_s, "made_s": block.first_s, "shown_s": shown[block.pts]}
                 blocks.append({"index": block.index, **{name: round(at_s - self._began_s, 3) for name, at_s in times.items()}})
         return blocks[-8:]
