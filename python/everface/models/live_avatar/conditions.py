@@ -72,21 +72,26 @@ class Conditioner:
 
     @torch.inference_mode()
     def remark(self, image_3HW: torch.Tensor, reference_C1hw: torch.Tensor) -> str:
-        """A sentence about an image that is unlike those that the weights know, by its reference latent; else empty.
-        An image of another size than theirs is encoded again at that size, for latents of different sizes are not alike."""
-        if self.familiarity is None:
-            return ""
-        if reference_C1hw.shape[2:] != self.familiarity.size:
-            size = [side * stride for side, stride in zip(self.familiarity.size, self.config.vae.stride[1:], strict=True)]
-            resized_3HW = F.interpolate(image_3HW[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
-            reference_C1hw = self.vae.encode(resized_3HW[None, :, None].to(self.device))[0]
-        distance = self.familiarity.distance(reference_C1hw[:, 0])
-        if distance <= 0:
+        """A sentence about an image that is unlike those that the weights know, by its reference latent; else empty."""
+        distance = self.distance(image_3HW, reference_C1hw)
+        if distance is None or distance <= 0:
             return ""
         return (
             f"the image is unlike those that these weights know, so the face may fall apart ({distance:.1f} standard deviations beyond "
             f"{KNOWN_SHARE:.0%} of them): use one person from the front, from hair to shoulders, before a calm background"
         )
+
+    @torch.inference_mode()
+    def distance(self, image_3HW: torch.Tensor, reference_C1hw: torch.Tensor) -> float | None:
+        """`Familiarity.distance` of an image and its reference latent; None where these weights cannot tell.
+        An image of another size than theirs is encoded again at that size, for latents of different sizes are not alike."""
+        if self.familiarity is None:
+            return None
+        if reference_C1hw.shape[2:] != self.familiarity.size:
+            size = [side * stride for side, stride in zip(self.familiarity.size, self.config.vae.stride[1:], strict=True)]
+            resized_3HW = F.interpolate(image_3HW[None], size, mode="bilinear", antialias=True, align_corners=False)[0]
+            reference_C1hw = self.vae.encode(resized_3HW[None, :, None].to(self.device))[0]
+        return self.familiarity.distance(reference_C1hw[:, 0])
 
     @torch.inference_mode()
     def block(self, pcm_S: torch.Tensor, compat: str, user_S: torch.Tensor | None = None) -> Tensors:
