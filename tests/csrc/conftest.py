@@ -49,7 +49,7 @@ def build() -> Build:
             fcntl.flock(lock, fcntl.LOCK_EX)  # other test processes may need the same variant
             run(
                 "cmake", "-S", ROOT, "-B", folder, *(["-G", "Ninja"] if shutil.which("ninja") else []),
-                "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -Werror", "-DEVERFACE_TESTS=ON",
+                "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -Werror", "-DEVERFACE_TESTS=ON", "-DEVERFACE_CLIENT=OFF",
                 f"-DEVERFACE_SANITIZE={sanitize}", f"-DEVERFACE_PYTHON={'ON' if python else 'OFF'}",
                 f"-DPython_EXECUTABLE={sys.executable}", f"-DEVERFACE_MODULE_DIR={folder / 'package'}",
             )  # fmt: skip
