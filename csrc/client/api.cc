@@ -62,6 +62,9 @@ Error take(const Struct* given, Struct& out, void (*defaults)(Struct*)) {
   return {};
 }
 
+bool too_long(const char* text) { return text && std::strlen(text) >= 4096; }
+const Error kTooLong{EF_BAD_INPUT, "the image's path or the prompt has 4096 bytes or more: use a shorter one"};
+
 Error null(const char* what) { return {EF_BAD_INPUT, std::string(what) + " is NULL: pass a pointer"}; }
 
 }  // namespace
@@ -110,6 +113,12 @@ void ef_image_defaults(ef_image* image) {
   image->struct_size = sizeof *image;
 }
 
+void ef_change_defaults(ef_change* change) {
+  if (!change) return;
+  *change = {};
+  change->struct_size = sizeof *change;
+}
+
 ef_status ef_engine_open(const ef_engine_config* config, ef_engine** engine) {
   return guarded([&]() -> Error {
     if (!engine) return null("engine");
@@ -147,8 +156,7 @@ ef_status ef_session_open(ef_engine* engine, const ef_session_config* config, ef
     ef_session_config c;
     if (Error error = take(config, c, ef_session_config_defaults)) return error;
     if (!c.image || !*c.image) return {EF_BAD_INPUT, "no image is named: set config.image to the path of one"};
-    if (std::strlen(c.image) >= 4096 || (c.prompt && std::strlen(c.prompt) >= 4096))
-      return {EF_BAD_INPUT, "the image's path or the prompt has 4096 bytes or more: use a shorter one"};
+    if (too_long(c.image) || too_long(c.prompt)) return kTooLong;
     if (c.format < EF_RGB24 || c.format > EF_I420) return {EF_BAD_INPUT, "the pixel format is unknown: choose EF_RGB24, EF_BGRA, EF_NV12 or EF_I420"};
     if (c.cuda_device >= 0 && c.format != EF_RGB24) return {EF_BAD_INPUT, "frames on a GPU come in EF_RGB24 only: set config.format to it"};
     const std::string image = everface::client::absolute(c.image);
@@ -171,6 +179,36 @@ ef_status ef_session_push_audio(ef_session* session, const void* samples, size_t
     if (accepted) *accepted = taken;
     return error;
   });
+}
+
+ef_status ef_session_push_user_audio(ef_session* session, const void* samples, size_t count, int format, uint32_t rate_hz, uint32_t channels) {
+  return guarded([&] { return session ? session->session->push_user_audio(samples, count, format, rate_hz, channels) : null("session"); });
+}
+
+ef_status ef_session_change(ef_session* session, const ef_change* change, uint32_t timeout_ms) {
+  return guarded([&]() -> Error {
+    if (!session || !change) return null(session ? "change" : "session");
+    ef_change c;
+    if (Error error = take(change, c, ef_change_defaults)) return error;
+    if (too_long(c.image) || too_long(c.prompt)) return kTooLong;
+    if (c.transition < EF_TRANSITION_NONE || c.transition > EF_TRANSITION_DISSOLVE)
+      return {EF_BAD_INPUT, "the transition is unknown: choose one of ef_transition"};
+    if (c.image && !*c.image) return {EF_BAD_INPUT, "no image is named: set change.image to the path of one, or to NULL"};
+    if (!c.image && !c.prompt && !c.transition) return {EF_BAD_INPUT, "nothing is to be changed: name an image, a prompt or a transition"};
+    const std::string image = c.image ? everface::client::absolute(c.image) : "";
+    if (c.image) c.image = image.c_str();
+    return session->session->change(c, timeout_ms);
+  });
+}
+
+size_t ef_session_remark(ef_session* session, char* text, size_t size) {
+  size_t length = 0;
+  guarded([&]() -> Error {
+    if (!session || (!text && size)) return null(session ? "text" : "session");
+    length = session->session->remark(text, size);
+    return {};
+  });
+  return length;
 }
 
 ef_status ef_session_end_segment(ef_session* session) {

@@ -115,6 +115,10 @@ class FakeClient {
       free_[static_cast<size_t>(slot)] = true;
     } else if (tag == kStatsRequest) {
       stats(r.integer());
+    } else if (tag == kChangeRequest) {
+      change(r);
+    } else if (tag == kUserAudio) {
+      user_audio(r);
     } else if (tag == kCloseRequest) {
       if (r.integer() <= 0) return send_closed();
       draining_ = true;
@@ -153,9 +157,9 @@ class FakeClient {
     base_ = static_cast<uint8_t*>(base);
     free_.assign(slots_, true);
     channel_.flush();
-    Writer reply(kOpenReply, 7);
+    Writer reply(kOpenReply, 10);
     reply.integer(width).integer(height).integer(static_cast<int64_t>(slots_)).integer(static_cast<int64_t>(slot_bytes_));
-    pass(reply.integer(kRate).integer(kFps).integer(kWindowMs).message(), memory);
+    pass(reply.integer(kRate).integer(kFps).integer(kWindowMs).bytes("", 0).text("").boolean(true).message(), memory);
     ::close(memory);
     open_ = true;
   }
@@ -191,6 +195,25 @@ class FakeClient {
     } else {
       owed_ += samples;
     }
+  }
+
+  // Another image is seen in the third color: it is another seed's.
+  void change(Reader& r) {
+    const int64_t number = r.integer();
+    const std::string image(r.text());
+    if (!r.ok()) return;
+    const bool there = image.empty() || ::access(image.c_str(), R_OK) == 0;
+    if (there && !image.empty()) seed_ += 100;
+    Writer reply(kChangeReply, 4);
+    send(reply.integer(number).integer(there ? EF_OK : EF_BAD_INPUT).text(there ? "" : image + " is not there: name another image").text(""));
+  }
+
+  void user_audio(Reader& r) {
+    const int64_t rate = r.integer(), channels = r.integer(), format = r.integer();
+    const std::string_view data = r.bytes();
+    const bool known = rate >= 8000 && rate <= 192000 && (channels == 1 || channels == 2) && (format == EF_INT16 || format == EF_FLOAT32);
+    if (r.ok() && (!known || data.size() % static_cast<size_t>(channels * (format == EF_INT16 ? 2 : 4))))
+      refuse(EF_BAD_INPUT, "audio came in a form that the protocol does not know: use another version of the library");
   }
 
   void interrupt(int64_t turn) {

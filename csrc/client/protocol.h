@@ -7,7 +7,7 @@
 namespace everface::client {
 
 constexpr const char* kMagic = "everface";
-constexpr int kMajor = 1, kMinor = 2;
+constexpr int kMajor = 1, kMinor = 3;
 constexpr size_t kMostBytes = 1 << 20;  // of one message
 
 enum Tag {
@@ -19,6 +19,8 @@ enum Tag {
   kSlotRelease = 6,
   kStatsRequest = 7,
   kCloseRequest = 8,
+  kChangeRequest = 9,
+  kUserAudio = 10,
   kEngineHello = 16,
   kOpenReply = 17,
   kFrameNotice = 18,
@@ -32,6 +34,7 @@ enum Tag {
   kAudioAck = 26,
   kStatsReply = 27,
   kQualityNotice = 28,
+  kChangeReply = 29,
 };
 
 }  // namespace everface::client

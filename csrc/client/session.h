@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -52,6 +53,9 @@ class Session : public std::enable_shared_from_this<Session> {
   Error open();
   void cancel_open();
   Error push(const void* samples, size_t count, int format, uint32_t rate_hz, uint32_t channels, uint32_t timeout_ms, size_t& accepted);
+  Error push_user_audio(const void* samples, size_t count, int format, uint32_t rate_hz, uint32_t channels);
+  Error change(const ef_change& change, uint32_t timeout_ms);
+  size_t remark(char* text, size_t size);
   Error end_segment();
   Error interrupt(uint64_t& turn);
   Error poll(uint32_t timeout_ms, const ef_event*& event);
@@ -78,8 +82,10 @@ class Session : public std::enable_shared_from_this<Session> {
   void handle_segment(Reader& r);
   void handle_ack(Reader& r);
   void handle_stats(Reader& r);
+  void handle_change(Reader& r);
   void fail(Error error);
   void lose(const std::string& why);
+  void abandon_changes(const Error& why);
   void try_again();
   void finish();
   void queue(std::unique_ptr<Event> event);
@@ -92,7 +98,7 @@ class Session : public std::enable_shared_from_this<Session> {
   Error wait(Lock& lock, Time end, const std::function<bool()>& done);
 
   const std::shared_ptr<Engine> engine_;
-  const std::string image_, prompt_;
+  std::string image_, prompt_;  // what an engine that comes back is to show
   std::string gpu_;  // that holds the frames: its PCI bus id
   const ef_session_config config_;
   std::mutex mutex_;
@@ -126,6 +132,16 @@ class Session : public std::enable_shared_from_this<Session> {
   int64_t pts_base_ = 0, next_pts_ = 0;
   uint32_t sample_rate_ = 16000, samples_per_frame_ = 640;
   bool last_idle_ = true;
+  // changes
+  struct Change {
+    std::string image, prompt;
+    bool has_prompt = false, answered = false, abandoned = false;
+    Error error;
+  };
+  std::map<int64_t, Change> changes_;  // that the engine has not answered, or whose callers have not seen it
+  int64_t change_count_ = 0, engine_minor_ = 0;
+  bool listens_ = false;
+  std::string remark_;
   // stats
   int64_t asked_ = 0, answered_ = 0;
   ef_stats stats_{};

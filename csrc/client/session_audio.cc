@@ -11,11 +11,7 @@ namespace {
 constexpr size_t kChunkBytes = 1 << 18;
 constexpr float kPeak = 8.0f;
 
-}  // namespace
-
-Error Session::push(const void* samples, size_t count, int format, uint32_t rate_hz, uint32_t channels, uint32_t timeout_ms,
-                    size_t& accepted) {
-  accepted = 0;
+Error check(const void* samples, size_t count, int format, uint32_t rate_hz, uint32_t channels) {
   if (format != EF_INT16 && format != EF_FLOAT32) return {EF_BAD_INPUT, "the sample format is unknown: push EF_INT16 or EF_FLOAT32"};
   if (channels < 1 || channels > 2) return {EF_BAD_INPUT, "audio of " + std::to_string(channels) + " channels cannot be used: push 1 or 2"};
   if (rate_hz < 8000 || rate_hz > 192000)
@@ -33,8 +29,19 @@ Error Session::push(const void* samples, size_t count, int format, uint32_t rate
     if (peak > kPeak)
       return {EF_BAD_INPUT, "float audio with a peak of " + std::to_string(static_cast<int64_t>(peak)) + " is not in -1..1: divide it by 32768, or push int16"};
   }
+  return {};
+}
+
+size_t size_of(int format) { return format == EF_INT16 ? 2 : 4; }
+
+}  // namespace
+
+Error Session::push(const void* samples, size_t count, int format, uint32_t rate_hz, uint32_t channels, uint32_t timeout_ms,
+                    size_t& accepted) {
+  accepted = 0;
+  if (Error error = check(samples, count, format, rate_hz, channels)) return error;
   const Time end = after(timeout_ms);
-  const size_t sample_bytes = (format == EF_INT16 ? 2 : 4) * channels;
+  const size_t sample_bytes = size_of(format) * channels;
   Lock lock(mutex_);
   while (true) {
     if (Error error = check_open()) return error;
@@ -69,6 +76,23 @@ Error Session::push(const void* samples, size_t count, int format, uint32_t rate
     if (waited.status == EF_TIMEOUT) waited.text = "the engine has no room for more audio yet: push the rest again later";
     if (waited && waited.status != EF_CLOSED) return waited;
   }
+}
+
+Error Session::push_user_audio(const void* samples, size_t count, int format, uint32_t rate_hz, uint32_t channels) {
+  if (Error error = check(samples, count, format, rate_hz, channels)) return error;
+  const size_t sample_bytes = size_of(format) * channels;
+  Lock lock(mutex_);
+  if (Error error = check_open()) return error;
+  if (state_ == State::open && !listens_)
+    return {EF_BAD_INPUT, "the engine's weights were not trained to listen: push what the person says itself, or use weights that listen"};
+  for (size_t done = 0; done < count;) {
+    const size_t part = std::min(count - done, kChunkBytes / sample_bytes);
+    Writer chunk(kUserAudio, 4);
+    chunk.integer(rate_hz).integer(channels).integer(format);
+    if (Error error = send(chunk.bytes(static_cast<const uint8_t*>(samples) + done * sample_bytes, part * sample_bytes))) return error;
+    done += part;
+  }
+  return {};
 }
 
 }  // namespace everface::client

@@ -24,6 +24,7 @@ void Session::fail(Error error) {
 
 void Session::finish() {
   if (state_ == State::closed && ended_) return;
+  abandon_changes({EF_CLOSED, "the session is closed: open another"});
   state_ = State::closed;
   ended_ = true;
   channel_.close();
@@ -55,6 +56,7 @@ void Session::lose(const std::string& why) {
       queue(std::move(end));
     }
     segments_.clear();
+    abandon_changes({EF_LOST, "the engine went away before it had changed anything: change again after EF_EVENT_RECOVERED"});
     unacknowledged_.clear();
     rate_hz_ = 0;
     segment_base_ = segment_count_;

@@ -67,6 +67,7 @@ void Session::handle(const uint8_t* data, size_t size) {
     case kClosedNotice: finish(); return;
     case kAudioAck: handle_ack(r); break;
     case kStatsReply: handle_stats(r); break;
+    case kChangeReply: handle_change(r); break;
     default: break;  // of a newer engine
   }
   if (!r.ok()) return fail({EF_VERSION, "the engine sent a message that cannot be read: use a library and an engine of one version"});
@@ -75,7 +76,7 @@ void Session::handle(const uint8_t* data, size_t size) {
 
 void Session::handle_hello(Reader& r) {
   const int64_t major = r.integer();
-  r.integer();
+  engine_minor_ = r.integer();
   const std::string_view version = r.text();
   if (r.ok() && major != kMajor)
     return fail({EF_VERSION, "the engine speaks protocol " + std::to_string(major) + " and this library " + std::to_string(kMajor) +
@@ -88,6 +89,8 @@ void Session::handle_open(Reader& r) {
   const int64_t width = r.integer(), height = r.integer(), slots = r.integer(), slot_bytes = r.integer();
   const int64_t sample_rate = r.integer(), fps = r.integer(), window_ms = r.integer();
   const std::string_view handle = r.bytes();  // of a GPU's memory
+  const std::string_view remark = r.text();
+  const bool listens = r.boolean();
   const int descriptor = channel_.take_passed();
   struct stat memory {};
   const bool fits = r.ok() && state_ == State::opening && descriptor >= 0 && width > 0 && width <= kMostSide && height > 0 &&
@@ -111,6 +114,8 @@ void Session::handle_open(Reader& r) {
   sample_rate_ = static_cast<uint32_t>(sample_rate);
   samples_per_frame_ = static_cast<uint32_t>(sample_rate / fps);
   window_s_ = static_cast<double>(window_ms) / 1e3;
+  remark_ = remark;
+  listens_ = listens;
   frames_ = std::move(frames);
   borrowed_.assign(frames_->slots, false);
   state_ = State::open;

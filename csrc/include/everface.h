@@ -17,7 +17,7 @@
 #include <stdint.h>
 
 #define EF_ABI_MAJOR 1
-#define EF_ABI_MINOR 3
+#define EF_ABI_MINOR 4
 
 #ifdef __cplusplus
 extern "C" {
@@ -59,6 +59,9 @@ typedef enum ef_sample_format { EF_INT16 = 0, EF_FLOAT32 = 1 } ef_sample_format;
 /* Formats of video. NV12 and I420 are BT.709 in limited range. */
 typedef enum ef_pixel_format { EF_RGB24 = 0, EF_BGRA = 1, EF_NV12 = 2, EF_I420 = 3 } ef_pixel_format;
 
+/* Since ABI 1.4. How a change of image or prompt begins: as the same shot goes on, or as a new one. */
+typedef enum ef_transition { EF_TRANSITION_NONE = 0, EF_TRANSITION_CUT = 1, EF_TRANSITION_DISSOLVE = 2 } ef_transition;
+
 typedef struct ef_engine_config {
   size_t struct_size;
   const char* socket_path; /* of a running engine; NULL: start one, which ends when the handle is freed, or with this process */
@@ -84,6 +87,14 @@ typedef struct ef_session_config {
   /* since ABI 1.3 */
   int cuda_device; /* number of the GPU, as CUDA counts in this process, that holds the frames, EF_RGB24 alone; -1: host memory */
 } ef_session_config;
+
+/* Since ABI 1.4. What ef_session_change changes. */
+typedef struct ef_change {
+  size_t struct_size;
+  const char* image;  /* path of another image; NULL: the same */
+  const char* prompt; /* NULL: the same */
+  int transition;     /* ef_transition */
+} ef_change;
 
 /* A frame's memory. Rows of plane p begin stride[p] bytes apart. RGB24, BGRA: one plane; NV12: Y, UV; I420: Y, U, V. */
 typedef struct ef_image {
@@ -170,6 +181,7 @@ void ef_engine_config_defaults(ef_engine_config* config);
 void ef_session_config_defaults(ef_session_config* config);
 void ef_stats_defaults(ef_stats* stats);
 void ef_image_defaults(ef_image* image);
+void ef_change_defaults(ef_change* change); /* since ABI 1.4 */
 
 /* Connect to an engine, or start one. NULL stands for the defaults. */
 ef_status ef_engine_open(const ef_engine_config* config, ef_engine** engine);
@@ -189,6 +201,21 @@ ef_status ef_session_open(ef_engine* engine, const ef_session_config* config, ef
  */
 ef_status ef_session_push_audio(ef_session* session, const void* samples, size_t count, int format, uint32_t rate_hz, uint32_t channels,
                                 uint32_t timeout_ms, size_t* accepted);
+/*
+ * Since ABI 1.4. What the person hears, such as a user's microphone: an engine whose model listens nods and looks attentive; another one returns
+ * EF_BAD_INPUT. Arguments as for ef_session_push_audio. Of what waits for more than half a second the oldest is dropped. Does not wait.
+ */
+ef_status ef_session_push_user_audio(ef_session* session, const void* samples, size_t count, int format, uint32_t rate_hz, uint32_t channels);
+/*
+ * Since ABI 1.4. Another image or prompt, from the next block on. Waits up to timeout_ms for the engine to have read the image; after EF_TIMEOUT it may
+ * still happen. EF_BAD_INPUT for an image that cannot be used, and nothing changes. EF_VERSION: the engine is older than this function.
+ */
+ef_status ef_session_change(ef_session* session, const ef_change* change, uint32_t timeout_ms);
+/*
+ * Since ABI 1.4. A sentence about the image that was last opened or changed to, such as that it is unlike those that the weights know; "": there is
+ * nothing to say. Writes it to text[size], cut if it is longer and always ended by a 0; returns its length. size 0 writes nothing.
+ */
+size_t ef_session_remark(ef_session* session, char* text, size_t size);
 /* The segment is complete. Its EF_EVENT_SEGMENT_END will come. Without a segment, no effect. */
 ef_status ef_session_end_segment(ef_session* session);
 /* Drop all that was not polled yet. *turn (may be NULL) is the turn of what is pushed from now on. No older frame is polled after it. */

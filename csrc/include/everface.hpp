@@ -1,6 +1,7 @@
 // everface.hpp: everface.h for C++17. Handles free themselves, failures are exceptions. Header only: the ABI is that of the C functions.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -44,6 +45,10 @@ struct SessionConfig : ef_session_config {
   }
 };
 
+struct Change : ef_change {
+  Change() { ef_change_defaults(this); }
+};
+
 // A frame or another event; its memory is given back when it goes out of scope.
 using Event = std::unique_ptr<const ef_event, detail::Free>;
 
@@ -55,6 +60,20 @@ class Session {
   }
   size_t push_audio(const float* samples, size_t count, uint32_t rate_hz, uint32_t channels = 1, std::chrono::milliseconds timeout = {}) {
     return push(samples, count, EF_FLOAT32, rate_hz, channels, timeout);
+  }
+  void push_user_audio(const int16_t* samples, size_t count, uint32_t rate_hz, uint32_t channels = 1) {
+    check(ef_session_push_user_audio(get(), samples, count, EF_INT16, rate_hz, channels));
+  }
+  void push_user_audio(const float* samples, size_t count, uint32_t rate_hz, uint32_t channels = 1) {
+    check(ef_session_push_user_audio(get(), samples, count, EF_FLOAT32, rate_hz, channels));
+  }
+  void change(const ef_change& what, std::chrono::milliseconds timeout = std::chrono::seconds(10)) {
+    check(ef_session_change(get(), &what, detail::ms(timeout)));
+  }
+  std::string remark() const {
+    std::string text(ef_session_remark(get(), nullptr, 0) + 1, '\0');
+    text.resize(std::min(text.size() - 1, ef_session_remark(get(), text.data(), text.size())));  // another thread may change the image in between
+    return text;
   }
   void end_segment() { check(ef_session_end_segment(get())); }
   uint64_t interrupt() {

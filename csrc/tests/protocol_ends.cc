@@ -72,14 +72,19 @@ void feed_client(const FromEngine& from, Random& random) {
   const auto session = std::make_shared<Session>(std::make_shared<BytesEngine>(engine_config, from), config);
   if (session->open()) return;
   static const int16_t samples[64] = {};
+  ef_change other;
+  ef_change_defaults(&other);
+  other.image = "j";
   uint64_t turn = 0;
   size_t taken = 0;
   for (int i = 0; i < 12; ++i) {
     const ef_event* event = nullptr;
-    switch (below(random, 6)) {
+    switch (below(random, 8)) {
       case 0: session->push(samples, 64, EF_INT16, 16000, 1, 0, taken); break;
       case 1: session->interrupt(turn); break;
       case 2: session->end_segment(); break;
+      case 3: session->push_user_audio(samples, 64, EF_INT16, 16000, 1); break;
+      case 4: session->change(other, 0); break;
       default:
         if (!session->poll(0, event)) {
           volatile uint8_t touched = event->type == EF_EVENT_VIDEO ? event->plane[0][event->stride[0] * event->height - 1] : uint8_t{0};

@@ -15,17 +15,18 @@ FOLDER = Path(__file__).parent / "corpus"
 TO_LIBRARY, TO_ENGINE = 0, 1  # the first byte of a file: which end receives the rest
 GREETING = p.ClientHello(p.MAGIC, p.MAJOR, p.MINOR)
 OPENING = p.OpenRequest("i", 7, False, False, 24_000, 2_000, 2, 8, 8)
-REPLIES = (p.EngineHello(p.MAJOR, p.MINOR, "x", 1), p.OpenReply(8, 8, 4, 4096, 16_000, 25, 1_000))
+REPLIES = (p.EngineHello(p.MAJOR, p.MINOR, "x", 1), p.OpenReply(8, 8, 4, 4096, 16_000, 25, 1_000, b"", "unlike any", True))
 AUDIO = p.AudioPush(0, 16_000, 1, p.INT16, bytes(2_560))
 FRAME, SOUND = p.FrameNotice(0, 0, 0, 0.0, False, False), p.AudioNotice(0, 0, 0.0, 16_000, 1, p.INT16, bytes(1_280))
 NOTICES: tuple[p.Notice, ...] = (
     FRAME, SOUND, p.AudioNotice(0, 0, 0.0, 48_000, 2, p.FLOAT32, bytes(64)), p.SegmentNotice(1, 0.5, 0.5, False), p.UnderrunNotice(3, 1.0),
     p.RecoveringNotice("a stage ended"), p.RecoveredNotice(1.5, 4), p.QualityNotice(1, "fewer steps", 2.0), p.ErrorNotice(p.UNAVAILABLE, "no memory"),
-    p.ClosedNotice(), p.AudioAck(0, 64), p.StatsReply(1, 2, 3, 4, 5, 6, 0.5, 20.0, 0.3, 640, 0, 0, 0),
+    p.ClosedNotice(), p.AudioAck(0, 64), p.StatsReply(1, 2, 3, 4, 5, 6, 0.5, 20.0, 0.3, 640, 0, 0, 0), p.ChangeReply(1, p.OK, "", "unlike any"),
+    p.ChangeReply(1, p.BAD_INPUT, "no image"),
 )  # fmt: skip
 REQUESTS: tuple[p.Request, ...] = (
     AUDIO, p.AudioPush(0, 48_000, 2, p.FLOAT32, bytes(64)), p.EndSegmentRequest(), p.InterruptRequest(1), p.SlotRelease(0), p.StatsRequest(1),
-    p.CloseRequest(0), p.CloseRequest(100),
+    p.CloseRequest(0), p.CloseRequest(100), p.ChangeRequest(1, "j", "a hat", True, "cut"), p.UserAudioPush(16_000, 1, p.INT16, bytes(640)),
 )  # fmt: skip
 
 

@@ -51,6 +51,8 @@ def messages(chance: random.Random) -> bytes:
             protocol.AudioPush(0, 16_000, 1, 0, bytes(2 * chance.randint(0, 20_000))),
             protocol.AudioPush(number(chance), number(chance), number(chance), number(chance), b"abcd"),
             protocol.EndSegmentRequest(), protocol.InterruptRequest(number(chance)), protocol.SlotRelease(chance.randint(0, 3)),
+            protocol.ChangeRequest(number(chance), chance.choice(["", "j"]), "", chance.random() < 0.5, chance.choice(["", "cut", "?"])),
+            protocol.UserAudioPush(number(chance), number(chance), number(chance), b"abcd"),
             protocol.StatsRequest(number(chance)), protocol.CloseRequest(chance.choice([0, 100])),
         ])  # fmt: skip
         out += protocol.encode(request)

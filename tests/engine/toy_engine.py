@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from types import FrameType
 
+from tests.engine.listener import Listener
 from tests.runtime import toy
 
 from everface.core.config import Deployment
@@ -37,7 +38,7 @@ def main() -> None:
     scheduler = Scheduler(pipeline, 16)
 
     def open_session(request: OpenRequest, outbox_s: float) -> tuple[LiveSession, tuple[int, int]]:
-        session = toy.open_at(scheduler).wait_open()
+        session = (scheduler.open_session(Listener(Path(request.image).name)) if "listens" in request.image else toy.open_at(scheduler)).wait_open()
         live = LiveSession(session, idle=request.idle, paced=request.paced, playback_hz=request.playback_hz, outbox_s=outbox_s)
         return live, (8, 8)
 

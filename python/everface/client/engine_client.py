@@ -24,6 +24,8 @@ from everface.runtime.events import Recovered, Recovering
 
 REQUEST_S = 10.0  # for an answer of the engine's
 WAIT_S = 0.2
+TRANSITIONS = (None, "cut", "dissolve")  # in the order of ef_transition
+MOST_REMARK = 1024  # bytes
 
 
 class EngineClient:
@@ -97,6 +99,35 @@ class EngineSession:
         if status not in (self._lib.EF_OK, self._lib.EF_TIMEOUT, self._lib.EF_CANCELLED):
             _fail(self._ffi, self._lib, status)
         return accepted[0]
+
+    def push_user_audio(self, samples: Samples, rate_hz: int = 16_000, *, channels: int = 1) -> None:
+        """As `LiveSession.push_user_audio`."""
+        array = np.ascontiguousarray(as_array(samples, channels))
+        kind = self._lib.EF_INT16 if array.dtype == np.int16 else self._lib.EF_FLOAT32
+        if not 0 <= rate_hz < 1 << 32:
+            raise BadInput(f"audio at {rate_hz} Hz cannot be used: push 8000 to 192000 Hz")
+        data = self._ffi.from_buffer(array.reshape(-1).view(np.uint8)) if array.size else self._ffi.NULL
+        self._check(self._lib.ef_session_push_user_audio(self._handle, data, len(array), kind, rate_hz, array.shape[1]))
+
+    def change(
+        self, *, image: Path | str | None = None, prompt: str | None = None, transition: str | None = None, timeout_s: float = REQUEST_S
+    ) -> None:  # fmt: skip
+        """As `LiveSession.change`, once the engine has read the image: a path there. Raises BadInput, Unavailable."""
+        if transition not in TRANSITIONS:
+            raise BadInput(f"a shot cannot begin with {transition!r}: choose one of {', '.join(filter(None, TRANSITIONS))}")
+        change = self._ffi.new("ef_change *")
+        self._lib.ef_change_defaults(change)
+        kept = [None if value is None else self._ffi.new("char[]", os.fsencode(value)) for value in (image, prompt)]
+        change.image, change.prompt = (self._ffi.NULL if value is None else value for value in kept)
+        change.transition = TRANSITIONS.index(transition)
+        self._check(self._lib.ef_session_change(self._handle, change, int(1e3 * timeout_s)))
+
+    @property
+    def remark(self) -> str:
+        """As `LiveSession.remark`."""
+        text = self._ffi.new("char[]", MOST_REMARK)
+        self._lib.ef_session_remark(self._handle, text, MOST_REMARK)
+        return self._ffi.string(text).decode("utf-8", "replace")
 
     def end_segment(self) -> None:
         """As `LiveSession.end_segment`."""

@@ -12,7 +12,7 @@ from everface.core.errors import BadInput, EverfaceError, Unavailable
 from everface.core.log import log
 from everface.engine import protocol
 from everface.engine.frame_ring import FrameRing
-from everface.engine.hosted_session import WINDOW_MS, HostedSession, status_of
+from everface.engine.hosted_session import WINDOW_MS, HostedSession, check_names, status_of
 from everface.live.session import LiveSession
 from everface.runtime.transport.socket_stream import SocketStream
 
@@ -101,8 +101,7 @@ class Connection:
     def _open(self, request: protocol.OpenRequest) -> None:
         if self.refusal:
             raise self.refusal
-        if len(request.image) > protocol.MOST_NAME or len(request.prompt) > protocol.MOST_NAME:
-            raise BadInput(f"an image path or a prompt has more than {protocol.MOST_NAME} characters: use a shorter one")
+        check_names(request)
         if len(request.gpu) > MOST_BUS_ID or not request.gpu.isascii() or "\0" in request.gpu:
             raise BadInput("the GPU's name is no PCI bus id: use another version of the library")
         if not 0 <= request.outbox_ms <= 60_000:
@@ -119,7 +118,7 @@ class Connection:
             raise
         self.session = HostedSession(self._stream, live, ring)  # which closes both
         form = live.format
-        reply = protocol.OpenReply(width, height, slots, ring.slot_bytes, form.sample_rate, form.fps, WINDOW_MS, ring.handle)
+        reply = protocol.OpenReply(width, height, slots, ring.slot_bytes, form.sample_rate, form.fps, WINDOW_MS, ring.handle, live.remark, form.user_audio)
         self._stream.send(protocol.encode(reply), ring.descriptor)
         self.session.start()
 

@@ -6,6 +6,9 @@ import contextlib
 import threading
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,14 +26,31 @@ SPARE_MS = 100  # of rounding in a client's count
 WAIT_S = 0.02  # longest single wait of the thread
 STOP_S = 5.0
 MOST_AT_ONCE = 8  # notices in one system call
+MOST_CHANGES = 16  # that may wait
 
 
 def status_of(error: EverfaceError) -> int:
     return protocol.BAD_INPUT if isinstance(error, BadInput) else protocol.UNAVAILABLE
 
 
+def check_names(request: protocol.OpenRequest | protocol.ChangeRequest) -> None:
+    """Raises BadInput for a path or a prompt that is too long."""
+    if len(request.image) > protocol.MOST_NAME or len(request.prompt) > protocol.MOST_NAME:
+        raise BadInput(f"an image path or a prompt has more than {protocol.MOST_NAME} characters: use a shorter one")
+
+
+def samples_of(chunk: protocol.AudioPush | protocol.UserAudioPush) -> np.ndarray:
+    """[S, C]. Raises BadInput for a form that the protocol does not know."""
+    dtype = np.int16 if chunk.format == protocol.INT16 else np.float32
+    frame_bytes = chunk.channels * protocol.SAMPLE_BYTES.get(chunk.format, 0)
+    if frame_bytes <= 0 or chunk.channels > 2 or chunk.rate_hz <= 0 or len(chunk.data) % frame_bytes:
+        raise BadInput("audio came in a form that the protocol does not know: use another version of the library")
+    return np.frombuffer(chunk.data, dtype).reshape(-1, chunk.channels)
+
+
 class HostedSession:
-    """Owns the live session and the frames' memory. `handle` is called by the connection's thread; one thread of its own sends events."""
+    """Owns the live session and the frames' memory. `handle` is called by the connection's thread; one thread of its own sends events, and
+    one reads the images of changes, which takes its time."""
 
     def __init__(self, stream: SocketStream, live: LiveSession, ring: FrameRing) -> None:
         self._stream, self._live, self._ring = stream, live, ring
@@ -40,6 +60,8 @@ class HostedSession:
         self._pending: deque[tuple[np.ndarray, int] | None] = deque()  # (samples [S, C], rate); None: the segment ends
         self._drain_end_s: float | None = None
         self._draining: threading.Thread | None = None
+        self._changes = ThreadPoolExecutor(1, "everface engine change")
+        self._changing = threading.Semaphore(MOST_CHANGES)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="everface engine session", daemon=True)
 
@@ -57,6 +79,13 @@ class HostedSession:
                 self._feed()
             case protocol.InterruptRequest():
                 self._interrupt(request.turn)
+            case protocol.UserAudioPush():
+                self._live.push_user_audio(samples_of(request), request.rate_hz)
+            case protocol.ChangeRequest():
+                check_names(request)
+                if not self._changing.acquire(blocking=False):
+                    raise BadInput(f"{MOST_CHANGES} changes wait already: wait for their replies")
+                self._changes.submit(self._change, request)
             case protocol.SlotRelease():
                 self._ring.release(request.slot)
             case protocol.StatsRequest():
@@ -84,6 +113,7 @@ class HostedSession:
         """Free everything. May be called twice, from any thread but the session's own."""
         self._over.set()
         self._stream.cut()
+        self._changes.shutdown(wait=False, cancel_futures=True)
         self._live.close()
         if self._thread.ident is not None:  # else the client went before it began
             self._thread.join(STOP_S)
@@ -94,16 +124,12 @@ class HostedSession:
     def _accept(self, chunk: protocol.AudioPush) -> None:
         if chunk.turn != self._turn or self._drain_end_s is not None:
             return  # an interruption, or the end, overtook it
-        dtype = np.int16 if chunk.format == protocol.INT16 else np.float32
-        frame_bytes = chunk.channels * protocol.SAMPLE_BYTES.get(chunk.format, 0)
-        if frame_bytes <= 0 or chunk.channels > 2 or chunk.rate_hz <= 0 or len(chunk.data) % frame_bytes:
-            raise BadInput("audio came in a form that the protocol does not know: use another version of the library")
+        samples_SC = samples_of(chunk)
         with self._order:
             waiting_s = sum(len(part[0]) / part[1] for part in self._pending if part)
-            samples = len(chunk.data) // frame_bytes
-            if waiting_s + samples / chunk.rate_hz > (WINDOW_MS + SPARE_MS) / 1e3:
+            if waiting_s + len(samples_SC) / chunk.rate_hz > (WINDOW_MS + SPARE_MS) / 1e3:
                 raise BadInput(f"more than {WINDOW_MS} ms of audio came without an acknowledgement: wait for room")
-            self._pending.append((np.frombuffer(chunk.data, dtype).reshape(samples, chunk.channels), chunk.rate_hz))
+            self._pending.append((samples_SC, chunk.rate_hz))
         self._feed()
 
     def _feed(self) -> None:
@@ -132,6 +158,24 @@ class HostedSession:
             self._pending.clear()
             self._live.interrupt()
             self._turn, self._begin = turn, self._live.position
+
+    def _change(self, request: protocol.ChangeRequest) -> None:
+        what: dict[str, Any] = {"image": Path(request.image)} if request.image else {}
+        what |= {"prompt": request.prompt} if request.has_prompt else {}
+        what |= {"transition": request.transition} if request.transition else {}
+        status, text = protocol.OK, ""
+        try:
+            if not what:
+                raise BadInput("nothing is to be changed: name an image, a prompt or a transition")
+            self._live.change(**what)
+        except EverfaceError as error:
+            status, text = status_of(error), str(error)
+        except Exception:
+            log.exception("a change in the engine failed")
+            status, text = protocol.UNAVAILABLE, "the engine failed: see its log"
+        self._changing.release()
+        with contextlib.suppress(OSError):  # the client is gone
+            self._send(protocol.ChangeReply(request.number, status, text, self._live.remark))
 
     # out
 

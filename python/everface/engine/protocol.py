@@ -13,7 +13,7 @@ import struct
 import msgspec
 
 MAGIC = "everface"
-MAJOR, MINOR = 1, 2
+MAJOR, MINOR = 1, 3
 LENGTH = struct.Struct("<I")
 MOST_BYTES = 1 << 20  # of one message
 MOST_NAME = 4096  # characters of a path or a prompt
@@ -77,6 +77,25 @@ class CloseRequest(msgspec.Struct, array_like=True, tag=8):
     drain_ms: int
 
 
+class ChangeRequest(msgspec.Struct, array_like=True, tag=9):
+    """Since 1.3. Another image, where it is not empty, or prompt, where `has_prompt`. `transition`: empty, or as `Session.cut` takes it."""
+
+    number: int
+    image: str = ""
+    prompt: str = ""
+    has_prompt: bool = False
+    transition: str = ""
+
+
+class UserAudioPush(msgspec.Struct, array_like=True, tag=10):
+    """Since 1.3. What the person hears, interleaved; only where the OpenReply says that it listens."""
+
+    rate_hz: int
+    channels: int
+    format: int
+    data: bytes
+
+
 class EngineHello(msgspec.Struct, array_like=True, tag=16):
     major: int
     minor: int
@@ -95,6 +114,8 @@ class OpenReply(msgspec.Struct, array_like=True, tag=17):
     fps: int
     window_ms: int  # of audio that may be sent without an AudioAck
     handle: bytes = b""  # since 1.2: the cudaIpcMemHandle_t of a GPU's memory
+    remark: str = ""  # since 1.3: `LiveSession.remark`
+    listens: bool = False  # since 1.3: UserAudioPush may come
 
 
 class FrameNotice(msgspec.Struct, array_like=True, tag=18):
@@ -182,12 +203,22 @@ class QualityNotice(msgspec.Struct, array_like=True, tag=28):
     time_s: float
 
 
+class ChangeReply(msgspec.Struct, array_like=True, tag=29):
+    """Since 1.3. `status`: a value of ef_status; with another than OK, `text` is a sentence and nothing has changed."""
+
+    number: int
+    status: int
+    text: str = ""
+    remark: str = ""
+
+
 Request = (
-    ClientHello | OpenRequest | AudioPush | EndSegmentRequest | InterruptRequest | SlotRelease | StatsRequest | CloseRequest
+    ClientHello | OpenRequest | AudioPush | EndSegmentRequest | InterruptRequest | SlotRelease | StatsRequest | CloseRequest | ChangeRequest
+    | UserAudioPush
 )  # fmt: skip
 Notice = (
     EngineHello | OpenReply | FrameNotice | AudioNotice | SegmentNotice | UnderrunNotice | RecoveringNotice | RecoveredNotice
-    | ErrorNotice | ClosedNotice | AudioAck | StatsReply | QualityNotice
+    | ErrorNotice | ClosedNotice | AudioAck | StatsReply | QualityNotice | ChangeReply
 )  # fmt: skip
 
 OK, BAD_INPUT, UNAVAILABLE, VERSION, LOST = 0, 1, 2, 3, 4  # the part of ef_status that travels
