@@ -76,5 +76,5 @@ def gpu_plan(preset: str) -> ChainPlan:
 
 
 def cpu_plan(preset: str) -> ChainPlan:
-    """The same for two cores: some eight hours."""
-    return ChainPlan(PRESETS[preset].model, CpuCropPlan(), Stage1Plan(minutes=150.0, smaller_share=0.15), clips=1600, judge_each_call=False)
+    """The same for two cores: some nine hours."""
+    return ChainPlan(PRESETS[preset].model, CpuCropPlan(), Stage1Plan(minutes=240.0, smaller_share=0.15), clips=1600, judge_each_call=False)
