@@ -16,8 +16,9 @@ from everface import Avatar
 from everface.avatar.demo import IMAGE
 from everface.integrations.pipecat import EverfaceVideoService, video_params
 
-PARAMS = {"webrtc": lambda: TransportParams(audio_in_enabled=True, audio_out_enabled=True, **video_params(128, 128))}
 avatar = Avatar()  # one model, and a session for each visitor
+height, width = avatar.live_size() or (256, 256)
+PARAMS = {"webrtc": lambda: TransportParams(audio_in_enabled=True, audio_out_enabled=True, **video_params(width, height))}
 
 
 async def bot(arguments) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.models.test_speakers import two_faces
+from tests.models.test_speakers import SIDE, two_faces
 
 from everface.media.video import probe_video
 from everface.train.synthetic.voices import write_wav
@@ -24,7 +24,7 @@ def test_talk_turns_audio_into_frames() -> None:
     pcm_bytes = (8000 * np.sin(2 * np.pi * 180 * t) * (np.sin(2 * np.pi * 3 * t) > 0)).astype("<i2").tobytes()
     done = subprocess.run([sys.executable, ROOT / "examples" / "talk.py", face], input=pcm_bytes, capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
-    frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, 128, 128, 3)
+    frames = np.frombuffer(done.stdout, np.uint8).reshape(-1, SIDE, SIDE, 3)
     assert len(frames) == 33  # ceil(1.3 s * 25)
     assert frames.std() > 20
 
@@ -64,7 +64,7 @@ def test_two_speakers_writes_both_voices(tmp_path: Path, monkeypatch: pytest.Mon
     voices, out = [tmp_path / "left.wav", tmp_path / "right.wav"], tmp_path / "talk.mp4"
     for path, seconds, hz in zip(voices, (1.0, 0.6), (200, 400), strict=True):
         write_wav(path, 0.3 * torch.sin(2 * torch.pi * hz / 16_000 * torch.arange(int(seconds * 16_000))))
-    two_faces(128).save(tmp_path / "both.png")
+    two_faces(SIDE).save(tmp_path / "both.png")
     monkeypatch.setattr(sys, "argv", ["two_speakers.py", *map(str, (tmp_path / "both.png", *voices, out))])
     runpy.run_path(str(ROOT / "examples" / "two_speakers.py"), run_name="__main__")
     assert probe_video(out).frames == 25 and "25 frames of two speakers" in capsys.readouterr().out

@@ -36,6 +36,7 @@ def test_live_video_on_a_cpu_without_bfloat16_is_smaller(
     monkeypatch.setattr(opened, "cpu_dtypes", lambda: types)
     with Avatar(weights) as avatar, avatar.open_live(face) as session:
         frame = next(event for event in session if isinstance(event, VideoFrame))
+        assert avatar.live_size() == (side, side) and avatar.live_size(StreamConfig(size=(128, 128))) == (128, 128)
     assert frame.image_HW3.shape == (side, side, 3) and ("live video is 64x64" in caplog.text) == (side == 64)
     with Avatar(weights) as avatar, avatar.open_live(face, StreamConfig(size=(128, 128))) as session:
         assert next(event for event in session if isinstance(event, VideoFrame)).image_HW3.shape == (128, 128, 3)

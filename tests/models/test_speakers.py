@@ -13,7 +13,7 @@ from PIL import Image
 from tests.models.test_roles import CFG, SCHEDULE, block, denoiser, drawn, opening
 
 from everface.avatar.avatar import Avatar
-from everface.core.config import Deployment, StreamConfig
+from everface.core.config import Deployment, ModelConfig, StreamConfig
 from everface.core.errors import BadInput
 from everface.core.regions import HALVES, Box
 from everface.live.session import LiveSession
@@ -208,20 +208,23 @@ def test_who_cannot_have_two_speakers_says_so(small_model: Path, small_live_talk
             LiveSession(session)
 
 
+SIDE = (ModelConfig.read(DEFAULT_WEIGHTS / "config.json").size or (0, 0))[0]  # of the bundled model's frames
+
+
 def two_faces(width: int) -> Image.Image:
-    """Two of the bundled characters side by side, 128 high: whole ones 256 wide, or the middle of each, 128 wide in all."""
-    both, cut = Image.new("RGB", (width, 128)), (256 - width) // 4
+    """Two of the bundled people side by side, as high as the model makes them: whole ones twice as wide, or the middle of each."""
+    both, cut = Image.new("RGB", (width, SIDE)), (2 * SIDE - width) // 4
     for left, name in ((0, "ada"), (width // 2, "ben")):
-        face = Image.open(DEFAULT_WEIGHTS / f"{name}.png").convert("RGB").resize((128, 128))
-        both.paste(face.crop((cut, 0, 128 - cut, 128)), (left, 0))
+        face = Image.open(DEFAULT_WEIGHTS / f"{name}.png").convert("RGB").resize((SIDE, SIDE))
+        both.paste(face.crop((cut, 0, SIDE - cut, SIDE)), (left, 0))
     return both
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("width", [128, 256])
+@pytest.mark.parametrize("width", [SIDE, 2 * SIDE])
 def test_each_voice_moves_its_own_mouth(width: int, tmp_path: Path) -> None:
-    """The bundled model, which was trained on one face of 128x128. Motion is the difference from a run in silence, around each mouth."""
-    weights, size = tmp_path / "weights", (128, width)
+    """The bundled model, which was trained on one face in a square. Motion is the difference from a run in silence, around each mouth."""
+    weights, size = tmp_path / "weights", (SIDE, width)
     weights.mkdir()
     for path in DEFAULT_WEIGHTS.glob("*.safetensors"):
         (weights / path.name).symlink_to(path)
@@ -238,7 +241,7 @@ def test_each_voice_moves_its_own_mouth(width: int, tmp_path: Path) -> None:
 
     def motion(name: str) -> list[float]:
         part = width // 8
-        return [float((made[name] - made["none"])[:, 72:112, at : at + 2 * part].abs().mean()) for at in (part, 5 * part)]
+        return [float((made[name] - made["none"])[:, 72 * SIDE // 128 : 112 * SIDE // 128, at : at + 2 * part].abs().mean()) for at in (part, 5 * part)]
 
     left, right = motion("left"), motion("right")
     print(f"width {width}: left speaks {left[0]:.1f} {left[1]:.1f}, right speaks {right[0]:.1f} {right[1]:.1f}")

@@ -10,15 +10,26 @@ import torch
 from PIL import Image
 
 from everface.avatar.avatar import Avatar
-from everface.core.config import StreamConfig
+from everface.core.config import ModelConfig, StreamConfig
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.models.live_avatar.model import LiveAvatar
 from everface.networks.familiarity import FILE
+from everface.train.bundle import CHARACTERS, draw_portrait
 from everface.train.data.familiarity import fit_familiarity, write_familiarity
 from everface.train.data.vae_files import read_vae
 from everface.train.synthetic.characters import render
 from everface.train.synthetic.identity import sample_identity
 from everface.train.synthetic.motion import neutral
+
+SIDE = (ModelConfig.read(DEFAULT_WEIGHTS / "config.json").size or (0, 0))[0]
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that is not among the 32."""
+    path = tmp_path_factory.mktemp("images") / "known.png"
+    draw_portrait(CHARACTERS["ada"]).save(path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +41,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / path.name).symlink_to(path)
     vae = read_vae(DEFAULT_WEIGHTS)
     with torch.inference_mode():
-        faces = render(sample_identity(32, torch.Generator().manual_seed(1)), neutral(32), 128)
+        faces = render(sample_identity(32, torch.Generator().manual_seed(1)), neutral(32), SIDE)
         latents = torch.cat([vae.encode(part[:, :, None]) for part in faces.split(16)])[:, :, 0]
     write_familiarity(folder, fit_familiarity(latents))
     return folder
@@ -44,9 +55,9 @@ def stranger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_an_unlike_image_is_told_of_once_and_shown(weights: Path, stranger: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unlike_image_is_told_of_once_and_shown(weights: Path, known: Path, stranger: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Avatar(weights) as avatar:
-        with avatar.open(DEFAULT_WEIGHTS / "ada.png") as session:
+        with avatar.open(known) as session:
             assert session.remark == "" and not caplog.messages
             session.change(image=stranger)
             assert session.remark.startswith("the image is unlike those that these weights know")
@@ -58,12 +69,12 @@ def test_an_unlike_image_is_told_of_once_and_shown(weights: Path, stranger: Path
             assert caplog.messages[2:] == [f"a photograph: {session.remark}"]
 
 
-def test_an_image_of_another_size_is_judged_at_the_size_that_is_known(weights: Path, stranger: Path) -> None:
+def test_an_image_of_another_size_is_judged_at_the_size_that_is_known(weights: Path, known: Path, stranger: Path) -> None:
     with Avatar(weights) as avatar:
         assert isinstance(avatar.model, LiveAvatar)
         conditioner = avatar.model.conditioner
         assert conditioner.familiarity is not None
-        for path, unlike in ((DEFAULT_WEIGHTS / "ada.png", False), (stranger, True)):
+        for path, unlike in ((known, False), (stranger, True)):
             double_3HW = torch.nn.functional.interpolate(avatar.fit(path, StreamConfig())[None], scale_factor=2, mode="bilinear")[0]
             reference = conditioner.image_state(double_3HW)["reference"]
             assert reference.shape[-2:] != conditioner.familiarity.size and bool(conditioner.remark(double_3HW, reference)) == unlike

@@ -81,6 +81,11 @@ class Avatar:
             session.close()
             raise
 
+    def live_size(self, stream: StreamConfig | None = None) -> tuple[int, int] | None:
+        """(height, width) of a paced live session's frames, for who must know it before one is open; None where it follows the image."""
+        stream = stream or StreamConfig()
+        return self.model.live_size(stream, self.deployment) or self.model.stream_size(stream)
+
     @property
     def format(self) -> BlockFormat:
         """Frame rate, sizes of blocks, and sample rate, the same for every session; a session's audio window and channels may be others."""
