@@ -18,7 +18,7 @@ from tests.train.miniature import SMALL_VAE, write_hum
 
 from everface.core.config import Deployment
 from everface.core.errors import Unavailable
-from everface.train.chain import evaluate
+from everface.train.chain import evaluate, horizon
 from everface.train.chain import pack as packing
 from everface.train.chain.__main__ import work
 from everface.train.chain.codec import CropLoader, share_done, shrink, train_on_frames
@@ -174,3 +174,12 @@ def test_the_bars_of_rendered_people(assets: Path, frames: Path, small_listener:
     assert json.dumps(reports[0]) == json.dumps(reports[1]) and not reports[0]["pass"] and len(reports[0]["bars"]) == 15 and len(reports[0]["characters"]) == 2
     assert all(math.isfinite(bar["value"]) or bar["name"].startswith("blinks") for bar in reports[0]["bars"]), reports[0]["bars"]
     assert (tmp_path / "out" / "report.md").exists()
+    monkeypatch.setattr(horizon, "FIT_FRAMES", 1)
+    report = horizon.evaluate_loop(small_listener, assets, frames, tmp_path / "out", 0.1, Deployment(threads=1), loop_s=4 * 0.48, window=3)
+    assert report["complete"] and [row["seconds"] for row in report["windows"]] == [0.0, 4 * 0.48]
+    assert all(math.isfinite(row["fit_psnr"]) and row["motion"] > 0 for row in report["windows"])
+
+
+def test_recordings_are_joined_with_their_phonemes() -> None:
+    joined_S, phonemes = horizon.joined([(torch.ones(16_000), [(0.0, "_"), (0.5, "A:")]), (torch.zeros(8_000), [(0.25, "m")])])
+    assert joined_S.shape == (24_000,) and phonemes == [(0.0, "_"), (0.5, "A:"), (1.25, "m")]

@@ -13,7 +13,7 @@ from PIL import Image
 from everface.avatar.avatar import Avatar
 from everface.core.config import Deployment, StreamConfig
 from everface.train.evaluate import horizon
-from everface.train.evaluate.horizon import SHOWN, TOLERANCES, drift, window_begins
+from everface.train.evaluate.horizon import SHOWN, TOLERANCES, drawn_truth, drift, window_begins
 from everface.train.evaluate.offline_stream import OfflineModel
 from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.evaluate.stream_windows import decode_windows
@@ -56,7 +56,7 @@ def test_windows_are_the_frames_of_a_plain_session(model: OfflineModel, small_mo
 def test_a_run_that_is_stopped_leaves_the_windows_it_has(
     model: OfflineModel, tmp_path: Path, untrained_reader: LipReader, fast_pose_fit: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = horizon.evaluate_horizon(model, untrained_reader, audio(), 0.1, tmp_path / "whole", window=WINDOW)
+    report = horizon.evaluate_horizon(model, untrained_reader, drawn_truth(audio(), 64), audio(), 0.1, tmp_path / "whole", window=WINDOW)
     assert report["complete"] and len(report["windows"]) == 2 and set(report["drift"]) == set(SHOWN)
     assert json.loads((tmp_path / "whole" / "horizon.json").read_text())["windows"] == report["windows"]
     assert Image.open(tmp_path / "whole" / "horizon.png").size[1] > 100 * len(SHOWN)
@@ -67,7 +67,7 @@ def test_a_run_that_is_stopped_leaves_the_windows_it_has(
     measure, calls = horizon.measure_window, []
     monkeypatch.setattr(horizon, "measure_window", lambda *args: calls.append(1) or (stop() if len(calls) > 1 else measure(*args)))
     with pytest.raises(KeyboardInterrupt):
-        horizon.evaluate_horizon(model, untrained_reader, audio(), 0.1, tmp_path / "part", window=WINDOW)
+        horizon.evaluate_horizon(model, untrained_reader, drawn_truth(audio(), 64), audio(), 0.1, tmp_path / "part", window=WINDOW)
     part = json.loads((tmp_path / "part" / "horizon.json").read_text())
     assert not part["complete"] and not part["pass"] and part["windows"] == report["windows"][:1]
     assert "stopped after 1" in (tmp_path / "part" / "horizon.md").read_text()

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from everface.avatar.avatar import Avatar
-from everface.core.config import FPS, SAMPLE_RATE, Deployment
+from everface.core.config import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Deployment
 from everface.core.log import log, start_log
 from everface.core.machine import cores
 from everface.networks.audio.features import LogMel
@@ -37,7 +37,7 @@ from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.evaluate.readers.pose_reader import PoseReader
 from everface.train.evaluate.run import reconstruct, stream_frames
 from everface.train.heads.clips import HeadClips
-from everface.train.heads.motion.speech import make_phoneme_speech, read_phoneme_speech
+from everface.train.heads.motion.speech import Phonemes, make_phoneme_speech, read_phoneme_speech
 from everface.train.heads.renderer import Renderer
 from everface.train.synthetic.characters import eyes_box
 from everface.train.synthetic.voices import HELD_OUT
@@ -54,6 +54,8 @@ class HeldOutPerson:
     path: Path
     renderer: Renderer
     poses: PoseReader
+    first: int = 0  # frame of the clip with which `pcm_S` and the mouth begin
+    frames: int | None = None  # None: to the clip's end; the true frames are the clip's first ones
 
     @property
     def truth_T3HW(self) -> Tensor:
@@ -61,7 +63,7 @@ class HeldOutPerson:
 
     @cached_property
     def _truth_T3HW(self) -> Tensor:
-        return as_video(read_frames(self.path)[STILL_FRAMES:], "cpu").movedim(1, 0)
+        return as_video(read_frames(self.path)[STILL_FRAMES:][: self.frames], "cpu").movedim(1, 0)
 
     @property
     def image_3HW(self) -> Tensor:
@@ -69,15 +71,15 @@ class HeldOutPerson:
 
     @property
     def pcm_S(self) -> Tensor:
-        return torch.from_numpy(self._rest["audio"])
+        return torch.from_numpy(self._rest["audio"])[self._rows(SAMPLES_PER_FRAME)]
 
     @property
     def open_T(self) -> Tensor:
-        return torch.from_numpy(self._rest["opening"])
+        return torch.from_numpy(self._rest["opening"])[self._rows()]
 
     @property
     def wide_T(self) -> Tensor:
-        return torch.from_numpy(self._rest["width"])
+        return torch.from_numpy(self._rest["width"])[self._rows()]
 
     def fit(self, rgb_N3HW: Tensor, read_N3: Tensor) -> tuple[float, float]:
         fitted, (top, bottom, left, right) = HeadFit(self.renderer, int(self._rest["seed"])), eyes_box(rgb_N3HW.shape[-1])
@@ -91,6 +93,9 @@ class HeldOutPerson:
             eyes += min(metrics.psnr(*(metrics.crop(x, (top, bottom, *sides)) for x in pair)) for sides in ((left, middle), (middle, right)))
         return whole / len(rgb_N3HW), eyes / len(rgb_N3HW)
 
+    def _rows(self, scale: int = 1) -> slice:
+        return slice(scale * self.first, None if self.frames is None else scale * (self.first + self.frames))
+
     @cached_property
     def _rest(self) -> dict[str, np.ndarray]:
         return read_rest(self.path)
@@ -98,13 +103,11 @@ class HeldOutPerson:
 
 def render_people(folder: Path, assets: Path, size: int, people: int, seconds: int) -> list[Path]:
     """Those that are not there yet: a person each, who speaks for so long with a held-out voice."""
-    speech, wanted = folder / "speech", [folder / f"{n:05d}.npy" for n in range(people)]
+    wanted = [folder / f"{n:05d}.npy" for n in range(people)]
     if all(path.exists() for path in wanted):
         return wanted
     folder.mkdir(parents=True, exist_ok=True)
-    if not any(speech.glob("*.wav")):
-        make_phoneme_speech(speech, HELD_OUT_SEED % (1 << 31), CLIPS_PER_VOICE, HELD_OUT)
-    voices = [held for held in read_phoneme_speech(speech, held_out=True) if len(held[0]) >= (seconds + 1) * SAMPLE_RATE]
+    voices = [held for held in held_out_voices(folder.parent) if len(held[0]) >= (seconds + 1) * SAMPLE_RATE]
     source, front_end = HeadClips(assets, size, voices, listening_share=0.0), LogMel()
     for n, path in enumerate(wanted):
         if not path.exists():
@@ -112,6 +115,24 @@ def render_people(folder: Path, assets: Path, size: int, people: int, seconds: i
             write_clip(path, source.draw(front_end, clip_generator(HELD_OUT_SEED, n), frames=seconds * FPS))
             log.info("person %d of %d is rendered", n + 1, people)
     return wanted
+
+
+def held_out_voices(out: Path) -> list[tuple[Tensor, Phonemes]]:
+    """Recordings and their phonemes, made with espeak-ng into `out` once."""
+    speech = out / "people" / "speech"
+    if not any(speech.glob("*.wav")):
+        make_phoneme_speech(speech, HELD_OUT_SEED % (1 << 31), CLIPS_PER_VOICE, HELD_OUT)
+    return read_phoneme_speech(speech, held_out=True)
+
+
+def read_lip_reader(out: Path, frames: Path) -> LipReader:
+    """Trained on clips of rendered people, once."""
+    return read_or_train(out / "lips.safetensors", LipReader(), lambda: train_head_lip_reader(paths(frames), READER_STEPS, "cpu"))
+
+
+def read_pose_reader(out: Path, frames: Path) -> PoseReader:
+    """The same for the rotation of heads."""
+    return read_or_train(out / "poses.safetensors", PoseReader(), lambda: train_pose_reader(paths(frames), READER_STEPS, "cpu"))
 
 
 def read_or_train(path: Path, reader: nn.Module, train: Any) -> Any:
@@ -129,9 +150,8 @@ def evaluate_people(model: Path, assets: Path, frames: Path, out: Path, people: 
     with Avatar(model, None, deployment) as avatar:
         config = avatar.model.config
         size = config.size[0] if config.size else 256
-        rendered, clips = render_people(out / "people", assets, size, people, seconds), paths(frames)
-        lips: LipReader = read_or_train(out / "lips.safetensors", LipReader(), lambda: train_head_lip_reader(clips, READER_STEPS, "cpu"))
-        poses: PoseReader = read_or_train(out / "poses.safetensors", PoseReader(), lambda: train_pose_reader(clips, READER_STEPS, "cpu"))
+        rendered = render_people(out / "people", assets, size, people, seconds)
+        lips, poses = read_lip_reader(out, frames), read_pose_reader(out, frames)
         vae = VAE(config.vae).eval()
         load_into(vae, open_checkpoint(model).vae())
         renderer = Renderer(assets, size)

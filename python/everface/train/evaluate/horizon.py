@@ -1,6 +1,6 @@
 """`everface train evaluate --horizon SECONDS`: does a stream last? Its windows at the start, after 100 s, 1,000 s, 10,000 s are compared.
 
-A held-out character listens to a loop of held-out speech. Every block is denoised, but only windows are decoded. All windows begin with the
+A held-out person listens to a loop of held-out speech. Every block is denoised, but only windows are decoded. All windows begin with the
 loop, so their audio is the same: what differs between them is drift, or chance. The first and the last loop are measured completely, so each
 of their windows has a partner with the same audio, and the differences of those pairs among themselves show the effect of chance. The report
 is written after every window, so a run that is stopped leaves the windows it has.
@@ -12,6 +12,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
@@ -24,7 +25,7 @@ from everface.core.config import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, StreamConf
 from everface.core.log import log
 from everface.train.engine.chart import draw_panels
 from everface.train.evaluate.bars import Row
-from everface.train.evaluate.held_out import draw_held_out
+from everface.train.evaluate.held_out import HeldOut, HeldOutClip, draw_held_out
 from everface.train.evaluate.offline_stream import OfflineModel, StreamVariant
 from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.evaluate.stream_windows import Report, decode_windows, measure_window
@@ -78,9 +79,26 @@ def drift(early: list[Row], late: list[Row]) -> dict[str, dict[str, Any]]:
     return report
 
 
+Truth = Callable[[int, int], HeldOut]
+"""(first frame, frames) of the repeated audio -> the person with its true mouth there, and with the true frames of the first window."""
+
+
+def drawn_truth(audio_S: Tensor, size: int, seed: int = 0) -> Truth:
+    """Of a drawn character."""
+    loop_frames = len(audio_S) // SAMPLES_PER_FRAME
+    # The rule of the mouth is a low-pass filter: at 0 the loop follows silence, later its own end. The character is the same.
+    twice = draw_held_out([torch.cat([audio_S, audio_S])], seed, size)[0]
+
+    def truth(first: int, frames: int) -> HeldOutClip:
+        here = twice.part(first if first < loop_frames else loop_frames + first % loop_frames, frames)
+        return replace(twice.part(0, frames), open_T=here.open_T, wide_T=here.wide_T)
+
+    return truth
+
+
 def evaluate_horizon(
-    model: OfflineModel, reader: LipReader, audio_S: Tensor, seconds: float, out: Path, variant: StreamVariant | None = None, seed: int = 0,
-    window: int = WINDOW_BLOCKS, progress: Report = log.info,
+    model: OfflineModel, reader: LipReader, truth: Truth, audio_S: Tensor, seconds: float, out: Path, variant: StreamVariant | None = None,
+    window: int = WINDOW_BLOCKS, fit_frames: int = FIT_FRAMES, progress: Report = log.info,
 ) -> dict[str, Any]:  # fmt: skip
     """One stream of `seconds` and a loop more over the repeated audio, which must be whole blocks long and longer than a window.
 
@@ -89,21 +107,16 @@ def evaluate_horizon(
     out.mkdir(parents=True, exist_ok=True)
     frames, block_s = window * model.block_frames, model.block_frames / FPS
     loop_frames = len(audio_S) // SAMPLES_PER_FRAME
-    # The rule of the mouth is a low-pass filter: at 0 the loop follows silence, later its own end. The character is the same.
-    twice = draw_held_out([torch.cat([audio_S, audio_S])], seed, model.image_size)[0]
-    first = twice.part(0, frames)
     rows: list[Row] = []
     report: dict[str, Any] = {}
     began = time.monotonic()
-    with model.stream(first.image_3HW, StreamConfig(), variant) as stream:
+    with model.stream(truth(0, frames).image_3HW, StreamConfig(), variant) as stream:
         begins = window_begins(seconds, loop_frames // model.block_frames, window, block_s)
         near = sum(begin * model.block_frames < loop_frames for begin in begins)
         audio = chain.from_iterable(repeat(audio_S.split(SAMPLE_RATE // 2)))
         for seen in decode_windows(stream, audio, begins, window, progress):
-            at_s, frame = seen.first * block_s, seen.first * model.block_frames
-            here = twice.part(frame if frame < loop_frames else loop_frames + frame % loop_frames, frames)
-            clip = replace(first, open_T=here.open_T, wide_T=here.wide_T)
-            rows.append({"seconds": at_s} | measure_window(reader, clip, seen, model.block_frames, FIT_FRAMES))
+            at_s, clip = seen.first * block_s, truth(seen.first * model.block_frames, frames)
+            rows.append({"seconds": at_s} | measure_window(reader, clip, seen, model.block_frames, fit_frames))
             progress(f"{at_s:.0f} s: " + " ".join(f"{k} {rows[-1][k]:.3f}" for k in SHOWN))
             report = {"seconds": seconds, "windows": rows, "complete": len(rows) == len(begins), "took_s": time.monotonic() - began}
             report["drift"] = drift(rows[:near], rows[len(begins) - near :] or rows[-1:])

@@ -22,7 +22,7 @@ from everface.networks.video.vae import VAE
 from everface.train.evaluate.ablate import ablate, check_rows
 from everface.train.evaluate.compare import CLIP_S, compare
 from everface.train.evaluate.held_out import draw_held_out, held_out_audio
-from everface.train.evaluate.horizon import LOOP_S, evaluate_horizon
+from everface.train.evaluate.horizon import LOOP_S, drawn_truth, evaluate_horizon
 from everface.train.evaluate.levels import evaluate_levels
 from everface.train.evaluate.offline_stream import OfflineModel
 from everface.train.evaluate.quality import evaluate_quality
@@ -61,7 +61,8 @@ def run_horizon(
     """Windows of one stream of `seconds` (horizon.py). Writes horizon.json, .md and .png to `out`."""
     with speech_folder(speech) as folder:
         audio_S = held_out_audio(folder, 1, LOOP_S)[0]
-    return evaluate_horizon(OfflineModel(weights, deployment), train_lip_reader(), audio_S, seconds, out, progress=progress)
+    model = OfflineModel(weights, deployment)
+    return evaluate_horizon(model, train_lip_reader(), drawn_truth(audio_S, model.image_size), audio_S, seconds, out, progress=progress)
 
 
 def run_levels(

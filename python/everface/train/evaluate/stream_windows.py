@@ -15,7 +15,7 @@ from everface.core.log import log
 from everface.runtime.messages import Block
 from everface.train.evaluate import metrics
 from everface.train.evaluate.bars import Row
-from everface.train.evaluate.held_out import HeldOutClip
+from everface.train.evaluate.held_out import HeldOut
 from everface.train.evaluate.measure import measure
 from everface.train.evaluate.offline_stream import OfflineStream
 from everface.train.evaluate.readers.lip_reader import LipReader
@@ -61,7 +61,7 @@ def decode_windows(
             report(f"{block.pts / SAMPLE_RATE:.0f} s of the stream, {done:.1%}, {left_min:.0f} minutes left")
 
 
-def measure_window(reader: LipReader, clip: HeldOutClip, window: StreamWindow, block_frames: int, fit_frames: int | None = None) -> Row:
+def measure_window(reader: LipReader, clip: HeldOut, window: StreamWindow, block_frames: int, fit_frames: int | None = None) -> Row:
     """All measures of one window; `clip` holds the true motion of its mouth from the window's first frame on."""
     made = metrics.as_rgb(window.frames_THW3)
     row, _ = measure(reader, clip, made, block_frames, fit_frames)
