@@ -101,7 +101,7 @@ def install_client(sanitize: str = "") -> Path:
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         run(
-            "cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=RelWithDebInfo", "-DCMAKE_CXX_FLAGS=-Werror", "-DEVERFACE_PYTHON=OFF",
+            "cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -Werror", "-DEVERFACE_PYTHON=OFF",
             "-DCMAKE_INSTALL_LIBDIR=lib", f"-DEVERFACE_SANITIZE={sanitize}",
         )  # fmt: skip
         run("cmake", "--build", folder, "--target", "everface")
