@@ -124,7 +124,7 @@ class ScheduledSession:
                 return False
             return self._retry(sent, f"{reply.role} failed at block {reply.index}: {reply.reason}")
         if reason := self.model.invalid(reply.condition):
-            if isinstance(reply, Block) and reply.more:  # its last part will say so too
+            if reply.more:  # its last part will say so too
                 return False
             return not sent.stale and self._retry(sent, f"{reason} at block {reply.index}", fresh_start=True)
         self._deliver(sent, reply)
