@@ -17,8 +17,7 @@ from everface.avatar.demo import IMAGE
 from everface.integrations.pipecat import EverfaceVideoService, video_params
 
 avatar = Avatar()  # one model, and a session for each visitor
-height, width = avatar.live_size() or (256, 256)
-PARAMS = {"webrtc": lambda: TransportParams(audio_in_enabled=True, audio_out_enabled=True, **video_params(width, height))}
+PARAMS = {"webrtc": lambda: TransportParams(audio_in_enabled=True, audio_out_enabled=True, **video_params(*(avatar.live_size() or (256, 256))[::-1]))}
 
 
 async def bot(arguments) -> None:

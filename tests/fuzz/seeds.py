@@ -94,7 +94,8 @@ def video() -> bytes:
 def engine() -> dict[str, bytes]:
     """The first byte says whether a session is open already."""
     push = protocol.AudioPush(0, 16_000, 1, protocol.INT16, bytes(640))
-    session = (push, protocol.StatsRequest(1), protocol.InterruptRequest(1), protocol.EndSegmentRequest(), protocol.SlotRelease(0))
+    heard = protocol.UserAudioPush(16_000, 1, protocol.INT16, bytes(640))
+    session = (push, heard, protocol.ChangeRequest(1, "j.png", "", False, "cut"), protocol.StatsRequest(1), protocol.InterruptRequest(1), protocol.EndSegmentRequest(), protocol.SlotRelease(0))
     body = b"".join(protocol.encode(message) for message in session)
     greeting = protocol.encode(protocol.ClientHello(protocol.MAGIC, protocol.MAJOR, protocol.MINOR))
     opening = protocol.encode(protocol.OpenRequest("face.png", 1, True, True, prompt="a hat"))

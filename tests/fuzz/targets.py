@@ -315,8 +315,9 @@ class Faults(logging.Handler):
 class _NoFrames:
     """A live session that checks what it gets and shows nothing."""
 
-    format = SimpleNamespace(sample_rate=16_000, samples_per_frame=640, fps=25)
+    format = SimpleNamespace(sample_rate=16_000, samples_per_frame=640, fps=25, user_audio=True)
     position = 0
+    remark = ""
 
     def __init__(self) -> None:
         self._closed = threading.Event()
@@ -332,6 +333,10 @@ class _NoFrames:
         StreamResampler(rate_hz, 16_000).push(array)
         return len(array)
 
+    def push_user_audio(self, samples: Any, rate_hz: int) -> None:
+        self.push_audio(samples, rate_hz)
+
+    def change(self, **what: Any) -> None: ...
     def end_segment(self) -> None: ...
     def interrupt(self) -> int:
         return 1

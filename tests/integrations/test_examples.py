@@ -79,7 +79,7 @@ def test_the_pipecat_bot_shows_its_face(session: LiveSession, monkeypatch: pytes
 
     monkeypatch.setenv("OPENAI_API_KEY", "none")
     module = example("pipecat_bot")
-    monkeypatch.setattr(module, "avatar", SimpleNamespace(open_live=lambda image: session))
+    monkeypatch.setattr(module, "avatar", SimpleNamespace(open_live=lambda image: session, live_size=lambda: (8, 8)))
     shown: list[np.ndarray] = []
     leave: list[Any] = []
 

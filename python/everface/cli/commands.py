@@ -91,7 +91,7 @@ def bench(args: argparse.Namespace) -> None:
         return
     stream = StreamConfig(size=args.size, sampler=sampler(args, live=args.what == "live"))
     if args.what == "ops":
-        from everface.train.evaluate.speed import measure_block
+        from everface.train.speed import measure_block
 
         print(measure_block(args.weights, deployment(args), args.size).table())
         return
@@ -114,7 +114,7 @@ def _bench_preset(args: argparse.Namespace) -> None:
     from tempfile import TemporaryDirectory
 
     from everface.train.distill.presets import PRESETS
-    from everface.train.evaluate.speed import write_untrained
+    from everface.train.speed import write_untrained
 
     if args.weights:
         raise BadInput("a preset is timed with random weights: give --preset or --weights, not both")

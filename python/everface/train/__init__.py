@@ -12,7 +12,7 @@ Nine subpackages. Each imports only from those before it:
 8. `evaluate`: quality on held-out characters, long streams, ablations, student against teacher.
 9. `chain`: all of it in calls of a few minutes, on a CPU or a GPU, with rendered people.
 
-`kv_profile` (what each attention head needs), `bundle` (a model folder from finished runs) and `command_line` (the verbs of `everface train`) come last.
+`speed` (where the time of a block goes), `kv_profile` (what each attention head needs), `bundle` (a model folder from finished runs) and `command_line` (the verbs of `everface train`) come last.
 """
 
-ORDER = ("engine", "synthetic", "data", "heads", "codec", "pretrain", "distill", "evaluate", "kv_profile", "bundle", "chain", "command_line")
+ORDER = ("engine", "synthetic", "data", "heads", "codec", "pretrain", "distill", "evaluate", "speed", "kv_profile", "bundle", "chain", "command_line")

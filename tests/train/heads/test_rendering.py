@@ -10,13 +10,13 @@ import torch
 
 from everface.core.errors import Unavailable
 from everface.networks.audio.features import LogMel
+from everface.train.chain.portraits import draw_portraits
 from everface.train.data.clips import STILL_FRAMES
 from everface.train.data.drawn import clip_generator
 from everface.train.evaluate.readers.head_fit import JAW, STEPS, HeadFit
 from everface.train.heads.clips import LISTENING_SHARE, HeadClips
 from everface.train.heads.dataset import make_head_video
 from everface.train.heads.person.identity import HAIR_KINDS, sample_person
-from everface.train.heads.portraits import draw_portraits
 from everface.train.heads.renderer import Pose, Renderer
 
 pytest.importorskip("moderngl")

@@ -1,6 +1,6 @@
 """The portraits of a model of rendered people: three people and one drawn character, none of whom is in any training set.
 
-    python -m everface.train.heads.portraits heads.npz portraits
+    python -m everface.train.chain.portraits heads.npz portraits
 
 `everface train bundle --portraits` takes the folder.
 """
@@ -30,7 +30,7 @@ def draw_portraits(assets: Path, size: int = 384) -> dict[str, Image.Image]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m everface.train.heads.portraits", description="Draw the portraits of a model of rendered people.")
+    parser = argparse.ArgumentParser(prog="python -m everface.train.chain.portraits", description="Draw the portraits of a model of rendered people.")
     parser.add_argument("assets", type=Path, help="the npz of everface.train.heads.assets")
     parser.add_argument("out", type=Path, help="the folder to write, one PNG a portrait")
     args = parser.parse_args()

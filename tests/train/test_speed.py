@@ -10,7 +10,7 @@ from tests.train.miniature import SMALL_DIT, SMALL_VAE
 from everface.core.config import Deployment
 from everface.networks.sizes import decoder_sizes, dit_parameters, encoder_sizes
 from everface.train.distill.presets import PRESETS
-from everface.train.evaluate.speed import measure_block, write_untrained
+from everface.train.speed import measure_block, write_untrained
 
 
 def test_a_block_is_counted_and_timed(tmp_path: Path) -> None:
