@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.train.miniature import syllables
 
 from everface.train.evaluate.readers import pose_fit
@@ -18,8 +21,17 @@ SIZE = 64
 
 
 @pytest.fixture(scope="session")
-def reader() -> LipReader:
-    return train_lip_reader(seed=0, iterations=160, size=SIZE, batch=36)
+def reader(tmp_path_factory: pytest.TempPathFactory) -> LipReader:
+    """Trained once, whichever of the test processes needs it first."""
+    shared = tmp_path_factory.getbasetemp().parent if "PYTEST_XDIST_WORKER" in os.environ else tmp_path_factory.getbasetemp()
+    path = shared / "lip_reader.safetensors"
+    with open(shared / "lip_reader.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            save_file(train_lip_reader(seed=0, iterations=160, size=SIZE, batch=36).state_dict(), path)
+    made = LipReader().eval()
+    made.load_state_dict(load_file(path))
+    return made
 
 
 @pytest.fixture
