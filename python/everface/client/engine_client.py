@@ -89,25 +89,15 @@ class EngineSession:
 
     def push_audio(self, samples: Samples, rate_hz: int = 16_000, *, channels: int = 1, timeout_s: float = 0.0) -> int:
         """As `LiveSession.push_audio`; within a segment the channels and the dtype stay the same too."""
-        array = np.ascontiguousarray(as_array(samples, channels))
-        kind = self._lib.EF_INT16 if array.dtype == np.int16 else self._lib.EF_FLOAT32
-        if not 0 <= rate_hz < 1 << 32:
-            raise BadInput(f"audio at {rate_hz} Hz cannot be used: push 8000 to 192000 Hz")
-        accepted = self._ffi.new("size_t *")
-        data, wait_ms = self._ffi.from_buffer(array.reshape(-1).view(np.uint8)) if array.size else self._ffi.NULL, int(1e3 * timeout_s)
-        status = self._lib.ef_session_push_audio(self._handle, data, len(array), kind, rate_hz, array.shape[1], wait_ms, accepted)
+        accepted, audio = self._ffi.new("size_t *"), self._audio(samples, rate_hz, channels)
+        status = self._lib.ef_session_push_audio(self._handle, *audio, int(1e3 * timeout_s), accepted)
         if status not in (self._lib.EF_OK, self._lib.EF_TIMEOUT, self._lib.EF_CANCELLED):
             _fail(self._ffi, self._lib, status)
         return accepted[0]
 
     def push_user_audio(self, samples: Samples, rate_hz: int = 16_000, *, channels: int = 1) -> None:
         """As `LiveSession.push_user_audio`."""
-        array = np.ascontiguousarray(as_array(samples, channels))
-        kind = self._lib.EF_INT16 if array.dtype == np.int16 else self._lib.EF_FLOAT32
-        if not 0 <= rate_hz < 1 << 32:
-            raise BadInput(f"audio at {rate_hz} Hz cannot be used: push 8000 to 192000 Hz")
-        data = self._ffi.from_buffer(array.reshape(-1).view(np.uint8)) if array.size else self._ffi.NULL
-        self._check(self._lib.ef_session_push_user_audio(self._handle, data, len(array), kind, rate_hz, array.shape[1]))
+        self._check(self._lib.ef_session_push_user_audio(self._handle, *self._audio(samples, rate_hz, channels)))
 
     def change(
         self, *, image: Path | str | None = None, prompt: str | None = None, transition: str | None = None, timeout_s: float = REQUEST_S
@@ -209,6 +199,15 @@ class EngineSession:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _audio(self, samples: Samples, rate_hz: int, channels: int) -> tuple[Any, int, int, int, int]:
+        """(data, samples per channel, format, rate, channels) as the library takes them; `data` keeps the memory. Raises BadInput."""
+        array = np.ascontiguousarray(as_array(samples, channels))
+        if not 0 <= rate_hz < 1 << 32:
+            raise BadInput(f"audio at {rate_hz} Hz cannot be used: push 8000 to 192000 Hz")
+        kind = self._lib.EF_INT16 if array.dtype == np.int16 else self._lib.EF_FLOAT32
+        data = self._ffi.from_buffer(array.reshape(-1).view(np.uint8)) if array.size else self._ffi.NULL
+        return data, len(array), kind, rate_hz, array.shape[1]
 
     def _stats(self) -> Any:
         stats = self._ffi.new("ef_stats *")

@@ -85,7 +85,8 @@ class HostedSession:
                 check_names(request)
                 if not self._changing.acquire(blocking=False):
                     raise BadInput(f"{MOST_CHANGES} changes wait already: wait for their replies")
-                self._changes.submit(self._change, request)
+                with contextlib.suppress(RuntimeError):  # the session was closed just now
+                    self._changes.submit(self._change, request)
             case protocol.SlotRelease():
                 self._ring.release(request.slot)
             case protocol.StatsRequest():

@@ -159,12 +159,16 @@ def evaluate_people(model: Path, assets: Path, frames: Path, out: Path, people: 
         return evaluate_quality(lambda image, pcm: stream_frames(avatar, image, pcm), lambda rgb: reconstruct(vae, rgb), lips, held_out, out, HEADS_BARS)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m everface.train.chain.evaluate", description="Evaluate a model on rendered people.")
+def add_paths(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="folder of a model")
     parser.add_argument("--assets", type=Path, required=True, help="the npz of everface.train.heads.assets")
     parser.add_argument("--frames", type=Path, required=True, help="rendered clips of the training, for the readers")
     parser.add_argument("--out", type=Path, required=True, help="folder for people, readers and the report")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m everface.train.chain.evaluate", description="Evaluate a model on rendered people.")
+    add_paths(parser)
     parser.add_argument("--people", type=int, default=16)
     parser.add_argument("--seconds", type=int, default=20)
     args = parser.parse_args()

@@ -18,7 +18,7 @@ from everface.core.config import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Deployment
 from everface.core.log import log, start_log
 from everface.core.machine import cores
 from everface.networks.audio.features import LogMel
-from everface.train.chain.evaluate import HeldOutPerson, held_out_voices, read_lip_reader, read_pose_reader
+from everface.train.chain.evaluate import HeldOutPerson, add_paths, held_out_voices, read_lip_reader, read_pose_reader
 from everface.train.chain.frames import write_clip
 from everface.train.data.drawn import clip_generator
 from everface.train.evaluate.held_out import HELD_OUT_SEED
@@ -73,10 +73,7 @@ def evaluate_loop(
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m everface.train.chain.horizon", description="Evaluate a long stream of a rendered person.")
-    parser.add_argument("model", type=Path, help="folder of a model")
-    parser.add_argument("--assets", type=Path, required=True, help="the npz of everface.train.heads.assets")
-    parser.add_argument("--frames", type=Path, required=True, help="rendered clips of the training, for the readers")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the person, readers and the report")
+    add_paths(parser)
     parser.add_argument("--seconds", type=float, default=10_000)
     args = parser.parse_args()
     start_log()
