@@ -23,6 +23,7 @@ namespace {
 constexpr int kOwnerDescriptor = 3;  // of our socket, in an engine of our own
 constexpr auto kEndTime = std::chrono::seconds(3);
 constexpr auto kBetweenStarts = std::chrono::seconds(1);
+constexpr char kEndedAtStart[] = "the engine ended while it started: what it printed says why";
 
 std::string reason() { return std::strerror(errno); }
 
@@ -96,7 +97,7 @@ int Engine::connect(Error& error) {
   }
   if (!fake_ && ended()) {
     if (Clock::now() - started_ < kBetweenStarts) {
-      error = {EF_LOST, "the engine ended while it started: what it printed says why"};
+      error = {EF_LOST, kEndedAtStart};
       return -1;
     }
     if ((error = spawn())) return -1;
@@ -111,11 +112,13 @@ int Engine::connect(Error& error) {
     return ends[0];
   }
   const bool sent = send_descriptor(owner_, "c", ends[1], MSG_DONTWAIT);
+  const bool ending = !sent && errno == EPIPE;  // its socket is closed, and the process cannot be waited for yet
   const std::string why = reason();
   ::close(ends[1]);
   if (sent) return ends[0];
   ::close(ends[0]);
-  error = {EF_LOST, "the engine cannot be reached (" + why + "): what it printed says why"};
+  if (ending && Clock::now() - started_ < kBetweenStarts) error = {EF_LOST, kEndedAtStart};
+  else error = {EF_LOST, "the engine cannot be reached (" + why + "): what it printed says why"};
   return -1;
 }
 
