@@ -61,7 +61,10 @@ def work(
         stop_rendering(frames, renders)
         log.info("%d clips and %d held-out are rendered", len(paths(frames)), len(paths(frames / HELD_OUT)))
     if vae_done and share_done(run / "dit", plan.stage1) < 1 and time.monotonic() + LEAST_S < until:
-        count = encode_frames(encoded, frames, run / "vae", device, tuple(height for height, _ in plan.model.smaller), plan.smaller_clips)
+        sides = tuple(height for height, _ in plan.model.smaller)
+        count = encode_frames(
+            encoded, frames, run / "vae", device, smaller=sides, smaller_clips=plan.smaller_clips, views=plan.views, held_out=plan.stage1.held_out
+        )  # fmt: skip
         log.info("transformer: begins at %.0f s with %d clips", time.monotonic() - began, count)
         train_stage1(run / "dit", encoded, plan.stage1, plan.model.dit, device, first_weights(run, init, plan), until)
     torch.set_num_threads(cores())  # rendering has ended

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -119,18 +119,20 @@ def reconstruct(vae: VAE, clips: list[Path], device: str) -> Iterator[tuple[torc
         yield out[:, :, STILL_FRAMES:].float(), video[:, :, STILL_FRAMES:]
 
 
-def encode_all(vae: VAE, clips: list[Path], device: str, side: int | None = None) -> Iterator[torch.Tensor]:
-    """float16 latents [z, T, h, w] of each clip, on the CPU. `side`: of the frames in pixels, if they are to be made smaller first."""
+def encode_all(vae: VAE, clips: list[Path], device: str, change: Callable[[torch.Tensor, Path], torch.Tensor] | None = None) -> Iterator[torch.Tensor]:
+    """float16 latents [z, T, h, w] of each clip, on the CPU. change: makes of a clip's video [3, T, H, W] and its path what is encoded."""
     for first in range(0, len(clips), ENCODED_AT_ONCE):
-        video = as_video(np.stack([read_frames(path) for path in clips[first : first + ENCODED_AT_ONCE]]), device)
-        yield from encode_clips(vae, video if side is None else shrink(video, side)).cpu()
+        some = clips[first : first + ENCODED_AT_ONCE]
+        video = as_video(np.stack([read_frames(path) for path in some]), device)
+        if change is not None:
+            video = torch.stack([change(one, path) for one, path in zip(video, some, strict=True)])
+        yield from encode_clips(vae, video).cpu()
 
 
-def shrink(video_N3THW: torch.Tensor, side: int) -> torch.Tensor:
+def shrink(video_3THW: torch.Tensor, side: int) -> torch.Tensor:
     """Square frames of so many pixels, each the mean of those it covers."""
-    frames = video_N3THW.movedim(2, 1).flatten(0, 1)
-    small = F.interpolate(frames, (side, side), mode="bilinear", antialias=True, align_corners=False)
-    return small.unflatten(0, (len(video_N3THW), -1)).movedim(1, 2).contiguous()
+    small = F.interpolate(video_3THW.movedim(1, 0), (side, side), mode="bilinear", antialias=True, align_corners=False)
+    return small.movedim(0, 1).contiguous()
 
 
 @torch.inference_mode()

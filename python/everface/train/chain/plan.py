@@ -45,6 +45,7 @@ class ChainPlan:
     clips: int = 3000  # at most: 13.6 MB each at 256x256
     held_out: int = 16  # people, with held-out voices
     smaller_clips: int = 400  # that are encoded at the model's smaller sizes too
+    views: int = 0  # others of each clip that stage 1 learns from too: chain.views
     reader_steps: int = 500
     seed: int = 1
     judge_each_call: bool = True  # False: only when all is trained
@@ -77,4 +78,4 @@ def gpu_plan(preset: str) -> ChainPlan:
 
 def cpu_plan(preset: str) -> ChainPlan:
     """The same for two cores: some nine hours."""
-    return ChainPlan(PRESETS[preset].model, CpuCropPlan(), Stage1Plan(minutes=240.0, smaller_share=0.15), clips=1600, judge_each_call=False)
+    return ChainPlan(PRESETS[preset].model, CpuCropPlan(), Stage1Plan(minutes=240.0, smaller_share=0.15), clips=1600, views=2, judge_each_call=False)
