@@ -78,4 +78,6 @@ def gpu_plan(preset: str) -> ChainPlan:
 
 def cpu_plan(preset: str) -> ChainPlan:
     """The same for two cores: some nine hours."""
-    return ChainPlan(PRESETS[preset].model, CpuCropPlan(), Stage1Plan(minutes=240.0, smaller_share=0.15), clips=1600, views=2, judge_each_call=False)
+    # Eyes with the drawn characters' weight of 12 are 63 % of the loss, mouths 18 %, and skin and hair, which drawn faces hardly have, 18 %.
+    stage1 = Stage1Plan(minutes=240.0, smaller_share=0.15, eyes_weight=8.0, mouth_weight=8.0)
+    return ChainPlan(PRESETS[preset].model, CpuCropPlan(), stage1, clips=1600, views=2, judge_each_call=False)
