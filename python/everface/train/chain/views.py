@@ -1,7 +1,7 @@
 """Other views of a rendered clip: mirrored, framed and colored differently, with the same audio.
 
-A clip takes minutes of a core to render and half a second to encode again, so a transformer that knows its clips by heart is shown them as other
-people would look: another side, other light and skin, a head that is larger, tilted or off the middle.
+A clip takes some ten seconds of a core to render and one and a half on two to change and encode, so a transformer that knows its clips by heart
+is shown them as other people would look: another side, other light and skin, a head that is larger, tilted or off the middle.
 """
 
 from __future__ import annotations
