@@ -11,6 +11,7 @@
 #include "conv.h"
 #include "norm_silu.h"
 #include "rows.h"
+#include "rows_gradient.h"
 
 namespace py = pybind11;
 
@@ -97,6 +98,26 @@ void register_cpu(py::module_& module) {
         gelu_backward(at<void>(x), at<void>(grad_y), at<void>(grad_x), type_of(bfloat16), count, threads);
       },
       py::arg("x"), py::arg("grad_y"), py::arg("grad_x"), py::arg("bfloat16"), py::arg("count"), py::arg("threads"), Free(), "Its gradient.");
+  module.def(
+      "norm_backward",
+      [](const Operand& x, const Operand& grad_u, const Operand& grad_x, Address factor, std::int64_t factor_stride, Address grad_factor,
+         Address grad_shift, bool center, float eps, std::int64_t groups, std::int64_t group_rows, int channels, int threads) {
+        norm_backward({rows_of(x), rows_of(grad_u), rows_of(grad_x), at<float>(factor), factor_stride, at<float>(grad_factor), at<float>(grad_shift),
+                       center, eps, groups, group_rows, channels},
+                      threads);
+      },
+      py::arg("x"), py::arg("grad_u"), py::arg("grad_x"), py::arg("factor"), py::arg("factor_stride"), py::arg("grad_factor"), py::arg("grad_shift"),
+      py::arg("center"), py::arg("eps"), py::arg("groups"), py::arg("group_rows"), py::arg("channels"), py::arg("threads"), Free(),
+      "Gradients of norm(x) * factor + shift; factor and its gradients are float32, a grad_shift of 0 is none.");
+  module.def(
+      "gate_backward",
+      [](const Operand& y, const Operand& grad, const Operand& grad_y, Address gate, std::int64_t gate_stride, Address grad_gate, std::int64_t groups,
+         std::int64_t group_rows, int channels, int threads) {
+        gate_backward({rows_of(y), rows_of(grad), rows_of(grad_y), at<float>(gate), gate_stride, at<float>(grad_gate), groups, group_rows, channels},
+                      threads);
+      },
+      py::arg("y"), py::arg("grad"), py::arg("grad_y"), py::arg("gate"), py::arg("gate_stride"), py::arg("grad_gate"), py::arg("groups"),
+      py::arg("group_rows"), py::arg("channels"), py::arg("threads"), Free(), "Gradients of x + gate * y; gate and its gradient are float32.");
   module.def(
       "attend_few_keys",
       [](Address q, Address k, Address v, Address o, bool bfloat16, std::int64_t batch, std::int64_t key_batch, std::int64_t tokens, int keys, int heads,

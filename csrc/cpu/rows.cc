@@ -3,68 +3,10 @@
 #include <cmath>
 #include <vector>
 
-#include "parallel.h"
+#include "row_access.h"
 
 namespace everface::cpu {
 namespace {
-
-constexpr std::int64_t kElementsOfThread = 1 << 15;  // fewer are sooner done than another thread is woken
-
-int threads_for(std::int64_t elements, int threads) {
-  const std::int64_t most = elements / kElementsOfThread;
-  return most < 1 ? 1 : most < threads ? static_cast<int>(most) : threads;
-}
-
-template <class Work>
-void with_threads(std::int64_t rows, std::int64_t elements, int threads, const Work& work) {
-  parallel(rows, threads_for(elements, threads), [&](int, std::int64_t begin, std::int64_t end) { work(begin, end); });
-}
-
-EVERFACE_INLINE void load_row(const void* data, Type type, std::int64_t at, int n, float* to) {
-  if (type == Type::float32) {
-    std::memcpy(to, static_cast<const float*>(data) + at, sizeof(float) * static_cast<std::size_t>(n));
-  } else {
-    const std::uint16_t* from = static_cast<const std::uint16_t*>(data) + at;
-#pragma omp simd
-    for (int c = 0; c < n; ++c) to[c] = load(from[c]);
-  }
-}
-
-EVERFACE_INLINE void store_row(void* data, Type type, std::int64_t at, int n, const float* from) {
-  if (type == Type::float32) {
-    std::memcpy(static_cast<float*>(data) + at, from, sizeof(float) * static_cast<std::size_t>(n));
-  } else {
-    std::uint16_t* to = static_cast<std::uint16_t*>(data) + at;
-#pragma omp simd
-    for (int c = 0; c < n; ++c) store(to[c], from[c]);
-  }
-}
-
-// As bfloat16 would hold it.
-EVERFACE_INLINE float rounded(float value) {
-  const std::uint32_t bits = as_bits(value), up = (bits + 0x7fffu + ((bits >> 16) & 1u)) & 0xffff0000u;
-  return as_float((bits & 0x7fffffffu) > 0x7f800000u ? bits : up);
-}
-
-EVERFACE_INLINE void round_row(Type type, int n, float* a) {
-  if (type == Type::float32) return;
-#pragma omp simd
-  for (int c = 0; c < n; ++c) a[c] = rounded(a[c]);
-}
-
-EVERFACE_INLINE float sum_of(const float* a, int n) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int c = 0; c < n; ++c) sum += a[c];
-  return sum;
-}
-
-EVERFACE_INLINE float sum_of_squares(const float* a, int n) {
-  float sum = 0;
-#pragma omp simd reduction(+ : sum)
-  for (int c = 0; c < n; ++c) sum += a[c] * a[c];
-  return sum;
-}
 
 EVERFACE_INLINE void normalize(float* a, int n, float eps) {
   const float mean = sum_of(a, n) / static_cast<float>(n);
@@ -174,8 +116,8 @@ EVERFACE_CLONES void gelu_backward_range(const void* x, const void* grad_y, void
     load_row(grad_y, type, at, n, up);
 #pragma omp simd
     for (int i = 0; i < n; ++i) {
-      const float v = a[i] < -30.0f ? -30.0f : a[i] > 30.0f ? 30.0f : a[i];  // its slope is 0 or 1 long before
-      const float square = 0.044715f * v * v, s = 1.0f / (1.0f + exponential(-1.595769122f * v * (1.0f + square)));
+      const float low = a[i] < -7.0f ? -7.0f : a[i], v = low > 7.0f ? 7.0f : low;  // beyond the slope is 0 or 1
+      const float square = 0.044715f * v * v, s = 1.0f / (1.0f + exponential_within(-1.595769122f * v * (1.0f + square)));
       a[i] = up[i] * (s + v * s * (1.0f - s) * 1.595769122f * (1.0f + 3.0f * square));
     }
     store_row(grad_x, type, at, n, a);

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from everface.kernels.cpu import TYPES, native_cpu, operand, runs_native
+from everface.kernels.fused import native_gradient
 from everface.kernels.fused.row_primitives import (
     TILES,
     load_row,
@@ -255,8 +256,15 @@ def select_runner(
     return run_native if wide and all(dtype in TYPES for dtype in dtypes) and runs_native(*given) else None
 
 
+def trains_rows(x: Tensor, *modulation: Tensor) -> bool:
+    """Whether the gradients of csrc/cpu take a float32 residual and its modulation."""
+    return x.dtype == torch.float32 and is_framewise(x, *modulation) and native_gradient.trains_native(x, *modulation)
+
+
 def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """x + gate * y in float32, one rounding to dtype. Alone it closes a block."""
+    if gate is not None and dtype == torch.float32 and x.shape == y.shape and trains_rows(x, gate) and native_gradient.trains_native(y):
+        return native_gradient.add_gated(x, y, gate)
     run = select_runner(x, [t for t in (x, y, gate) if t is not None], (gate,), (dtype,))
     if run is None:
         return gate_residual_reference(x, y, gate).to(dtype)
@@ -305,8 +313,12 @@ def _run_into(
 
 def gate_norm_modulate(x: Tensor, y: Tensor | None = None, gate: Tensor | None = None, **options: Unpack[NormOptions]) -> Pair:
     """The op. Returns (x', u)."""
+    modulation = options.get("modulation")
+    if modulation and not options.get("affine") and options["dtype"] == torch.bfloat16 and trains_rows(x, *modulation):
+        x = x if y is None else gate_residual(x, y, gate)
+        return x, native_gradient.modulate(x, *modulation, options["eps"])
     dtypes = options["norm_dtype"], options["dtype"], options.get("residual_dtype", torch.float32)
-    run = select_runner(x, _given(x, y, gate, options), (gate, *(options.get("modulation") or ())), dtypes)
+    run = select_runner(x, _given(x, y, gate, options), (gate, *(modulation or ())), dtypes)
     if run is None:
         return _reference(x, y, gate, options)
     u = torch.empty_like(x, dtype=options["dtype"], memory_format=torch.contiguous_format)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from everface.kernels.cpu import native_cpu, operand, runs_native
+from everface.kernels.fused.native_gradient import normalize, trains_native, turn
 from everface.kernels.fused.row_primitives import E4M3, TILES, load_row, round_to, row_sizes, to_e4m3, variant, wait_for_inputs
 from everface.kernels.launch import (
     CompileSpec,
@@ -165,6 +166,8 @@ def select_runner(*given: Tensor) -> Callable[..., None] | None:
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """The norm alone, an op: x [..., D] -> the same."""
+    if x.dtype == torch.bfloat16 and weight_D.dtype == torch.float32 and trains_native(x, weight_D):
+        return normalize(x, weight_D, eps)
     run = select_runner(x, weight_D) if x.dtype == weight_D.dtype else None
     if run is None:
         return rms_norm_reference(x, weight_D, eps)
@@ -177,6 +180,8 @@ def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 def rotate(x_THd: Tensor, table_TP2: Tensor, out: Tensor | None = None) -> Tensor:
     """The rotation alone, an op: x [..., T, H, d], whose leading batch dimensions share the table. Returns `out`, if given: [N, T, H, d]
     like x, every out[n] contiguous; of e4m3 it takes quantized values, on GPUs that have e4m3."""
+    if out is None and x_THd.dtype == torch.bfloat16 and trains_native(x_THd, table_TP2):
+        return turn(x_THd, table_TP2)
     run = select_runner(x_THd, table_TP2)
     if run is run_rows_native and out is not None and out.dtype != x_THd.dtype:
         run = None  # csrc/cpu does not quantize

@@ -103,6 +103,12 @@ class Patchify(nn.Conv3d):
         return F.linear(patch_BTPE.to(weight.dtype), weight.flatten(1), bias)
 
 
+def operand_dtype(x: torch.Tensor) -> torch.dtype:
+    """What the operands of a GEMM on x are: x's dtype, or what autocast makes of it, so that an op before the GEMM rounds once."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 class RMSNorm(nn.Module):
     """RMS norm over the whole width."""
 
@@ -243,20 +249,21 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x_BFPD: torch.Tensor, e0_BF6D: torch.Tensor, text_kv: KV, attend: Attend) -> torch.Tensor:
         """e0 may have 1 for B and F; text_kv are (k_BKHd, v_BKHd) of this layer, B may be 1. Returns x_BFPD. For training and the sink."""
-        dtype, size = x_BFPD.dtype, x_BFPD.shape[1:3]
+        dtype, size, operand = x_BFPD.dtype, x_BFPD.shape[1:3], operand_dtype(x_BFPD)
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulations(e0_BF6D)
 
-        x, u = gate_norm_modulate(x_BFPD, modulation=(shift1, scale1), eps=self.eps, norm_dtype=dtype, dtype=dtype)
+        x, u = gate_norm_modulate(x_BFPD, modulation=(shift1, scale1), eps=self.eps, norm_dtype=dtype, dtype=operand)
         y = self.self_attn(u.flatten(1, 2), attend).unflatten(1, size)
         if text_kv[0].shape[1] == 1:
             x = gate_residual(x, y, gate1)
             y = self.cross_attn.single(text_kv)[:, None]
         else:
             affine = (self.norm3.weight, self.norm3.bias)
-            x, u = gate_norm_modulate(x, y, gate1, affine=affine, eps=self.eps, norm_dtype=dtype, dtype=dtype)
+            x, u = gate_norm_modulate(x, y, gate1, affine=affine, eps=self.eps, norm_dtype=dtype, dtype=operand)
             y = self.cross_attn(u.flatten(1, 2), text_kv).unflatten(1, size)
-        x, u = gate_norm_modulate(x, y, modulation=(shift2, scale2), eps=self.eps, norm_dtype=torch.float32, dtype=dtype)
-        return gate_residual(x, self.ffn(u), gate2).to(dtype)
+        x, u = gate_norm_modulate(x, y, modulation=(shift2, scale2), eps=self.eps, norm_dtype=torch.float32, dtype=operand)
+        widen, _, narrow = self.ffn
+        return gate_residual(x, narrow(gelu(widen(u))), gate2).to(dtype)
 
     def stream(self, r: Residual, m: BlockMod, text_kv: TextKV, ring: Ring) -> Residual:
         """The same numbers for one block of one session, in the fewest launches: the last addition is left to the next norm."""
@@ -308,7 +315,7 @@ class AudioInjector(nn.Module):
     ) -> torch.Tensor:  # fmt: skip
         """x plus what injector `index` (a position in audio_inject_layers) adds, within each frame. For training."""
         attention, adain = self._parts(index)
-        u_BFPD = audio_inject(x_BFPD, adain(global_BFD))
+        u_BFPD = audio_inject(x_BFPD, adain(global_BFD), operand_dtype(x_BFPD))
         y_NPD = attention(u_BFPD.flatten(0, 1), attention.keys_values(local_BFKD.flatten(0, 1)))
         return x_BFPD + y_NPD.unflatten(0, x_BFPD.shape[:2])
 

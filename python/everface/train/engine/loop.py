@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from everface.core.memory import keep_freed_memory
 from everface.train.engine.checkpoint import Progress, TrainedModel, checkpoint_path, read_checkpoint, write_checkpoint
 from everface.train.engine.plan import RunPlan
 from everface.train.engine.ranks import Ranks
@@ -41,6 +42,7 @@ def train(
     `until`: a time of time.monotonic() at which to stop before that, to resume later; what it returns tells how far the run came.
     `measure` returns more figures for the log, every so many updates and, with `measure_last`, at the end.
     """
+    keep_freed_memory()  # a tenth of a step on a CPU
     run_dir.mkdir(parents=True, exist_ok=True)
     path = checkpoint_path(run_dir, ranks)
     progress = read_checkpoint(path, models)
