@@ -21,7 +21,7 @@ SMALL = VAEConfig(8, 3, (1, 2, 2), (False, True), (1, 1, 0), (1, 2, 3), (0.0,) *
 VAES = [VAEConfig(), SMALL, replace(SMALL, patch_size=2)]
 
 
-@pytest.mark.parametrize("cfg", [DiTConfig(), TINY], ids=["14B", "tiny"])
+@pytest.mark.parametrize("cfg", [DiTConfig(), TINY, replace(TINY, patch_size=(1, 1, 1))], ids=["14B", "tiny", "a token a cell"])
 def test_parameters_of_the_transformer(cfg: DiTConfig) -> None:
     with torch.device("meta"):
         dit = DiT(cfg)
@@ -40,7 +40,7 @@ def test_the_release() -> None:
     assert round(2 * decoder_sizes(VAEConfig(), 48, 88)[1] / 1e9, 2) == 1.28
 
 
-@pytest.mark.parametrize("cfg", [DiTConfig(), TINY], ids=["14B", "tiny"])
+@pytest.mark.parametrize("cfg", [DiTConfig(), TINY, replace(TINY, patch_size=(1, 1, 1))], ids=["14B", "tiny", "a token a cell"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "fp8"])
 def test_bytes_of_a_model_for_inference(cfg: DiTConfig, dtype: str) -> None:
     with torch.device("meta"), torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,9 +24,9 @@ STAGE2 = Stage2Plan(
 )  # fmt: skip
 
 
-def small_dit(seed: int = 0) -> DiT:
+def small_dit(seed: int = 0, patch_size: tuple[int, int, int] = SMALL_DIT.patch_size) -> DiT:
     torch.manual_seed(seed)
-    dit = DiT(SMALL_DIT)
+    dit = DiT(replace(SMALL_DIT, patch_size=patch_size))
     for p in dit.parameters():
         torch.nn.init.normal_(p, std=0.15)
     return dit.eval()

@@ -21,7 +21,8 @@ def dit_parameters(cfg: DiTConfig) -> tuple[int, int]:
     block = 2 * attention + 2 * dim + ffn + dim + 6 * dim
     injector = attention + 2 * dim
     patches = [(cfg.in_dim, cfg.patch_size), (cfg.cond_dim, cfg.patch_size)]
-    patches += [(cfg.in_dim, patch) for patch in ((1, 2, 2), (2, 4, 4), (4, 8, 8))]  # the frame packer
+    rows, cols = cfg.patch_size[1:]
+    patches += [(cfg.in_dim, (k, k * rows, k * cols)) for k in (1, 2, 4)]  # the frame packer
     embeddings = sum(_layer(channels * math.prod(patch), dim) for channels, patch in patches) + 3 * dim
     embeddings += _layer(cfg.text_dim, dim) + _layer(dim, dim)
     embeddings += _layer(cfg.freq_dim, dim) + _layer(dim, dim) + _layer(dim, 6 * dim)

@@ -25,11 +25,11 @@ def small_window(blocks: int, first_frame: int, sigma: float) -> TrainingWindow:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("history", "sigma"), [("own", 0.6), ("clean", 0.0), ("fixed", 0.557)])
-def test_window_equals_stream(history: str, sigma: float) -> None:
+@pytest.mark.parametrize(("history", "sigma", "patch"), [("own", 0.6, 2), ("clean", 0.0, 2), ("fixed", 0.557, 2), ("own", 0.6, 1)])
+def test_window_equals_stream(history: str, sigma: float, patch: int) -> None:
     """Six blocks at one noise level: the parallel window gives the velocities of the runtime's ring, filled by the blocks themselves
     or, for the ablation's histories, by another pass after each."""
-    dit, window = small_dit(), small_window(blocks=6, first_frame=0, sigma=0.6)
+    dit, window = small_dit(patch_size=(1, patch, patch)), small_window(blocks=6, first_frame=0, sigma=0.6)
     past = None
     if history != "own":
         past = torch.randn(window.x0_B16Fhw.shape, generator=torch.Generator().manual_seed(8))

@@ -59,7 +59,7 @@ class DiT(Backbone[DiTConfig]):
         self.patch_embedding = Patchify(cfg.in_dim, dim, cfg.patch_size)
         self.cond_encoder = Patchify(cfg.cond_dim, dim, cfg.patch_size)
         self.trainable_cond_mask = nn.Embedding(3, dim)
-        self.frame_packer = FramePack(cfg.in_dim, dim)
+        self.frame_packer = FramePack(cfg.in_dim, dim, cfg.patch_size)
         self.text_embedding = nn.Sequential(
             nn.Linear(cfg.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
         )  # fmt: skip

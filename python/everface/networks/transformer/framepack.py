@@ -13,17 +13,18 @@ MOTION_GROUPS = [((-1,), 1), ((-3,), 2), ((-19, -14, -9, -4), 4)]  # (time posit
 
 
 class FramePack(nn.Module):
-    """Motion latents [B, C, T, h, w] -> tokens [B, M, D], M = P + P/4 + 4*P/16 with P = (h/2)(w/2).
+    """Motion latents [B, C, T, h, w] -> tokens [B, M, D], M = P + P/4 + 4*P/16 with P the tokens of a frame, of `patch` latents each.
 
     The last 19 frames count; fewer are padded in front with zeros. Token order: newest, 2x, 4x (its oldest frame first).
     Rows and columns that do not fill a coarse patch are left out of it.
     """
 
-    def __init__(self, channels: int, dim: int) -> None:
+    def __init__(self, channels: int, dim: int, patch: tuple[int, int, int] = (1, 2, 2)) -> None:
         super().__init__()
-        self.proj = Patchify(channels, dim, (1, 2, 2))
-        self.proj_2x = Patchify(channels, dim, (2, 4, 4))
-        self.proj_4x = Patchify(channels, dim, (4, 8, 8))
+        rows, cols = patch[1:]
+        self.proj = Patchify(channels, dim, patch)
+        self.proj_2x = Patchify(channels, dim, (2, 2 * rows, 2 * cols))
+        self.proj_4x = Patchify(channels, dim, (4, 4 * rows, 4 * cols))
 
     def forward(self, motion_BCThw: torch.Tensor) -> torch.Tensor:
         motion = motion_BCThw[:, :, -MOTION_FRAMES:]

@@ -31,7 +31,7 @@ PRESETS = {
         _trained(HEADS_DIT, HEADS_VAE, "everface heads: rendered people, 256x256", 256, listens=True, smaller=(192,)),
         (16, 16),
         TeacherPlan(curriculum=((0.0, 5, 128),)),
-        Stage1Plan(minutes=9.0, warmup_steps=100, decay_from=0.5, ema=0.999, smaller_share=0.15, curriculum=((0.0, 2, 320), (0.15, 3, 224), (0.4, 5, 128))),
+        Stage1Plan(minutes=9.0, warmup_steps=100, decay_from=0.5, ema=0.999, smaller_share=0.15, curriculum=((0.0, 2, 160), (0.15, 3, 112), (0.4, 5, 64))),
         Stage2Plan(),
     ),
     "heads-384": ModelPlan(
