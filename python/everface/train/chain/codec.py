@@ -15,18 +15,20 @@ import torch.nn.functional as F
 
 from everface.core.config import VAEConfig
 from everface.networks.video.vae import VAE
-from everface.train.chain.frames import HELD_OUT, as_video, paths, read_frames
+from everface.train.chain.frames import HELD_OUT, FramesOfClips, as_video, paths, read_frames
 from everface.train.chain.plan import CropPlan
 from everface.train.codec.crops import frame_weight, place_crop
 from everface.train.codec.loss import codec_loss, pixel_weight, reconstruction_quality
 from everface.train.codec.model import new_vae
+from everface.train.codec.sharpen import SharpenPlan, sharpen
 from everface.train.codec.training import train_codec, write_vae
-from everface.train.data.clips import STILL_FRAMES, encode_clips
+from everface.train.data.clips import STILL_FRAMES, encode_clips, read_clips
 from everface.train.engine.precision import autocast
+from everface.train.evaluate import metrics
 
 READ_AHEAD, READERS = 4, 4
 LATENT_NOISE = 0.05
-STATISTICS_CLIPS, ENCODED_AT_ONCE = 200, 4
+STATISTICS_CLIPS, ENCODED_AT_ONCE, SHARPNESS_CLIPS = 200, 4, 6
 
 
 class CropLoader:
@@ -92,6 +94,21 @@ def train_on_frames(run_dir: Path, frames: Path, plan: CropPlan, config: VAEConf
         config = with_statistics(config, vae, paths(frames)[:STATISTICS_CLIPS], device)
     write_vae(run_dir, {n: t.cpu() for n, t in ema.weights.items()}, config)
     return share_done(run_dir, plan) >= 1
+
+
+def sharpen_on_frames(run: Path, frames: Path, encoded: Path, plan: SharpenPlan, held_out: int, device: str, until: float) -> None:
+    """A sharper decoder in run/sharp from the codec in run/vae and the clips in `encoded`, of which the first `held_out` are left out. Resumes."""
+    clips, known, measured = read_clips(encoded), paths(frames), paths(frames / HELD_OUT)[:SHARPNESS_CLIPS]
+
+    @torch.inference_mode()
+    def sharpness(vae: VAE) -> dict[str, float]:
+        rows = []
+        for out, true in reconstruct(vae, measured, device):
+            made, truth = (x[0].movedim(1, 0).clamp(-1, 1) for x in (out, true))
+            rows.append(reconstruction_quality(out, true) | {"sharpness": metrics.sharpness(made) / metrics.sharpness(truth)})
+        return {key: round(sum(row[key] for row in rows) / len(rows), 3) for key in rows[0]}
+
+    sharpen(run / "sharp", run / "vae", clips, FramesOfClips(known[held_out:]), held_out, plan, device, sharpness, until)
 
 
 def share_done(run_dir: Path, plan: CropPlan | object) -> float:
