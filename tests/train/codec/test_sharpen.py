@@ -23,7 +23,7 @@ PLAN = SharpenPlan(iterations=4, critic_alone=2, critic_width=4)
 @pytest.fixture
 def clips() -> Clips:
     torch.manual_seed(0)
-    return Clips(torch.randn(CLIPS + 1, 16, STILL_LATENTS + MOVING, 8, 8), torch.zeros(CLIPS + 1, 1, 1, 1))
+    return Clips(torch.randn(CLIPS, 16, STILL_LATENTS + MOVING, 8, 8), torch.zeros(CLIPS, 1, 1, 1))
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def test_the_decoder_changes_once_the_critic_has_learned(clips: Clips, frames: t
 
     before = load_file(vae_run / "vae.safetensors")
     alone = SharpenPlan(iterations=2, critic_alone=2, critic_width=4)
-    assert sharpen(run, vae_run, clips, frames, 1, alone, "cpu", measure) == 1
+    assert sharpen(run, vae_run, clips, frames, alone, "cpu", measure) == 1
     assert all(torch.equal(t, before[n]) for n, t in load_file(run / "vae.safetensors").items())
-    assert sharpen(run, vae_run, clips, frames, 1, PLAN, "cpu", measure) == 1  # goes on
+    assert sharpen(run, vae_run, clips, frames, PLAN, "cpu", measure) == 1  # goes on
     after = load_file(run / "vae.safetensors")
     assert all(torch.equal(before[n], after[n]) for n in before if n.startswith(("encoder.", "conv1.")))
     assert not torch.equal(before["decoder.head.2.weight"], after["decoder.head.2.weight"])

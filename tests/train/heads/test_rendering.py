@@ -16,6 +16,7 @@ from everface.train.data.drawn import clip_generator
 from everface.train.evaluate.readers.head_fit import JAW, STEPS, HeadFit
 from everface.train.heads.clips import LISTENING_SHARE, HeadClips
 from everface.train.heads.dataset import make_head_video
+from everface.train.heads.light import is_clean, sample_shot
 from everface.train.heads.person.identity import HAIR_KINDS, sample_person
 from everface.train.heads.renderer import Pose, Renderer
 
@@ -61,6 +62,23 @@ def test_a_clip_has_frames_features_and_truth(source: HeadClips) -> None:
     assert truth.opening.shape == (8,) and truth.lips.shape == (8, 4, 2) and (truth.lips > 0).all() and (truth.lips < 1).all()
     again, _, _ = source.make(front_end, clip_generator(1, 5), frames=8)
     assert torch.equal(rgb, again)
+
+
+def test_a_clean_clip_is_the_same_without_grain(source: HeadClips) -> None:
+    n = next(n for n in range(20) if sample_shot(seed_of(n)).grain and not sample_shot(seed_of(n)).jpeg)
+    try:
+        pictures = []
+        for source.clean in (False, True):
+            clip = source.draw(LogMel(), clip_generator(2, n), frames=1)
+            assert clip.truth is not None and clip.truth.seed == seed_of(n)
+            pictures.append(clip.images.astype(int))
+    finally:
+        source.clean = False
+    assert not is_clean(seed_of(n)) and 0.2 < np.abs(pictures[0] - pictures[1]).mean() < 2
+
+
+def seed_of(clip: int) -> int:
+    return int(torch.randint(1 << 31, (1,), generator=clip_generator(2, clip)))
 
 
 def test_a_listener_hears_a_voice_and_may_answer(source: HeadClips) -> None:

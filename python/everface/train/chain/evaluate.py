@@ -108,7 +108,7 @@ def render_people(folder: Path, assets: Path, size: int, people: int, seconds: i
         return wanted
     folder.mkdir(parents=True, exist_ok=True)
     voices = [held for held in held_out_voices(folder.parent) if len(held[0]) >= (seconds + 1) * SAMPLE_RATE]
-    source, front_end = HeadClips(assets, size, voices, listening_share=0.0), LogMel()
+    source, front_end = HeadClips(assets, size, voices, listening_share=0.0, clean=True), LogMel()
     for n, path in enumerate(wanted):
         if not path.exists():
             source.speech = [voices[n % len(voices)]]

@@ -37,7 +37,7 @@ def render_loop(path: Path, assets: Path, size: int, loop_s: float, out: Path) -
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    source = HeadClips(assets, size, [joined(held_out_voices(out))], listening_share=0.0)
+    source = HeadClips(assets, size, [joined(held_out_voices(out))], listening_share=0.0, clean=True)
     write_clip(path, source.draw(LogMel(), clip_generator(HELD_OUT_SEED, PERSON), frames=round(loop_s * FPS)))
     log.info("the person of the loop is rendered")
 

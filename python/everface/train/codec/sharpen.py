@@ -80,10 +80,10 @@ def balanced_gradient(made: Tensor, faithful: Tensor, sharp: Tensor, balance: fl
 
 
 def sharpen(
-    run_dir: Path, vae_run: Path, clips: Clips, frames: Frames, offset: int, plan: SharpenPlan, device: str,
+    run_dir: Path, vae_run: Path, clips: Clips, frames: Frames, plan: SharpenPlan, device: str,
     measure: Callable[[VAE], dict[str, float]], until: float | None = None,
 ) -> float:  # fmt: skip
-    """Train, and write run_dir/vae.safetensors and vae.json. Row n of the frames belongs to clip n + offset. `measure` tells how good a VAE is.
+    """Train, and write run_dir/vae.safetensors and vae.json. Row n of the frames belongs to clip n. `measure` tells how good a VAE is.
     Returns the share of the plan that is done. Resumes."""
     run_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
@@ -98,7 +98,7 @@ def sharpen(
     def update(step: int, done: float, log: RunLog) -> None:
         nonlocal streams
         if streams is None:  # a resumed run draws other clips than it began with
-            streams = interleave_streams(vae, clips, frames, offset, plan.seed + step, device)
+            streams = interleave_streams(vae, clips, frames, 0, plan.seed + step, device)
         with autocast(device):
             out, truth = next(streams).step(vae, plan.latent_noise, clip_generator(plan.seed, step))
         made, factor = out.detach().float().requires_grad_(), learning_rate_factor(done, step, plan)

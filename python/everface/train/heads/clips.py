@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.audio.features import LogMel
 from everface.train.data.clips import MOVING_LATENTS, STILL_FRAMES
 from everface.train.data.drawn import BACKGROUND_SHARE, make_clip
+from everface.train.heads.light import sample_shot
 from everface.train.heads.motion.body import Body, body_actions, sample_body
 from everface.train.heads.motion.speech import Phonemes
 from everface.train.heads.motion.visemes import articulate, mouth_actions
@@ -66,9 +67,10 @@ class HeadClips:
 
     def __init__(
         self, assets: Path, size: int, speech: list[tuple[torch.Tensor, Phonemes]], drawn_share: float = DRAWN_SHARE,
-        listening_share: float = LISTENING_SHARE,
+        listening_share: float = LISTENING_SHARE, clean: bool = False,
     ) -> None:  # fmt: skip
-        self.renderer, self.size, self.speech = Renderer(assets, size), size, speech
+        """clean: without the grain of a sensor and without JPEG, where frames are a truth to measure sharpness by."""
+        self.renderer, self.size, self.speech, self.clean = Renderer(assets, size), size, speech, clean
         self.drawn_share, self.listening_share = drawn_share, listening_share
 
     def make(self, front_end: LogMel, generator: torch.Generator, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tensor, Truth | None]:
@@ -102,7 +104,7 @@ class HeadClips:
     def render(self, seed: int, articulators_TA: np.ndarray, body: Body) -> tuple[np.ndarray, Truth]:
         """uint8 [5 + T, H, W, 3]: the still reference image for five frames, then the moving ones; and their truth."""
         renderer = self.renderer
-        renderer.show(seed)
+        renderer.show(seed, scene=replace(sample_shot(seed), grain=0.0, jpeg=0) if self.clean else None)
         rest = Pose(REST, turn=tuple(0.5 * body.turn.mean(0)))
         frames, rows = [renderer.draw(rest)] * STILL_FRAMES, []
         for t, row in enumerate(articulators_TA):
