@@ -21,6 +21,7 @@ from everface.train.engine.sharding import clip_gradients
 
 SAVE_EVERY_S = 60
 LOG_EVERY = 25  # updates
+STEADY_STEPS, LONGEST_STEP = 20, 20.0  # steps after which one counts as at most so many of the others
 Update = Callable[[int, float, RunLog], None]
 """(step, share of the run that is behind, log): one update of the models, which adds its figures to the log."""
 
@@ -68,20 +69,23 @@ def train(
 
 class Clock:
     """How much of a run is done: by steps where the plan counts them, else by the time that rank 0 has spent on it, all its processes
-    included."""
+    included. Of a step that took far longer than others, because the process or its machine was stopped, the excess does not count."""
 
     def __init__(self, plan: RunPlan, progress: Progress, ranks: Ranks) -> None:
         self.plan, self.progress, self.ranks = plan, progress, ranks
-        self.began = time.monotonic() - progress.seconds
-        self.saved = time.monotonic()
+        self.ticked = self.saved = time.monotonic()
 
     def done(self) -> float:
         if self.plan.iterations:
             return self.progress.step / self.plan.iterations
-        return self.ranks.from_rank_0((time.monotonic() - self.began) / (60 * self.plan.minutes))
+        return self.ranks.from_rank_0(self.progress.seconds / (60 * self.plan.minutes))
 
     def tick(self) -> None:
-        self.progress.step, self.progress.seconds = self.progress.step + 1, time.monotonic() - self.began
+        now, progress = time.monotonic(), self.progress
+        spent, self.ticked = now - self.ticked, now
+        if progress.step >= STEADY_STEPS:
+            spent = min(spent, LONGEST_STEP * progress.seconds / progress.step)
+        progress.step, progress.seconds = progress.step + 1, progress.seconds + spent
 
     def row(self) -> dict[str, float]:
         return {"step": self.progress.step, "seconds": round(self.progress.seconds)}
