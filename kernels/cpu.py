@@ -23,9 +23,9 @@ Operand = tuple[int, bool, int]
 
 @functools.cache
 def native_cpu() -> Any:
-    """everface._native.cpu; None if it is not built, or by a version without these ops."""
+    """everface._native.cpu; None if it is not built, or by an older version."""
     module = getattr(native.find(), "cpu", None)
-    return module if hasattr(module, "gate_norm_modulate") else None
+    return module if hasattr(module, "norm_backward") else None
 
 
 def takes_native(*tensors: Tensor) -> bool:

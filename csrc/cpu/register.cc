@@ -143,28 +143,28 @@ void register_cpu(py::module_& module) {
       py::arg("out"), py::arg("gelu"), py::arg("threads"), Free(), "bfloat16; a bias of 0 is none.");
   module.def(
       "attend_block",
-      [](Address q, Address k, Address v, Address o, std::int64_t q_stride, std::int64_t kv_stride, std::int64_t o_stride, int queries, int keys, int heads,
-         int width, int threads) {
+      [](Address q, Address k, Address v, Address o, Address log_sums, std::int64_t q_stride, std::int64_t kv_stride, std::int64_t o_stride, int queries,
+         int keys, int heads, int width, int threads) {
         need_amx();
         attend_block({at<std::uint16_t>(q), at<std::uint16_t>(k), at<std::uint16_t>(v), at<std::uint16_t>(o), q_stride, kv_stride, o_stride, queries, keys,
-                      heads, width},
+                      heads, width, at<float>(log_sums)},
                      threads);
       },
-      py::arg("q"), py::arg("k"), py::arg("v"), py::arg("o"), py::arg("q_stride"), py::arg("kv_stride"), py::arg("o_stride"), py::arg("queries"),
-      py::arg("keys"), py::arg("heads"), py::arg("width"), py::arg("threads"), Free(), "bfloat16; strides of tokens.");
+      py::arg("q"), py::arg("k"), py::arg("v"), py::arg("o"), py::arg("log_sums"), py::arg("q_stride"), py::arg("kv_stride"), py::arg("o_stride"), py::arg("queries"),
+      py::arg("keys"), py::arg("heads"), py::arg("width"), py::arg("threads"), Free(), "bfloat16; strides of tokens; log_sums [heads, queries] float32, an address of 0 is none.");
   module.def(
       "attend_block_backward",
-      [](Address q, Address k, Address v, Address grad_o, Address grad_q, Address grad_k, Address grad_v, std::int64_t q_stride, std::int64_t kv_stride,
+      [](Address q, Address k, Address v, Address o, Address log_sums, Address grad_o, Address grad_q, Address grad_k, Address grad_v, std::int64_t q_stride, std::int64_t kv_stride,
          std::int64_t o_stride, int queries, int keys, int heads, int width, int threads) {
         need_amx();
-        attend_block_backward({{at<std::uint16_t>(q), at<std::uint16_t>(k), at<std::uint16_t>(v), nullptr, q_stride, kv_stride, o_stride, queries, keys,
-                                heads, width},
+        attend_block_backward({{at<std::uint16_t>(q), at<std::uint16_t>(k), at<std::uint16_t>(v), at<std::uint16_t>(o), q_stride, kv_stride, o_stride, queries,
+                                keys, heads, width, at<float>(log_sums)},
                                at<std::uint16_t>(grad_o), at<std::uint16_t>(grad_q), at<std::uint16_t>(grad_k), at<std::uint16_t>(grad_v)},
                               threads);
       },
-      py::arg("q"), py::arg("k"), py::arg("v"), py::arg("grad_o"), py::arg("grad_q"), py::arg("grad_k"), py::arg("grad_v"), py::arg("q_stride"),
+      py::arg("q"), py::arg("k"), py::arg("v"), py::arg("o"), py::arg("log_sums"), py::arg("grad_o"), py::arg("grad_q"), py::arg("grad_k"), py::arg("grad_v"), py::arg("q_stride"),
       py::arg("kv_stride"), py::arg("o_stride"), py::arg("queries"), py::arg("keys"), py::arg("heads"), py::arg("width"), py::arg("threads"), Free(),
-      "bfloat16; strides of tokens, that of grad_o is o_stride; gradients have no gaps.");
+      "bfloat16; strides of tokens, that of grad_o is o_stride; o and log_sums as attend_block left them; gradients have no gaps.");
   module.def(
       "convolve",
       [](Address x, Address gamma, Address past, Address packed, Address bias, Address residual, Address y, int frames, int height, int width, int in,

@@ -76,7 +76,7 @@ def block_causal_amx(q_THd: Tensor, k_NHd: Tensor, v_NHd: Tensor, used: int) -> 
     o_THd = torch.empty((tokens, heads, d), dtype=q_THd.dtype)
     strides = q_THd.stride(0), k_NHd.stride(0), o_THd.stride(0)
     addresses = (t.data_ptr() for t in (q_THd, k_NHd, v_NHd, o_THd))
-    native_cpu().attend_block(*addresses, *strides, tokens, used, heads, d, torch.get_num_threads())
+    native_cpu().attend_block(*addresses, 0, *strides, tokens, used, heads, d, torch.get_num_threads())
     return o_THd
 
 

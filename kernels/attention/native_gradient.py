@@ -47,7 +47,7 @@ def dense(t: Tensor) -> tuple[Tensor, int]:
 
 
 class NativeAttention(torch.autograd.Function):
-    """Keeps only its inputs for the backward pass."""
+    """Keeps its inputs, its output and a sum a query, as FlashAttention-2 does (Dao 2023), so that the backward pass makes weights in one pass."""
 
     @staticmethod
     def forward(ctx: Any, q_BTHd: Tensor, k_BSHd: Tensor, v_BSHd: Tensor) -> Tensor:
@@ -57,24 +57,25 @@ class NativeAttention(torch.autograd.Function):
             kv_step = k.stride(1)
         batch, tokens, heads, d = q.shape
         o, cpu, threads = torch.empty((batch, tokens, heads, d), dtype=q.dtype), native_cpu(), torch.get_num_threads()
+        log_sums_BHT = torch.empty(batch, heads, tokens)
         for n in range(batch):
-            addresses = (t[n].data_ptr() for t in (q, k, v, o))
+            addresses = (t[n].data_ptr() for t in (q, k, v, o, log_sums_BHT))
             cpu.attend_block(*addresses, step, kv_step, heads * d, tokens, k.shape[1], heads, d, threads)
-        ctx.save_for_backward(q, k, v)
+        ctx.save_for_backward(q, k, v, o, log_sums_BHT)
         ctx.steps = step, kv_step
         return o
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor, Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]  the decorator has positions only
-        q, k, v = ctx.saved_tensors
+        q, k, v, o, log_sums_BHT = ctx.saved_tensors
         step, kv_step = ctx.steps
         batch, tokens, heads, d = q.shape
         up = grad_outputs[0].to(q.dtype).contiguous()
         downs = [torch.empty(t.shape, dtype=t.dtype) for t in (q, k, v)]
         cpu, threads = native_cpu(), torch.get_num_threads()
         for n in range(batch):
-            addresses = (t[n].data_ptr() for t in (q, k, v, up, *downs))
+            addresses = (t[n].data_ptr() for t in (q, k, v, o, log_sums_BHT, up, *downs))
             cpu.attend_block_backward(*addresses, step, kv_step, heads * d, tokens, k.shape[1], heads, d, threads)
         return downs[0], downs[1], downs[2]
 

@@ -25,7 +25,7 @@ def drawn(*size: int, dtype: torch.dtype = F32, seed: int = 0) -> Tensor:
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
-    return float((found.detach().double() - wanted.double()).norm() / wanted.double().norm())
+    return float((found.detach().double() - wanted.detach().double()).norm() / wanted.detach().double().norm())
 
 
 def compare(op: Callable[..., Tensor], formula: Callable[..., Tensor], *given: Tensor) -> Tensor:
