@@ -100,67 +100,43 @@ EVERFACE_AMX_INLINE void store_sums(float* sums, int columns) {
   }
 }
 
-// sums[column][half] += rows' half times right[column].
-EVERFACE_AMX_INLINE void add_rows(const std::uint16_t* rows, const std::uint16_t* right, int columns, float* sums) {
-  for (int c = 0; c < columns; c += kGroup, right += kGroup * kTile, sums += kGroup * 2 * kSum) {
+// sums[column][half] += halves[half] times columns[column] or, across, columns[column] times halves[half]. Tiles are named by literals only.
+#define EVERFACE_ADD(sum) \
+  if constexpr (kAcross)  \
+    _tile_dpbf16ps(sum, 6, 7); \
+  else                    \
+    _tile_dpbf16ps(sum, 7, 6)
+template <bool kAcross>
+EVERFACE_AMX_INLINE void add_products(const std::uint16_t* halves, const std::uint16_t* tiles, int columns, float* sums) {
+  for (int c = 0; c < columns; c += kGroup, tiles += kGroup * kTile, sums += kGroup * 2 * kSum) {
     const int some = std::min(kGroup, columns - c);
     load_sums(sums, some);
-    _tile_loadd(7, rows, 64);
-    _tile_loadd(6, right, 64);
-    _tile_dpbf16ps(0, 7, 6);
+    _tile_loadd(7, halves, 64);
+    _tile_loadd(6, tiles, 64);
+    EVERFACE_ADD(0);
     if (some > 1) {
-      _tile_loadd(6, right + kTile, 64);
-      _tile_dpbf16ps(2, 7, 6);
+      _tile_loadd(6, tiles + kTile, 64);
+      EVERFACE_ADD(2);
     }
     if (some > 2) {
-      _tile_loadd(6, right + 2 * kTile, 64);
-      _tile_dpbf16ps(4, 7, 6);
+      _tile_loadd(6, tiles + 2 * kTile, 64);
+      EVERFACE_ADD(4);
     }
-    _tile_loadd(7, rows + kTile, 64);
-    _tile_loadd(6, right, 64);
-    _tile_dpbf16ps(1, 7, 6);
+    _tile_loadd(7, halves + kTile, 64);
+    _tile_loadd(6, tiles, 64);
+    EVERFACE_ADD(1);
     if (some > 1) {
-      _tile_loadd(6, right + kTile, 64);
-      _tile_dpbf16ps(3, 7, 6);
+      _tile_loadd(6, tiles + kTile, 64);
+      EVERFACE_ADD(3);
     }
     if (some > 2) {
-      _tile_loadd(6, right + 2 * kTile, 64);
-      _tile_dpbf16ps(5, 7, 6);
+      _tile_loadd(6, tiles + 2 * kTile, 64);
+      EVERFACE_ADD(5);
     }
     store_sums(sums, some);
   }
 }
-
-// sums[column][half] += left[column] times right's half.
-EVERFACE_AMX_INLINE void add_across(const std::uint16_t* left, const std::uint16_t* right, int columns, float* sums) {
-  for (int c = 0; c < columns; c += kGroup, left += kGroup * kTile, sums += kGroup * 2 * kSum) {
-    const int some = std::min(kGroup, columns - c);
-    load_sums(sums, some);
-    _tile_loadd(7, right, 64);
-    _tile_loadd(6, left, 64);
-    _tile_dpbf16ps(0, 6, 7);
-    if (some > 1) {
-      _tile_loadd(6, left + kTile, 64);
-      _tile_dpbf16ps(2, 6, 7);
-    }
-    if (some > 2) {
-      _tile_loadd(6, left + 2 * kTile, 64);
-      _tile_dpbf16ps(4, 6, 7);
-    }
-    _tile_loadd(7, right + kTile, 64);
-    _tile_loadd(6, left, 64);
-    _tile_dpbf16ps(1, 6, 7);
-    if (some > 1) {
-      _tile_loadd(6, left + kTile, 64);
-      _tile_dpbf16ps(3, 6, 7);
-    }
-    if (some > 2) {
-      _tile_loadd(6, left + 2 * kTile, 64);
-      _tile_dpbf16ps(5, 6, 7);
-    }
-    store_sums(sums, some);
-  }
-}
+#undef EVERFACE_ADD
 
 // The sum of products of two rows of bfloat16.
 EVERFACE_AMX_INLINE float dot_of(const std::uint16_t* a, const std::uint16_t* b, int n) {
@@ -236,9 +212,9 @@ EVERFACE_AMX void attend_head_backward(const AttentionGradient& given, int head,
       multiply_square(t.queries.data() + first * row, t.keys.data() + of_keys, s.depth, q.scores);
       multiply_square(t.grads.data() + first * row, t.values.data() + of_keys, s.depth, q.products);
       slope_square(q, t.log_sums.data() + first, t.means.data() + first, scale, valid);
-      add_rows(q.slopes, t.keys_as_values.data() + chunk * across, columns, t.sums.data() + n * columns * 2 * kSum);
-      add_across(t.queries_across.data() + n * across, q.slopes_across, columns, q.grad_k);
-      add_across(t.grads_across.data() + n * across, q.weights_across, columns, q.grad_v);
+      add_products<false>(q.slopes, t.keys_as_values.data() + chunk * across, columns, t.sums.data() + n * columns * 2 * kSum);
+      add_products<true>(q.slopes_across, t.queries_across.data() + n * across, columns, q.grad_k);
+      add_products<true>(q.weights_across, t.grads_across.data() + n * across, columns, q.grad_v);
     }
     store_keys(q.grad_k, columns, g.keys - key, packed, given.grad_k + key * packed + head * g.width);
     store_keys(q.grad_v, columns, g.keys - key, packed, given.grad_v + key * packed + head * g.width);

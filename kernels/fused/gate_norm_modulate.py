@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everface.kernels.cpu import TYPES, native_cpu, operand, runs_native
+from everface.kernels.cpu import TYPES, native_cpu, operand, runs_native, takes_native
 from everface.kernels.fused import native_gradient
 from everface.kernels.fused.row_primitives import (
     TILES,
@@ -258,12 +258,12 @@ def select_runner(
 
 def trains_rows(x: Tensor, *modulation: Tensor) -> bool:
     """Whether the gradients of csrc/cpu take a float32 residual and its modulation."""
-    return x.dtype == torch.float32 and is_framewise(x, *modulation) and native_gradient.trains_native(x, *modulation)
+    return native_gradient.trains_native(x, *modulation) and x.dtype == torch.float32 and is_framewise(x, *modulation)
 
 
 def gate_residual(x: Tensor, y: Tensor, gate: Tensor | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
     """x + gate * y in float32, one rounding to dtype. Alone it closes a block."""
-    if gate is not None and dtype == torch.float32 and x.shape == y.shape and trains_rows(x, gate) and native_gradient.trains_native(y):
+    if gate is not None and dtype == torch.float32 and x.shape == y.shape and trains_rows(x, gate) and takes_native(y):
         return native_gradient.add_gated(x, y, gate)
     run = select_runner(x, [t for t in (x, y, gate) if t is not None], (gate,), (dtype,))
     if run is None:

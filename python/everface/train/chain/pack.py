@@ -31,7 +31,7 @@ def pack(run: Path, out: Path) -> int:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         for name in WEIGHTS:
-            if held := _weights(run / name):
+            if held := _weights(run / name) if name in RESUMED or (run / name).exists() else {}:
                 half = run / f"{name}.half"
                 save_file({n: t.half() for n, t in held.items()}, half)
                 tar.add(half, name)
