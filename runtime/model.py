@@ -122,6 +122,9 @@ class SessionModel(Protocol):
         """Conditions of block `index` from its window of audio. From a worker thread, one call at a time, windows in order."""
         ...
 
+    def interrupt(self, wanted: int) -> None:
+        """The caller interrupted: it got nothing of the blocks from number `wanted` on, and the next ones are a new turn's."""
+
     def initial_x(self, index: int, retry: int) -> torch.Tensor:
         """What block `index` starts from. `retry` counts results of it that were invalid. Called with rising index."""
         ...

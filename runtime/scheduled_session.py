@@ -44,6 +44,7 @@ class ScheduledSession:
         if self.session.turn == self._turn:
             return None
         self._turn = self.session.turn
+        self.model.interrupt(self.session.block_end)
         return Cancel(self.id, self.in_flight.cancel())
 
     def next_window(self) -> PreparedBlock | None:

@@ -86,6 +86,7 @@ class Session:
         self._failed: EverfaceError | None = None
         self._sent = 0  # samples before it were sent as blocks
         self._shown = 0  # samples before it were handed out as frames
+        self.block_end = 0  # number behind the last block of which frames were handed out
         self._reported = True  # the turn has had its SegmentEnd, or has no audio yet
 
     # for callers: in
@@ -355,6 +356,7 @@ class Session:
         if not self._blocks:
             return None
         block = self._blocks.popleft()
+        self.block_end = block.index + 1
         self._shown = min(self._buffer.accepted, block.pts + len(block.frames_THW3) * self.format.samples_per_frame)
         self._report_end()
         self._signal.set()

@@ -138,12 +138,16 @@ class ToySession(SessionModel):
         self.format = BlockFormat(lookback_samples=lookback_samples, lookahead_samples=lookahead_samples)
         self.condition, self.params, self.refresh_at = condition, params or {}, refresh_at
         self.latent0: torch.Tensor | None = None
+        self.interruptions: list[int] = []
 
     def initial_state(self) -> tuple[Tensors, Params]:
         return {"bias": torch.linspace(-1, 1, 768).view(LATENT)}, self.params
 
     def prepare(self, index: int, window: Window) -> Tensors:
         return self.condition(index, window.audio_S)
+
+    def interrupt(self, wanted: int) -> None:
+        self.interruptions.append(wanted)
 
     def initial_x(self, index: int, retry: int) -> torch.Tensor:
         return noise(index + 5000 * retry)

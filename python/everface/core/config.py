@@ -174,6 +174,7 @@ class AudioConfig(_FromDict):
     mels: int = 40
     hops: int = 4  # mel vectors per 40 ms video frame, concatenated into one feature of mels * hops channels
     listens: bool = False  # features of what the person hears follow those of its own voice, in as many channels
+    motion: bool = False  # and the channels of `networks.motion` follow those: how head, eyes and brows move
 
     def __post_init__(self) -> None:
         if self.kind not in ("wav2vec2", "logmel") or max(self.mels, self.hops) > MAX_LAYERS:

@@ -8,6 +8,7 @@ from everface.core.config import SAMPLE_RATE
 from everface.networks.audio.features import LogMel
 from everface.train.data import drawn
 from everface.train.synthetic.motion import NEUTRAL_WIDTH, mouth_targets
+from everface.train.synthetic.parameters import ANIMATION
 
 
 def hum(seconds: float = 6) -> torch.Tensor:
@@ -26,8 +27,8 @@ def test_background_is_in_the_features_and_does_not_move_the_face(monkeypatch):
     for share in (0.0, 1.0):
         monkeypatch.setattr(drawn, "BACKGROUND_SHARE", share)
         made.append(drawn.make_clip([hum()], front_end, seeded(3)))
-    (rgb, alone), (rgb_mixed, mixed) = made
-    assert torch.equal(rgb, rgb_mixed)
+    (rgb, alone, anim), (rgb_mixed, mixed, _) = made
+    assert torch.equal(rgb, rgb_mixed) and anim.shape == (64, len(ANIMATION))
     assert (alone - mixed).abs().mean() > 0.1
 
 

@@ -16,10 +16,9 @@ from everface.media.face import cut_out
 from everface.media.image import fit_image, read_image
 from everface.models import LIVE_AVATAR
 from everface.models.live_avatar import roles
-from everface.models.live_avatar.audio_normalizer import AudioNormalizer
+from everface.models.live_avatar.block_conditions import BlockConditions
 from everface.models.live_avatar.builders import build_conditioner, kept_keys
 from everface.models.live_avatar.conditions import Conditioner, Noise
-from everface.models.live_avatar.loudness import LoudnessFollower
 from everface.models.live_avatar.names import DISSOLVE, FORWARDS, SHOT, SINK, SPEAKERS, role_specs, shot_tensor
 from everface.models.live_avatar.roles import DecodeRole, StepRole
 from everface.models.live_avatar.sink import SinkSession
@@ -93,7 +92,7 @@ class LiveAvatarSession(SinkSession):
             grid = rgb_3HW.shape[-2] // config.vae.stride[1] // dit.patch_size[1], rgb_3HW.shape[-1] // config.vae.stride[2] // dit.patch_size[2]
             self._tensors[SPEAKERS] = token_masks(stream.speakers, grid)
         self.remark = conditioner.remark(rgb_3HW, self._tensors["reference"])
-        self._conditioner = conditioner.windowed(stream.audio_window_s)
+        windowed = conditioner.windowed(stream.audio_window_s)
         self._size = tuple(rgb_3HW.shape)
         height, width = rgb_3HW.shape[-2:]
         self._latent = (dit.in_dim, height // config.vae.stride[1], width // config.vae.stride[2])
@@ -102,18 +101,17 @@ class LiveAvatarSession(SinkSession):
         self._shot = 0  # the number of cuts
         self._shown = {SINK: self._tensors["reference"], "motion": self._tensors["motion"]}  # the image of the last change or cut
         super().__init__(dit.window_blocks if stream.refresh_sink else None, self._tensors["reference"])
-        self.format = block_format(self._conditioner, len(stream.speakers))
-        self._levels = [audio_level(self._conditioner, stream.compat) for _ in range(self.format.audio_channels)]
+        self.format = block_format(windowed, len(stream.speakers))
+        self._conditions = BlockConditions(windowed, self.format, stream.compat, stream.seed)
 
     def initial_state(self) -> tuple[Tensors, Params]:
         return self._tensors, {"seed": self._stream.seed, "rope_fp16": self._stream.compat == "official"}
 
     def prepare(self, index: int, window: Window) -> Tensors:
-        voices_AS = torch.atleast_2d(window.audio_S)
-        leveled = [level.apply(replace(window, audio_S=one_S)) if level else one_S for level, one_S in zip(self._levels, voices_AS, strict=True)]
-        if self.format.user_audio:
-            return self._conditioner.block(leveled[0], self._stream.compat, leveled[1])
-        return self._conditioner.block(torch.stack(leveled).view_as(window.audio_S), self._stream.compat)
+        return self._conditions.prepare(index, window)
+
+    def interrupt(self, wanted: int) -> None:
+        self._conditions.interrupt(wanted)
 
     def initial_x(self, index: int, retry: int) -> torch.Tensor:
         if retry:  # other noise
@@ -167,10 +165,3 @@ def block_format(conditioner: Conditioner, speakers: int = 0) -> BlockFormat:
         lookahead_samples=conditioner.lookahead_samples,
         history=conditioner.config.dit.window_blocks - 1,  # with the next block they fill a KV ring
     )
-
-
-def audio_level(conditioner: Conditioner, compat: str) -> LoudnessFollower | AudioNormalizer | None:
-    """What brings a session's audio to the level that the model knows, a new one. None for log-mel with upstream's behavior."""
-    if conditioner.config.audio.kind != "logmel":
-        return AudioNormalizer(conditioner.lookback_samples, conditioner.lookahead_samples)
-    return None if compat == "official" else LoudnessFollower(conditioner.lookback_samples, conditioner.lookahead_samples)

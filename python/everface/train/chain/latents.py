@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from everface.networks.motion import mirrored
 from everface.train.chain.codec import encode_all, shrink
 from everface.train.chain.frames import paths, read_rest
-from everface.train.chain.views import other_view
+from everface.train.chain.views import mirrors, other_view
 from everface.train.data.clips import SHARD_CLIPS, write_shard
 from everface.train.data.vae_files import read_vae
 
@@ -24,17 +25,17 @@ def encode_frames(
     """
     vae, clips = read_vae(vae_run).to(device), paths(frames)
 
-    def write(where: Path, name: str, some: list[Path], change: Callable[[torch.Tensor, Path], torch.Tensor] | None = None) -> None:
+    def write(where: Path, name: str, some: list[Path], change: Callable[[torch.Tensor, Path], torch.Tensor] | None = None, mirror: bool = False) -> None:
         where.mkdir(parents=True, exist_ok=True)
         for first in range(0, len(some), SHARD_CLIPS):
             path, shard = where / f"{name}{first:05d}.safetensors", some[first : first + SHARD_CLIPS]
             if not path.exists():
                 features = [torch.from_numpy(read_rest(clip)["features"]) for clip in shard]
-                write_shard(path, list(encode_all(vae, shard, device, change)), features)
+                write_shard(path, list(encode_all(vae, shard, device, change)), [mirrored(f) for f in features] if mirror else features)
 
     write(folder, "", clips)
     for side in smaller:
         write(folder / str(side), "", clips[:smaller_clips], lambda video, _, side=side: shrink(video, side))
     for view in range(1, views + 1):
-        write(folder, f"view{view}_", clips[held_out:], lambda video, clip, view=view: other_view(video, int(clip.stem), view))
+        write(folder, f"view{view}_", clips[held_out:], lambda video, clip, view=view: other_view(video, int(clip.stem), view), mirrors(view))
     return len(clips)

@@ -24,10 +24,14 @@ FRAMES_AT_ONCE = 16
 def other_view(video_3THW: Tensor, clip: int, view: int) -> Tensor:
     """Frames -1..1, of clip number `clip`, as view 1, 2 ... shows them: every frame alike, odd views mirrored."""
     rng = clip_generator(VIEW_SEED + view, clip)
-    place_23, (matrix_33, gain_3, gamma) = _placement(rng, mirrored=view % 2 == 1), _colors(rng)
+    place_23, (matrix_33, gain_3, gamma) = _placement(rng, mirrored=mirrors(view)), _colors(rng)
     device = video_3THW.device
     frames = video_3THW.movedim(1, 0).split(FRAMES_AT_ONCE)
     return torch.cat([_color(_place(part, place_23.to(device)), matrix_33.to(device), gain_3.to(device), gamma) for part in frames]).movedim(1, 0)
+
+
+def mirrors(view: int) -> bool:
+    return view % 2 == 1
 
 
 def _placement(rng: torch.Generator, *, mirrored: bool) -> Tensor:

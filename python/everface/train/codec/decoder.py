@@ -81,7 +81,7 @@ def draw_frames(run_dir: Path, speech_dir: Path, count: int, seed: int) -> torch
     if not path.exists():
         speech, front_end, out = read_speech(speech_dir, held_out=False), LogMel(), []
         for n in range(count):
-            rgb_3THW, _ = make_clip(speech, front_end, clip_generator(seed, n))
+            rgb_3THW, *_ = make_clip(speech, front_end, clip_generator(seed, n))
             out.append(to_uint8(rgb_3THW))
         save_file({"frames": torch.stack(out)}, path)
     return load_file(path)["frames"]

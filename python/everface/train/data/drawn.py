@@ -43,8 +43,9 @@ def draw_audio(speech: list[torch.Tensor], samples: int, generator: torch.Genera
 
 def make_clip(
     speech: list[torch.Tensor], front_end: LogMel, generator: torch.Generator, size: int = IMAGE_SIZE
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One clip: rgb [3, 5 + 64, H, W] float32 and features [L, C, 5 + 64]. The frames follow the voice, the features the mixed audio."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One clip: rgb [3, 5 + 64, H, W] float32, features [L, C, 5 + 64], and the animation of the 64 moving frames, [64, A]. The frames follow the
+    voice, the features the mixed audio."""
     frames = LATENT_FRAMES * MOVING_LATENTS
     before = front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
     voice_S, mixed_S = draw_audio(speech, before + frames * SAMPLES_PER_FRAME, generator)
@@ -54,7 +55,7 @@ def make_clip(
     identity = sample_identity(1, generator)
     still = render(identity, neutral(1), size).expand(STILL_FRAMES, -1, -1, -1)
     rgb = torch.cat([still, render(identity, anim, size)]).permute(1, 0, 2, 3)
-    return rgb, front_end.features(mixed_S, PAST_FRAMES + frames)
+    return rgb, front_end.features(mixed_S, PAST_FRAMES + frames), anim
 
 
 def make_clips(
@@ -72,7 +73,7 @@ def make_clips(
             return
         latents, features = [], []
         for n in range(first, min(first + SHARD_CLIPS, count)):
-            rgb_3THW, features_LCF = make_clip(speech, front_end, clip_generator(seed, n))
+            rgb_3THW, features_LCF, _ = make_clip(speech, front_end, clip_generator(seed, n))
             latents.append(encode_clip(vae, rgb_3THW))
             features.append(features_LCF)
         write_shard(path, latents, features)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Self
@@ -24,7 +24,8 @@ from everface.core.memory import keep_freed_memory
 from everface.kernels.fused.flow_step import flow_step
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_conditioner, build_decoder, build_dit
 from everface.models.live_avatar.conditions import Noise
-from everface.models.live_avatar.model import audio_level, block_format
+from everface.models.live_avatar.block_conditions import BlockConditions
+from everface.models.live_avatar.model import block_format
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, SessionState, StepRole
 from everface.networks.transformer.dit import BlockPosition
 from everface.networks.transformer.rope import SINK_TIME
@@ -142,9 +143,9 @@ class OfflineStream:
     def blocks(self, audio: Iterable[Tensor]) -> Iterator[Block]:
         """Denoised blocks: `x` the latents [16, n, h, w], `frames` the number of video frames that have audio. The audio is mono at
         16 kHz, in pieces of any length; it may be endless. For a model that listens a piece may be [2, S], the second row the user's."""
-        conditioner = self.model.conditioner
-        format = block_format(conditioner)
-        buffer, levels = AudioBuffer(format), [audio_level(conditioner, "everface") for _ in range(format.audio_channels)]
+        format = block_format(self.model.conditioner)
+        buffer = AudioBuffer(format)
+        conditions = BlockConditions(self.model.conditioner, format, "everface", int(self.opening.params["seed"]))
         index, clean = 0, dict[str, Tensor]()
         for pcm_S in chain(audio, [None]):
             if pcm_S is None:
@@ -152,8 +153,7 @@ class OfflineStream:
             else:
                 buffer.add(torch.stack([pcm_S, torch.zeros_like(pcm_S)]) if format.user_audio and pcm_S.dim() == 1 else pcm_S)
             while (window := buffer.take_window(index, 0)) is not None:
-                rows = [level.apply(replace(window, audio_S=row_S)) if level else row_S for level, row_S in zip(levels, torch.atleast_2d(window.audio_S), strict=True)]
-                condition = conditioner.block(rows[0], "everface", *rows[1:]) | (clean if index == self.refresh_at else {})
+                condition = conditions.prepare(index, window) | (clean if index == self.refresh_at else {})
                 x, header = self.noise(index), (self.opening.session, 0, index, window.pts, window.frames)
                 block = Block(*header, x, condition, window.last)
                 for role in self.roles:

@@ -14,12 +14,14 @@ import numpy as np
 import torch
 
 from everface.core.config import FPS, LATENT_FRAMES, SAMPLES_PER_FRAME
+from everface.models.live_avatar.motion import loudness
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.audio.features import LogMel
 from everface.train.data.clips import MOVING_LATENTS, STILL_FRAMES
 from everface.train.data.drawn import BACKGROUND_SHARE, make_clip
 from everface.train.heads.light import sample_shot
-from everface.train.heads.motion.body import Body, body_actions, sample_body
+from everface.train.heads.motion.body import Body, body_actions, rest_turn, sample_body
+from everface.train.heads.motion.channels import body_motion, drawn_motion
 from everface.train.heads.motion.speech import Phonemes
 from everface.train.heads.motion.visemes import articulate, mouth_actions
 from everface.train.heads.renderer import Pose, Renderer
@@ -32,7 +34,6 @@ LISTENING_SHARE = 0.25  # of the rendered clips: someone else speaks, and the pe
 TURN_SHARE = 0.3  # of those: the other stops, and the person speaks
 TURN_FRAMES = (20, 45)  # when
 GAP_S = 0.2  # between the two
-LOUD_RMS = 0.12  # of a voice that counts as 1
 REST = mouth_actions(np.array([0, 0, 0, 0.6, 0, 0]))  # of the articulators: a shut mouth
 OPEN_UNITS, WIDE_UNITS = 2.2, (3.2, 6.0)  # lip gap that counts as 1; mouth widths that count as 0 and 1, in mesh units
 
@@ -57,7 +58,7 @@ class HeadClip(NamedTuple):
     """One clip as it is drawn."""
 
     images: np.ndarray  # uint8 [5 + T, H, W, 3]
-    features_LCF: torch.Tensor  # C: of the person's own voice, then of what it hears, which is someone else's voice or silence
+    features_LCF: torch.Tensor  # C: of the person's own voice; of what it hears, which is someone else's voice or silence; of its motion
     audio_S: torch.Tensor  # of the moving frames, as the features have it; empty for drawn characters
     truth: Truth | None
 
@@ -83,9 +84,9 @@ class HeadClips:
         seed = int(torch.randint(1 << 31, (1,), generator=generator))
         rng = np.random.Generator(np.random.PCG64([seed, 11]))
         if frames == FRAMES and rng.random() < self.drawn_share:
-            rgb, features = make_clip([pcm for pcm, _ in self.speech], front_end, generator, self.size)
+            rgb, features, anim = make_clip([pcm for pcm, _ in self.speech], front_end, generator, self.size)
             silence = front_end.features(torch.zeros(front_end.lookback_samples + features.shape[-1] * SAMPLES_PER_FRAME), features.shape[-1])
-            return HeadClip(to_uint8(rgb).permute(1, 2, 3, 0).numpy(), torch.cat([features, silence], 1), torch.zeros(0), None)
+            return HeadClip(to_uint8(rgb).permute(1, 2, 3, 0).numpy(), torch.cat([features, silence, drawn_motion(anim, rng)], 1), torch.zeros(0), None)
         listening = rng.random() < self.listening_share
         before = front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
         user_S = torch.zeros(before + frames * SAMPLES_PER_FRAME)
@@ -99,13 +100,13 @@ class HeadClips:
         body.listening[turn:] = listening and turn == 0
         images, truth = self.render(seed, moves, body)
         features = [front_end.features(s, PAST_FRAMES + frames) for s in (mixed_S, user_S)]
-        return HeadClip(images, torch.cat(features, 1), mixed_S[before:], truth)
+        return HeadClip(images, torch.cat([*features, body_motion(body)], 1), mixed_S[before:], truth)
 
     def render(self, seed: int, articulators_TA: np.ndarray, body: Body) -> tuple[np.ndarray, Truth]:
         """uint8 [5 + T, H, W, 3]: the still reference image for five frames, then the moving ones; and their truth."""
         renderer = self.renderer
         renderer.show(seed, scene=replace(sample_shot(seed), grain=0.0, jpeg=0) if self.clean else None)
-        rest = Pose(REST, turn=tuple(0.5 * body.turn.mean(0)))
+        rest = Pose(REST, turn=tuple(rest_turn(body)))
         frames, rows = [renderer.draw(rest)] * STILL_FRAMES, []
         for t, row in enumerate(articulators_TA):
             weights = body_actions(body, t)
@@ -142,9 +143,3 @@ class HeadClips:
         voice_S[:begin] = 0  # copies: `_draw_audio` scaled them
         user_S[begin - int(GAP_S * FPS * SAMPLES_PER_FRAME) :] = 0
         return voice_S, [(0.0, "_"), *((t, name) for t, name in phonemes if t >= turn / FPS)], user_S, turn
-
-
-def loudness(voice_S: torch.Tensor) -> np.ndarray:
-    """[T], 0..1, of each frame: its RMS as a share of a loud voice's."""
-    rms_T = voice_S.unflatten(0, (-1, SAMPLES_PER_FRAME)).square().mean(1).sqrt()
-    return (rms_T / LOUD_RMS).clamp(max=1).numpy()

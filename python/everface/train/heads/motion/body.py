@@ -73,6 +73,11 @@ def sample_body(jaw_T: np.ndarray, user_T: np.ndarray | None, rng: np.random.Gen
     return Body(blink, gaze, turn, shift, body, brow, emotion, strength, np.full(T, listening))
 
 
+def rest_turn(body: Body) -> np.ndarray:
+    """Rotation of the head in the reference image, [3] radians."""
+    return 0.5 * body.turn.mean(0)
+
+
 def nods(user_T: np.ndarray, rng: np.random.Generator) -> list[tuple[int, float]]:
     """(first frame, strength) of each nod: most phrases of the other end in one, and long ones have smaller ones at what is stressed. Each
     begins 80 to 200 ms after its cause, so that a causal model can know it."""

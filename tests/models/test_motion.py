@@ -1,0 +1,127 @@
+"""Motion of a session: it repeats, stays within what people do, follows the audio, and goes on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from everface import Avatar, StreamConfig
+from everface.core.config import FPS, ModelConfig
+from everface.models.live_avatar.motion import MotionSource, MotionState
+from everface.networks.motion import CHANNELS, MOTION, NAMES
+from everface.runtime.model import Window
+from tests.small_model import SMALL, write_model
+
+BLOCK = 7680
+SILENCE_S, LOUD_S = torch.zeros(BLOCK), 0.15 * torch.randn(BLOCK, generator=torch.Generator().manual_seed(0))
+FACTORS_C = np.array([factor for _, factor, _ in CHANNELS])
+
+
+def moves(source: MotionSource, voice: list[torch.Tensor], user: list[torch.Tensor] | None = None, first: int = 0, turn: int = 0) -> np.ndarray:
+    """[T, MOTION] in the units of CHANNELS."""
+    blocks = [source.features(first + n, turn, one_S, user[n] if user else None)[0, :, 5:] for n, one_S in enumerate(voice)]
+    return torch.cat(blocks, 1).T.double().numpy() / FACTORS_C
+
+
+def channel(motion_TC: np.ndarray, name: str) -> np.ndarray:
+    return motion_TC[:, NAMES.index(name)]
+
+
+def test_the_same_seed_and_audio_give_the_same_motion() -> None:
+    voice = [SILENCE_S, LOUD_S, SILENCE_S, LOUD_S]
+    one = moves(MotionSource(3), voice)
+    assert np.array_equal(one, moves(MotionSource(3), voice)) and not np.allclose(one, moves(MotionSource(4), voice))
+    assert not np.allclose(one, moves(MotionSource(3, 1), voice))  # another person of the session
+    assert np.array_equal(one[:12], moves(MotionSource(3), [SILENCE_S, *4 * [SILENCE_S]])[:12])  # what comes later changes nothing
+
+
+def test_a_stream_leaves_the_pose_of_its_image_gently() -> None:
+    for seed in range(8):
+        moved = moves(MotionSource(seed), 4 * [SILENCE_S])
+        assert np.abs(moved[0]).max() < 0.01 and np.abs(np.diff(channel(moved, "yaw"))).max() < 0.02
+
+
+@pytest.mark.parametrize("voice", ["silent", "speaks"])
+def test_ten_minutes_are_within_what_people_do(voice: str) -> None:
+    phrases = [SILENCE_S if voice == "silent" or n % 6 == 5 else LOUD_S for n in range(1250)]
+    moved = moves(MotionSource(1), phrases)
+    assert np.isfinite(moved).all() and np.abs(moved[:, :3]).max() < 0.35 and np.abs(channel(moved, "brow")).max() <= 1
+    blink = channel(moved, "blink") > 0.5
+    assert 6 <= (np.diff(blink.astype(int)) > 0).sum() / 10 <= 40 and 0.02 < blink.mean() < 0.25
+    assert 0.02 < channel(moved, "yaw").std() < 0.1 and np.abs(np.diff(channel(moved, "yaw"))).max() < 0.02
+    assert np.abs(channel(moved, "gaze_right")).max() < 3
+
+
+def test_a_listener_nods_after_the_others_phrase() -> None:
+    heard = [LOUD_S, LOUD_S, LOUD_S, SILENCE_S, SILENCE_S, SILENCE_S]
+    dips = []
+    for seed in range(12):
+        alone, listening = (channel(moves(MotionSource(seed), 6 * [SILENCE_S], user), "pitch") for user in (None, heard))
+        dips.append(np.abs(listening - alone)[36:])
+        assert np.abs(listening - alone)[:36].max() < 0.02
+    assert sum(dip.max() > 0.04 for dip in dips) >= 8
+
+
+def test_lids_fall_as_a_phrase_ends() -> None:
+    near = 0
+    for seed in range(20):
+        source = MotionSource(seed)
+        moves(source, 9 * [LOUD_S])
+        near += channel(moves(source, [SILENCE_S], first=9), "blink").max() > 0.9
+    assert near >= 12
+
+
+def test_motion_goes_on_after_an_interruption() -> None:
+    source = MotionSource(5)
+    whole = moves(source, 6 * [SILENCE_S])
+    source.interrupt(3)
+    late = moves(source, [LOUD_S], first=6)  # of the old turn: a worker had begun with it
+    assert np.abs(late[0] - whole[-1]).max() < 0.2
+    again = moves(source, [SILENCE_S, SILENCE_S], first=7, turn=1)
+    assert np.array_equal(again, whole[36:60])
+
+
+def test_it_never_ends() -> None:
+    source = MotionSource(2)
+    source._states = {0: MotionState(frame=10**9)}
+    far = moves(source, 10 * [SILENCE_S])
+    assert np.isfinite(far).all() and 1e-4 < np.abs(np.diff(channel(far, "yaw"))).max() < 0.02
+
+
+def test_past_frames_are_those_of_the_block_before() -> None:
+    source = MotionSource(6)
+    one, two = (source.features(n, 0, SILENCE_S, None) for n in range(2))
+    assert one.shape == (1, MOTION, 17) and torch.equal(two[..., :5], one[..., -5:])
+
+
+@pytest.fixture(scope="module")
+def moving_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = replace(SMALL, dit=replace(SMALL.dit, audio_dim=SMALL.dit.audio_dim + MOTION), audio=replace(SMALL.audio, motion=True))
+    return write_model(tmp_path_factory.mktemp("moving"), config)
+
+
+def test_a_models_blocks_follow_it(moving_model: Path, face: Path) -> None:
+    assert ModelConfig.from_dict(json.loads((moving_model / "config.json").read_text())).audio.motion
+    with Avatar(moving_model) as avatar:
+        session = avatar.model.session(face, StreamConfig(seed=3))
+        around = session.format.lookback_samples + session.format.lookahead_samples
+
+        def block(index: int, turn: int) -> torch.Tensor:
+            return session.prepare(index, Window(torch.zeros(BLOCK + around), index * BLOCK, 12, False, turn))["audio_local"]
+
+        tokens = [block(n, 0) for n in range(5)]
+        assert not torch.equal(tokens[3], tokens[4])  # of the same silence
+        session.interrupt(4)
+        assert torch.equal(block(5, 1), tokens[4])
+        frames = [avatar_frames(avatar, face, seed) for seed in (3, 3, 4)]
+        assert torch.equal(frames[0], frames[1]) and not torch.equal(frames[0], frames[2])
+
+
+def avatar_frames(avatar: Avatar, face: Path, seed: int) -> torch.Tensor:
+    with avatar.open(face, StreamConfig(seed=seed)) as session:
+        return torch.cat([block.frames_THW3 for block in session.stream([torch.zeros(FPS * 640)])])
