@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.small_model import SMALL, write_model
 
 from everface import Avatar, StreamConfig
 from everface.core.config import FPS, ModelConfig
 from everface.models.live_avatar.motion import MotionSource, MotionState
 from everface.networks.motion import CHANNELS, MOTION, NAMES
 from everface.runtime.model import Window
-from tests.small_model import SMALL, write_model
 
 BLOCK = 7680
 SILENCE_S, LOUD_S = torch.zeros(BLOCK), 0.15 * torch.randn(BLOCK, generator=torch.Generator().manual_seed(0))

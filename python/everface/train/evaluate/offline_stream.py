@@ -22,9 +22,9 @@ from torch import Tensor
 from everface.core.config import Deployment, StreamConfig, VAEConfig
 from everface.core.memory import keep_freed_memory
 from everface.kernels.fused.flow_step import flow_step
+from everface.models.live_avatar.block_conditions import BlockConditions
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_conditioner, build_decoder, build_dit
 from everface.models.live_avatar.conditions import Noise
-from everface.models.live_avatar.block_conditions import BlockConditions
 from everface.models.live_avatar.model import block_format
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, SessionState, StepRole
 from everface.networks.transformer.dit import BlockPosition
