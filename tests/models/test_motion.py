@@ -13,8 +13,9 @@ from tests.small_model import SMALL, write_model
 
 from everface import Avatar, StreamConfig
 from everface.core.config import FPS, ModelConfig
+from everface.core.errors import BadInput
 from everface.models.live_avatar.motion import MotionSource, MotionState
-from everface.networks.motion import CHANNELS, MOTION, NAMES
+from everface.networks.motion import CHANNELS, MOTION, NAMES, POSE, mirrored, pose_of, split_pose
 from everface.runtime.model import Window
 
 BLOCK = 7680
@@ -24,7 +25,7 @@ FACTORS_C = np.array([factor for _, factor, _ in CHANNELS])
 
 def moves(source: MotionSource, voice: list[torch.Tensor], user: list[torch.Tensor] | None = None, first: int = 0, turn: int = 0) -> np.ndarray:
     """[T, MOTION] in the units of CHANNELS."""
-    blocks = [source.features(first + n, turn, one_S, user[n] if user else None)[0, :, 5:] for n, one_S in enumerate(voice)]
+    blocks = [source.features(first + n, turn, one_S, user[n] if user else None) for n, one_S in enumerate(voice)]
     return torch.cat(blocks, 1).T.double().numpy() / FACTORS_C
 
 
@@ -53,7 +54,7 @@ def test_ten_minutes_are_within_what_people_do(voice: str) -> None:
     assert np.isfinite(moved).all() and np.abs(moved[:, :3]).max() < 0.35 and np.abs(channel(moved, "brow")).max() <= 1
     blink = channel(moved, "blink") > 0.5
     assert 6 <= (np.diff(blink.astype(int)) > 0).sum() / 10 <= 40 and 0.02 < blink.mean() < 0.25
-    assert 0.02 < channel(moved, "yaw").std() < 0.1 and np.abs(np.diff(channel(moved, "yaw"))).max() < 0.02
+    assert 0.01 < channel(moved, "yaw").std() < 0.05 and np.abs(np.diff(channel(moved, "yaw"))).max() < 0.02
     assert np.abs(channel(moved, "gaze_right")).max() < 3
 
 
@@ -64,7 +65,7 @@ def test_a_listener_nods_after_the_others_phrase() -> None:
         alone, listening = (channel(moves(MotionSource(seed), 6 * [SILENCE_S], user), "pitch") for user in (None, heard))
         dips.append(np.abs(listening - alone)[36:])
         assert np.abs(listening - alone)[:36].max() < 0.02
-    assert sum(dip.max() > 0.04 for dip in dips) >= 8
+    assert sum(dip.max() > 0.025 for dip in dips) >= 8
 
 
 def test_lids_fall_as_a_phrase_ends() -> None:
@@ -93,33 +94,61 @@ def test_it_never_ends() -> None:
     assert np.isfinite(far).all() and 1e-4 < np.abs(np.diff(channel(far, "yaw"))).max() < 0.02
 
 
-def test_past_frames_are_those_of_the_block_before() -> None:
-    source = MotionSource(6)
-    one, two = (source.features(n, 0, SILENCE_S, None) for n in range(2))
-    assert one.shape == (1, MOTION, 17) and torch.equal(two[..., :5], one[..., -5:])
+def test_a_pose_has_the_frames_of_a_latent_one_after_the_other() -> None:
+    motion_CT = torch.arange(MOTION * 12.0).view(MOTION, 12)
+    pose = pose_of(motion_CT)
+    assert pose.shape == (POSE, 3, 1, 1) and torch.equal(pose[2 * MOTION : 3 * MOTION, 1, 0, 0], motion_CT[:, 6])
+    features, none = split_pose(torch.zeros(1, 1, 160, 17), 160)
+    assert none is None and features.shape[2] == 160
+    clip = torch.cat([torch.zeros(160, 17), torch.cat([torch.full((MOTION, 5), 9.0), motion_CT], 1)])[None, None]
+    features, again = split_pose(clip, 160)
+    assert features.shape == (1, 1, 160, 17) and again is not None and torch.equal(again[0], pose)
+
+
+def test_a_mirrored_clip_has_mirrored_motion() -> None:
+    clip = torch.randn(1, 160 + MOTION, 7)
+    other = mirrored(clip)
+    assert torch.equal(mirrored(other), clip) and torch.equal(other[:, :160], clip[:, :160])
+    changed = {name for c, name in enumerate(NAMES) if not torch.equal(other[0, 160 + c], clip[0, 160 + c])}
+    assert changed == {"yaw", "roll", "right", "sway", "gaze_right"}
 
 
 @pytest.fixture(scope="module")
 def moving_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = replace(SMALL, dit=replace(SMALL.dit, audio_dim=SMALL.dit.audio_dim + MOTION), audio=replace(SMALL.audio, motion=True))
-    return write_model(tmp_path_factory.mktemp("moving"), config)
+    return write_model(tmp_path_factory.mktemp("moving"), replace(SMALL, dit=replace(SMALL.dit, cond_dim=POSE), motion=True))
 
 
 def test_a_models_blocks_follow_it(moving_model: Path, face: Path) -> None:
-    assert ModelConfig.from_dict(json.loads((moving_model / "config.json").read_text())).audio.motion
+    assert ModelConfig.from_dict(json.loads((moving_model / "config.json").read_text())).motion
     with Avatar(moving_model) as avatar:
         session = avatar.model.session(face, StreamConfig(seed=3))
         around = session.format.lookback_samples + session.format.lookahead_samples
 
         def block(index: int, turn: int) -> torch.Tensor:
-            return session.prepare(index, Window(torch.zeros(BLOCK + around), index * BLOCK, 12, False, turn))["audio_local"]
+            return session.prepare(index, Window(torch.zeros(BLOCK + around), index * BLOCK, 12, False, turn))["pose"]
 
-        tokens = [block(n, 0) for n in range(5)]
-        assert not torch.equal(tokens[3], tokens[4])  # of the same silence
+        poses = [block(n, 0) for n in range(5)]
+        assert poses[0].shape == (POSE, 3, 1, 1) and not torch.equal(poses[3], poses[4])  # of the same silence
         session.interrupt(4)
-        assert torch.equal(block(5, 1), tokens[4])
+        assert torch.equal(block(5, 1), poses[4])
         frames = [avatar_frames(avatar, face, seed) for seed in (3, 3, 4)]
         assert torch.equal(frames[0], frames[1]) and not torch.equal(frames[0], frames[2])
+
+
+def test_each_of_two_speakers_moves_in_its_own_region(moving_model: Path, face: Path) -> None:
+    halves = ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0))
+    with Avatar(moving_model) as avatar:
+        session = avatar.model.session(face, StreamConfig(seed=3, speakers=halves))
+        around = session.format.lookback_samples + session.format.lookahead_samples
+        pose = session.prepare(0, Window(torch.zeros(2, BLOCK + around), 0, 12, False, 0))["pose"]
+        assert pose.shape == (POSE, 3, 8, 8) and (pose == pose[..., :1, :1])[..., :4].all() and not torch.equal(pose[..., 0, 0], pose[..., 0, 7])
+        with avatar.open(face, StreamConfig(seed=3, speakers=halves)) as opened:
+            assert sum(len(block.frames_THW3) for block in opened.stream([torch.zeros(2, FPS * 640)])) == FPS
+
+
+def test_a_model_that_takes_another_pose_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="takes a pose of 16 channels, where motion has 64"):
+        Avatar(write_model(tmp_path, replace(SMALL, motion=True)))
 
 
 def avatar_frames(avatar: Avatar, face: Path, seed: int) -> torch.Tensor:

@@ -24,9 +24,9 @@ STAGE2 = Stage2Plan(
 )  # fmt: skip
 
 
-def small_dit(seed: int = 0, patch_size: tuple[int, int, int] = SMALL_DIT.patch_size) -> DiT:
+def small_dit(seed: int = 0, patch_size: tuple[int, int, int] = SMALL_DIT.patch_size, cond_dim: int = SMALL_DIT.cond_dim) -> DiT:
     torch.manual_seed(seed)
-    dit = DiT(replace(SMALL_DIT, patch_size=patch_size))
+    dit = DiT(replace(SMALL_DIT, patch_size=patch_size, cond_dim=cond_dim))
     for p in dit.parameters():
         torch.nn.init.normal_(p, std=0.15)
     return dit.eval()

@@ -174,7 +174,6 @@ class AudioConfig(_FromDict):
     mels: int = 40
     hops: int = 4  # mel vectors per 40 ms video frame, concatenated into one feature of mels * hops channels
     listens: bool = False  # features of what the person hears follow those of its own voice, in as many channels
-    motion: bool = False  # and the channels of `networks.motion` follow those: how head, eyes and brows move
 
     def __post_init__(self) -> None:
         if self.kind not in ("wav2vec2", "logmel") or max(self.mels, self.hops) > MAX_LAYERS:
@@ -212,6 +211,7 @@ class ModelConfig:
     size: tuple[int, int] | None = None  # (height, width) the model was trained at, None: any multiple of 64
     noise_correlation: float = 0.0  # of the initial noise between consecutive latent frames; 0: independent, as upstream
     still_frames: int = 73  # 1 + 4k repeats of the reference image, encoded as motion history; the last latent fills the rest
+    motion: bool = False  # the pose of each frame is drawn for a session (`networks.motion`); else there is none, as upstream
     smaller: tuple[tuple[int, int], ...] = ()  # other sizes that it was trained at as well, the largest first: for machines that are slow
 
     @classmethod
@@ -226,6 +226,7 @@ class ModelConfig:
             size=read_value("size", size, (SIZE_STRIDE, SIZE_STRIDE)) if size else None,
             noise_correlation=read_value("noise_correlation", raw.get("noise_correlation", 0.0), 0.0),
             still_frames=read_value("still_frames", raw.get("still_frames", cls.still_frames), cls.still_frames),
+            motion=read_value("motion", raw.get("motion", False), False),
             smaller=read_value("smaller", raw.get("smaller", ()), ((SIZE_STRIDE, SIZE_STRIDE),)),
         )
         config._check()

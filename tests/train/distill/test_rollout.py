@@ -12,6 +12,7 @@ from everface.core.config import Deployment, ModelConfig
 from everface.kernels import cpu
 from everface.models.live_avatar.conditions import Noise
 from everface.models.live_avatar.roles import Denoiser, StepRole
+from everface.networks.motion import MOTION, POSE, pose_of
 from everface.networks.transformer.dit import DiT
 from everface.networks.transformer.schedule import Schedule
 from everface.runtime.messages import Block, OpenSession
@@ -25,11 +26,11 @@ PLAN = Stage2Plan(noise_correlation=0.5)
 BLOCKS = 7
 
 
-def scene(seed: int = 5, blocks: int = BLOCKS) -> Scene:
+def scene(seed: int = 5, blocks: int = BLOCKS, channels: int = 12) -> Scene:
     g = torch.Generator().manual_seed(seed)
     draw = lambda *size: torch.randn(*size, generator=g)  # noqa: E731  a name for a short expression
     return Scene(
-        draw(16, 1, 8, 8), draw(16, 19, 8, 8), torch.zeros(1, 8), draw(1, 12, 5 + 12 * blocks), 3, draw(16, 3 * blocks, 8, 8)
+        draw(16, 1, 8, 8), draw(16, 19, 8, 8), torch.zeros(1, 8), draw(1, channels, 5 + 12 * blocks), 3, draw(16, 3 * blocks, 8, 8)
     )  # fmt: skip
 
 
@@ -44,8 +45,10 @@ def stream(dit: DiT, one: Scene, first: int) -> list[torch.Tensor]:
     noise, clean, seen = Noise(one.seed, (16, 8, 8), 3, 4, PLAN.noise_correlation), None, []
     for b in range(BLOCKS):
         past = one.features_LCT[..., 12 * b : 12 * b + 17]
-        local, glob = dit.casual_audio_encoder.encode_block(past[..., 5:], past[..., :5])
+        local, glob = dit.casual_audio_encoder.encode_block(past[:, :12, 5:], past[:, :12, :5])
         condition = {"audio_local": local, "audio_global": glob}
+        if len(past[0]) > 12:
+            condition["pose"] = pose_of(past[0, 12:, 5:])
         if first + b == 4 and clean is not None:
             condition["sink"] = clean
         block = Block(1, 0, first + b, 0, 12, noise(first + b), condition)
@@ -65,13 +68,13 @@ def torch_ops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("torch_ops")
-@pytest.mark.parametrize("first", [0, 37])
-def test_a_rollout_is_the_runtimes_stream_to_the_bit(first: int) -> None:
+@pytest.mark.parametrize(("first", "motion"), [(0, 0), (37, 0), (0, MOTION)])
+def test_a_rollout_is_the_runtimes_stream_to_the_bit(first: int, motion: int) -> None:
     """Seven blocks: the rings wrap around, the sink is refreshed. With the last step for exit, and the input of the third."""
-    dit = small_dit().requires_grad_(False)
-    expected = stream(dit, scene(), first)
-    assert torch.equal(Rollout(dit, PLAN, scene(), Course(first, BLOCKS, 3)).run(), expected[4])
-    early = Rollout(dit, PLAN, scene(), Course(first, 4, 2))
+    dit, one = small_dit(cond_dim=POSE).requires_grad_(False), scene(channels=12 + motion)
+    expected = stream(dit, one, first)
+    assert torch.equal(Rollout(dit, PLAN, one, Course(first, BLOCKS, 3)).run(), expected[4])
+    early = Rollout(dit, PLAN, one, Course(first, 4, 2))
     early.run()
     assert torch.equal(torch.cat(early.entered, dim=1), expected[2][:, :12])
 

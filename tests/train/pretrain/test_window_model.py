@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.train.miniature import small_dit
 
+from everface.networks.motion import MOTION, POSE, pose_of
 from everface.train.data.clips import Clips
 from everface.train.pretrain.plans import Stage1Plan
 from everface.train.pretrain.window_model import WindowModel, window_loss
@@ -16,20 +17,23 @@ from everface.train.pretrain.windows import TrainingWindow, draw_window
 from everface.train.synthetic.characters import region_weight
 
 
-def small_window(blocks: int, first_frame: int, sigma: float) -> TrainingWindow:
+def small_window(blocks: int, first_frame: int, sigma: float, channels: int = 12) -> TrainingWindow:
     g = torch.Generator().manual_seed(3)
     draw = lambda *size: torch.randn(*size, generator=g)  # noqa: E731  a name for a short expression
     return TrainingWindow(
         draw(1, 16, 3 * blocks, 8, 8), torch.full((1, blocks), sigma), draw(1, 16, 1, 8, 8), draw(1, 16, 19, 8, 8),
-        draw(1, 1, 12, 5 + 12 * blocks), first_frame, tuple(range(11, 11 + blocks)),
+        draw(1, 1, channels, 5 + 12 * blocks), first_frame, tuple(range(11, 11 + blocks)),
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("history", "sigma", "patch"), [("own", 0.6, 2), ("clean", 0.0, 2), ("fixed", 0.557, 2), ("own", 0.6, 1)])
-def test_window_equals_stream(history: str, sigma: float, patch: int) -> None:
+@pytest.mark.parametrize(
+    ("history", "sigma", "patch", "motion"),
+    [("own", 0.6, 2, 0), ("clean", 0.0, 2, 0), ("fixed", 0.557, 2, 0), ("own", 0.6, 1, 0), ("own", 0.6, 1, MOTION), ("clean", 0.0, 2, MOTION)],
+)
+def test_window_equals_stream(history: str, sigma: float, patch: int, motion: int) -> None:
     """Six blocks at one noise level: the parallel window gives the velocities of the runtime's ring, filled by the blocks themselves
     or, for the ablation's histories, by another pass after each."""
-    dit, window = small_dit(patch_size=(1, patch, patch)), small_window(blocks=6, first_frame=0, sigma=0.6)
+    dit, window = small_dit(patch_size=(1, patch, patch), cond_dim=POSE), small_window(blocks=6, first_frame=0, sigma=0.6, channels=12 + motion)
     past = None
     if history != "own":
         past = torch.randn(window.x0_B16Fhw.shape, generator=torch.Generator().manual_seed(8))
@@ -42,12 +46,13 @@ def test_window_equals_stream(history: str, sigma: float, patch: int) -> None:
         cache.prime(*dit.prefill_sink(window.reference_B16_1hw[0], window.motion_B16Thw[0], text_kv))
         for b in range(6):
             features = window.features_BLCF[0, :, :, 12 * b : 12 * b + 17]
-            audio = dit.casual_audio_encoder.encode_block(features[..., 5:], features[..., :5])
+            audio = dit.casual_audio_encoder.encode_block(features[:, :12, 5:], features[:, :12, :5])
+            given = {"pose_16Fhw": pose_of(features[0, 12:, 5:])} if motion else {}
             block = slice(3 * b, 3 * b + 3)
-            v = dit(window.x0_B16Fhw[0, :, block], dit.time(600.0), text_kv, audio, cache, block_index=b, sink_distance=11 + b)
+            v = dit(window.x0_B16Fhw[0, :, block], dit.time(600.0), text_kv, audio, cache, block_index=b, sink_distance=11 + b, **given)
             torch.testing.assert_close(v, parallel[:, block], atol=2e-5, rtol=1e-4)
             if past is not None:
-                dit(past[0, :, block], dit.time(1000 * sigma), text_kv, audio, cache, block_index=b, sink_distance=11 + b)
+                dit(past[0, :, block], dit.time(1000 * sigma), text_kv, audio, cache, block_index=b, sink_distance=11 + b, **given)
 
 
 def test_later_blocks_do_not_leak() -> None:

@@ -1,4 +1,4 @@
-"""Conditions of a session's blocks, one after the other: the audio brought to the model's level, motion drawn, both encoded."""
+"""Conditions of a session's blocks, one after the other: the audio brought to the model's level and encoded, and the pose of each frame."""
 
 from __future__ import annotations
 
@@ -11,43 +11,56 @@ from everface.models.live_avatar.audio_normalizer import AudioNormalizer
 from everface.models.live_avatar.conditions import Conditioner
 from everface.models.live_avatar.loudness import LoudnessFollower
 from everface.models.live_avatar.motion import MotionSource
+from everface.models.live_avatar.names import POSE
+from everface.networks.motion import pose_of
 from everface.runtime.messages import Tensors
 from everface.runtime.model import BlockFormat, Window
 
 
 class BlockConditions:
-    """One session's. Not thread-safe, but `interrupt` may be called from another thread."""
+    """One session's. Not thread-safe, but `interrupt` may be called from another thread.
 
-    def __init__(self, conditioner: Conditioner, format: BlockFormat, compat: str, seed: int) -> None:
-        self._conditioner, self._format, self._compat = conditioner, format, compat
+    regions_Ahw: of several speakers, 1 where each is seen and 0 elsewhere, cell by cell of a latent frame.
+    """
+
+    def __init__(self, conditioner: Conditioner, format: BlockFormat, compat: str, seed: int, regions_Ahw: Tensor | None = None) -> None:
+        self._conditioner, self._format, self._compat, self._regions_Ahw = conditioner, format, compat, regions_Ahw
         self._levels = [audio_level(conditioner, compat) for _ in range(format.audio_channels)]
         people = 1 if format.user_audio else format.audio_channels
-        self._motion = [MotionSource(seed, person) for person in range(people)] if conditioner.config.audio.motion else []
+        self._motion = [MotionSource(seed, person) for person in range(people)] if conditioner.config.motion else []
 
     def prepare(self, index: int, window: Window) -> Tensors:
-        """Audio tokens of block `index`, as `Conditioner.block` gives them; of several speakers with an axis A before. Windows come in order."""
+        """Audio tokens of block `index`, as `Conditioner.block` gives them, of several speakers with an axis A before; and where the model takes
+        it POSE, float32 [C, 3, 1, 1], of several speakers [C, 3, h, w]. Windows come in order."""
         voices = torch.atleast_2d(window.audio_S)
         voices = [level.apply(replace(window, audio_S=one_S)) if level else one_S for level, one_S in zip(self._levels, voices, strict=True)]
-        if self._format.user_audio:
-            return self._one(0, index, window.turn, *voices)
-        if window.audio_S.dim() == 1:
-            return self._one(0, index, window.turn, voices[0], None)
-        total_S = torch.stack(voices).sum(0)
-        each = [self._one(person, index, window.turn, one_S, total_S - one_S) for person, one_S in enumerate(voices)]  # speakers hear each other
-        return {name: torch.stack([tokens[name] for tokens in each]) for name in each[0]}
+        if window.audio_S.dim() == 1 or self._format.user_audio:
+            heard = [voices[1] if self._format.user_audio else None]
+            tokens = self._conditioner.block(voices[0], self._compat, heard[0])
+        else:
+            total_S = torch.stack(voices).sum(0)
+            heard = [total_S - one_S for one_S in voices]  # speakers hear each other
+            each = [self._conditioner.block(one_S, self._compat, heard_S) for one_S, heard_S in zip(voices, heard, strict=True)]
+            tokens = {name: torch.stack([of_one[name] for of_one in each]) for name in each[0]}
+        if not self._motion:
+            return tokens
+        begin = self._format.lookback_samples
+        of_block = slice(begin, begin + self._format.samples(index))
+        poses = [
+            pose_of(source.features(index, window.turn, one_S[of_block], None if heard_S is None else heard_S[of_block]))
+            for source, one_S, heard_S in zip(self._motion, voices, heard, strict=False)
+        ]  # fmt: skip
+        return tokens | {POSE: poses[0] if self._regions_Ahw is None else sum_of(poses, self._regions_Ahw)}
 
     def interrupt(self, wanted: int) -> None:
         """Blocks from number `wanted` on were not shown."""
         for source in self._motion:
             source.interrupt(wanted)
 
-    def _one(self, person: int, index: int, turn: int, voice_S: Tensor, user_S: Tensor | None) -> Tensors:
-        motion_LCT = None
-        if self._motion:
-            begin = self._format.lookback_samples
-            of_block = slice(begin, begin + self._format.samples(index))
-            motion_LCT = self._motion[person].features(index, turn, voice_S[of_block], None if user_S is None else user_S[of_block])
-        return self._conditioner.block(voice_S, self._compat, user_S, motion_LCT)
+
+def sum_of(poses: list[Tensor], regions_Ahw: Tensor) -> Tensor:
+    """[C, F, h, w] of poses [C, F, 1, 1]: each person's in its region, the mean where regions overlap."""
+    return torch.stack([pose * region_hw for pose, region_hw in zip(poses, regions_Ahw / regions_Ahw.sum(0).clamp(min=1), strict=True)]).sum(0)
 
 
 def audio_level(conditioner: Conditioner, compat: str) -> LoudnessFollower | AudioNormalizer | None:

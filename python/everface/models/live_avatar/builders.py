@@ -17,7 +17,7 @@ from everface.networks.audio.causal_encoder import CausalAudioEncoder
 from everface.networks.audio.features import FrontEnd, LogMel
 from everface.networks.familiarity import FILE as FAMILIARITY
 from everface.networks.familiarity import Familiarity
-from everface.networks.motion import MOTION
+from everface.networks.motion import POSE
 from everface.networks.text import NoText, Prompter, TextEncoder, UMT5Encoder, load_tokenizer
 from everface.networks.transformer.backbone import Backbone
 from everface.networks.transformer.dit import DiT
@@ -132,12 +132,14 @@ def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) 
     audio_encoder = CausalAudioEncoder(dit.dim, dit.audio_dim, dit.wav2vec_layers, dit.num_audio_token)
     load_into(audio_encoder, checkpoint.dit((AUDIO_ENCODER,)), AUDIO_ENCODER, torch.float32)
     front_end = build_front_end(checkpoint)
-    channels = front_end.channels * (2 if config.audio.listens else 1) + (MOTION if config.audio.motion else 0)
+    channels = front_end.channels * (2 if config.audio.listens else 1)
     if (front_end.layers, channels) != (dit.wav2vec_layers, dit.audio_dim):
         raise BadInput(
             f"the sound front end gives {front_end.layers} layers of {channels} channels where the transformer wants "
             f"{dit.wav2vec_layers} of {dit.audio_dim}: the parts of {weights} do not belong together"
         )
+    if config.motion and dit.cond_dim != POSE:
+        raise BadInput(f"the transformer of {weights} takes a pose of {dit.cond_dim} channels, where motion has {POSE}: correct config.json")
     audio_encoder.eval().requires_grad_(False)
     prompter = build_prompter(checkpoint, config.text, dit)
     return Conditioner(config, vae, audio_encoder, front_end, prompter, on, build_familiarity(weights))

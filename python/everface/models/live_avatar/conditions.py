@@ -94,18 +94,14 @@ class Conditioner:
         return self.familiarity.distance(reference_C1hw[:, 0])
 
     @torch.inference_mode()
-    def block(
-        self, pcm_S: torch.Tensor, compat: str, user_S: torch.Tensor | None = None, motion_LCT: torch.Tensor | None = None
-    ) -> Tensors:  # fmt: skip
+    def block(self, pcm_S: torch.Tensor, compat: str, user_S: torch.Tensor | None = None) -> Tensors:
         """Audio tokens of one block: local [3, K, D] and global [3, D]. user_S: of a model that listens, what the person hears; None: silence.
-        motion_LCT: of a model with channels of motion, theirs (`MotionSource.features`).
 
         `pcm_S` holds lookback + 12 frames + lookahead samples at 16 kHz. With compat "official" the five frames before the
         block are replaced by copies of its first one, as the released code does; by default the real past is used.
         """
         voices = [pcm_S, torch.zeros_like(pcm_S) if user_S is None else user_S] if self.config.audio.listens else [pcm_S]
-        features = [self.front_end.features(one_S, PAST_FRAMES + self.block_frames) for one_S in voices]
-        features_LCT = torch.cat(features if motion_LCT is None else [*features, motion_LCT], 1)
+        features_LCT = torch.cat([self.front_end.features(one_S, PAST_FRAMES + self.block_frames) for one_S in voices], 1)
         past_LCT, now_LCT = features_LCT[..., :PAST_FRAMES], features_LCT[..., PAST_FRAMES:]
         local_FKD, global_FD = self.audio_encoder.encode_block(now_LCT, None if compat == "official" else past_LCT)
         return {"audio_local": local_FKD, "audio_global": global_FD}

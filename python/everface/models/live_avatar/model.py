@@ -102,7 +102,8 @@ class LiveAvatarSession(SinkSession):
         self._shown = {SINK: self._tensors["reference"], "motion": self._tensors["motion"]}  # the image of the last change or cut
         super().__init__(dit.window_blocks if stream.refresh_sink else None, self._tensors["reference"])
         self.format = block_format(windowed, len(stream.speakers))
-        self._conditions = BlockConditions(windowed, self.format, stream.compat, stream.seed)
+        regions_Ahw = token_masks(stream.speakers, self._latent[1:]).view(-1, *self._latent[1:]) if stream.speakers else None
+        self._conditions = BlockConditions(windowed, self.format, stream.compat, stream.seed, regions_Ahw)
 
     def initial_state(self) -> tuple[Tensors, Params]:
         return self._tensors, {"seed": self._stream.seed, "rope_fp16": self._stream.compat == "official"}

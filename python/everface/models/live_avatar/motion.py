@@ -16,13 +16,12 @@ import torch
 from torch import Tensor
 
 from everface.core.config import FPS, SAMPLES_PER_FRAME
-from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.motion import NAMES, motion_features
 
 LOUD_RMS = 0.12  # of a voice that counts as 1
 HEARD = 0.12  # loudness from which somebody speaks
 EASE_FRAMES = 25  # in which a stream leaves the pose of its image
-STRESS = 0.05  # radians that a loud voice turns the head down
+STRESS = 0.03  # radians that a loud voice turns the head down
 PAUSE_FRAMES = 4  # of silence end a phrase
 PHRASE_FRAMES = 9  # the shortest phrase of another that is answered by a nod
 BLINK_FRAMES, BLINK_REST = 7, FPS  # a blink, and the least time between two
@@ -53,7 +52,6 @@ class MotionState:
     gaze: tuple[float, float] = (0.0, 0.0)
     gaze_left: int = FPS
     nod: tuple[int, int, float, int] = (0, 0, 0.0, 1)  # frame in it, length, depth in radians, dips
-    past: tuple[tuple[float, ...], ...] = ()  # the last frames
 
 
 class MotionSource:
@@ -62,18 +60,18 @@ class MotionSource:
     def __init__(self, seed: int, person: int = 0) -> None:
         self._seed = seed, person
         rng = np.random.Generator(np.random.PCG64([seed, person]))
-        self._turn = [_sway(rng, 0.055), _sway(rng, 0.10), _sway(rng, 0.045)]
-        self._body, self._shift = _sway(rng, 0.15, 0.03, 0.2), [_sway(rng, 0.22), _sway(rng, 0.12), _sway(rng, 0.15)]
+        self._turn = [_sway(rng, 0.03), _sway(rng, 0.05), _sway(rng, 0.022)]
+        self._body, self._shift = _sway(rng, 0.07, 0.03, 0.2), [_sway(rng, 0.10), _sway(rng, 0.06), _sway(rng, 0.07)]
         self._brow, self._mood = _sway(rng, 0.2), _sway(rng, 0.3, 0.03, 0.15)
         self._breath, self._phase = rng.uniform(0.2, 0.32), rng.uniform(0, 2 * math.pi)
-        self._tilt = float(rng.choice((-1, 1)) * rng.uniform(0.02, 0.07))
+        self._tilt = float(rng.choice((-1, 1)) * rng.uniform(0.012, 0.035))
         self._smile = float(rng.uniform(0.2, 0.5)) if rng.random() < SMILE_SHARE else 0.0
         self._states = {0: MotionState()}  # before block n
         self._last_turn, self._wanted = 0, 0
 
     def features(self, index: int, turn: int, voice_S: Tensor, user_S: Tensor | None) -> Tensor:
-        """[1, MOTION, 5 + T]: of T frames of block `index`, whose audio is given, and of the five before it. user_S: what the person hears. Blocks
-        come in rising order; in a new turn motion goes on from where it was before the block that `interrupt` named."""
+        """[MOTION, T] of the T frames of block `index`, whose audio is given. user_S: what the person hears. Blocks come in rising order; in a new
+        turn motion goes on from where it was before the block that `interrupt` named."""
         after = index
         if turn != self._last_turn:
             self._last_turn, after = turn, min(self._wanted, index)
@@ -84,10 +82,9 @@ class MotionSource:
         for own, other in zip(own_T, loudness(user_S) if user_S is not None else np.zeros_like(own_T), strict=True):
             state = self._advance(state, float(own), float(other), rng)
             rows.append(self._frame(state))
-        past = state.past or (rows[0],) * PAST_FRAMES
         self._states = {n: s for n, s in self._states.items() if index - KEPT_STATES < n <= after}
-        self._states[index + 1] = replace(state, past=tuple(rows[-PAST_FRAMES:]))
-        return motion_features(torch.tensor([*past, *rows]))[None]
+        self._states[index + 1] = state
+        return motion_features(torch.tensor(rows))
 
     def interrupt(self, wanted: int) -> None:
         """Blocks from number `wanted` on were not shown."""
@@ -110,7 +107,7 @@ class MotionSource:
         nod = (at + 1, length, depth, dips) if at < length else (0, 0, 0.0, 1)
         phrase = s.heard_for >= PHRASE_FRAMES and not hears
         if phrase and not nod[1] and rng.random() < 0.9:
-            nod = (0, int(rng.integers(16, 28)), float(rng.uniform(0.07, 0.14)), int(rng.integers(1, 4)))
+            nod = (0, int(rng.integers(16, 28)), float(rng.uniform(0.05, 0.09)), int(rng.integers(1, 4)))
         attention = s.attention + 0.05 * ((1.0 if hears else 0.0 if speaks else s.attention) - s.attention)
         return replace(
             s, frame=s.frame + 1, stress=s.stress + 0.12 * (own - s.stress), usual=s.usual + 0.01 * (own - s.usual), heard=s.heard + 0.15 * (other - s.heard),
@@ -124,7 +121,7 @@ class MotionSource:
         at_s, (at, length, depth, dips) = n / FPS, s.nod
         dip = depth * math.sin(math.pi * at / length) * math.sin(2 * math.pi * dips * at / length + 0.3) if length else 0.0
         pitch, yaw, roll = (curve(n) for curve in self._turn)
-        breath, sway = 0.10 * math.sin(2 * math.pi * self._breath * at_s + self._phase), self._body(n)
+        breath, sway = 0.06 * math.sin(2 * math.pi * self._breath * at_s + self._phase), self._body(n)
         right, up, near = (curve(n) for curve in self._shift)
         phase = s.since_blink + BLINK_FRAMES + 1  # 1 to BLINK_FRAMES in a blink
         blink = min(1.0, 1.45 * math.sin(math.pi * phase / (BLINK_FRAMES + 1))) if s.since_blink < 0 else 0.0

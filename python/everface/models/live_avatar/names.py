@@ -14,6 +14,7 @@ SHOT = "shot"  # into the first block of a shot: its number by its length; block
 DISSOLVE = "dissolve"  # with it: [1 + frames] in which the last frame before the cut fades out; again its length counts
 FORWARDS = "forwards"  # into a block: [forwards] of this block and the ones after it; its length counts, so that no device is waited for
 SPEAKERS = "speakers"  # of an opening: [A, 1, P, 1], the tokens of each speaker, where there are several
+POSE = "pose"  # into a block: [C, F, 1, 1] for the whole image, or [C, F, h, w], of models that take one
 FINITE = "finite"  # uint8 [roles so far]: 1 where everything that the role computed was finite
 DECODE = "decode"
 DECODE_COST = 0.6  # of a denoising step's

@@ -15,7 +15,7 @@ from everface.core.memory import keep_freed_memory
 from everface.kernels.video.to_rgb import to_rgb
 from everface.models.live_avatar.builders import build_decoder, build_dit, decoder_dtype, dtype_of
 from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
-from everface.models.live_avatar.names import CLEAN, DECODE, DISSOLVE, FINITE, FORWARDS, SHOT, SINK, SPEAKERS
+from everface.models.live_avatar.names import CLEAN, DECODE, DISSOLVE, FINITE, FORWARDS, POSE, SHOT, SINK, SPEAKERS
 from everface.networks.transformer.dit import BlockPosition, DiT, cache_shape
 from everface.networks.transformer.layers import KV, AudioKV, TextKV
 from everface.networks.transformer.rope import Rope
@@ -196,8 +196,9 @@ class StepRole:
         if self.step < forwards:
             run, state.runs[self.step] = state.runs[self.step], state.runs[self.step] + 1
             first, sink, start, used = self.position(state, block, run)
-            graph = self.captured(state, block.x, self.step == forwards - 1)
-            x, finite = graph.run(used, x=d.onto(block.x), first=first, sink=sink, start=start)
+            inputs = {name: d.onto(tensor) for name, tensor in (("x", block.x), (POSE, block.condition.get(POSE))) if tensor is not None}
+            graph = self.captured(state, inputs, self.step == forwards - 1)
+            x, finite = graph.run(used, **inputs, first=first, sink=sink, start=start)
         else:
             x, state.runs[self.step] = block.x, 0
             finite = torch.ones(1, dtype=torch.uint8, device=d.device)
@@ -213,8 +214,8 @@ class StepRole:
         dit = self.denoiser.dit
         return dit.block_position(dit.grid(block.x), block.index, sink_distance(state.seed, block.index, self.step), run)
 
-    def captured(self, state: SessionState, x: torch.Tensor, final: bool) -> CapturedGraph:
-        """This step over the state's caches. `final`: it goes to noise level 0."""
+    def captured(self, state: SessionState, inputs: Tensors, final: bool) -> CapturedGraph:
+        """This step over the state's caches. `final`: it goes to noise level 0. inputs: x and, of models that take one, the pose."""
         sigmas = (self.sigmas[0], 0.0 if final else self.sigmas[1])
         key, steps = (*sigmas, float(self.step)), state.slot_state.steps
         if key not in steps:
@@ -222,12 +223,12 @@ class StepRole:
             masks = state.slot_state.speakers_AFP1
             dit, cache, mod = d.dit, state.caches.cache(self.step, self.kept), self.mod
 
-            def step(used: int, x: torch.Tensor, **position: Any) -> tuple[torch.Tensor, ...]:
-                x = dit.step(x, *sigmas, mod, text, audio, cache, rope, BlockPosition(**position, used=used), masks)
+            def step(used: int, x: torch.Tensor, pose: torch.Tensor | None = None, **position: Any) -> tuple[torch.Tensor, ...]:
+                x = dit.step(x, *sigmas, mod, text, audio, cache, rope, BlockPosition(**position, used=used), pose, masks)
                 return x, all_finite(x)
 
             places = {n: torch.zeros((), dtype=torch.int64, device=d.device) for n in ("first", "sink", "start")}
-            steps[key] = CapturedGraph(step, {"x": torch.zeros_like(x, dtype=d.dtype, device=d.device), **places}, d.graph_pool)
+            steps[key] = CapturedGraph(step, {name: torch.zeros_like(tensor) for name, tensor in inputs.items()} | places, d.graph_pool)
         return steps[key]
 
     def close(self, closing: CloseSession) -> None:

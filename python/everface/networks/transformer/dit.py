@@ -73,8 +73,13 @@ class DiT(Backbone[DiTConfig]):
     # Embeddings
 
     def embed_patches(self, x_B16Fhw: torch.Tensor, pose_B16Fhw: torch.Tensor | None = None) -> torch.Tensor:
-        """Noisy latents -> x_BFPD. Without a pose its latents are zeros, of which the encoder leaves its bias."""
-        pose = self.cond_encoder.bias if pose_B16Fhw is None else self.cond_encoder(pose_B16Fhw)
+        """Noisy latents -> x_BFPD. The pose may be [B, C, F, 1, 1], the same everywhere. Without one its latents are zeros, of which the encoder
+        leaves its bias."""
+        if pose_B16Fhw is None:
+            pose = self.cond_encoder.bias
+        else:
+            everywhere = pose_B16Fhw.shape[-2:] == (1, 1)
+            pose = self.cond_encoder(pose_B16Fhw.expand(*pose_B16Fhw.shape[:-2], *self.cfg.patch_size[1:]) if everywhere else pose_B16Fhw)
         return self.patch_embedding(x_B16Fhw) + pose + self.trainable_cond_mask.weight[NOISY]
 
     def embed_reference(self, ref_B16_1hw: torch.Tensor) -> torch.Tensor:
@@ -195,10 +200,10 @@ class DiT(Backbone[DiTConfig]):
 
     def step(
         self, x_16Fhw: torch.Tensor, sigma: float, sigma_next: float, mod: StepMod, text_kv: list[TextKV], audio_kv: list[AudioKV],
-        cache: KVCache, rope: Rope, position: BlockPosition, masks_AFP1: torch.Tensor | None = None,
+        cache: KVCache, rope: Rope, position: BlockPosition, pose_16Fhw: torch.Tensor | None = None, masks_AFP1: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """The block at the next noise level: `tokens` and the Euler step along it."""
-        out = self.tokens(x_16Fhw, mod, text_kv, audio_kv, cache, rope, position, masks_AFP1=masks_AFP1)
+        out = self.tokens(x_16Fhw, mod, text_kv, audio_kv, cache, rope, position, pose_16Fhw, masks_AFP1)
         return flow_step_tokens(x_16Fhw[None], out, self.grid(x_16Fhw), self.head.patch, sigma, sigma_next)[0]
 
     def block_position(self, grid: tuple[int, int], block_index: int, sink_distance: int, run: int | None = None) -> BlockPosition:

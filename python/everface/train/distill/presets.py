@@ -15,8 +15,8 @@ from everface.train.pretrain.plans import HEADS_DIT, LARGE_HEADS_DIT, TINY_DIT, 
 
 def _trained(dit: DiTConfig, vae: VAEConfig, name: str, side: int, heads: bool = False, smaller: tuple[int, ...] = ()) -> ModelConfig:
     """A model that is trained here: log-mel audio, no text, square videos."""
-    audio, sizes = AudioConfig("logmel", listens=heads, motion=heads), tuple((side, side) for side in smaller)
-    return ModelConfig(dit, vae, audio, TextConfig("none"), name, (side, side), still_frames=STILL_FRAMES, smaller=sizes)
+    audio, sizes = AudioConfig("logmel", listens=heads), tuple((side, side) for side in smaller)
+    return ModelConfig(dit, vae, audio, TextConfig("none"), name, (side, side), still_frames=STILL_FRAMES, motion=heads, smaller=sizes)
 
 
 PRESETS = {

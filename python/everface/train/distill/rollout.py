@@ -19,6 +19,7 @@ from everface.core.config import LATENT_FRAMES
 from everface.kernels.fused.flow_step import flow_step
 from everface.models.live_avatar.conditions import Noise
 from everface.networks.audio.causal_encoder import PAST_FRAMES
+from everface.networks.motion import split_pose
 from everface.networks.transformer.dit import BlockPosition, DiT, StepMod
 from everface.networks.transformer.kv_cache import KVCache
 from everface.networks.transformer.layers import KV, AudioKV, TextKV
@@ -69,7 +70,7 @@ class Rollout:
                 if s == course.exit_step:
                     self.entered.append(x)
                 following = 0.0 if s == course.exit_step else levels[s + 1]
-                x = dit.step(x, levels[s], following, mods[s], text, audio, self._cache(s), self.rope, self.position(b, s))
+                x = dit.step(x, levels[s], following, mods[s], text, audio, self._cache(s), self.rope, self.position(b, s), self._pose(b))
             if plan.history != "own":
                 self._keep_history(b, x, text, audio)
             done.append(x)
@@ -86,7 +87,7 @@ class Rollout:
         text_kv = dit.text_kv(dit.embed_text(self.scene.text_LC))
         mod, audio, levels = dit.modulations(dit.time(self.schedule.timesteps[s])), self._audio(b), (self.schedule.sigmas[s], 0.0)
         copied = CopyOnWriteCache(cache.k_LNHd, cache.v_LNHd, cache.sink_k_LCHd)
-        x = dit.step(self.entered[b], *levels, mod, dit.stream_text_kv(text_kv), audio, copied, self.rope, self.position(b, s))
+        x = dit.step(self.entered[b], *levels, mod, dit.stream_text_kv(text_kv), audio, copied, self.rope, self.position(b, s), self._pose(b))
         before, slot = self.overwritten.pop(), self._slot(b)
         if before is not None:
             cache.k_LNHd[:, slot].copy_(before[0])
@@ -107,9 +108,17 @@ class Rollout:
         truth, sigma = self.scene.truth_16Fhw[:, self.n * b : self.n * (b + 1)], self.schedule.sigmas[self.course.start_step]
         return ((1 - sigma) * truth + sigma * noise).to(self.dtype)
 
-    def _audio(self, b: int) -> list[AudioKV]:
+    def _features(self, b: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Audio features of block b, with the frames before it, and its pose, if the clips have one."""
         length = LATENT_FRAMES * self.n
-        features = self.scene.features_LCT[..., length * b : length * (b + 1) + PAST_FRAMES]
+        features, pose = split_pose(self.scene.features_LCT[None, ..., length * b : length * (b + 1) + PAST_FRAMES], self.dit.cfg.audio_dim)
+        return features[0], None if pose is None else pose[0]
+
+    def _pose(self, b: int) -> torch.Tensor | None:
+        return self._features(b)[1]
+
+    def _audio(self, b: int) -> list[AudioKV]:
+        features, _ = self._features(b)
         local, glob = self.dit.casual_audio_encoder.encode_block(features[..., PAST_FRAMES:], features[..., :PAST_FRAMES])
         return self.dit.audio_kv(local, glob)
 
@@ -144,7 +153,7 @@ class Rollout:
         x = flow_step(x0, torch.randn(x0.shape, generator=g).to(x0) - x0, 0.0, sigma)
         mod: StepMod = dit.modulations(dit.time(1000 * sigma))
         step = self.course.exit_step
-        dit.tokens(x, mod, text, audio, self._cache(step), self.rope, self.position(b, step))
+        dit.tokens(x, mod, text, audio, self._cache(step), self.rope, self.position(b, step), self._pose(b))
 
 
 class CopyOnWriteCache(KVCache):

@@ -20,7 +20,7 @@ from everface.networks.audio.features import LogMel
 from everface.train.data.clips import MOVING_LATENTS, STILL_FRAMES
 from everface.train.data.drawn import BACKGROUND_SHARE, make_clip
 from everface.train.heads.light import sample_shot
-from everface.train.heads.motion.body import Body, body_actions, rest_turn, sample_body
+from everface.train.heads.motion.body import Body, body_actions, sample_body
 from everface.train.heads.motion.channels import body_motion, drawn_motion
 from everface.train.heads.motion.speech import Phonemes
 from everface.train.heads.motion.visemes import articulate, mouth_actions
@@ -106,7 +106,7 @@ class HeadClips:
         """uint8 [5 + T, H, W, 3]: the still reference image for five frames, then the moving ones; and their truth."""
         renderer = self.renderer
         renderer.show(seed, scene=replace(sample_shot(seed), grain=0.0, jpeg=0) if self.clean else None)
-        rest = Pose(REST, turn=tuple(rest_turn(body)))
+        rest = Pose(REST, turn=tuple(body.rest))
         frames, rows = [renderer.draw(rest)] * STILL_FRAMES, []
         for t, row in enumerate(articulators_TA):
             weights = body_actions(body, t)

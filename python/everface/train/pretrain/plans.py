@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from everface.core.config import DiTConfig
 from everface.core.errors import BadInput
-from everface.networks.motion import MOTION
+from everface.networks.motion import POSE
 from everface.train.engine.plan import RunPlan
 
 # The default model's transformer: small enough for two CPU cores in real time, official classes and key names.
@@ -14,9 +14,9 @@ TINY_DIT = DiTConfig(
     dim=192, ffn_dim=768, freq_dim=128, num_heads=4, num_layers=6, text_dim=16, text_len=1, audio_dim=160, wav2vec_layers=1,
     audio_inject_layers=(0, 1, 2, 3, 4, 5),
 )  # fmt: skip
-# Rendered people: features of its own voice, of what it hears, and of its motion; a token a latent cell, as 128 numbers of four are too many for this width;
+# Rendered people: features of its own voice, and of what it hears; a pose; a token a latent cell, as 128 numbers of four are too many for this width;
 # and so a window of two blocks, which costs what four cost otherwise.
-HEADS_DIT = replace(TINY_DIT, in_dim=32, out_dim=32, cond_dim=32, audio_dim=320 + MOTION, patch_size=(1, 1, 1), window_blocks=2)
+HEADS_DIT = replace(TINY_DIT, in_dim=32, out_dim=32, cond_dim=POSE, audio_dim=320, patch_size=(1, 1, 1), window_blocks=2)
 LARGE_HEADS_DIT = replace(
     HEADS_DIT, patch_size=(1, 2, 2), window_blocks=4, dim=1024, ffn_dim=4096, freq_dim=256, num_heads=8, num_layers=10, audio_inject_layers=(0, 2, 4, 6, 8)
 )  # fmt: skip

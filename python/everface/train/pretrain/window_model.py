@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.norm_rope import rotate
+from everface.networks.motion import split_pose
 from everface.networks.transformer.dit import DiT
 from everface.networks.transformer.layers import KV, Attend
 from everface.networks.transformer.rope import frames_table, sink_time
@@ -45,10 +46,13 @@ class WindowModel(nn.Module):
             x_B16Fhw = torch.cat([window.past_B16Fhw, x_B16Fhw], dim=2)
             sigma_BF = torch.cat([torch.full_like(sigma_BF, window.past_sigma), sigma_BF], dim=1)
             table = table.repeat(2, 1, 1)
-        x = dit.embed_patches(x_B16Fhw).float()  # before anything else: FSDP2 needs a method of the root to run first
+        features_BLCF, pose = split_pose(window.features_BLCF, cfg.audio_dim)
+        if pose is not None and twice:
+            pose = pose.repeat(1, 1, 2, 1, 1)
+        x = dit.embed_patches(x_B16Fhw, pose).float()  # before anything else: FSDP2 needs a method of the root to run first
         time = dit.time(sigma_BF * 1000)
         text_kv = dit.text_kv(dit.embed_text(torch.zeros(1, cfg.text_dim, device=device)))
-        local, glob = dit.casual_audio_encoder.encode_blocks(window.features_BLCF)
+        local, glob = dit.casual_audio_encoder.encode_blocks(features_BLCF)
         if twice:
             local, glob = local.repeat(1, 2, 1, 1), glob.repeat(1, 2, 1)
         sink = dit.prefill(window.reference_B16_1hw, window.motion_B16Thw, text_kv)

@@ -20,7 +20,7 @@ PHRASE_LEVEL, PHRASE_FRAMES = 0.12, 9  # loudness above which someone speaks; ho
 @dataclass(frozen=True)
 class Body:
     """Frame by frame: blink [T] 0..1, gaze [T, 2] (right, up), turn [T, 3] radians, shift [T, 3] and sway of the body [T, 3], brow [T], the
-    emotion and its strength [T], and whether the person listens [T]."""
+    emotion and its strength [T], and whether the person listens [T]. rest [3]: rotation of the head in the reference image."""
 
     blink: np.ndarray
     gaze: np.ndarray
@@ -31,11 +31,14 @@ class Body:
     emotion: str
     strength: np.ndarray
     listening: np.ndarray
+    rest: np.ndarray
 
 
 def sample_body(jaw_T: np.ndarray, user_T: np.ndarray | None, rng: np.random.Generator) -> Body:
     """Motion for a mouth that opens by jaw_T. user_T: how loud someone else speaks, 0..1, to a person who listens; None: nobody does. A
-    listener nods after a phrase, raises the brows with the other's voice, tilts the head and looks at the camera."""
+    listener nods after a phrase, raises the brows with the other's voice, tilts the head and looks at the camera.
+
+    Heads turn by 3 degrees at most, as of someone who speaks to a camera: docs/training/heads.md has why."""
     T = len(jaw_T)
     listening = user_T is not None
     time_s = np.arange(T) / FPS
@@ -46,13 +49,13 @@ def sample_body(jaw_T: np.ndarray, user_T: np.ndarray | None, rng: np.random.Gen
 
     stress = _smooth(jaw_T, 0.12)
     base = rng.normal(0, (0.03, 0.09, 0.03))
-    turn = np.stack([base[0] + sway(0.055) + 0.05 * (stress - stress.mean()), base[1] + sway(0.10), base[2] + sway(0.045)], 1)
+    turn = np.stack([base[0] + sway(0.03) + 0.03 * (stress - stress.mean()), base[1] + sway(0.05), base[2] + sway(0.022)], 1)
     if user_T is not None:
-        turn[:, 2] += rng.choice((-1, 1)) * rng.uniform(0.02, 0.07) * _smooth(np.minimum(1, 3 * user_T), 0.06)
+        turn[:, 2] += rng.choice((-1, 1)) * rng.uniform(0.012, 0.035) * _smooth(np.minimum(1, 3 * user_T), 0.06)
         for start, strength in nods(user_T, rng):  # one to three dips
             length = int(rng.integers(16, 28))
             t = np.arange(length) / length
-            dips = strength * rng.uniform(0.07, 0.14) * np.sin(np.pi * t) * np.sin(2 * np.pi * rng.integers(1, 4) * t + 0.3)
+            dips = strength * rng.uniform(0.05, 0.09) * np.sin(np.pi * t) * np.sin(2 * np.pi * rng.integers(1, 4) * t + 0.3)
             turn[start : start + length, 0] += dips[: T - start]
     gaze = np.zeros((T, 2))
     aim = rng.normal(0, (0.12, 0.06))
@@ -60,9 +63,9 @@ def sample_body(jaw_T: np.ndarray, user_T: np.ndarray | None, rng: np.random.Gen
         aim = rng.normal(0, (0.16, 0.07)) if listening or rng.random() < 0.7 else rng.normal(0, (0.5, 0.25))
         gaze[start:] = aim
     gaze[:, 0] -= 0.6 * (turn[:, 1] - base[1])  # eyes stay on the camera while the head turns
-    breath = 0.10 * np.sin(2 * np.pi * rng.uniform(0.2, 0.32) * time_s + rng.uniform(0, 6.28))
-    body = np.stack([sway(0.15, 0.03, 0.2), breath, np.zeros(T)], 1)
-    shift = np.stack([sway(0.22) + body[:, 0], sway(0.12) + 0.5 * breath, sway(0.15)], 1)
+    breath = 0.06 * np.sin(2 * np.pi * rng.uniform(0.2, 0.32) * time_s + rng.uniform(0, 6.28))
+    body = np.stack([sway(0.07, 0.03, 0.2), breath, np.zeros(T)], 1)
+    shift = np.stack([sway(0.10) + body[:, 0], sway(0.06) + 0.5 * breath, sway(0.07)], 1)
     emotion = str(rng.choice(list(EMOTIONS), p=(0.4, 0.32, 0.08, 0.12, 0.08)))
     strength = np.clip(rng.uniform(0.2, 0.9) * (0.75 + sway(0.5, 0.03, 0.15)), 0, 1)
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
@@ -70,12 +73,7 @@ def sample_body(jaw_T: np.ndarray, user_T: np.ndarray | None, rng: np.random.Gen
     brow = np.clip(0.1 + sway(0.2) + 0.45 * stress, 0, 1)
     if user_T is not None:
         brow = np.clip(brow + 0.5 * _smooth(user_T, 0.15), 0, 1)
-    return Body(blink, gaze, turn, shift, body, brow, emotion, strength, np.full(T, listening))
-
-
-def rest_turn(body: Body) -> np.ndarray:
-    """Rotation of the head in the reference image, [3] radians."""
-    return 0.5 * body.turn.mean(0)
+    return Body(blink, gaze, turn, shift, body, brow, emotion, strength, np.full(T, listening), base)
 
 
 def nods(user_T: np.ndarray, rng: np.random.Generator) -> list[tuple[int, float]]:

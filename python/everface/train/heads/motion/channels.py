@@ -7,11 +7,11 @@ import torch
 
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.motion import MOTION, NAMES, motion_features
-from everface.train.heads.motion.body import Body, rest_turn, sample_body
+from everface.train.heads.motion.body import Body, sample_body
 from everface.train.synthetic.parameters import ANIMATION
 
 # How far drawn characters move, as rendered people do: the ratios of their sways' amplitudes.
-DRAWN_RIGHT, DRAWN_UP, DRAWN_ROLL = 0.22 / 0.047, -0.12 / 0.032, 0.045 / 0.052
+DRAWN_RIGHT, DRAWN_UP, DRAWN_ROLL = 0.10 / 0.047, -0.06 / 0.032, 0.022 / 0.052
 
 
 def body_motion(body: Body) -> torch.Tensor:
@@ -31,7 +31,7 @@ def drawn_motion(anim_TA: torch.Tensor, rng: np.random.Generator) -> torch.Tenso
 
 def motion_of(body: Body) -> np.ndarray:
     """[T, MOTION] in the units of `networks.motion.CHANNELS`."""
-    pitch_yaw_roll = (body.turn - rest_turn(body)).T
+    pitch_yaw_roll = (body.turn - body.rest).T
     columns = dict(zip(NAMES, (*pitch_yaw_roll, *body.shift.T, body.body[:, 0], body.body[:, 1], *body.gaze.T, body.brow, body.blink)))
     if body.emotion != "neutral":
         columns[body.emotion] = body.strength
