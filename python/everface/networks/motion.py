@@ -1,7 +1,8 @@
-"""Channels of motion: how head, body, eyes and brows move, which a model takes as its pose.
+"""How head, body, eyes and brows move, besides the mouth, which follows the audio.
 
-Audio says how the mouth moves, and hardly anything of the rest. A model that gets the rest too has nothing left to guess in its few
-steps. `models.live_avatar.motion` makes them for a session; in training they are the truth of the rendered clip, and follow the audio's features.
+Audio hardly says anything of it, and a model that has to guess it shows a mean of all that may be in its few steps. So it is given: what moves
+within the face as the transformer's pose, what moves the head as a whole as a warp of the decoded frames (`networks.video.head_warp`).
+`models.live_avatar.motion` makes both for a session; in training the face's is the truth of the clip, and follows the audio's features.
 """
 
 from __future__ import annotations
@@ -12,42 +13,39 @@ from torch import Tensor
 from everface.core.config import LATENT_FRAMES
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 
-# (name, factor that brings its values to about -1..1, sign in a mirrored image), all relative to the reference image
-CHANNELS = (
-    ("pitch", 28.0, 1), ("yaw", 20.0, -1), ("roll", 40.0, -1),  # of the head: radians
-    ("right", 14.0, -1), ("up", 14.0, 1), ("near", 14.0, 1),  # of the head: units of the head model
-    ("sway", 20.0, -1), ("breath", 16.0, 1),  # of the body: the same units
+# Of the head, relative to the reference image: radians, then shift of the head in units of some 0.035 of the image's width, then of the body
+HEAD = ("pitch", "yaw", "roll", "right", "up", "near", "sway", "breath")
+# Of the face: (name, factor that brings its values to about -1..1, sign in a mirrored image)
+_FACE = (
     ("gaze_right", 4.0, -1), ("gaze_up", 6.0, 1),  # shares of how far eyes turn
     ("brow", 2.0, 1), ("blink", 2.0, 1),  # 0..1
     ("happy", 1.5, 1), ("sad", 1.5, 1), ("surprised", 1.5, 1), ("angry", 1.5, 1),  # strength, 0..1
 )  # fmt: skip
-MOTION = len(CHANNELS)
-POSE = LATENT_FRAMES * MOTION  # channels of a latent frame: those of its video frames, one after the other
-NAMES = tuple(name for name, _, _ in CHANNELS)
-EMOTIONS = NAMES[12:]
-_FACTORS_C = torch.tensor([factor for _, factor, _ in CHANNELS])
-_SIGNS_C = torch.tensor([float(sign) for _, _, sign in CHANNELS])
+FACE = tuple(name for name, _, _ in _FACE)
+POSE = LATENT_FRAMES * len(FACE)  # channels of a latent frame: those of its video frames, one after the other
+_FACTORS_C = torch.tensor([factor for _, factor, _ in _FACE])
+_SIGNS_C = torch.tensor([float(sign) for _, _, sign in _FACE])
 
 
-def motion_features(motion_TC: Tensor) -> Tensor:
-    """Features [MOTION, T] float32 of T video frames, from values in the units of `CHANNELS` [T, MOTION]."""
-    return (motion_TC.float() * _FACTORS_C).T.contiguous()
+def face_features(face_TC: Tensor) -> Tensor:
+    """Features [C, T] float32 of T video frames, from the values of FACE [T, C]."""
+    return (face_TC.float() * _FACTORS_C).T.contiguous()
 
 
-def pose_of(motion_CT: Tensor) -> Tensor:
-    """Features [..., MOTION, T] of whole latent frames as a pose [..., POSE, F, 1, 1], the same all over the image."""
-    return motion_CT.unflatten(-1, (-1, LATENT_FRAMES)).movedim(-1, -3).flatten(-3, -2)[..., None, None]
+def pose_of(features_CT: Tensor) -> Tensor:
+    """Features [..., C, T] of whole latent frames as a pose [..., POSE, F, 1, 1], the same all over the image."""
+    return features_CT.unflatten(-1, (-1, LATENT_FRAMES)).movedim(-1, -3).flatten(-3, -2)[..., None, None]
 
 
 def split_pose(features_BLCT: Tensor, audio_dim: int) -> tuple[Tensor, Tensor | None]:
-    """Features of a clip of five past frames and whole latent frames: the audio's, and the pose if there are channels of motion behind them."""
+    """Features of a clip of five past frames and whole latent frames: the audio's, and the pose if features of FACE follow them."""
     if features_BLCT.shape[2] == audio_dim:
         return features_BLCT, None
     return features_BLCT[:, :, :audio_dim], pose_of(features_BLCT[:, 0, audio_dim:, PAST_FRAMES:])
 
 
 def mirrored(features_LCT: Tensor) -> Tensor:
-    """Features [L, C, T], of which the last `MOTION` channels are motion, as the mirrored image has them."""
+    """Features [L, C, T], of which the last are those of FACE, as the mirrored image has them."""
     out = features_LCT.clone()
-    out[:, -MOTION:] *= _SIGNS_C[:, None].to(out)
+    out[:, -len(FACE) :] *= _SIGNS_C[:, None].to(out)
     return out

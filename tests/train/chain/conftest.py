@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.train.heads.conftest import assets as assets
 
-from everface.networks.motion import MOTION
+from everface.networks.motion import FACE
 from everface.train.chain.frames import HELD_OUT
 
 
@@ -20,7 +20,7 @@ def write_frames(folder: Path, count: int, size: int = 64) -> None:
         opening = rng.random(64).astype(np.float32)
         images = rng.integers(0, 255, (69, size, size, 3), np.uint8)
         np.savez(
-            folder / f"{n:05d}.npz", features=rng.random((1, 320 + MOTION, 69)).astype(np.float16), audio=rng.normal(0, 0.1, 64 * 640).astype(np.float32),
+            folder / f"{n:05d}.npz", features=rng.random((1, 320 + len(FACE), 69)).astype(np.float16), audio=rng.normal(0, 0.1, 64 * 640).astype(np.float32),
             opening=opening, width=opening[::-1].copy(), blink=0 * opening, turn=np.stack([opening, -opening, 0 * opening], 1),
         )  # fmt: skip
         np.save(folder / f"{n:05d}.npy", images)

@@ -12,7 +12,7 @@ from everface.core.config import Deployment, ModelConfig
 from everface.kernels import cpu
 from everface.models.live_avatar.conditions import Noise
 from everface.models.live_avatar.roles import Denoiser, StepRole
-from everface.networks.motion import MOTION, POSE, pose_of
+from everface.networks.motion import FACE, POSE, pose_of
 from everface.networks.transformer.dit import DiT
 from everface.networks.transformer.schedule import Schedule
 from everface.runtime.messages import Block, OpenSession
@@ -68,7 +68,7 @@ def torch_ops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("torch_ops")
-@pytest.mark.parametrize(("first", "motion"), [(0, 0), (37, 0), (0, MOTION)])
+@pytest.mark.parametrize(("first", "motion"), [(0, 0), (37, 0), (0, len(FACE))])
 def test_a_rollout_is_the_runtimes_stream_to_the_bit(first: int, motion: int) -> None:
     """Seven blocks: the rings wrap around, the sink is refreshed. With the last step for exit, and the input of the third."""
     dit, one = small_dit(cond_dim=POSE).requires_grad_(False), scene(channels=12 + motion)

@@ -10,7 +10,7 @@ import torch
 
 from everface.core.errors import Unavailable
 from everface.networks.audio.features import LogMel
-from everface.networks.motion import MOTION
+from everface.networks.motion import FACE
 from everface.train.chain.portraits import draw_portraits
 from everface.train.data.clips import STILL_FRAMES
 from everface.train.data.drawn import clip_generator
@@ -88,7 +88,7 @@ def test_a_listener_hears_a_voice_and_may_answer(source: HeadClips) -> None:
         for n in range(8):
             clip = source.draw(front_end, clip_generator(3, n), frames=64)
             user = clip.features_LCF[0, 160:320].float()
-            assert clip.truth is not None and clip.features_LCF.shape == (1, 320 + MOTION, 69) and user[:, 10:].std() > 0.1
+            assert clip.truth is not None and clip.features_LCF.shape == (1, 320 + len(FACE), 69) and user[:, 10:].std() > 0.1
             turns.append(bool(clip.truth.listening[-1] == 0))
             assert clip.truth.listening[0] == 1 and (user[:, -1].std() < 0.02) == turns[-1]  # whom it heard is silent in its turn
     finally:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.train.miniature import small_dit
 
-from everface.networks.motion import MOTION, POSE, pose_of
+from everface.networks.motion import FACE, POSE, pose_of
 from everface.train.data.clips import Clips
 from everface.train.pretrain.plans import Stage1Plan
 from everface.train.pretrain.window_model import WindowModel, window_loss
@@ -28,7 +28,7 @@ def small_window(blocks: int, first_frame: int, sigma: float, channels: int = 12
 
 @pytest.mark.parametrize(
     ("history", "sigma", "patch", "motion"),
-    [("own", 0.6, 2, 0), ("clean", 0.0, 2, 0), ("fixed", 0.557, 2, 0), ("own", 0.6, 1, 0), ("own", 0.6, 1, MOTION), ("clean", 0.0, 2, MOTION)],
+    [("own", 0.6, 2, 0), ("clean", 0.0, 2, 0), ("fixed", 0.557, 2, 0), ("own", 0.6, 1, 0), ("own", 0.6, 1, len(FACE)), ("clean", 0.0, 2, len(FACE))],
 )
 def test_window_equals_stream(history: str, sigma: float, patch: int, motion: int) -> None:
     """Six blocks at one noise level: the parallel window gives the velocities of the runtime's ring, filled by the blocks themselves

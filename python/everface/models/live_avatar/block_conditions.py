@@ -11,7 +11,7 @@ from everface.models.live_avatar.audio_normalizer import AudioNormalizer
 from everface.models.live_avatar.conditions import Conditioner
 from everface.models.live_avatar.loudness import LoudnessFollower
 from everface.models.live_avatar.motion import MotionSource
-from everface.models.live_avatar.names import POSE
+from everface.models.live_avatar.names import HEAD, POSE
 from everface.networks.motion import pose_of
 from everface.runtime.messages import Tensors
 from everface.runtime.model import BlockFormat, Window
@@ -30,8 +30,8 @@ class BlockConditions:
         self._motion = [MotionSource(seed, person) for person in range(people)] if conditioner.config.motion else []
 
     def prepare(self, index: int, window: Window) -> Tensors:
-        """Audio tokens of block `index`, as `Conditioner.block` gives them, of several speakers with an axis A before; and where the model takes
-        it POSE, float32 [C, 3, 1, 1], of several speakers [C, 3, h, w]. Windows come in order."""
+        """Audio tokens of block `index`, as `Conditioner.block` gives them, of several speakers with an axis A before; and of a
+        model with motion POSE and HEAD (`names`). Windows come in order."""
         voices = torch.atleast_2d(window.audio_S)
         voices = [level.apply(replace(window, audio_S=one_S)) if level else one_S for level, one_S in zip(self._levels, voices, strict=True)]
         if window.audio_S.dim() == 1 or self._format.user_audio:
@@ -46,11 +46,14 @@ class BlockConditions:
             return tokens
         begin = self._format.lookback_samples
         of_block = slice(begin, begin + self._format.samples(index))
-        poses = [
-            pose_of(source.features(index, window.turn, one_S[of_block], None if heard_S is None else heard_S[of_block]))
+        moves = [
+            source.block(index, window.turn, one_S[of_block], None if heard_S is None else heard_S[of_block])
             for source, one_S, heard_S in zip(self._motion, voices, heard, strict=False)
         ]  # fmt: skip
-        return tokens | {POSE: poses[0] if self._regions_Ahw is None else sum_of(poses, self._regions_Ahw)}
+        if self._regions_Ahw is None:
+            ((head_CT, face_CT),) = moves
+            return tokens | {POSE: pose_of(face_CT), HEAD: head_CT}
+        return tokens | {POSE: sum_of([pose_of(face_CT) for _, face_CT in moves], self._regions_Ahw)}
 
     def interrupt(self, wanted: int) -> None:
         """Blocks from number `wanted` on were not shown."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from everface.core.config import FPS, SAMPLES_PER_FRAME
-from everface.networks.motion import NAMES, motion_features
+from everface.networks.motion import FACE, HEAD, face_features
 
 LOUD_RMS = 0.12  # of a voice that counts as 1
 HEARD = 0.12  # loudness from which somebody speaks
@@ -69,14 +69,14 @@ class MotionSource:
         self._states = {0: MotionState()}  # before block n
         self._last_turn, self._wanted = 0, 0
 
-    def features(self, index: int, turn: int, voice_S: Tensor, user_S: Tensor | None) -> Tensor:
-        """[MOTION, T] of the T frames of block `index`, whose audio is given. user_S: what the person hears. Blocks come in rising order; in a new
-        turn motion goes on from where it was before the block that `interrupt` named."""
+    def block(self, index: int, turn: int, voice_S: Tensor, user_S: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Values of HEAD [8, T] and features of FACE [8, T], of the T frames of block `index`, whose audio is given. user_S: what the person hears.
+        Blocks come in rising order; in a new turn motion goes on from where it was before the block that `interrupt` named."""
         after = index
         if turn != self._last_turn:
             self._last_turn, after = turn, min(self._wanted, index)
         after = max((n for n in self._states if n <= after), default=min(self._states))
-        state, rows = self._states[after], list[tuple[float, ...]]()
+        state, rows = self._states[after], list[dict[str, float]]()
         rng = np.random.Generator(np.random.PCG64([*self._seed, 1 + state.frame]))
         own_T = loudness(voice_S)
         for own, other in zip(own_T, loudness(user_S) if user_S is not None else np.zeros_like(own_T), strict=True):
@@ -84,7 +84,8 @@ class MotionSource:
             rows.append(self._frame(state))
         self._states = {n: s for n, s in self._states.items() if index - KEPT_STATES < n <= after}
         self._states[index + 1] = state
-        return motion_features(torch.tensor(rows))
+        head_TC, face_TC = (torch.tensor([[row.get(name, 0.0) for name in names] for row in rows]) for names in (HEAD, FACE))
+        return head_TC.T.contiguous(), face_features(face_TC)
 
     def interrupt(self, wanted: int) -> None:
         """Blocks from number `wanted` on were not shown."""
@@ -115,8 +116,8 @@ class MotionSource:
             gaze=gaze, gaze_left=left, nod=nod,
         )  # fmt: skip
 
-    def _frame(self, s: MotionState) -> tuple[float, ...]:
-        """Values of `networks.motion.CHANNELS`."""
+    def _frame(self, s: MotionState) -> dict[str, float]:
+        """Values of HEAD and FACE by name, those that are not 0."""
         n = s.frame - 1
         at_s, (at, length, depth, dips) = n / FPS, s.nod
         dip = depth * math.sin(math.pi * at / length) * math.sin(2 * math.pi * dips * at / length + 0.3) if length else 0.0
@@ -132,7 +133,7 @@ class MotionSource:
         }  # fmt: skip
         ease = min(1.0, s.frame / EASE_FRAMES)
         ease *= ease * (3 - 2 * ease)
-        return tuple(ease * named.get(name, 0.0) if name != "blink" else blink for name in NAMES)
+        return {name: ease * value for name, value in named.items()} | {"blink": blink}
 
 
 def _sway(rng: np.random.Generator, amplitude: float, slow: float = 0.05, fast: float = 0.40) -> Curve:

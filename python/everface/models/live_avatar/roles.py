@@ -15,11 +15,12 @@ from everface.core.memory import keep_freed_memory
 from everface.kernels.video.to_rgb import to_rgb
 from everface.models.live_avatar.builders import build_decoder, build_dit, decoder_dtype, dtype_of
 from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
-from everface.models.live_avatar.names import CLEAN, DECODE, DISSOLVE, FINITE, FORWARDS, POSE, SHOT, SINK, SPEAKERS
+from everface.models.live_avatar.names import CLEAN, DECODE, DISSOLVE, FINITE, FORWARDS, HEAD, POSE, SHOT, SINK, SPEAKERS
 from everface.networks.transformer.dit import BlockPosition, DiT, cache_shape
 from everface.networks.transformer.layers import KV, AudioKV, TextKV
 from everface.networks.transformer.rope import Rope
 from everface.networks.transformer.schedule import Schedule, sink_distance
+from everface.networks.video.head_warp import warp_head
 from everface.networks.video.vae import VAE, VAEStream
 from everface.runtime.cache_pool import CachePool
 from everface.runtime.cuda_graph import CapturedGraph, GraphPool
@@ -204,7 +205,7 @@ class StepRole:
             finite = torch.ones(1, dtype=torch.uint8, device=d.device)
         kept = dict(block.condition)
         if self.last:  # the decoder needs no audio; the session waits for a shot's first clean latent to make it the new sink
-            kept = {name: kept[name] for name in (SHOT, DISSOLVE, "motion") if SHOT in kept}
+            kept = {name: kept[name] for name in (SHOT, DISSOLVE, "motion", HEAD) if name in kept and (SHOT in kept or name == HEAD)}
             if block.index == 0 or begins:
                 kept[CLEAN] = x[:, :1].float().cpu()
         return replace(block, x=x, condition=kept | noted(block, finite))
@@ -276,6 +277,8 @@ class DecodeRole:
                 condition = noted(block, finite_1)
                 if begin + latents >= total:
                     condition |= {name: block.condition[name] for name in (CLEAN,) if name in block.condition}
+                if HEAD in block.condition:
+                    video_3THW = warp_head(video_3THW, block.condition[HEAD][:, first : first + video_3THW.shape[1]])
                 frames_THW3 = to_rgb(video_3THW)
                 if fading_HW3 is not None:
                     dissolve(fading_HW3, frames_THW3, block.condition[DISSOLVE].numel() - 1, first)

@@ -118,7 +118,7 @@ def _render(
     torch.set_num_threads(1)
     start_log()
     log.setLevel("INFO")
-    source, front_end = HeadClips(assets, size, read_phoneme_speech(speech, held_out=True), drawn_share=0.0), LogMel()
+    source, front_end = HeadClips(assets, size, read_phoneme_speech(speech, held_out=True), drawn_share=0.0, still_head=True), LogMel()
     if worker == 0:
         log.info("rendering by %s", renderer_name(source.renderer))
     begin, cpu, done, said = time.monotonic(), time.process_time(), 0, time.monotonic()

@@ -16,6 +16,7 @@ from everface.train.synthetic.background import add_background
 from everface.train.synthetic.characters import render
 from everface.train.synthetic.identity import sample_identity
 from everface.train.synthetic.motion import mouth_targets, neutral, sample_motion
+from everface.train.synthetic.parameters import ANIMATION, HEAD
 from everface.train.synthetic.voices import is_held_out, read_wav
 
 BACKGROUND_SHARE, SILENT_SHARE = 0.5, 0.06  # of the clips: with background audio; without speech
@@ -42,16 +43,18 @@ def draw_audio(speech: list[torch.Tensor], samples: int, generator: torch.Genera
 
 
 def make_clip(
-    speech: list[torch.Tensor], front_end: LogMel, generator: torch.Generator, size: int = IMAGE_SIZE
+    speech: list[torch.Tensor], front_end: LogMel, generator: torch.Generator, size: int = IMAGE_SIZE, *, still_head: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One clip: rgb [3, 5 + 64, H, W] float32, features [L, C, 5 + 64], and the animation of the 64 moving frames, [64, A]. The frames follow the
-    voice, the features the mixed audio."""
+    voice, the features the mixed audio. still_head: mouth, eyes and brows move, the head does not."""
     frames = LATENT_FRAMES * MOVING_LATENTS
     before = front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
     voice_S, mixed_S = draw_audio(speech, before + frames * SAMPLES_PER_FRAME, generator)
     # The rule of the mouth is a low-pass filter: it starts on the past, which is cut off again.
     open_T, wide_T = mouth_targets(voice_S[front_end.lookback_samples :])
     anim = sample_motion(open_T[PAST_FRAMES:], wide_T[PAST_FRAMES:], generator)
+    if still_head:
+        anim[:, [ANIMATION.index(name) for name in HEAD]] = 0
     identity = sample_identity(1, generator)
     still = render(identity, neutral(1), size).expand(STILL_FRAMES, -1, -1, -1)
     rgb = torch.cat([still, render(identity, anim, size)]).permute(1, 0, 2, 3)

@@ -20,8 +20,8 @@ from everface.networks.audio.features import LogMel
 from everface.train.data.clips import MOVING_LATENTS, STILL_FRAMES
 from everface.train.data.drawn import BACKGROUND_SHARE, make_clip
 from everface.train.heads.light import sample_shot
-from everface.train.heads.motion.body import Body, body_actions, sample_body
-from everface.train.heads.motion.channels import body_motion, drawn_motion
+from everface.train.heads.motion.body import Body, body_actions, hold_head, sample_body
+from everface.train.heads.motion.channels import body_face, drawn_face
 from everface.train.heads.motion.speech import Phonemes
 from everface.train.heads.motion.visemes import articulate, mouth_actions
 from everface.train.heads.renderer import Pose, Renderer
@@ -58,7 +58,7 @@ class HeadClip(NamedTuple):
     """One clip as it is drawn."""
 
     images: np.ndarray  # uint8 [5 + T, H, W, 3]
-    features_LCF: torch.Tensor  # C: of the person's own voice; of what it hears, which is someone else's voice or silence; of its motion
+    features_LCF: torch.Tensor  # C: of the person's own voice; of what it hears, which is someone else's voice or silence; of its face
     audio_S: torch.Tensor  # of the moving frames, as the features have it; empty for drawn characters
     truth: Truth | None
 
@@ -68,10 +68,10 @@ class HeadClips:
 
     def __init__(
         self, assets: Path, size: int, speech: list[tuple[torch.Tensor, Phonemes]], drawn_share: float = DRAWN_SHARE,
-        listening_share: float = LISTENING_SHARE, clean: bool = False,
+        listening_share: float = LISTENING_SHARE, clean: bool = False, still_head: bool = False,
     ) -> None:  # fmt: skip
-        """clean: without the grain of a sensor and without JPEG, where frames are a truth to measure sharpness by."""
-        self.renderer, self.size, self.speech, self.clean = Renderer(assets, size), size, speech, clean
+        """clean: without the grain of a sensor and without JPEG, where frames are a truth to measure sharpness by. still_head: only faces move."""
+        self.renderer, self.size, self.speech, self.clean, self.still_head = Renderer(assets, size), size, speech, clean, still_head
         self.drawn_share, self.listening_share = drawn_share, listening_share
 
     def make(self, front_end: LogMel, generator: torch.Generator, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tensor, Truth | None]:
@@ -84,9 +84,9 @@ class HeadClips:
         seed = int(torch.randint(1 << 31, (1,), generator=generator))
         rng = np.random.Generator(np.random.PCG64([seed, 11]))
         if frames == FRAMES and rng.random() < self.drawn_share:
-            rgb, features, anim = make_clip([pcm for pcm, _ in self.speech], front_end, generator, self.size)
+            rgb, features, anim = make_clip([pcm for pcm, _ in self.speech], front_end, generator, self.size, still_head=self.still_head)
             silence = front_end.features(torch.zeros(front_end.lookback_samples + features.shape[-1] * SAMPLES_PER_FRAME), features.shape[-1])
-            return HeadClip(to_uint8(rgb).permute(1, 2, 3, 0).numpy(), torch.cat([features, silence, drawn_motion(anim, rng)], 1), torch.zeros(0), None)
+            return HeadClip(to_uint8(rgb).permute(1, 2, 3, 0).numpy(), torch.cat([features, silence, drawn_face(anim, rng)], 1), torch.zeros(0), None)
         listening = rng.random() < self.listening_share
         before = front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
         user_S = torch.zeros(before + frames * SAMPLES_PER_FRAME)
@@ -98,9 +98,10 @@ class HeadClips:
         moves = articulate(phonemes, voice_S[before:].numpy(), frames, 0.0, rng.uniform(0.8, 1.2)) if phonemes else np.tile([0, 0, 0, 0.6, 0, 0], (frames, 1))
         body = sample_body(moves[:, 0], loudness(user_S[before:]) if listening else None, rng)
         body.listening[turn:] = listening and turn == 0
+        body = hold_head(body) if self.still_head else body
         images, truth = self.render(seed, moves, body)
         features = [front_end.features(s, PAST_FRAMES + frames) for s in (mixed_S, user_S)]
-        return HeadClip(images, torch.cat([*features, body_motion(body)], 1), mixed_S[before:], truth)
+        return HeadClip(images, torch.cat([*features, body_face(body)], 1), mixed_S[before:], truth)
 
     def render(self, seed: int, articulators_TA: np.ndarray, body: Body) -> tuple[np.ndarray, Truth]:
         """uint8 [5 + T, H, W, 3]: the still reference image for five frames, then the moving ones; and their truth."""

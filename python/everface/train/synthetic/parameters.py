@@ -14,3 +14,4 @@ SHAPES = (
 )  # fmt: skip
 IDENTITY = tuple(f"{name}_{c}" for name in COLORS for c in "rgb") + SHAPES
 ANIMATION = ("open", "wide", "blink", "brow", "dx", "dy", "rot")  # 0..1 each; dx, dy image units; rot radians
+HEAD = ("dx", "dy", "rot")  # of those: what moves the head as a whole

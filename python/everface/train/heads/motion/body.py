@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -74,6 +74,11 @@ def sample_body(jaw_T: np.ndarray, user_T: np.ndarray | None, rng: np.random.Gen
     if user_T is not None:
         brow = np.clip(brow + 0.5 * _smooth(user_T, 0.15), 0, 1)
     return Body(blink, gaze, turn, shift, body, brow, emotion, strength, np.full(T, listening), base)
+
+
+def hold_head(body: Body) -> Body:
+    """The same with head and body at rest: only the face moves."""
+    return replace(body, turn=np.tile(body.rest, (len(body.turn), 1)), shift=np.zeros_like(body.shift), body=np.zeros_like(body.body))
 
 
 def nods(user_T: np.ndarray, rng: np.random.Generator) -> list[tuple[int, float]]:
