@@ -35,20 +35,20 @@ class BlockConditions:
         voices = torch.atleast_2d(window.audio_S)
         voices = [level.apply(replace(window, audio_S=one_S)) if level else one_S for level, one_S in zip(self._levels, voices, strict=True)]
         if window.audio_S.dim() == 1 or self._format.user_audio:
-            heard = [voices[1] if self._format.user_audio else None]
-            tokens = self._conditioner.block(voices[0], self._compat, heard[0])
+            users = [voices[1] if self._format.user_audio else None]
+            tokens = self._conditioner.block(voices[0], self._compat, users[0])
         else:
             total_S = torch.stack(voices).sum(0)
-            heard = [total_S - one_S for one_S in voices]  # speakers hear each other
-            each = [self._conditioner.block(one_S, self._compat, heard_S) for one_S, heard_S in zip(voices, heard, strict=True)]
+            users = [total_S - one_S for one_S in voices]  # speakers hear each other
+            each = [self._conditioner.block(one_S, self._compat, user_S) for one_S, user_S in zip(voices, users, strict=True)]
             tokens = {name: torch.stack([of_one[name] for of_one in each]) for name in each[0]}
         if not self._motion:
             return tokens
         begin = self._format.lookback_samples
         of_block = slice(begin, begin + self._format.samples(index))
         moves = [
-            source.block(index, window.turn, one_S[of_block], None if heard_S is None else heard_S[of_block])
-            for source, one_S, heard_S in zip(self._motion, voices, heard, strict=False)
+            source.block(index, window.turn, one_S[of_block], None if user_S is None else user_S[of_block])
+            for source, one_S, user_S in zip(self._motion, voices, users, strict=False)
         ]  # fmt: skip
         if self._regions_Ahw is None:
             ((head_CT, face_CT),) = moves

@@ -19,7 +19,7 @@ from everface.core.config import FPS, SAMPLES_PER_FRAME
 from everface.networks.motion import FACE, HEAD, face_features
 
 LOUD_RMS = 0.12  # of a voice that counts as 1
-HEARD = 0.12  # loudness from which somebody speaks
+SPEECH_LEVEL = 0.12  # loudness from which somebody speaks
 EASE_FRAMES = 25  # in which a stream leaves the pose of its image
 STRESS = 0.03  # radians that a loud voice turns the head down
 PAUSE_FRAMES = 4  # of silence end a phrase
@@ -42,10 +42,10 @@ class MotionState:
     frame: int = 0
     stress: float = 0.0  # loudness of the person, smoothed
     usual: float = 0.0  # the same over seconds
-    heard: float = 0.0  # loudness of the other, smoothed
+    user_level: float = 0.0  # loudness of the other, smoothed
     spoken: int = 0  # frames for which the person has spoken
     quiet: int = PAUSE_FRAMES  # frames since
-    heard_for: int = 0
+    user_speaks_for: int = 0
     attention: float = 0.0  # 1: listens
     since_blink: int = 0
     blink_due: int = 2 * FPS  # frames after the last one, at the latest
@@ -93,7 +93,7 @@ class MotionSource:
 
     def _advance(self, s: MotionState, own: float, other: float, rng: np.random.Generator) -> MotionState:
         """The next frame's."""
-        speaks, hears = own > HEARD, other > HEARD and own <= HEARD
+        speaks, hears = own > SPEECH_LEVEL, other > SPEECH_LEVEL and own <= SPEECH_LEVEL
         spoken, quiet = (s.spoken + 1, 0) if speaks else (s.spoken, s.quiet + 1)
         ended = quiet == PAUSE_FRAMES and spoken > 0
         since, due = s.since_blink + 1, s.blink_due
@@ -106,13 +106,13 @@ class MotionSource:
             gaze, left = (float(right), float(up)), int(rng.integers(*GAZE_FRAMES))
         at, length, depth, dips = s.nod
         nod = (at + 1, length, depth, dips) if at < length else (0, 0, 0.0, 1)
-        phrase = s.heard_for >= PHRASE_FRAMES and not hears
+        phrase = s.user_speaks_for >= PHRASE_FRAMES and not hears
         if phrase and not nod[1] and rng.random() < 0.9:
             nod = (0, int(rng.integers(16, 28)), float(rng.uniform(0.05, 0.09)), int(rng.integers(1, 4)))
         attention = s.attention + 0.05 * ((1.0 if hears else 0.0 if speaks else s.attention) - s.attention)
         return replace(
-            s, frame=s.frame + 1, stress=s.stress + 0.12 * (own - s.stress), usual=s.usual + 0.01 * (own - s.usual), heard=s.heard + 0.15 * (other - s.heard),
-            spoken=0 if ended else spoken, quiet=quiet, heard_for=s.heard_for + 1 if hears else 0, attention=attention, since_blink=since, blink_due=due,
+            s, frame=s.frame + 1, stress=s.stress + 0.12 * (own - s.stress), usual=s.usual + 0.01 * (own - s.usual), user_level=s.user_level + 0.15 * (other - s.user_level),
+            spoken=0 if ended else spoken, quiet=quiet, user_speaks_for=s.user_speaks_for + 1 if hears else 0, attention=attention, since_blink=since, blink_due=due,
             gaze=gaze, gaze_left=left, nod=nod,
         )  # fmt: skip
 
@@ -129,7 +129,7 @@ class MotionSource:
         named = {
             "pitch": pitch + STRESS * (s.stress - s.usual) + dip, "yaw": yaw, "roll": roll + self._tilt * s.attention, "right": right + sway, "up": up + 0.5 * breath,
             "near": near, "sway": sway, "breath": breath, "gaze_right": s.gaze[0] - 0.6 * yaw, "gaze_up": s.gaze[1],
-            "brow": min(1.0, max(0.0, 0.1 + self._brow(n) + 0.45 * s.stress + 0.5 * s.heard)), "happy": max(0.0, self._smile * (0.75 + self._mood(n))),
+            "brow": min(1.0, max(0.0, 0.1 + self._brow(n) + 0.45 * s.stress + 0.5 * s.user_level)), "happy": max(0.0, self._smile * (0.75 + self._mood(n))),
         }  # fmt: skip
         ease = min(1.0, s.frame / EASE_FRAMES)
         ease *= ease * (3 - 2 * ease)
