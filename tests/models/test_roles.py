@@ -14,7 +14,7 @@ from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
 from everface.core.errors import BadInput, Unavailable
 from everface.kernels.fused.flow_step import flow_step_tokens
 from everface.models.live_avatar.builders import decoder_dtype, dtype_of
-from everface.models.live_avatar.names import CLEAN, DISSOLVE, FINITE, SHOT
+from everface.models.live_avatar.names import CLEAN, DISSOLVE, FINITE, HEAD, SHOT
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
 from everface.networks.transformer.dit import DiT
 from everface.networks.transformer.schedule import Schedule, sink_distance
@@ -217,9 +217,22 @@ def decoded(frames: str, device: str = "cpu") -> torch.Tensor:
     return role.run(Block(1, 0, 0, 0, 12, drawn(2, 16, 3, 4, 4), {})).x
 
 
-@pytest.mark.parametrize(("kept", "faded"), [(12, 0), (12, 6), (5, 0)])
-def test_a_block_in_parts_is_the_same_block(kept: int, faded: int) -> None:
-    """Two blocks, of which the second begins a shot where something fades, and of which `kept` frames are wanted."""
+def test_the_head_moves_in_decoded_frames() -> None:
+    def frames(condition: dict[str, torch.Tensor]) -> torch.Tensor:
+        torch.manual_seed(0)
+        role = DecodeRole(VAE(VAEConfig(dim=4, encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1, 1)), encoder=False), Deployment())
+        role.open(OpenSession(1, {"motion": drawn(1, 16, 7, 4, 4)}, {}))
+        return role.run(Block(1, 0, 0, 0, 12, drawn(2, 16, 3, 4, 4), condition)).x.int()
+
+    moved_8T = torch.zeros(8, 12)
+    moved_8T[1, 6:] = 0.2  # yaw, from the seventh frame on
+    still, moved = frames({}), frames({HEAD: moved_8T})
+    assert (still[:6] - moved[:6]).abs().max() <= 1 and (still[6:] - moved[6:]).abs().float().mean() > 0.5
+
+
+@pytest.mark.parametrize(("kept", "faded", "turned"), [(12, 0, 0.0), (12, 6, 0.0), (5, 0, 0.0), (12, 0, 0.2)])
+def test_a_block_in_parts_is_the_same_block(kept: int, faded: int, turned: float) -> None:
+    """Two blocks, of which the second begins a shot where something fades, and of which `kept` frames are wanted. turned: a head, ever farther."""
     torch.manual_seed(0)
     vae = VAE(VAEConfig(dim=4, encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1, 1)), encoder=False)
     seen = {}
@@ -227,7 +240,8 @@ def test_a_block_in_parts_is_the_same_block(kept: int, faded: int) -> None:
         role = DecodeRole(vae, Deployment())
         role.open(OpenSession(1, {"motion": drawn(1, 16, 7, 4, 4)}, {}))
         condition = {"motion": drawn(3, 16, 7, 4, 4), SHOT: torch.zeros(1), DISSOLVE: torch.zeros(1 + faded)} if faded else {}
-        second = {**condition, CLEAN: drawn(5, 16, 1, 4, 4)}
+        head = {HEAD: torch.linspace(0, turned, 12).expand(8, 12)} if turned else {}
+        second = {**condition, **head, CLEAN: drawn(5, 16, 1, 4, 4)}
         blocks = [Block(1, 0, 0, 0, kept, drawn(2, 16, 3, 4, 4), {}), Block(1, 0, 1, 7680, kept, drawn(4, 16, 3, 4, 4), second)]
         made = [list(role.run_parts(b)) if parts else [role.run(b)] for b in blocks]
         assert [[part.first for part in block] for block in made] == ([[0, 4, 8]] * 2 if parts else [[0]] * 2)

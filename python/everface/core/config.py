@@ -211,7 +211,7 @@ class ModelConfig:
     size: tuple[int, int] | None = None  # (height, width) the model was trained at, None: any multiple of 64
     noise_correlation: float = 0.0  # of the initial noise between consecutive latent frames; 0: independent, as upstream
     still_frames: int = 73  # 1 + 4k repeats of the reference image, encoded as motion history; the last latent fills the rest
-    motion: bool = False  # the pose of each frame is drawn for a session (`networks.motion`); else there is none, as upstream
+    motion: bool = False  # how head and face move is drawn for a session (`networks.motion`); else left to chance, as upstream
     smaller: tuple[tuple[int, int], ...] = ()  # other sizes that it was trained at as well, the largest first: for machines that are slow
 
     @classmethod

@@ -32,6 +32,15 @@ def test_background_is_in_the_features_and_does_not_move_the_face(monkeypatch):
     assert (alone - mixed).abs().mean() > 0.1
 
 
+def test_a_still_head_stays_where_it_is():
+    front_end = LogMel()
+    _, _, anim = drawn.make_clip([hum()], front_end, seeded(3))
+    rgb, _, held = drawn.make_clip([hum()], front_end, seeded(3), still_head=True)
+    assert anim[:, -3:].abs().amax(0).min() > 0.005 and not held[:, -3:].any() and torch.equal(held[:, :-3], anim[:, :-3])
+    corner = rgb[:, 5:, :8, :8]  # of the background, which is drawn behind the head
+    assert torch.equal(corner, corner[:, :1].expand_as(corner))
+
+
 def test_music_or_noise_alone_leaves_the_mouth_shut(monkeypatch):
     monkeypatch.setattr(drawn, "SILENT_SHARE", 1.0)
     monkeypatch.setattr(drawn, "BACKGROUND_SHARE", 1.0)

@@ -6,11 +6,15 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from everface.core.config import FPS, SAMPLE_RATE
-from everface.train.heads.motion.body import body_actions, nods, sample_body
+from everface.networks.motion import FACE, face_features
+from everface.train.heads.motion.body import body_actions, hold_head, nods, sample_body
+from everface.train.heads.motion.channels import body_face, drawn_face
 from everface.train.heads.motion.speech import speak
 from everface.train.heads.motion.visemes import articulate, mouth_actions
+from everface.train.synthetic.parameters import ANIMATION
 
 LOUD = 0.2 * np.sin(np.arange(2 * SAMPLE_RATE) * 0.2).astype(np.float32)
 
@@ -48,6 +52,28 @@ def test_a_body_moves_within_limits(listening: bool) -> None:
     assert body.blink.max() > 0.9 and all(0 <= v <= 1.2 for t in range(200) for v in body_actions(body, t).values())
     again = sample_body(jaw, heard, np.random.Generator(np.random.PCG64(3)))
     assert np.array_equal(body.turn, again.turn) and np.array_equal(body.blink, again.blink)
+
+
+def test_a_held_head_is_at_rest_and_its_face_is_not() -> None:
+    moving = sample_body(np.abs(np.sin(np.arange(200) * 0.5)), None, np.random.Generator(np.random.PCG64(3)))
+    held = hold_head(moving)
+    assert np.ptp(held.turn, 0).max() == 0 and not held.shift.any() and not held.body.any() and np.ptp(moving.turn, 0).min() > 0.01
+    assert np.array_equal(held.turn[0], moving.rest) and np.abs(moving.turn - moving.rest).max() < 0.15
+    assert np.array_equal(held.blink, moving.blink) and np.array_equal(held.gaze, moving.gaze)
+
+
+def test_features_of_a_face_are_its_truth() -> None:
+    rng = np.random.Generator(np.random.PCG64(5))
+    body = sample_body(np.zeros(40), None, rng)
+    features = body_face(body)[0]
+    assert features.shape == (len(FACE), 45) and torch.equal(features[:, :5], features[:, 5:6].expand(-1, 5))
+    unit = face_features(torch.ones(1, len(FACE)))
+    for name, values in (("blink", body.blink), ("gaze_up", body.gaze[:, 1]), ("brow", body.brow)):
+        assert np.allclose(features[FACE.index(name), 5:] / unit[FACE.index(name)], values, atol=1e-5)
+    anim = torch.rand(40, len(ANIMATION), generator=torch.Generator().manual_seed(1))
+    drawn = drawn_face(anim, rng)[0]
+    assert np.allclose(drawn[FACE.index("blink"), 5:] / unit[FACE.index("blink")], anim[:, ANIMATION.index("blink")], atol=1e-5)
+    assert drawn[FACE.index("gaze_right")].abs().max() > 0  # it cannot be seen, and is to be passed over
 
 
 def test_a_listener_nods_after_phrases_and_not_before() -> None:

@@ -1,8 +1,8 @@
 """How a person moves who speaks, listens or waits: head, body, gaze, blinks and brows of each frame, for models with channels of motion.
 
 Drawn from the session's seed, and moved by how loud the person and the one it hears are: the head goes with stressed syllables, lids fall as a
-phrase ends, and a listener nods after the other's phrase. The same audio and seed give the same motion on every placement. Amplitudes and rates
-are those of the rendered people of the training (`train.heads.motion.body`), whose motion knows the mouth and what comes next; this one is causal.
+phrase ends, and a listener nods after the other's phrase. The same audio and seed give the same motion on every placement. Rendered people
+(`train.heads.motion.body`) move by the same amplitudes, but their motion knows the mouth and what comes next; this one is causal.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,11 @@ from everface.networks.motion import FACE, HEAD, face_features
 LOUD_RMS = 0.12  # of a voice that counts as 1
 SPEECH_LEVEL = 0.12  # loudness from which somebody speaks
 EASE_FRAMES = 25  # in which a stream leaves the pose of its image
-STRESS = 0.03  # radians that a loud voice turns the head down
+# How far a head goes: radians of (pitch, yaw, roll), of a loud voice, of a listener's tilt and nods; head units of shift (right, up, near), body and breath
+TURN, STRESS, TILT, NOD = (0.03, 0.05, 0.022), 0.03, (0.012, 0.035), (0.05, 0.09)
+SHIFT, SWAY, BREATH = (0.10, 0.06, 0.07), 0.07, 0.06
+BREATH_HERTZ = (0.2, 0.32)
+NOD_FRAMES, NOD_DIPS = (16, 28), (1, 4)
 PAUSE_FRAMES = 4  # of silence end a phrase
 PHRASE_FRAMES = 9  # the shortest phrase of another that is answered by a nod
 BLINK_FRAMES, BLINK_REST = 7, FPS  # a blink, and the least time between two
@@ -31,8 +36,8 @@ AWAY_SHARE = 0.3  # of the places are not the camera's, while the person does no
 KEPT_STATES = 32  # blocks
 SMILE_SHARE = 0.5  # of the sessions have a faint smile
 
-Curve = Callable[[int], float]
-"""Frame number to value."""
+Curve = Callable[[Any], Any]
+"""Frame number to value; also of several, as an array."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,11 @@ class MotionSource:
     def __init__(self, seed: int, person: int = 0) -> None:
         self._seed = seed, person
         rng = np.random.Generator(np.random.PCG64([seed, person]))
-        self._turn = [_sway(rng, 0.03), _sway(rng, 0.05), _sway(rng, 0.022)]
-        self._body, self._shift = _sway(rng, 0.07, 0.03, 0.2), [_sway(rng, 0.10), _sway(rng, 0.06), _sway(rng, 0.07)]
-        self._brow, self._mood = _sway(rng, 0.2), _sway(rng, 0.3, 0.03, 0.15)
-        self._breath, self._phase = rng.uniform(0.2, 0.32), rng.uniform(0, 2 * math.pi)
-        self._tilt = float(rng.choice((-1, 1)) * rng.uniform(0.012, 0.035))
+        self._turn = [sway(rng, amplitude) for amplitude in TURN]
+        self._body, self._shift = sway(rng, SWAY, 0.03, 0.2), [sway(rng, amplitude) for amplitude in SHIFT]
+        self._brow, self._mood = sway(rng, 0.2), sway(rng, 0.3, 0.03, 0.15)
+        self._breath, self._phase = rng.uniform(*BREATH_HERTZ), rng.uniform(0, 2 * math.pi)
+        self._tilt = float(rng.choice((-1, 1)) * rng.uniform(*TILT))
         self._smile = float(rng.uniform(0.2, 0.5)) if rng.random() < SMILE_SHARE else 0.0
         self._states = {0: MotionState()}  # before block n
         self._last_turn, self._wanted = 0, 0
@@ -108,7 +113,7 @@ class MotionSource:
         nod = (at + 1, length, depth, dips) if at < length else (0, 0, 0.0, 1)
         phrase = s.user_speaks_for >= PHRASE_FRAMES and not hears
         if phrase and not nod[1] and rng.random() < 0.9:
-            nod = (0, int(rng.integers(16, 28)), float(rng.uniform(0.05, 0.09)), int(rng.integers(1, 4)))
+            nod = (0, int(rng.integers(*NOD_FRAMES)), float(rng.uniform(*NOD)), int(rng.integers(*NOD_DIPS)))
         attention = s.attention + 0.05 * ((1.0 if hears else 0.0 if speaks else s.attention) - s.attention)
         return replace(
             s, frame=s.frame + 1, stress=s.stress + 0.12 * (own - s.stress), usual=s.usual + 0.01 * (own - s.usual), user_level=s.user_level + 0.15 * (other - s.user_level),
@@ -122,13 +127,13 @@ class MotionSource:
         at_s, (at, length, depth, dips) = n / FPS, s.nod
         dip = depth * math.sin(math.pi * at / length) * math.sin(2 * math.pi * dips * at / length + 0.3) if length else 0.0
         pitch, yaw, roll = (curve(n) for curve in self._turn)
-        breath, sway = 0.06 * math.sin(2 * math.pi * self._breath * at_s + self._phase), self._body(n)
+        breath, body = BREATH * math.sin(2 * math.pi * self._breath * at_s + self._phase), self._body(n)
         right, up, near = (curve(n) for curve in self._shift)
         phase = s.since_blink + BLINK_FRAMES + 1  # 1 to BLINK_FRAMES in a blink
         blink = min(1.0, 1.45 * math.sin(math.pi * phase / (BLINK_FRAMES + 1))) if s.since_blink < 0 else 0.0
         named = {
-            "pitch": pitch + STRESS * (s.stress - s.usual) + dip, "yaw": yaw, "roll": roll + self._tilt * s.attention, "right": right + sway, "up": up + 0.5 * breath,
-            "near": near, "sway": sway, "breath": breath, "gaze_right": s.gaze[0] - 0.6 * yaw, "gaze_up": s.gaze[1],
+            "pitch": pitch + STRESS * (s.stress - s.usual) + dip, "yaw": yaw, "roll": roll + self._tilt * s.attention, "right": right + body, "up": up + 0.5 * breath,
+            "near": near, "sway": body, "breath": breath, "gaze_right": s.gaze[0] - 0.6 * yaw, "gaze_up": s.gaze[1],
             "brow": min(1.0, max(0.0, 0.1 + self._brow(n) + 0.45 * s.stress + 0.5 * s.user_level)), "happy": max(0.0, self._smile * (0.75 + self._mood(n))),
         }  # fmt: skip
         ease = min(1.0, s.frame / EASE_FRAMES)
@@ -136,11 +141,10 @@ class MotionSource:
         return {name: ease * value for name, value in named.items()} | {"blink": blink}
 
 
-def _sway(rng: np.random.Generator, amplitude: float, slow: float = 0.05, fast: float = 0.40) -> Curve:
+def sway(rng: np.random.Generator, amplitude: float, slow: float = 0.05, fast: float = 0.40) -> Curve:
     """Three sines between these frequencies in Hz, which together reach the amplitude."""
-    hertz, phase, weight = rng.uniform(slow, fast, 3).tolist(), rng.uniform(0, 2 * math.pi, 3).tolist(), (0.3 + rng.random(3)).tolist()
-    total = sum(weight)
-    return lambda n: amplitude * sum(w * math.sin(2 * math.pi * h * n / FPS + p) for h, p, w in zip(hertz, phase, weight, strict=True)) / total
+    hertz, phase, weight = rng.uniform(slow, fast, 3), rng.uniform(0, 2 * np.pi, 3), 0.3 + rng.random(3)
+    return lambda n: amplitude * sum(w * np.sin(2 * np.pi * h * n / FPS + p) for h, p, w in zip(hertz, phase, weight / weight.sum(), strict=True))
 
 
 def loudness(voice_S: Tensor) -> np.ndarray:

@@ -205,7 +205,8 @@ class StepRole:
             finite = torch.ones(1, dtype=torch.uint8, device=d.device)
         kept = dict(block.condition)
         if self.last:  # the decoder needs no audio; the session waits for a shot's first clean latent to make it the new sink
-            kept = {name: kept[name] for name in (SHOT, DISSOLVE, "motion", HEAD) if name in kept and (SHOT in kept or name == HEAD)}
+            of_shot = (SHOT, DISSOLVE, "motion") if SHOT in kept else ()
+            kept = {name: kept[name] for name in (*of_shot, HEAD) if name in kept}
             if block.index == 0 or begins:
                 kept[CLEAN] = x[:, :1].float().cpu()
         return replace(block, x=x, condition=kept | noted(block, finite))

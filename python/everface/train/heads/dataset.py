@@ -44,7 +44,7 @@ def make_head_clips(run: Path, assets: Path, vae_run: Path, count: int, seed: in
     clips = run / "clips"
     clips.mkdir(parents=True, exist_ok=True)
     vae, front_end = read_vae(vae_run), LogMel()
-    source = HeadClips(assets, size, read_phoneme_speech(run / "speech", held_out=False))
+    source = HeadClips(assets, size, read_phoneme_speech(run / "speech", held_out=False), still_head=True)
     for first in range(SHARD_CLIPS * worker, count, SHARD_CLIPS * workers):
         path = clips / f"{first:05d}.safetensors"
         if path.exists():

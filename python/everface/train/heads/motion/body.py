@@ -8,13 +8,27 @@ import numpy as np
 import torch
 
 from everface.core.config import FPS
+from everface.models.live_avatar.motion import (
+    BREATH,
+    BREATH_HERTZ,
+    NOD,
+    NOD_DIPS,
+    NOD_FRAMES,
+    PHRASE_FRAMES,
+    SHIFT,
+    SPEECH_LEVEL,
+    STRESS,
+    SWAY,
+    TILT,
+    TURN,
+    sway,
+)  # fmt: skip
 from everface.train.synthetic.motion import blink_frames
 
 EMOTIONS = {
     "neutral": {}, "happy": {"mouthSmile": 0.45, "cheekSquint": 0.35, "eyeSquint": 0.15}, "sad": {"mouthFrown": 0.35, "browInnerUp": 0.5},
     "surprised": {"browInnerUp": 0.45, "browOuterUp": 0.45, "eyeWide": 0.35}, "angry": {"browDown": 0.55, "noseSneer": 0.2, "eyeSquint": 0.2},
 }  # fmt: skip
-PHRASE_LEVEL, PHRASE_FRAMES = 0.12, 9  # loudness above which someone speaks; how long it must be for a phrase
 
 
 @dataclass(frozen=True)
@@ -38,24 +52,24 @@ def sample_body(jaw_T: np.ndarray, user_T: np.ndarray | None, rng: np.random.Gen
     """Motion for a mouth that opens by jaw_T. user_T: how loud someone else speaks, 0..1, to a person who listens; None: nobody does. A
     listener nods after a phrase, raises the brows with the other's voice, tilts the head and looks at the camera.
 
-    Heads turn by 3 degrees at most, as of someone who speaks to a camera: docs/training/heads.md has why."""
+    Heads sway by 3 degrees at most and nod by 5, as of someone who speaks to a camera: docs/training/heads.md has why."""
     T = len(jaw_T)
     listening = user_T is not None
     time_s = np.arange(T) / FPS
 
-    def sway(amplitude: float, slow: float = 0.05, fast: float = 0.40) -> np.ndarray:
-        hertz, phase, weight = rng.uniform(slow, fast, 3), rng.uniform(0, 2 * np.pi, 3), 0.3 + rng.random(3)
-        return amplitude * (np.sin(2 * np.pi * hertz * time_s[:, None] + phase) * weight / weight.sum()).sum(1)
+    def swayed(amplitude: float, slow: float = 0.05, fast: float = 0.40) -> np.ndarray:
+        return sway(rng, amplitude, slow, fast)(np.arange(T))
 
     stress = _smooth(jaw_T, 0.12)
     base = rng.normal(0, (0.03, 0.09, 0.03))
-    turn = np.stack([base[0] + sway(0.03) + 0.03 * (stress - stress.mean()), base[1] + sway(0.05), base[2] + sway(0.022)], 1)
+    turn = base + np.stack([swayed(amplitude) for amplitude in TURN], 1)
+    turn[:, 0] += STRESS * (stress - stress.mean())
     if user_T is not None:
-        turn[:, 2] += rng.choice((-1, 1)) * rng.uniform(0.012, 0.035) * _smooth(np.minimum(1, 3 * user_T), 0.06)
+        turn[:, 2] += rng.choice((-1, 1)) * rng.uniform(*TILT) * _smooth(np.minimum(1, 3 * user_T), 0.06)
         for start, strength in nods(user_T, rng):  # one to three dips
-            length = int(rng.integers(16, 28))
+            length = int(rng.integers(*NOD_FRAMES))
             t = np.arange(length) / length
-            dips = strength * rng.uniform(0.05, 0.09) * np.sin(np.pi * t) * np.sin(2 * np.pi * rng.integers(1, 4) * t + 0.3)
+            dips = strength * rng.uniform(*NOD) * np.sin(np.pi * t) * np.sin(2 * np.pi * rng.integers(*NOD_DIPS) * t + 0.3)
             turn[start : start + length, 0] += dips[: T - start]
     gaze = np.zeros((T, 2))
     aim = rng.normal(0, (0.12, 0.06))
@@ -63,14 +77,16 @@ def sample_body(jaw_T: np.ndarray, user_T: np.ndarray | None, rng: np.random.Gen
         aim = rng.normal(0, (0.16, 0.07)) if listening or rng.random() < 0.7 else rng.normal(0, (0.5, 0.25))
         gaze[start:] = aim
     gaze[:, 0] -= 0.6 * (turn[:, 1] - base[1])  # eyes stay on the camera while the head turns
-    breath = 0.06 * np.sin(2 * np.pi * rng.uniform(0.2, 0.32) * time_s + rng.uniform(0, 6.28))
-    body = np.stack([sway(0.07, 0.03, 0.2), breath, np.zeros(T)], 1)
-    shift = np.stack([sway(0.10) + body[:, 0], sway(0.06) + 0.5 * breath, sway(0.07)], 1)
+    breath = BREATH * np.sin(2 * np.pi * rng.uniform(*BREATH_HERTZ) * time_s + rng.uniform(0, 6.28))
+    body = np.stack([swayed(SWAY, 0.03, 0.2), breath, np.zeros(T)], 1)
+    shift = np.stack([swayed(amplitude) for amplitude in SHIFT], 1)
+    shift[:, 0] += body[:, 0]
+    shift[:, 1] += 0.5 * breath
     emotion = str(rng.choice(list(EMOTIONS), p=(0.4, 0.32, 0.08, 0.12, 0.08)))
-    strength = np.clip(rng.uniform(0.2, 0.9) * (0.75 + sway(0.5, 0.03, 0.15)), 0, 1)
+    strength = np.clip(rng.uniform(0.2, 0.9) * (0.75 + swayed(0.5, 0.03, 0.15)), 0, 1)
     generator = torch.Generator().manual_seed(int(rng.integers(1 << 31)))
     blink = blink_frames(torch.from_numpy(jaw_T.astype(np.float32)), generator).numpy()
-    brow = np.clip(0.1 + sway(0.2) + 0.45 * stress, 0, 1)
+    brow = np.clip(0.1 + swayed(0.2) + 0.45 * stress, 0, 1)
     if user_T is not None:
         brow = np.clip(brow + 0.5 * _smooth(user_T, 0.15), 0, 1)
     return Body(blink, gaze, turn, shift, body, brow, emotion, strength, np.full(T, listening), base)
@@ -88,7 +104,7 @@ def nods(user_T: np.ndarray, rng: np.random.Generator) -> list[tuple[int, float]
     level = _smooth(user_T, 0.5)
     for t in range(1, len(level)):
         since += 1
-        loud = level[t] > PHRASE_LEVEL
+        loud = level[t] > SPEECH_LEVEL
         ended = not loud and speaking_for >= PHRASE_FRAMES
         stressed = loud and since > 22 and level[t] > 0.6 and level[t] < level[t - 1]
         if (ended and since > 8 and rng.random() < 0.9) or (stressed and rng.random() < 0.5):
