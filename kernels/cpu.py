@@ -25,7 +25,7 @@ Operand = tuple[int, bool, int]
 def native_cpu() -> Any:
     """everface._native.cpu; None if it is not built, or by an older version."""
     module = getattr(native.find(), "cpu", None)
-    return module if hasattr(module, "norm_backward") else None
+    return module if hasattr(module, "warp_frames") else None
 
 
 def takes_native(*tensors: Tensor) -> bool:
@@ -42,3 +42,8 @@ def runs_native(*tensors: Tensor) -> bool:
 def operand(t: Tensor | None, stride: int) -> Operand | None:
     """Of a tensor whose rows have no gaps inside."""
     return None if t is None else (t.data_ptr(), t.dtype == torch.bfloat16, stride)
+
+
+def video_operand(video_3THW: Tensor) -> tuple[int, bool, tuple[int, ...], tuple[int, ...]]:
+    """Of frames with any strides."""
+    return video_3THW.data_ptr(), video_3THW.dtype == torch.bfloat16, tuple(video_3THW.shape[1:]), video_3THW.stride()

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <optional>
 #include <stdexcept>
 #include <tuple>
@@ -9,6 +10,7 @@
 #include "amx.h"
 #include "attention.h"
 #include "conv.h"
+#include "frames.h"
 #include "norm_silu.h"
 #include "rows.h"
 #include "rows_gradient.h"
@@ -39,9 +41,27 @@ Rows rows_of(const Operand& given) {
   return {at<void>(address), type_of(bfloat16), stride};
 }
 
+Video video_of(Address address, bool bfloat16, const std::array<int, 3>& size, const std::array<std::int64_t, 4>& strides) {
+  return {at<void>(address), type_of(bfloat16), strides[0], strides[1], strides[2], strides[3], size[0], size[1], size[2]};
+}
+
 }  // namespace
 
 void register_cpu(py::module_& module) {
+  module.def(
+      "warp_frames",
+      [](Address video, bool bfloat16, const std::array<int, 3>& size, const std::array<std::int64_t, 4>& strides, Address fields, Address motion, int count,
+         Address to, int threads) {
+        warp_frames(video_of(video, bfloat16, size, strides), at<float>(fields), at<float>(motion), count, at<float>(to), threads);
+      },
+      py::arg("video"), py::arg("bfloat16"), py::arg("size"), py::arg("strides"), py::arg("fields"), py::arg("motion"), py::arg("count"), py::arg("to"),
+      py::arg("threads"), Free(), "Frames [3, T, H, W] of size (T, H, W) and four strides, warped by count fields, as [T, H, W, 3] float32.");
+  module.def(
+      "to_rgb",
+      [](Address video, bool bfloat16, const std::array<int, 3>& size, const std::array<std::int64_t, 4>& strides, Address to, int threads) {
+        to_rgb(video_of(video, bfloat16, size, strides), at<std::uint8_t>(to), threads);
+      },
+      py::arg("video"), py::arg("bfloat16"), py::arg("size"), py::arg("strides"), py::arg("to"), py::arg("threads"), Free(), "As bytes [T, H, W, 3].");
   module.def(
       "norm_silu",
       [](Address x, Address gamma, Address y, bool bfloat16, std::int64_t rows, int channels, int threads) {

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from everface.kernels.cpu import native_cpu, runs_native, video_operand
 from everface.kernels.launch import CompileSpec, Cost, Tiles, jit, metadata, runs_triton, select_tile, tile, tl
 
 # --- reference
 
 
 def to_rgb_reference(video_3THW: Tensor) -> Tensor:
-    """Plain torch; also the CPU path."""
+    """Plain torch; also the path of a CPU without everface._native (csrc/cpu/frames.cc)."""
     return video_3THW.float().clamp(-1, 1).add(1).mul(127.5).to(torch.uint8).permute(1, 2, 3, 0).contiguous()
 
 
@@ -133,6 +134,10 @@ def _(video_3THW: Tensor, rgb: Tensor | None, nv12: Tensor | None) -> None:
 
 def to_rgb(video_3THW: Tensor) -> Tensor:
     """The op. Returns [T, H, W, 3] uint8."""
+    if runs_native(video_3THW):
+        rgb_THW3 = torch.empty((*video_3THW.shape[1:], 3), dtype=torch.uint8)
+        native_cpu().to_rgb(*video_operand(video_3THW), rgb_THW3.data_ptr(), torch.get_num_threads())
+        return rgb_THW3
     if not runs_triton(video_3THW):
         return to_rgb_reference(video_3THW)
     rgb_THW3 = video_3THW.new_empty((*video_3THW.shape[1:], 3), dtype=torch.uint8)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from everface.kernels.video.warp_frames import warp_frames
 
 # In halves of the image, x right and y down, measured on rendered people: lips at (0, 0.32) move by 0.83 a radian of pitch or yaw, 0.07 a unit of shift.
 NECK_Y = 0.44  # where the head turns
@@ -24,16 +25,13 @@ UNIT, NEARER = 0.07, 0.016  # of the image's half width a unit of shift; growth 
 
 def warp_head(video_3THW: Tensor, head_KT: Tensor) -> Tensor:
     """Frames [3, T, H, W] with the head moved by head_KT, values of `motion.HEAD`; float32. Where nothing moves a frame stays as it is."""
-    height, width = video_3THW.shape[-2:]
-    fields_KHW2, place_HW2 = flow_fields(height, width, video_3THW.device)
-    flow_THW2 = torch.einsum("kt,khwc->thwc", head_KT.to(fields_KHW2), fields_KHW2)
-    frames_T3HW = video_3THW.transpose(0, 1).float()
-    return F.grid_sample(frames_T3HW, place_HW2 - flow_THW2, mode="bicubic", padding_mode="border", align_corners=False).transpose(0, 1)
+    fields_KHW2 = flow_fields(*video_3THW.shape[-2:], video_3THW.device)
+    return warp_frames(video_3THW, fields_KHW2, head_KT.to(fields_KHW2))
 
 
 @lru_cache(maxsize=8)
-def flow_fields(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(fields [8, H, W, 2] in halves of the image, where each pixel is [H, W, 2]). They are kept, so they must not be changed."""
+def flow_fields(height: int, width: int, device: torch.device) -> Tensor:
+    """[8, H, W, 2] in halves of the image. They are kept, so they must not be changed."""
     y_HW, x_HW = torch.meshgrid(*((torch.arange(side) + 0.5) / side * 2 - 1 for side in (height, width)), indexing="ij")
     none = torch.zeros(height, width)
     inside = (1 - (x_HW / DOME_X).square() - ((y_HW - DOME_CENTER_Y) / DOME_Y).square()).clamp(min=0)
@@ -45,8 +43,7 @@ def flow_fields(height: int, width: int, device: torch.device) -> tuple[Tensor, 
         (none, head * depth), (head * depth, none), (head * (y_HW - NECK_Y), -head * x_HW), (head * UNIT, none), (none, -head * UNIT),
         (head * NEARER * x_HW, head * NEARER * y_HW), (body * UNIT, none), (none, -body * UNIT),
     )  # fmt: skip
-    fields = torch.stack([torch.stack(flow, -1) for flow in flows])
-    return fields.to(device), torch.stack([x_HW, y_HW], -1).to(device)
+    return torch.stack([torch.stack(flow, -1) for flow in flows]).to(device)
 
 
 def smooth(x: Tensor) -> Tensor:
