@@ -134,6 +134,9 @@ def test_a_models_blocks_follow_it(moving_model: Path, face: Path) -> None:
         assert not torch.equal(moved[3][0], moved[4][0]) and not torch.equal(moved[3][1], moved[4][1])  # of the same silence
         session.interrupt(4)
         assert all(map(torch.equal, block(5, 1), moved[4]))
+        other = torch.rand(3, 64, 64) * 2 - 1
+        for update in (session.change(image=other), session.cut()):  # a cut without an image shows the last one
+            assert torch.equal(update["image"], ((other + 1) * 127.5).round().to(torch.uint8))
         frames = [avatar_frames(avatar, face, seed) for seed in (3, 3, 4)]
         assert torch.equal(frames[0], frames[1]) and not torch.equal(frames[0], frames[2])
 

@@ -9,12 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from everface.core.config import Deployment, DiTConfig, ModelConfig, VAEConfig
 from everface.core.errors import BadInput, Unavailable
 from everface.kernels.fused.flow_step import flow_step_tokens
 from everface.models.live_avatar.builders import decoder_dtype, dtype_of
-from everface.models.live_avatar.names import CLEAN, DISSOLVE, FINITE, HEAD, SHOT
+from everface.models.live_avatar.names import CLEAN, DISSOLVE, FINITE, HEAD, IMAGE, SHOT
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, StepRole
 from everface.networks.transformer.dit import DiT
 from everface.networks.transformer.schedule import Schedule, sink_distance
@@ -230,6 +231,32 @@ def test_the_head_moves_in_decoded_frames() -> None:
     assert (still[:6] - moved[:6]).abs().max() <= 1 and (still[6:] - moved[6:]).abs().float().mean() > 0.5
 
 
+@torch.no_grad()
+def test_detail_is_of_the_image_that_is_shown() -> None:
+    """An opening's, then that of a change, whose frames are decoded on from what was before it: here the same latents."""
+    torch.manual_seed(0)
+    still = torch.zeros(16, 1, 4, 4)
+    motion, x = {"motion": still.expand(-1, 7, -1, -1)}, still.expand(-1, 3, -1, -1)
+    vae = VAE(VAEConfig(dim=4, encoder_blocks=(1, 1, 1, 1), decoder_blocks=(1, 1, 1, 1)), encoder=False)
+    for p in vae.decoder.head.parameters():
+        p *= 0.1  # or, as weights are random, no frame would be like another
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    role = DecodeRole(vae, Deployment())
+    role.open(OpenSession(1, motion | {IMAGE: images[0]}, {}))
+    shown, missing = [], []
+    for n, condition in enumerate([{}, motion | {IMAGE: images[1]}, {}]):
+        shown.append(role.run(Block(1, 0, n, 7680 * n, 12, x, condition)).x)
+        missing.append(role.details[1].missing_3HW)
+    role.close(CloseSession(1))
+    role.open(OpenSession(1, motion, {}))
+    plain = [role.run(Block(1, 0, n, 7680 * n, 12, x, {})).x for n in range(3)]
+    assert 1 not in role.details
+    assert not torch.equal(missing[0], missing[1]) and torch.equal(missing[1], missing[2])
+    for with_detail, without, of in zip(shown, plain, missing, strict=True):
+        added_3HW = (with_detail.float() - without.float())[-1].permute(2, 0, 1)
+        assert F.cosine_similarity(added_3HW.flatten(), of.flatten(), dim=0) > 0.8
+
+
 @pytest.mark.parametrize(("kept", "faded", "turned"), [(12, 0, 0.0), (12, 6, 0.0), (5, 0, 0.0), (12, 0, 0.2)])
 def test_a_block_in_parts_is_the_same_block(kept: int, faded: int, turned: float) -> None:
     """Two blocks, of which the second begins a shot where something fades, and of which `kept` frames are wanted. turned: a head, ever farther."""
@@ -238,7 +265,8 @@ def test_a_block_in_parts_is_the_same_block(kept: int, faded: int, turned: float
     seen = {}
     for parts in (False, True):
         role = DecodeRole(vae, Deployment())
-        role.open(OpenSession(1, {"motion": drawn(1, 16, 7, 4, 4)}, {}))
+        image = {IMAGE: torch.arange(3 * 32 * 32).view(3, 32, 32).to(torch.uint8)} if turned else {}  # of a model with motion
+        role.open(OpenSession(1, {"motion": drawn(1, 16, 7, 4, 4)} | image, {}))
         condition = {"motion": drawn(3, 16, 7, 4, 4), SHOT: torch.zeros(1), DISSOLVE: torch.zeros(1 + faded)} if faded else {}
         head = {HEAD: torch.linspace(0, turned, 12).expand(8, 12)} if turned else {}
         second = {**condition, **head, CLEAN: drawn(5, 16, 1, 4, 4)}

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from everface.core.config import LATENT_FRAMES, SAMPLE_RATE, SAMPLES_PER_FRAME, ModelConfig, StreamConfig
+from everface.models.live_avatar.names import IMAGE
 from everface.networks.audio.causal_encoder import PAST_FRAMES, CausalAudioEncoder
 from everface.networks.audio.features import FrontEnd
 from everface.networks.familiarity import KNOWN_SHARE, Familiarity
@@ -68,7 +69,8 @@ class Conditioner:
     def image_state(self, image_3HW: torch.Tensor) -> Tensors:
         """The part of it that depends on the image. The motion history is the still image, as in upstream's pipeline."""
         reference, motion = still_latents(self.vae, image_3HW.to(self.device), self.config.still_frames)
-        return {"reference": reference.cpu(), "motion": motion.cpu()}
+        tensors = {"reference": reference.cpu(), "motion": motion.cpu()}
+        return tensors | {IMAGE: ((image_3HW + 1) * 127.5).round().to(torch.uint8).cpu()} if self.config.motion else tensors
 
     @torch.inference_mode()
     def remark(self, image_3HW: torch.Tensor, reference_C1hw: torch.Tensor) -> str:

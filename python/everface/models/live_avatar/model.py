@@ -19,7 +19,7 @@ from everface.models.live_avatar import roles
 from everface.models.live_avatar.block_conditions import BlockConditions
 from everface.models.live_avatar.builders import build_conditioner, kept_keys
 from everface.models.live_avatar.conditions import Conditioner, Noise
-from everface.models.live_avatar.names import DISSOLVE, FORWARDS, SHOT, SINK, SPEAKERS, role_specs, shot_tensor
+from everface.models.live_avatar.names import DISSOLVE, FORWARDS, IMAGE, SHOT, SINK, SPEAKERS, role_specs, shot_tensor
 from everface.models.live_avatar.roles import DecodeRole, StepRole
 from everface.models.live_avatar.sink import SinkSession
 from everface.models.opened import OpenedModel
@@ -99,7 +99,7 @@ class LiveAvatarSession(SinkSession):
         correlation = 0.0 if stream.compat == "official" else config.noise_correlation
         self._noise = Noise(stream.seed, self._latent, dit.block_frames, dit.window_blocks, correlation)
         self._shot = 0  # the number of cuts
-        self._shown = {SINK: self._tensors["reference"], "motion": self._tensors["motion"]}  # the image of the last change or cut
+        self._shown = shown(self._tensors)  # the image of the last change or cut
         super().__init__(dit.window_blocks if stream.refresh_sink else None, self._tensors["reference"])
         self.format = block_format(windowed, len(stream.speakers))
         regions_Ahw = token_masks(stream.speakers, self._latent[1:]).view(-1, *self._latent[1:]) if stream.speakers else None
@@ -151,8 +151,13 @@ class LiveAvatarSession(SinkSession):
         rgb_3HW = self._model.replacement(image, self._stream, self._size)
         state = self._model.conditioner.image_state(rgb_3HW)
         self.remark = self._model.conditioner.remark(rgb_3HW, state["reference"])
-        self._shown = {SINK: state["reference"], "motion": state["motion"]}
+        self._shown = shown(state)
         return dict(self._shown)
+
+
+def shown(state: Tensors) -> Tensors:
+    """What `image_state` tells of an image, as conditions of a block."""
+    return {SINK: state["reference"], "motion": state["motion"]} | ({IMAGE: state[IMAGE]} if IMAGE in state else {})
 
 
 def block_format(conditioner: Conditioner, speakers: int = 0) -> BlockFormat:

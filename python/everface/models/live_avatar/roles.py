@@ -15,12 +15,13 @@ from everface.core.memory import keep_freed_memory
 from everface.kernels.video.to_rgb import to_rgb
 from everface.models.live_avatar.builders import build_decoder, build_dit, decoder_dtype, dtype_of
 from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
-from everface.models.live_avatar.names import CLEAN, DECODE, DISSOLVE, FINITE, FORWARDS, HEAD, POSE, SHOT, SINK, SPEAKERS
+from everface.models.live_avatar.names import CLEAN, DECODE, DISSOLVE, FINITE, FORWARDS, HEAD, IMAGE, POSE, SHOT, SINK, SPEAKERS
 from everface.networks.transformer.dit import BlockPosition, DiT, cache_shape
 from everface.networks.transformer.layers import KV, AudioKV, TextKV
 from everface.networks.transformer.rope import Rope
 from everface.networks.transformer.schedule import Schedule, sink_distance
 from everface.networks.video.head_warp import warp_head
+from everface.networks.video.still_detail import StillDetail
 from everface.networks.video.vae import VAE, VAEStream
 from everface.runtime.cache_pool import CachePool
 from everface.runtime.cuda_graph import CapturedGraph, GraphPool
@@ -205,7 +206,7 @@ class StepRole:
             finite = torch.ones(1, dtype=torch.uint8, device=d.device)
         kept = dict(block.condition)
         if self.last:  # the decoder needs no audio; the session waits for a shot's first clean latent to make it the new sink
-            of_shot = (SHOT, DISSOLVE, "motion") if SHOT in kept else ()
+            of_shot = (SHOT, DISSOLVE, IMAGE, "motion") if SHOT in kept or IMAGE in kept else ()
             kept = {name: kept[name] for name in (*of_shot, HEAD) if name in kept}
             if block.index == 0 or begins:
                 kept[CLEAN] = x[:, :1].float().cpu()
@@ -247,14 +248,19 @@ class DecodeRole:
         self.streams: dict[int, VAEStream] = {}
         self.shots: dict[int, int] = {}  # session -> the shot that its stream is of
         self.shown_HW3: dict[int, torch.Tensor] = {}  # session -> its last frame
+        self.details: dict[int, StillDetail] = {}  # session -> that of its image, where the model has motion
 
     def open(self, opening: OpenSession) -> None:
         with torch.inference_mode():
-            self.warm_up(opening.session, opening.tensors["motion"])
+            self.streams[opening.session] = self.warm_up(opening.session, opening.tensors)
 
-    def warm_up(self, session: int, motion_16Thw: torch.Tensor) -> None:
-        motion_16Thw = motion_16Thw[:, :WARM_UP_LATENTS].to(self.device, self.dtype)
-        self.streams[session] = self.vae.warm_up(motion_16Thw[None])
+    def warm_up(self, session: int, image: Tensors) -> VAEStream:
+        """A stream that has shown an image, by its `motion`; and, where it is there itself, its detail."""
+        motion_16Thw, stream = image["motion"][:, :WARM_UP_LATENTS].to(self.device, self.dtype), self.vae.stream(1)
+        still_3THW = self.vae.decode_stream(motion_16Thw[None], stream)[0]
+        if IMAGE in image:
+            self.details[session] = StillDetail(image[IMAGE].to(self.device) / 127.5 - 1, still_3THW[:, -1])
+        return stream
 
     def run(self, block: Block) -> Block:
         return next(self.decode(block, block.x.shape[1]))
@@ -270,14 +276,18 @@ class DecodeRole:
         for begin in range(0, total, latents):
             with torch.inference_mode():
                 if begin == 0 and begins_shot(block, self.shots, block.session):
-                    self.warm_up(block.session, block.condition["motion"])
+                    self.streams[block.session] = self.warm_up(block.session, block.condition)
                     fading_HW3 = self.shown_HW3.get(block.session)
+                elif begin == 0 and IMAGE in block.condition:
+                    self.warm_up(block.session, block.condition)  # for the detail only
                 z_16Fhw = block.x[:, begin : begin + latents].to(self.device, self.dtype)
                 video_3THW = self.vae.decode_stream(z_16Fhw[None], self.streams[block.session])[0]
                 finite_1 = torch.minimum(finite_1, all_finite(video_3THW))
                 condition = noted(block, finite_1)
                 if begin + latents >= total:
                     condition |= {name: block.condition[name] for name in (CLEAN,) if name in block.condition}
+                if block.session in self.details:
+                    video_3THW = self.details[block.session].add(video_3THW)
                 if HEAD in block.condition:
                     video_3THW = warp_head(video_3THW, block.condition[HEAD][:, first : first + video_3THW.shape[1]])
                 frames_THW3 = to_rgb(video_3THW)
@@ -294,7 +304,7 @@ class DecodeRole:
             yield part
 
     def close(self, closing: CloseSession) -> None:
-        for kept in (self.streams, self.shots, self.shown_HW3):
+        for kept in (self.streams, self.shots, self.shown_HW3, self.details):
             kept.pop(closing.session, None)
 
 

@@ -1,4 +1,4 @@
-"""Render, train the codec, encode, train the transformer, sharpen the decoder, look at it: what of this is not done yet, within the minutes of one call.
+"""Render, train the codec, encode, train the transformer, look at it: what of this is not done yet, within the minutes of one call.
 
     python -m everface.train.chain RUN --assets heads.npz --speech speech.xz --minutes 9 --pack OUT
 
@@ -19,7 +19,7 @@ from everface.core.errors import EverfaceError
 from everface.core.log import log, start_log
 from everface.core.machine import cores
 from everface.train.bundle import bundle
-from everface.train.chain.codec import share_done, sharpen_on_frames, train_on_frames
+from everface.train.chain.codec import share_done, train_on_frames
 from everface.train.chain.frames import HELD_OUT, paths, start_rendering, stop_rendering, wait_for_clips
 from everface.train.chain.judge import judge
 from everface.train.chain.latents import encode_frames
@@ -67,16 +67,12 @@ def work(
         )  # fmt: skip
         log.info("transformer: begins at %.0f s with %d clips", time.monotonic() - began, count)
         train_stage1(run / "dit", encoded, plan.stage1, plan.model.dit, device, first_weights(run, init, plan), until)
-    if plan.sharpen and share_done(run / "dit", plan.stage1) >= 1 > share_done(run / "sharp", plan.sharpen) and time.monotonic() + LEAST_S < until:
-        log.info("decoder: begins to be sharpened at %.0f s", time.monotonic() - began)
-        sharpen_on_frames(run, frames, encoded, plan.sharpen, plan.stage1.held_out, device, until)
     torch.set_num_threads(cores())  # rendering has ended
     if not (run / "vae" / "vae.safetensors").exists() or (not plan.judge_each_call and share_done(run / "dit", plan.stage1) < 1):
         return
     model = None
     if (run / "dit" / "dit.safetensors").exists():
-        codec = run / "sharp" if (run / "sharp" / "vae.safetensors").exists() else run / "vae"
-        model = bundle([codec], run / "dit", run / "model", plan.model)
+        model = bundle([run / "vae"], run / "dit", run / "model", plan.model)
     report = judge(run, frames, model, device, plan.reader_steps)
     log.info("at %.0f s: %s", time.monotonic() - began, report["mean"])
 

@@ -14,19 +14,15 @@ import torch
 import torch.nn.functional as F
 
 from everface.core.config import VAEConfig
-from everface.core.log import log
 from everface.networks.video.vae import VAE
-from everface.train.chain.frames import HELD_OUT, FramesOfClips, as_video, paths, read_frames, read_rest
+from everface.train.chain.frames import HELD_OUT, as_video, paths, read_frames
 from everface.train.chain.plan import CropPlan
 from everface.train.codec.crops import frame_weight, place_crop
 from everface.train.codec.loss import codec_loss, pixel_weight, reconstruction_quality
 from everface.train.codec.model import new_vae
-from everface.train.codec.sharpen import SharpenPlan, sharpen
 from everface.train.codec.training import train_codec, write_vae
-from everface.train.data.clips import STILL_FRAMES, Clips, encode_clips, read_clips
+from everface.train.data.clips import STILL_FRAMES, encode_clips
 from everface.train.engine.precision import autocast
-from everface.train.evaluate import metrics
-from everface.train.heads.light import is_clean
 
 READ_AHEAD, READERS = 4, 4
 LATENT_NOISE = 0.05
@@ -96,32 +92,6 @@ def train_on_frames(run_dir: Path, frames: Path, plan: CropPlan, config: VAEConf
         config = with_statistics(config, vae, paths(frames)[:STATISTICS_CLIPS], device)
     write_vae(run_dir, {n: t.cpu() for n, t in ema.weights.items()}, config)
     return share_done(run_dir, plan) >= 1
-
-
-def sharpen_on_frames(run: Path, frames: Path, encoded: Path, plan: SharpenPlan, held_out: int, device: str, until: float) -> None:
-    """A sharper decoder in run/sharp from the codec in run/vae and the clips in `encoded`, of which the first `held_out` are left out. Resumes.
-
-    Of people that have neither grain nor JPEG, and of drawn characters: a decoder that imitates a sensor's grain flickers."""
-    known, clips = paths(frames), read_clips(encoded)
-    clean = [n for n in range(held_out, len(known)) if _is_clean(known[n])]
-    measured = [path for path in paths(frames / HELD_OUT) if _is_clean(path)][:SHARPNESS_CLIPS]
-    log.info("decoder: %d of %d clips are without grain", len(clean), len(known))
-
-    @torch.inference_mode()
-    def sharpness(vae: VAE) -> dict[str, float]:
-        rows = []
-        for out, true in reconstruct(vae, measured, device):
-            made, truth = (x[0].movedim(1, 0).clamp(-1, 1) for x in (out, true))
-            rows.append(reconstruction_quality(out, true) | {"sharpness": metrics.sharpness(made) / metrics.sharpness(truth)})
-        return {key: round(sum(row[key] for row in rows) / len(rows), 3) for key in rows[0]}
-
-    some = Clips(clips.latents_N16Thw[clean], clips.features_NLCF[clean])
-    sharpen(run / "sharp", run / "vae", some, FramesOfClips([known[n] for n in clean]), plan, device, sharpness, until)
-
-
-def _is_clean(clip: Path) -> bool:
-    seed = read_rest(clip).get("seed")
-    return seed is None or is_clean(int(seed))
 
 
 def share_done(run_dir: Path, plan: CropPlan | object) -> float:

@@ -74,19 +74,6 @@ def read_frames(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-class FramesOfClips:
-    """Frames of rendered clips, uint8 [N, 3, T, H, W]: rows are read when they are asked for."""
-
-    def __init__(self, clips: list[Path]) -> None:
-        self.clips = clips
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, rows: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(np.stack([read_frames(self.clips[n]) for n in rows.tolist()])).movedim(-1, 1)
-
-
 def read_rest(path: Path) -> dict[str, np.ndarray]:
     """`features` [L, C, F] float16, `audio` [S] float32, and, but for drawn characters, `opening`, `width`, `blink`, `listening` [T], `turn` [T, 3], `lips` [T, 4, 2] and `seed`."""
     with np.load(path.with_suffix(".npz")) as held:

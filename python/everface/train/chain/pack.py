@@ -18,10 +18,8 @@ from everface.networks.familiarity import FILE as FAMILIARITY
 from everface.train.engine.checkpoint import Progress, write_start
 
 PART = 15 << 20  # bytes
-RESUMED = ("vae/vae.safetensors", "dit/dit.safetensors")
-WEIGHTS = (*RESUMED, "sharp/vae.safetensors")
-SHARP = ("sharp/vae.json", "sharp/progress.json", "sharp/log.jsonl", "sharp/log.png")
-REST = (*SHARP, "vae/vae.json", "vae/progress.json", "vae/log.jsonl", "vae/log.png", "dit/plan.json", "dit/progress.json", "dit/log.jsonl", "dit/log.png", f"dit/{FAMILIARITY}")
+WEIGHTS = ("vae/vae.safetensors", "dit/dit.safetensors")
+REST = ("vae/vae.json", "vae/progress.json", "vae/log.jsonl", "vae/log.png", "dit/plan.json", "dit/progress.json", "dit/log.jsonl", "dit/log.png", f"dit/{FAMILIARITY}")
 REPORTS = ("report.json", "sheet.jpg", "run.log")
 
 
@@ -31,7 +29,7 @@ def pack(run: Path, out: Path) -> int:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         for name in WEIGHTS:
-            if held := _weights(run / name) if name in RESUMED or (run / name).exists() else {}:
+            if held := _weights(run / name):
                 half = run / f"{name}.half"
                 save_file({n: t.half() for n, t in held.items()}, half)
                 tar.add(half, name)
@@ -60,13 +58,12 @@ def _weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def unpack(parts: Path, run: Path) -> None:
-    """Make a run's folder of the parts in the folder `parts`; weights become checkpoints to go on from, but for a decoder that is being sharpened:
-    without its critic it begins again."""
+    """Make a run's folder of the parts in the folder `parts`; weights become checkpoints to go on from."""
     data = b"".join(path.read_bytes() for path in sorted(parts.glob("run.tar.*"), key=lambda p: int(p.suffix[1:])))
     run.mkdir(parents=True, exist_ok=True)
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         tar.extractall(run, filter="data")
-    for name in RESUMED:
+    for name in WEIGHTS:
         weights = run / name
         progress, checkpoint = weights.parent / "progress.json", weights.parent / "checkpoint.safetensors"
         if weights.exists() and progress.exists():

@@ -65,12 +65,6 @@ def sample_shot(seed: int) -> Shot:
     )  # fmt: skip
 
 
-def is_clean(seed: int) -> bool:
-    """Whether a sensor has left no grain on what is seen of this seed, and no JPEG."""
-    shot = sample_shot(seed)
-    return not shot.grain and not shot.jpeg
-
-
 def camera_matrix(scene: Shot) -> np.ndarray:
     """[4, 4] from the mesh's space to clip space, for a square image. The head is around z = 5."""
     near, far = scene.distance - 25, scene.distance + 60
