@@ -78,7 +78,8 @@ def gpu_plan(preset: str) -> ChainPlan:
 
 def cpu_plan(preset: str) -> ChainPlan:
     """The same for two cores: some six hours, and the time to render. Stage 1 is what follows an earlier one (docs/training/heads.md)."""
-    # With the drawn characters' weights of 12 and 5 eyes have 63 % of the loss's weight, mouths 23 % (characters.region_weight); so 46 and 39 %.
-    curriculum = ((0.0, 2, 6), (0.3, 3, 4), (0.7, 5, 3))
-    stage1 = Stage1Plan(minutes=55.0, held_out=40, smaller_share=0.15, eyes_weight=8.0, mouth_weight=8.0, curriculum=curriculum)
-    return ChainPlan(PRESETS[preset].model, CpuCropPlan(), stage1, clips=560, smaller_clips=120, judge_each_call=False)
+    held, curriculum = PRESETS[preset], ((0.0, 2, 6), (0.3, 3, 4), (0.7, 5, 3))
+    stage1 = replace(
+        held.stage1, minutes=55.0, lr=2e-3, warmup_steps=60, decay_from=0.6, ema=0.998, held_out=40, smaller_share=0.15, curriculum=curriculum
+    )  # fmt: skip
+    return ChainPlan(held.model, CpuCropPlan(), stage1, clips=560, smaller_clips=120, judge_each_call=False)
