@@ -70,7 +70,7 @@ class Conditioner:
         """The part of it that depends on the image. The motion history is the still image, as in upstream's pipeline."""
         reference, motion = still_latents(self.vae, image_3HW.to(self.device), self.config.still_frames)
         tensors = {"reference": reference.cpu(), "motion": motion.cpu()}
-        return tensors | {IMAGE: ((image_3HW + 1) * 127.5).round().to(torch.uint8).cpu()} if self.config.motion else tensors
+        return tensors | {IMAGE: ((image_3HW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()} if self.config.motion else tensors
 
     @torch.inference_mode()
     def remark(self, image_3HW: torch.Tensor, reference_C1hw: torch.Tensor) -> str:

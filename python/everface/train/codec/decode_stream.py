@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,14 +16,6 @@ WARM_UP_LATENTS = 7  # of the still image, before a stream begins
 STEP_LATENTS = 2
 BATCH = 2  # streams of a step
 INTERLEAVED = 6  # batches that take turns, so that consecutive steps see different characters
-
-
-class Frames(Protocol):
-    """Frames of clips, uint8 [N, 3, T, H, W], of which rows are asked for: a tensor, or what reads them."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, rows: Tensor, /) -> Tensor: ...
 
 
 class DecodeStream:
@@ -54,7 +45,7 @@ class DecodeStream:
 
 
 def interleave_streams(
-    vae: VAE, clips: Clips, frames_N3THW: Frames, offset: int, seed: int, device: str
+    vae: VAE, clips: Clips, frames_N3THW: Tensor, offset: int, seed: int, device: str
 ) -> Iterator[DecodeStream]:
     """The stream of each step, endlessly. Row n of the frames belongs to clip n + offset."""
     g = torch.Generator().manual_seed(seed)
