@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from everface.core.config import AudioConfig, DiTConfig, ModelConfig, TextConfig, VAEConfig
+from everface.networks.audio.articulators import ArticulatorNet
 from everface.networks.transformer.dit import DiT
 from everface.networks.video.vae import VAE
 from everface.train.synthetic.characters import render
@@ -36,7 +37,8 @@ SMALL = ModelConfig(
 def write_model(folder: Path, config: ModelConfig) -> Path:
     torch.manual_seed(5)
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    for name, module in (("dit", DiT(config.dit)), ("vae", VAE(config.vae))):
+    modules = {"dit": DiT(config.dit), "vae": VAE(config.vae)} | ({"articulators": ArticulatorNet(160)} if config.motion else {})
+    for name, module in modules.items():
         save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / f"{name}.safetensors")
     return folder
 

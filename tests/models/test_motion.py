@@ -15,19 +15,19 @@ from everface import Avatar, StreamConfig
 from everface.core.config import FPS, ModelConfig
 from everface.core.errors import BadInput
 from everface.models.live_avatar.motion import MotionSource, MotionState
-from everface.networks.motion import FACE, HEAD, POSE, face_features, mirrored, pose_of, split_pose
+from everface.networks.audio import articulators
+from everface.networks.motion import ARTICULATORS, EXPRESSION, FACE, HEAD, POSE, pose_of, split_pose
 from everface.runtime.model import Window
 
 BLOCK = 7680
 SILENCE_S, LOUD_S = torch.zeros(BLOCK), 0.15 * torch.randn(BLOCK, generator=torch.Generator().manual_seed(0))
-FACTORS_C = face_features(torch.ones(1, len(FACE)))
-NAMES = HEAD + FACE
+NAMES = HEAD + EXPRESSION
 
 
 def moves(source: MotionSource, voice: list[torch.Tensor], user: list[torch.Tensor] | None = None, first: int = 0, turn: int = 0) -> np.ndarray:
-    """[T, 16] of NAMES, in their units."""
+    """[T, 16] of NAMES."""
     blocks = [source.block(first + n, turn, one_S, user[n] if user else None) for n, one_S in enumerate(voice)]
-    return torch.cat([torch.cat([head_CT, face_CT / FACTORS_C]) for head_CT, face_CT in blocks], 1).T.double().numpy()
+    return torch.cat([torch.cat(both) for both in blocks], 1).T.double().numpy()
 
 
 def channel(motion_TC: np.ndarray, name: str) -> np.ndarray:
@@ -107,13 +107,6 @@ def test_a_pose_has_the_frames_of_a_latent_one_after_the_other() -> None:
     assert features.shape == (1, 1, 160, 17) and again is not None and torch.equal(again[0], pose)
 
 
-def test_a_mirrored_clip_looks_the_other_way() -> None:
-    clip = torch.randn(1, 160 + len(FACE), 7)
-    other = mirrored(clip)
-    assert torch.equal(mirrored(other), clip) and torch.equal(other[:, :160], clip[:, :160])
-    assert {name for c, name in enumerate(FACE) if not torch.equal(other[0, 160 + c], clip[0, 160 + c])} == {"gaze_right"}
-
-
 @pytest.fixture(scope="module")
 def moving_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("moving"), replace(SMALL, dit=replace(SMALL.dit, cond_dim=POSE), motion=True))
@@ -141,6 +134,26 @@ def test_a_models_blocks_follow_it(moving_model: Path, face: Path) -> None:
         assert torch.equal(frames[0], frames[1]) and not torch.equal(frames[0], frames[2])
 
 
+def test_the_mouth_follows_the_audio(moving_model: Path, face: Path) -> None:
+    with Avatar(moving_model) as avatar:
+        session = avatar.model.session(face, StreamConfig(seed=3))
+        form = session.format
+        assert form.lookback_samples == 352 + 640 * articulators.PAST_FRAMES and form.lookahead_samples == 640 * articulators.AHEAD_FRAMES
+        quiet_S, loud_S = torch.zeros(form.lookback_samples + BLOCK + form.lookahead_samples), 0.1 * torch.randn(20_000, generator=torch.Generator().manual_seed(1))
+        late_S = quiet_S.clone()
+        late_S[-1280:] = loud_S[:1280]  # behind the block: the last two frames know of it
+        poses = [avatar.model.session(face, StreamConfig(seed=3)).prepare(0, Window(pcm_S, 0, 12, False, 0))["pose"] for pcm_S in (quiet_S, late_S)]
+        changed = (poses[0] != poses[1]).view(4, len(FACE), 3).movedim(2, 0).flatten(0, 1)  # [12, C]
+        assert changed[10:, -len(ARTICULATORS) :].all() and not changed[:10].any() and not changed[:, : len(EXPRESSION)].any()
+
+
+def test_a_model_without_its_articulators_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path, replace(SMALL, dit=replace(SMALL.dit, cond_dim=POSE), motion=True))
+    (tmp_path / articulators.FILE).unlink()
+    with pytest.raises(BadInput, match=r"articulators\.safetensors is missing: fetch the model again"):
+        Avatar(tmp_path)
+
+
 def test_each_of_two_speakers_moves_in_its_own_region(moving_model: Path, face: Path) -> None:
     halves = ((0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0))
     with Avatar(moving_model) as avatar:
@@ -155,7 +168,7 @@ def test_each_of_two_speakers_moves_in_its_own_region(moving_model: Path, face: 
 
 
 def test_a_model_that_takes_another_pose_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="takes a pose of 16 channels, where motion has 32"):
+    with pytest.raises(BadInput, match="takes a pose of 16 channels, where motion has 56"):
         Avatar(write_model(tmp_path, replace(SMALL, motion=True)))
 
 

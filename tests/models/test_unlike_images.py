@@ -76,7 +76,7 @@ def test_an_image_of_another_size_is_judged_at_the_size_that_is_known(weights: P
         assert conditioner.familiarity is not None
         for path, unlike in ((known, False), (stranger, True)):
             double_3HW = torch.nn.functional.interpolate(avatar.fit(path, StreamConfig())[None], scale_factor=2, mode="bilinear")[0]
-            reference = conditioner.image_state(double_3HW)["reference"]
+            reference = conditioner.image_state(double_3HW, whole=True)["reference"]
             assert reference.shape[-2:] != conditioner.familiarity.size and bool(conditioner.remark(double_3HW, reference)) == unlike
 
 

@@ -56,9 +56,9 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 
 def test_the_reference_images_of_clips_are_their_first_latents(tmp_path: Path) -> None:
     clips = read_clips(write_clips(tmp_path / "clips", 24))
-    leave_familiarity(tmp_path, clips[:7])
+    leave_familiarity(tmp_path, clips.latents_N16Thw[:7, :, 0])
     assert not (tmp_path / FILE).exists()
-    leave_familiarity(tmp_path, clips)
+    leave_familiarity(tmp_path, clips.latents_N16Thw[:, :, 0])
     fitted = fit_familiarity(clips.latents_N16Thw[:, :, 0])
     assert torch.equal(load_file(tmp_path / FILE)["known.mean"], fitted.tensors["known.mean"].half())
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from tests.train.miniature import SMALL_DIT, SMALL_VAE
 
 from everface.core.config import Deployment
+from everface.networks.motion import POSE
 from everface.networks.sizes import decoder_sizes, dit_parameters, encoder_sizes
 from everface.train.distill.presets import PRESETS
 from everface.train.speed import measure_block, write_untrained
@@ -25,6 +26,6 @@ def test_a_block_is_counted_and_timed(tmp_path: Path) -> None:
 def test_the_model_for_256x256_fits() -> None:
     model = PRESETS["heads-256"].model
     assert model.size == (256, 256) and model.vae.stride == (4, 16, 16)
-    assert model.dit.in_dim == model.dit.out_dim == model.dit.cond_dim == model.vae.z_dim
+    assert model.dit.in_dim == model.dit.out_dim == model.vae.z_dim and model.dit.cond_dim == POSE
     parameters = sum(dit_parameters(model.dit)) + encoder_sizes(model.vae, 16, 16)[0] + decoder_sizes(model.vae, 16, 16)[0]
     assert 2 * parameters < 24.9e6

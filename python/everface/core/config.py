@@ -9,7 +9,7 @@ from typing import Any, Self
 from everface.core.env import MAX_THREADS
 from everface.core.errors import BadInput, BadWeights
 from everface.core.json_file import check_object, read_json, read_value
-from everface.core.regions import Box, check_regions
+from everface.core.regions import Box, check_regions, is_box
 
 SAMPLE_RATE = 16_000  # Hz; a session's clock counts these samples
 FPS = 25  # video frames per second
@@ -212,6 +212,7 @@ class ModelConfig:
     noise_correlation: float = 0.0  # of the initial noise between consecutive latent frames; 0: independent, as upstream
     still_frames: int = 73  # 1 + 4k repeats of the reference image, encoded as motion history; the last latent fills the rest
     motion: bool = False  # how head and face move is drawn for a session (`networks.motion`); else left to chance, as upstream
+    region: Box | None = None  # of the image, that the transformer makes; around it stays what the image shows. None: all of it
     smaller: tuple[tuple[int, int], ...] = ()  # other sizes that it was trained at as well, the largest first: for machines that are slow
 
     @classmethod
@@ -219,14 +220,14 @@ class ModelConfig:
         """Build from parsed JSON. Raises BadWeights."""
         check_object(raw, "the configuration")
         parts = {"dit": DiTConfig, "vae": VAEConfig, "audio": AudioConfig, "text": TextConfig}
-        size = raw.get("size")
         config = cls(
             **{k: c.from_dict(raw.get(k, {})) for k, c in parts.items()},
             name=read_value("name", raw.get("name", cls.name), cls.name),
-            size=read_value("size", size, (SIZE_STRIDE, SIZE_STRIDE)) if size else None,
+            size=read_value("size", raw["size"], (SIZE_STRIDE, SIZE_STRIDE)) if raw.get("size") else None,
             noise_correlation=read_value("noise_correlation", raw.get("noise_correlation", 0.0), 0.0),
             still_frames=read_value("still_frames", raw.get("still_frames", cls.still_frames), cls.still_frames),
             motion=read_value("motion", raw.get("motion", False), False),
+            region=read_value("region", raw["region"], (0.0, 0.0, 1.0, 1.0)) if raw.get("region") else None,
             smaller=read_value("smaller", raw.get("smaller", ()), ((SIZE_STRIDE, SIZE_STRIDE),)),
         )
         config._check()
@@ -239,6 +240,8 @@ class ModelConfig:
             raise BadWeights(f"noise_correlation {self.noise_correlation} is outside 0..1: correct config.json")
         if self.still_frames % 4 != 1 or self.still_frames > ModelConfig.still_frames:
             raise BadWeights(f"still_frames {self.still_frames} is not 1, 5, 9 ... {ModelConfig.still_frames}: correct config.json")
+        if self.region is not None and not (self.motion and is_box(self.region)):
+            raise BadWeights(f"region {list(self.region)} is not left, top, right and bottom as shares of the image, or heads are not still: correct config.json")
 
     @classmethod
     def read(cls, path: Path) -> ModelConfig:

@@ -1,8 +1,9 @@
-"""How head, body, eyes and brows move, besides the mouth, which follows the audio.
+"""How a person moves: what moves within the face is the transformer's pose, what moves the head as a whole a warp of the decoded frames
+(`networks.video.head_warp`).
 
-Audio hardly says anything of it, and a model that has to guess it shows a mean of all that may be in its few steps. So it is given: what moves
-within the face as the transformer's pose, what moves the head as a whole as a warp of the decoded frames (`networks.video.head_warp`).
-`models.live_avatar.motion` makes both for a session; in training the face's is the truth of the clip, and follows the audio's features.
+Audio hardly says anything of head, eyes and brows, and a model that has to guess them shows a mean of all that may be in its few steps: `models.live_avatar.motion`
+draws them for a session. What audio says of the mouth a small network (`networks.audio.articulators`) reads. In training both are the truth of the clip, and follow
+the audio's features.
 """
 
 from __future__ import annotations
@@ -15,16 +16,18 @@ from everface.networks.audio.causal_encoder import PAST_FRAMES
 
 # Of the head, relative to the reference image: radians, then shift of the head in units of some 0.035 of the image's width, then of the body
 HEAD = ("pitch", "yaw", "roll", "right", "up", "near", "sway", "breath")
-# Of the face: (name, factor that brings its values to about -1..1, sign in a mirrored image)
-_FACE = (
-    ("gaze_right", 4.0, -1), ("gaze_up", 6.0, 1),  # shares of how far eyes turn
-    ("brow", 2.0, 1), ("blink", 2.0, 1),  # 0..1
-    ("happy", 1.5, 1), ("sad", 1.5, 1), ("surprised", 1.5, 1), ("angry", 1.5, 1),  # strength, 0..1
-)  # fmt: skip
-FACE = tuple(name for name, _, _ in _FACE)
+# Of the mouth, 0..1. closed: lips, 0.6 at rest; teeth: lower lip at the upper teeth
+ARTICULATORS = ("jaw", "spread", "round", "closed", "teeth", "tongue")
+# Of the face: names, and factors that bring values to about -1..1
+_EXPRESSION = {
+    "gaze_right": 4.0, "gaze_up": 6.0,  # shares of how far eyes turn
+    "brow": 2.0, "blink": 2.0,  # 0..1
+    "happy": 1.5, "sad": 1.5, "surprised": 1.5, "angry": 1.5,  # strength, 0..1
+}  # fmt: skip
+_FACE = _EXPRESSION | dict.fromkeys(ARTICULATORS, 2.0)
+EXPRESSION, FACE = tuple(_EXPRESSION), tuple(_FACE)
 POSE = LATENT_FRAMES * len(FACE)  # channels of a latent frame: those of its video frames, one after the other
-_FACTORS_C = torch.tensor([factor for _, factor, _ in _FACE])
-_SIGNS_C = torch.tensor([float(sign) for _, _, sign in _FACE])
+_FACTORS_C = torch.tensor(list(_FACE.values()))
 
 
 def face_features(face_TC: Tensor) -> Tensor:
@@ -42,10 +45,3 @@ def split_pose(features_BLCT: Tensor, audio_dim: int) -> tuple[Tensor, Tensor | 
     if features_BLCT.shape[2] == audio_dim:
         return features_BLCT, None
     return features_BLCT[:, :, :audio_dim], pose_of(features_BLCT[:, 0, audio_dim:, PAST_FRAMES:])
-
-
-def mirrored(features_LCT: Tensor) -> Tensor:
-    """Features [L, C, T], of which the last are those of FACE, as the mirrored image has them."""
-    out = features_LCT.clone()
-    out[:, -len(FACE) :] *= _SIGNS_C[:, None].to(out)
-    return out

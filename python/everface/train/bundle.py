@@ -17,6 +17,7 @@ from torch import Tensor
 
 from everface.core.config import ModelConfig, VAEConfig
 from everface.core.errors import BadInput
+from everface.networks.audio.articulators import FILE as ARTICULATORS
 from everface.networks.familiarity import FILE as FAMILIARITY
 from everface.networks.familiarity import Familiarity
 from everface.train.data.familiarity import write_familiarity
@@ -34,7 +35,8 @@ CHARACTERS = {"ada": 2_000_000_059, "ben": 2_000_000_051, "mia": 2_000_000_030} 
 
 
 def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = TINY, portraits: Mapping[str, Image.Image] | None = None) -> Path:
-    """Write config.json, vae.safetensors, dit.safetensors, the transformer's plan.json, what tells images unlike its clips', and portraits.
+    """Write config.json, vae.safetensors, dit.safetensors, the transformer's plan.json, what tells images unlike its clips', portraits, and of a model
+    with motion what reads the mouth from audio (`train.heads.articulation`), which is beside the transformer.
 
     Several codecs, whose encoders must be the same to the bit, are averaged: `train decoder` runs over one codec differ mostly in the noise
     of their last steps. portraits: images by name, instead of three drawn characters. Raises BadInput for runs that are not finished and for different codecs.
@@ -43,6 +45,8 @@ def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = 
         vae, codec = average_codecs(vae_runs)
         parts = {"vae": codec, "dit": load_file(dit_run / "dit.safetensors")}
         plan = json.loads((dit_run / "plan.json").read_text())
+        if model.motion:
+            parts["articulators"] = load_file(dit_run / ARTICULATORS)
     except BadInput:
         raise
     except (OSError, ValueError) as error:
@@ -50,7 +54,7 @@ def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = 
         raise BadInput(f"{runs} are not all finished runs ({error}): finish them first") from None
     config = replace(
         model, dit=replace(model.dit, block_frames=plan.get("block_frames", model.dit.block_frames)), vae=vae,
-        noise_correlation=plan.get("noise_correlation", UNTRAINED_CORRELATION), smaller=model.smaller if plan.get("smaller_share") else (),
+        region=plan.get("region") and tuple(plan["region"]), noise_correlation=plan.get("noise_correlation", UNTRAINED_CORRELATION), smaller=model.smaller if plan.get("smaller_share") else (),
     )  # fmt: skip
     write_model(out, config, parts)
     if (dit_run / FAMILIARITY).exists():

@@ -17,6 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from everface.core.config import FPS, SAMPLES_PER_FRAME, Deployment, ModelConfig, StreamConfig
 from everface.kernels.video.packed_conv import flop as packed_conv_flop
+from everface.networks.audio.articulators import ArticulatorNet
+from everface.networks.audio.features import LogMel
 from everface.train.codec.model import new_vae
 from everface.train.evaluate.offline_stream import OfflineModel
 from everface.train.pretrain.dit_files import new_dit
@@ -70,7 +72,10 @@ def write_untrained(config: ModelConfig, folder: Path) -> Path:
     """A model folder of random weights. Returns it."""
     torch.manual_seed(0)
     vae = new_vae(config.vae).state_dict()
-    write_model(folder, config, {"vae": vae, "dit": dict(new_dit(config.dit, 0).named_parameters())})
+    parts = {"vae": vae, "dit": dict(new_dit(config.dit, 0).named_parameters())}
+    if config.motion:
+        parts["articulators"] = ArticulatorNet(LogMel(config.audio.mels, config.audio.hops).channels).state_dict()
+    write_model(folder, config, parts)
     return folder
 
 

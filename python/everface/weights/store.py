@@ -55,7 +55,7 @@ def write_safetensors(path: Path, shapes: Shapes, read: Callable[[str], torch.Te
 
 
 def write_model(out: Path, config: ModelConfig, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Write a model folder: config.json, and the weights of "vae" and "dit" as float16."""
+    """Write a model folder: config.json, and the weights of "vae", "dit" and, of a model with motion, "articulators" as float16."""
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
     for part, tensors in parts.items():

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from everface.core.config import FPS, SAMPLE_RATE
-from everface.networks.motion import FACE, face_features
+from everface.networks.audio.features import LogMel
+from everface.networks.motion import ARTICULATORS, FACE, face_features
+from everface.train.heads.articulation import ArticulationPlan, judge_articulators, read_recordings, train_articulators
 from everface.train.heads.motion.body import body_actions, hold_head, nods, sample_body
 from everface.train.heads.motion.channels import body_face, drawn_face
-from everface.train.heads.motion.speech import speak
+from everface.train.heads.motion.speech import make_multilingual_speech, make_phoneme_speech, read_phoneme_speech, speak
 from everface.train.heads.motion.visemes import articulate, mouth_actions
 from everface.train.synthetic.parameters import ANIMATION
 
@@ -65,14 +68,18 @@ def test_a_held_head_is_at_rest_and_its_face_is_not() -> None:
 def test_features_of_a_face_are_its_truth() -> None:
     rng = np.random.Generator(np.random.PCG64(5))
     body = sample_body(np.zeros(40), None, rng)
-    features = body_face(body)[0]
+    mouth_TA = rng.random((40, len(ARTICULATORS)))
+    features = body_face(body, mouth_TA)[0]
     assert features.shape == (len(FACE), 45) and torch.equal(features[:, :5], features[:, 5:6].expand(-1, 5))
     unit = face_features(torch.ones(1, len(FACE)))
-    for name, values in (("blink", body.blink), ("gaze_up", body.gaze[:, 1]), ("brow", body.brow)):
+    for name, values in (("blink", body.blink), ("gaze_up", body.gaze[:, 1]), ("brow", body.brow), *zip(ARTICULATORS, mouth_TA.T, strict=True)):
         assert np.allclose(features[FACE.index(name), 5:] / unit[FACE.index(name)], values, atol=1e-5)
     anim = torch.rand(40, len(ANIMATION), generator=torch.Generator().manual_seed(1))
     drawn = drawn_face(anim, rng)[0]
     assert np.allclose(drawn[FACE.index("blink"), 5:] / unit[FACE.index("blink")], anim[:, ANIMATION.index("blink")], atol=1e-5)
+    wide = anim[:, ANIMATION.index("wide")]
+    spread, rounded = (drawn[FACE.index(name), 5:] / unit[FACE.index(name)] for name in ("spread", "round"))
+    assert torch.allclose(0.5 + (spread - rounded) / 2, wide, atol=1e-5) and not (spread * rounded).any()
     assert drawn[FACE.index("gaze_right")].abs().max() > 0  # it cannot be seen, and is to be passed over
 
 
@@ -90,3 +97,13 @@ def test_speech_names_its_phonemes() -> None:
     times = [t for t, _ in phonemes]
     assert times == sorted(times) and times[-1] <= len(pcm) / SAMPLE_RATE + 0.1
     assert [n for _, n in phonemes].count("b") == 5
+
+
+@pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
+def test_a_network_learns_to_read_mouths_from_speech(tmp_path: Path) -> None:
+    make_multilingual_speech(tmp_path, 1, 12)
+    make_phoneme_speech(tmp_path, 1, 1, ("es",))
+    assert len(read_phoneme_speech(tmp_path, held_out=False)) == 12  # none of a held-out language
+    sides = [read_recordings(tmp_path, held_out, LogMel()) for held_out in (False, True)]
+    before, after = (judge_articulators(train_articulators(*sides, ArticulationPlan(steps=steps, batch=8, frames=100)), sides[1]) for steps in (1, 120))
+    assert after["jaw"] > 0.6 > before["jaw"] and after["closed"] > 0.5

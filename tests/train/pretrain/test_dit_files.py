@@ -29,3 +29,9 @@ def test_blocks_are_taken_and_what_reads_latents_is_fresh() -> None:
 def test_weights_of_another_width_are_refused() -> None:
     with pytest.raises(BadInput, match="begin from weights of the same width"):
         adapt_dit(small_dit().state_dict(), replace(WIDER, dim=64, ffn_dim=96), 3)
+
+
+def test_a_pose_of_more_channels_begins_as_the_old_one() -> None:
+    held, wider = small_dit(cond_dim=4 * 3).state_dict(), replace(small_dit().cfg, cond_dim=4 * 5)
+    old, new = (weights["cond_encoder.weight"].unflatten(1, (4, -1)) for weights in (held, adapt_dit(held, wider, 3)))
+    assert torch.equal(new[:, :, :3], old) and not new[:, :, 3:].any()

@@ -12,7 +12,7 @@ from everface.models.live_avatar.conditions import Conditioner
 from everface.models.live_avatar.loudness import LoudnessFollower
 from everface.models.live_avatar.motion import MotionSource
 from everface.models.live_avatar.names import HEAD, POSE
-from everface.networks.motion import pose_of
+from everface.networks.motion import face_features, pose_of
 from everface.runtime.messages import Tensors
 from everface.runtime.model import BlockFormat, Window
 
@@ -44,16 +44,15 @@ class BlockConditions:
             tokens = {name: torch.stack([of_one[name] for of_one in each]) for name in each[0]}
         if not self._motion:
             return tokens
-        begin = self._format.lookback_samples
+        begin, heads, poses = self._format.lookback_samples, list[Tensor](), list[Tensor]()
         of_block = slice(begin, begin + self._format.samples(index))
-        moves = [
-            source.block(index, window.turn, one_S[of_block], None if user_S is None else user_S[of_block])
-            for source, one_S, user_S in zip(self._motion, voices, users, strict=False)
-        ]  # fmt: skip
+        for source, one_S, user_S in zip(self._motion, voices, users, strict=False):
+            head_CT, expression_CT = source.block(index, window.turn, one_S[of_block], None if user_S is None else user_S[of_block])
+            heads.append(head_CT)
+            poses.append(pose_of(face_features(torch.cat([expression_CT, self._conditioner.mouth(one_S)]).T)))
         if self._regions_Ahw is None:
-            ((head_CT, face_CT),) = moves
-            return tokens | {POSE: pose_of(face_CT), HEAD: head_CT}
-        return tokens | {POSE: sum_of([pose_of(face_CT) for _, face_CT in moves], self._regions_Ahw)}
+            return tokens | {POSE: poses[0], HEAD: heads[0]}
+        return tokens | {POSE: sum_of(poses, self._regions_Ahw)}
 
     def interrupt(self, wanted: int) -> None:
         """Blocks from number `wanted` on were not shown."""

@@ -13,6 +13,8 @@ from everface.core.json_file import read_json
 from everface.kernels.attention import backend
 from everface.kernels.video.causal_conv3d import cpu_dtypes
 from everface.models.live_avatar.conditions import Conditioner
+from everface.networks.audio import articulators
+from everface.networks.audio.articulators import ArticulatorNet
 from everface.networks.audio.causal_encoder import CausalAudioEncoder
 from everface.networks.audio.features import FrontEnd, LogMel
 from everface.networks.familiarity import FILE as FAMILIARITY
@@ -142,7 +144,18 @@ def build_conditioner(weights: Path, lora: Path | None, deployment: Deployment) 
         raise BadInput(f"the transformer of {weights} takes a pose of {dit.cond_dim} channels, where motion has {POSE}: correct config.json")
     audio_encoder.eval().requires_grad_(False)
     prompter = build_prompter(checkpoint, config.text, dit)
-    return Conditioner(config, vae, audio_encoder, front_end, prompter, on, build_familiarity(weights))
+    mouth = build_articulators(weights, front_end.channels) if config.motion else None
+    return Conditioner(config, vae, audio_encoder, front_end, prompter, on, build_familiarity(weights), mouth)
+
+
+def build_articulators(weights: Path, channels: int) -> ArticulatorNet:
+    """What a model with motion reads the mouth from audio by. Raises BadInput, BadWeights."""
+    path = weights / articulators.FILE
+    if not path.exists():
+        raise BadInput(f"a model with motion reads the mouth from audio by {articulators.FILE}, and {path} is missing: fetch the model again")
+    net = ArticulatorNet(channels)
+    load_into(net, open_file(path), dtype=torch.float32)
+    return net.eval().requires_grad_(False)
 
 
 def build_familiarity(weights: Path) -> Familiarity | None:

@@ -1,4 +1,4 @@
-"""What a block is conditioned on: the image and prompt once a session, the sound once a block, the noise once a clip.
+"""What a block is conditioned on: the image and prompt once a session, the audio once a block, the noise once a clip.
 
 Runs in the process that owns the sessions; nothing here needs the big transformer, only its small audio encoder.
 """
@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from everface.core.config import LATENT_FRAMES, SAMPLE_RATE, SAMPLES_PER_FRAME, ModelConfig, StreamConfig
-from everface.models.live_avatar.names import IMAGE
+from everface.core.regions import cells
+from everface.models.live_avatar.names import IMAGE, SURROUND
+from everface.networks.audio import articulators as mouth
+from everface.networks.audio.articulators import ArticulatorNet
 from everface.networks.audio.causal_encoder import PAST_FRAMES, CausalAudioEncoder
 from everface.networks.audio.features import FrontEnd
 from everface.networks.familiarity import KNOWN_SHARE, Familiarity
@@ -23,7 +26,7 @@ MOTION_LATENTS = 19  # the motion history before the stream: the still image, re
 
 
 class Conditioner:
-    """Turns a image, a prompt and sound into tensors that ride with the blocks."""
+    """Turns an image, a prompt and audio into tensors that ride with the blocks."""
 
     def __init__(
         self,
@@ -34,20 +37,24 @@ class Conditioner:
         prompter: Prompter,
         device: torch.device,
         familiarity: Familiarity | None = None,
+        articulators: ArticulatorNet | None = None,
     ) -> None:
         self.config, self.vae, self.audio_encoder, self.front_end = config, vae, audio_encoder, front_end
         self.prompter, self.device = prompter, device  # the VAE's encoder runs on the device, the rest on the CPU
-        self.familiarity = familiarity
+        self.familiarity, self.articulators = familiarity, articulators
+        # Frames before and after a block that its features depend on: five for the audio encoder
+        self.past_frames, self.ahead_frames = (PAST_FRAMES, 0) if articulators is None else (max(PAST_FRAMES, mouth.PAST_FRAMES), mouth.AHEAD_FRAMES)
         self.block_frames = config.dit.block_frames * LATENT_FRAMES  # 12 video frames
 
     @property
     def lookback_samples(self) -> int:
-        """Sound before a block that its features depend on: the front end's own, and five frames for the audio encoder."""
-        return self.front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
+        """Audio before a block that its features depend on: the front end's own, and that of some frames."""
+        return self.front_end.lookback_samples + self.past_frames * SAMPLES_PER_FRAME
 
     @property
     def lookahead_samples(self) -> int:
-        return self.front_end.lookahead_samples
+        """The same after it."""
+        return self.front_end.lookahead_samples + self.ahead_frames * SAMPLES_PER_FRAME
 
     def windowed(self, window_s: tuple[float, float] | None) -> Conditioner:
         """The same with so many seconds of audio before and behind a block, where the front end has a choice; None: its own."""
@@ -61,16 +68,22 @@ class Conditioner:
     def initial_state(self, image_3HW: torch.Tensor, stream: StreamConfig) -> Tensors:
         """Reference latent [16, 1, h, w], motion latents [16, 19, h, w] and text features [L, C] of a session.
 
-        `image_3HW` is float32 in -1..1.
+        `image_3HW` is float32 in -1..1. Where the model makes a region only, h and w are its, unless several speakers are anywhere, and SURROUND is the whole.
         """
-        return {**self.image_state(image_3HW), "text": self.prompter.features(stream.prompt)}
+        return {**self.image_state(image_3HW, whole=bool(stream.speakers)), "text": self.prompter.features(stream.prompt)}
 
     @torch.inference_mode()
-    def image_state(self, image_3HW: torch.Tensor) -> Tensors:
-        """The part of it that depends on the image. The motion history is the still image, as in upstream's pipeline."""
-        reference, motion = still_latents(self.vae, image_3HW.to(self.device), self.config.still_frames)
-        tensors = {"reference": reference.cpu(), "motion": motion.cpu()}
-        return tensors | {IMAGE: ((image_3HW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()} if self.config.motion else tensors
+    def image_state(self, image_3HW: torch.Tensor, whole: bool = False) -> Tensors:
+        """The part of it that depends on the image. The motion history is the still image, as in upstream's pipeline. whole: without a region."""
+        reference, motion = (latents.cpu() for latents in still_latents(self.vae, image_3HW.to(self.device), self.config.still_frames))
+        tensors = {}
+        if self.config.motion:
+            tensors[IMAGE] = ((image_3HW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+        if self.config.region is not None and not whole:
+            tensors[SURROUND] = motion[:, :2].clone()
+            rows, columns = cells(self.config.region, *motion.shape[-2:], self.config.dit.patch_size[1])
+            reference, motion = (latents[..., rows, columns].contiguous() for latents in (reference, motion))
+        return tensors | {"reference": reference, "motion": motion}
 
     @torch.inference_mode()
     def remark(self, image_3HW: torch.Tensor, reference_C1hw: torch.Tensor) -> str:
@@ -103,10 +116,21 @@ class Conditioner:
         block are replaced by copies of its first one, as the released code does; by default the real past is used.
         """
         voices = [pcm_S, torch.zeros_like(pcm_S) if user_S is None else user_S] if self.config.audio.listens else [pcm_S]
-        features_LCT = torch.cat([self.front_end.features(one_S, PAST_FRAMES + self.block_frames) for one_S in voices], 1)
-        past_LCT, now_LCT = features_LCT[..., :PAST_FRAMES], features_LCT[..., PAST_FRAMES:]
+        features_LCT = torch.cat([self._features(one_S) for one_S in voices], 1)
+        begin, end = self.past_frames, self.past_frames + self.block_frames
+        past_LCT, now_LCT = features_LCT[..., begin - PAST_FRAMES : begin], features_LCT[..., begin:end]
         local_FKD, global_FD = self.audio_encoder.encode_block(now_LCT, None if compat == "official" else past_LCT)
         return {"audio_local": local_FKD, "audio_global": global_FD}
+
+    @torch.inference_mode()
+    def mouth(self, pcm_S: torch.Tensor) -> torch.Tensor:
+        """`networks.motion.ARTICULATORS` [6, 12] of the same window, of a model with motion."""
+        assert self.articulators is not None
+        return self.articulators(self._features(pcm_S)[..., self.past_frames - mouth.PAST_FRAMES :])[0]
+
+    def _features(self, pcm_S: torch.Tensor) -> torch.Tensor:
+        """[L, C, T] of the block, and of the frames before and after it."""
+        return self.front_end.features(pcm_S, self.past_frames + self.block_frames + self.ahead_frames)
 
 
 def still_latents(vae: VAE, image_3HW: torch.Tensor, frames: int) -> tuple[torch.Tensor, torch.Tensor]:

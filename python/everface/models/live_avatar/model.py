@@ -19,7 +19,7 @@ from everface.models.live_avatar import roles
 from everface.models.live_avatar.block_conditions import BlockConditions
 from everface.models.live_avatar.builders import build_conditioner, kept_keys
 from everface.models.live_avatar.conditions import Conditioner, Noise
-from everface.models.live_avatar.names import DISSOLVE, FORWARDS, IMAGE, SHOT, SINK, SPEAKERS, role_specs, shot_tensor
+from everface.models.live_avatar.names import DISSOLVE, FORWARDS, IMAGE, SHOT, SINK, SPEAKERS, SURROUND, role_specs, shot_tensor
 from everface.models.live_avatar.roles import DecodeRole, StepRole
 from everface.models.live_avatar.sink import SinkSession
 from everface.models.opened import OpenedModel
@@ -91,11 +91,10 @@ class LiveAvatarSession(SinkSession):
         if stream.speakers:
             grid = rgb_3HW.shape[-2] // config.vae.stride[1] // dit.patch_size[1], rgb_3HW.shape[-1] // config.vae.stride[2] // dit.patch_size[2]
             self._tensors[SPEAKERS] = token_masks(stream.speakers, grid)
-        self.remark = conditioner.remark(rgb_3HW, self._tensors["reference"])
+        self.remark = conditioner.remark(rgb_3HW, whole_reference(self._tensors))
         windowed = conditioner.windowed(stream.audio_window_s)
         self._size = tuple(rgb_3HW.shape)
-        height, width = rgb_3HW.shape[-2:]
-        self._latent = (dit.in_dim, height // config.vae.stride[1], width // config.vae.stride[2])
+        self._latent = (dit.in_dim, *self._tensors["reference"].shape[-2:])
         correlation = 0.0 if stream.compat == "official" else config.noise_correlation
         self._noise = Noise(stream.seed, self._latent, dit.block_frames, dit.window_blocks, correlation)
         self._shot = 0  # the number of cuts
@@ -149,15 +148,20 @@ class LiveAvatarSession(SinkSession):
 
     def _image_update(self, image: Path | torch.Tensor) -> Tensors:
         rgb_3HW = self._model.replacement(image, self._stream, self._size)
-        state = self._model.conditioner.image_state(rgb_3HW)
-        self.remark = self._model.conditioner.remark(rgb_3HW, state["reference"])
+        state = self._model.conditioner.image_state(rgb_3HW, whole=bool(self._stream.speakers))
+        self.remark = self._model.conditioner.remark(rgb_3HW, whole_reference(state))
         self._shown = shown(state)
         return dict(self._shown)
 
 
 def shown(state: Tensors) -> Tensors:
     """What `image_state` tells of an image, as conditions of a block."""
-    return {SINK: state["reference"], "motion": state["motion"]} | ({IMAGE: state[IMAGE]} if IMAGE in state else {})
+    return {SINK: state["reference"], "motion": state["motion"]} | {name: state[name] for name in (IMAGE, SURROUND) if name in state}
+
+
+def whole_reference(state: Tensors) -> torch.Tensor:
+    """The image's latent [C, 1, h, w], of the whole of it."""
+    return state[SURROUND][:, :1] if SURROUND in state else state["reference"]
 
 
 def block_format(conditioner: Conditioner, speakers: int = 0) -> BlockFormat:

@@ -1,4 +1,4 @@
-"""How a person moves who speaks, listens or waits: head, body, gaze, blinks and brows of each frame, for models with channels of motion.
+"""How a person moves who speaks, listens or waits: head, body, gaze, blinks and brows of each frame, for models with motion.
 
 Drawn from the session's seed, and moved by how loud the person and the one it hears are: the head goes with stressed syllables, lids fall as a
 phrase ends, and a listener nods after the other's phrase. The same audio and seed give the same motion on every placement. Rendered people
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from everface.core.config import FPS, SAMPLES_PER_FRAME
-from everface.networks.motion import FACE, HEAD, face_features
+from everface.networks.motion import EXPRESSION, HEAD
 
 LOUD_RMS = 0.12  # of a voice that counts as 1
 SPEECH_LEVEL = 0.12  # loudness from which somebody speaks
@@ -30,7 +30,7 @@ NOD_FRAMES, NOD_DIPS = (16, 28), (1, 4)
 PAUSE_FRAMES = 4  # of silence end a phrase
 PHRASE_FRAMES = 9  # the shortest phrase of another that is answered by a nod
 BLINK_FRAMES, BLINK_REST = 7, FPS  # a blink, and the least time between two
-BLINK_WAIT = (3 * FPS, 7 * FPS)  # after which one comes without a reason
+BLINK_WAIT = (2 * FPS, 5 * FPS)  # after which one comes without a reason
 GAZE_FRAMES = (round(0.8 * FPS), round(3.5 * FPS))  # how long the eyes rest on one place
 AWAY_SHARE = 0.3  # of the places are not the camera's, while the person does not listen
 KEPT_STATES = 32  # blocks
@@ -75,7 +75,7 @@ class MotionSource:
         self._last_turn, self._wanted = 0, 0
 
     def block(self, index: int, turn: int, voice_S: Tensor, user_S: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Values of HEAD [8, T] and features of FACE [8, T], of the T frames of block `index`, whose audio is given. user_S: what the person hears.
+        """Values of HEAD [8, T] and of EXPRESSION [8, T], of the T frames of block `index`, whose audio is given. user_S: what the person hears.
         Blocks come in rising order; in a new turn motion goes on from where it was before the block that `interrupt` named."""
         after = index
         if turn != self._last_turn:
@@ -89,8 +89,8 @@ class MotionSource:
             rows.append(self._frame(state))
         self._states = {n: s for n, s in self._states.items() if index - KEPT_STATES < n <= after}
         self._states[index + 1] = state
-        head_TC, face_TC = (torch.tensor([[row.get(name, 0.0) for name in names] for row in rows]) for names in (HEAD, FACE))
-        return head_TC.T.contiguous(), face_features(face_TC)
+        head_TC, expression_TC = (torch.tensor([[row.get(name, 0.0) for name in names] for row in rows]) for names in (HEAD, EXPRESSION))
+        return head_TC.T.contiguous(), expression_TC.T.contiguous()
 
     def interrupt(self, wanted: int) -> None:
         """Blocks from number `wanted` on were not shown."""
@@ -122,7 +122,7 @@ class MotionSource:
         )  # fmt: skip
 
     def _frame(self, s: MotionState) -> dict[str, float]:
-        """Values of HEAD and FACE by name, those that are not 0."""
+        """Values of HEAD and EXPRESSION by name, those that are not 0."""
         n = s.frame - 1
         at_s, (at, length, depth, dips) = n / FPS, s.nod
         dip = depth * math.sin(math.pi * at / length) * math.sin(2 * math.pi * dips * at / length + 0.3) if length else 0.0
@@ -134,7 +134,7 @@ class MotionSource:
         named = {
             "pitch": pitch + STRESS * (s.stress - s.usual) + dip, "yaw": yaw, "roll": roll + self._tilt * s.attention, "right": right + body, "up": up + 0.5 * breath,
             "near": near, "sway": body, "breath": breath, "gaze_right": s.gaze[0] - 0.6 * yaw, "gaze_up": s.gaze[1],
-            "brow": min(1.0, max(0.0, 0.1 + self._brow(n) + 0.45 * s.stress + 0.5 * s.user_level)), "happy": max(0.0, self._smile * (0.75 + self._mood(n))),
+            "brow": min(1.0, max(0.0, 0.1 + self._brow(n) + 0.3 * s.stress + 0.5 * s.user_level)), "happy": max(0.0, self._smile * (0.75 + self._mood(n))),
         }  # fmt: skip
         ease = min(1.0, s.frame / EASE_FRAMES)
         ease *= ease * (3 - 2 * ease)

@@ -16,6 +16,7 @@ FORWARDS = "forwards"  # into a block: [forwards] of this block and the ones aft
 SPEAKERS = "speakers"  # of an opening: [A, 1, P, 1], the tokens of each speaker, where there are several
 POSE = "pose"  # into a block of a model with motion: [C, F, 1, 1] for the whole image, or [C, F, h, w]
 IMAGE = "image"  # of an opening, a change or a cut of a model with motion: [3, H, W] uint8, what it shows
+SURROUND = "surround"  # with it, where the model makes a region only: [C, 2, h, w], the whole image's first latent, and that of a still video of it
 HEAD = "head"  # with it: [8, T], how the head moves in the decoded frames; for one person only
 FINITE = "finite"  # uint8 [roles so far]: 1 where everything that the role computed was finite
 DECODE = "decode"

@@ -12,10 +12,24 @@ import torch
 from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import Unavailable
 from everface.core.memory import keep_freed_memory
+from everface.core.regions import cells
 from everface.kernels.video.to_rgb import to_rgb
 from everface.models.live_avatar.builders import build_decoder, build_dit, decoder_dtype, dtype_of
 from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
-from everface.models.live_avatar.names import CLEAN, DECODE, DISSOLVE, FINITE, FORWARDS, HEAD, IMAGE, POSE, SHOT, SINK, SPEAKERS
+from everface.models.live_avatar.names import (
+    CLEAN,
+    DECODE,
+    DISSOLVE,
+    FINITE,
+    FORWARDS,
+    HEAD,
+    IMAGE,
+    POSE,
+    SHOT,
+    SINK,
+    SPEAKERS,
+    SURROUND,
+)
 from everface.networks.transformer.dit import BlockPosition, DiT, cache_shape
 from everface.networks.transformer.layers import KV, AudioKV, TextKV
 from everface.networks.transformer.rope import Rope
@@ -26,6 +40,7 @@ from everface.networks.video.vae import VAE, VAEStream
 from everface.runtime.cache_pool import CachePool
 from everface.runtime.cuda_graph import CapturedGraph, GraphPool
 from everface.runtime.messages import Block, CloseSession, OpenSession, Tensors
+from everface.weights.load import open_checkpoint
 
 WARM_UP_LATENTS = 7  # of the still picture, decoded and thrown away, so that the first real latent finds warm caches
 PRIMING = {SINK: "reference", "motion": "motion", "text": "text"}  # what a condition may bring -> which tensor of the opening it is
@@ -206,7 +221,7 @@ class StepRole:
             finite = torch.ones(1, dtype=torch.uint8, device=d.device)
         kept = dict(block.condition)
         if self.last:  # the decoder needs no audio; the session waits for a shot's first clean latent to make it the new sink
-            of_shot = (SHOT, DISSOLVE, IMAGE, "motion") if SHOT in kept or IMAGE in kept else ()
+            of_shot = (SHOT, DISSOLVE, IMAGE, SURROUND, "motion") if SHOT in kept or IMAGE in kept else ()
             kept = {name: kept[name] for name in (*of_shot, HEAD) if name in kept}
             if block.index == 0 or begins:
                 kept[CLEAN] = x[:, :1].float().cpu()
@@ -239,25 +254,32 @@ class StepRole:
 
 
 class DecodeRole:
-    """The streaming decoder of every session: three latents in, twelve uint8 frames out."""
+    """The streaming decoder of every session: three latents in, twelve uint8 frames out.
 
-    def __init__(self, vae: VAE, deployment: Deployment) -> None:
-        self.vae = vae
+    Of a model that makes a region only (`ModelConfig.region`), latents of the still image are around what comes in.
+    """
+
+    def __init__(self, vae: VAE, deployment: Deployment, config: ModelConfig | None = None) -> None:
+        self.vae, self.config = vae, config
         self.device, self.dtype = torch.device(deployment.device), decoder_dtype(deployment)
         self.to_host = deployment.frames == "host"
         self.streams: dict[int, VAEStream] = {}
         self.shots: dict[int, int] = {}  # session -> the shot that its stream is of
         self.shown_HW3: dict[int, torch.Tensor] = {}  # session -> its last frame
         self.details: dict[int, StillDetail] = {}  # session -> that of its image, where the model has motion
+        self.around: dict[int, torch.Tensor] = {}  # session -> [C, 1, h, w] of its image, where the model makes a region only
 
     def open(self, opening: OpenSession) -> None:
         with torch.inference_mode():
             self.streams[opening.session] = self.warm_up(opening.session, opening.tensors)
 
     def warm_up(self, session: int, image: Tensors) -> VAEStream:
-        """A stream that has shown an image, by its `motion`; and, where it is there itself, its detail."""
-        motion_16Thw, stream = image["motion"][:, :WARM_UP_LATENTS].to(self.device, self.dtype), self.vae.stream(1)
-        still_3THW = self.vae.decode_stream(motion_16Thw[None], stream)[0]
+        """A stream that has shown an image, by its `motion`; and, where they are there, what is around the region, and its detail."""
+        still_16Thw, stream = image.get(SURROUND, image["motion"])[:, :WARM_UP_LATENTS].to(self.device, self.dtype), self.vae.stream(1)
+        if SURROUND in image:
+            self.around[session] = still_16Thw[:, 1:]
+            still_16Thw = torch.cat([still_16Thw[:, :1], self.around[session].expand(-1, WARM_UP_LATENTS - 1, -1, -1)], 1)
+        still_3THW = self.vae.decode_stream(still_16Thw[None], stream)[0]
         if IMAGE in image:
             self.details[session] = StillDetail(image[IMAGE].to(self.device) / 127.5 - 1, still_3THW[:, -1])
         return stream
@@ -280,7 +302,7 @@ class DecodeRole:
                     fading_HW3 = self.shown_HW3.get(block.session)
                 elif begin == 0 and IMAGE in block.condition:
                     self.warm_up(block.session, block.condition)  # for the detail only
-                z_16Fhw = block.x[:, begin : begin + latents].to(self.device, self.dtype)
+                z_16Fhw = self.whole(block.session, block.x[:, begin : begin + latents].to(self.device, self.dtype))
                 video_3THW = self.vae.decode_stream(z_16Fhw[None], self.streams[block.session])[0]
                 finite_1 = torch.minimum(finite_1, all_finite(video_3THW))
                 condition = noted(block, finite_1)
@@ -303,8 +325,18 @@ class DecodeRole:
                 first += len(frames_THW3)
             yield part
 
+    def whole(self, session: int, z_16Fhw: torch.Tensor) -> torch.Tensor:
+        """Latents of the whole image."""
+        if session not in self.around:
+            return z_16Fhw
+        assert self.config is not None and self.config.region is not None
+        around_16Fhw = self.around[session].expand(-1, z_16Fhw.shape[1], -1, -1).clone()
+        rows, columns = cells(self.config.region, *around_16Fhw.shape[-2:], self.config.dit.patch_size[1])
+        around_16Fhw[..., rows, columns] = z_16Fhw
+        return around_16Fhw
+
     def close(self, closing: CloseSession) -> None:
-        for kept in (self.streams, self.shots, self.shown_HW3, self.details):
+        for kept in (self.streams, self.shots, self.shown_HW3, self.details, self.around):
             kept.pop(closing.session, None)
 
 
@@ -344,7 +376,7 @@ def build_role(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
     if deployment.device == "cpu":
         keep_freed_memory()
     if name == DECODE:
-        return DecodeRole(build_decoder(weights, deployment), deployment)
+        return DecodeRole(build_decoder(weights, deployment), deployment, open_checkpoint(weights).config)
     key = repr((weights, lora, deployment))
     if key not in _denoisers:
         config, dit = build_dit(weights, lora, deployment)

@@ -18,6 +18,8 @@ import torch
 from everface.core.errors import EverfaceError
 from everface.core.log import log, start_log
 from everface.core.machine import cores
+from everface.networks.audio.articulators import FILE as ARTICULATORS
+from everface.networks.audio.features import LogMel
 from everface.train.bundle import bundle
 from everface.train.chain.codec import share_done, train_on_frames
 from everface.train.chain.frames import HELD_OUT, paths, start_rendering, stop_rendering, wait_for_clips
@@ -27,6 +29,7 @@ from everface.train.chain.pack import pack, unpack
 from everface.train.chain.plan import ChainPlan, Rehearsal, cpu_plan, gpu_plan
 from everface.train.chain.speech import unpack_speech
 from everface.train.data.clips import MIN_TRAINING_CLIPS
+from everface.train.heads.articulation import read_recordings, train_articulators, write_articulators
 from everface.train.pretrain.dit_files import adapt_dit
 from everface.train.pretrain.stage1 import train_stage1
 from everface.weights.files import open_file
@@ -38,9 +41,11 @@ FIRST_CLIPS_S = 120.0  # on a GPU: if OpenGL does not work there, that is known 
 
 
 def work(
-    run: Path, assets: Path, speech: Path, frames: Path, plan: ChainPlan, device: str, processes: int, minutes: float, init: Path | None = None
+    run: Path, assets: Path, speech: Path, frames: Path, plan: ChainPlan, device: str, processes: int, minutes: float, init: Path | None = None,
+    articulators: Path | None = None,
 ) -> None:  # fmt: skip
-    """Everything but the archive. Each phase goes on where it stopped. init: a transformer to begin stage 1 with."""
+    """Everything but the archive. Each phase goes on where it stopped. init: a transformer to begin stage 1 with. articulators: what reads the mouth
+    from audio; without it, it is trained on this run's speech."""
     began = time.monotonic()
     until = began + 60 * minutes - RESERVE_S
     size = plan.model.size[0] if plan.model.size else 256
@@ -62,9 +67,7 @@ def work(
         log.info("%d clips and %d held-out are rendered", len(paths(frames)), len(paths(frames / HELD_OUT)))
     if vae_done and share_done(run / "dit", plan.stage1) < 1 and time.monotonic() + LEAST_S < until:
         sides = tuple(height for height, _ in plan.model.smaller)
-        count = encode_frames(
-            encoded, frames, run / "vae", device, smaller=sides, smaller_clips=plan.smaller_clips, views=plan.views, held_out=plan.stage1.held_out
-        )  # fmt: skip
+        count = encode_frames(encoded, frames, run / "vae", device, sides, plan.smaller_clips)
         log.info("transformer: begins at %.0f s with %d clips", time.monotonic() - began, count)
         train_stage1(run / "dit", encoded, plan.stage1, plan.model.dit, device, first_weights(run, init, plan), until)
     torch.set_num_threads(cores())  # rendering has ended
@@ -72,6 +75,7 @@ def work(
         return
     model = None
     if (run / "dit" / "dit.safetensors").exists():
+        leave_articulators(run / "dit" / ARTICULATORS, voices, plan, articulators)
         model = bundle([run / "vae"], run / "dit", run / "model", plan.model)
     report = judge(run, frames, model, device, plan.reader_steps)
     log.info("at %.0f s: %s", time.monotonic() - began, report["mean"])
@@ -87,6 +91,15 @@ def first_weights(run: Path, init: Path | None, plan: ChainPlan) -> Path | None:
     return path
 
 
+def leave_articulators(path: Path, voices: Path, plan: ChainPlan, made: Path | None) -> None:
+    """Put what reads the mouth from audio beside the transformer, if it is not there."""
+    if made is not None:
+        path.write_bytes(made.read_bytes())
+    elif not path.exists():
+        sides = [read_recordings(voices, held_out, LogMel()) for held_out in (False, True)]
+        write_articulators(path, train_articulators(sides[0], sides[1], plan.articulation))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m everface.train.chain", description="Train a model of rendered people.")
     parser.add_argument("run", type=Path, help="folder of the run; what is in it is not done again")
@@ -97,6 +110,7 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, help="folder for the archive and the sheet")
     parser.add_argument("--from", dest="parts", type=Path, help="folder with the parts of an earlier archive, if there are any; used where RUN is new")
     parser.add_argument("--init", type=Path, help="dit.safetensors of the same width, such as that of drawn characters, to begin stage 1 with")
+    parser.add_argument("--articulators", type=Path, help="the file of everface.train.heads.articulation; else it is trained on this speech")
     parser.add_argument("--preset", choices=("heads-256", "heads-384"), default="heads-256")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--processes", type=int, default=max(1, cores() - 2), help="that render (%(default)s)")
@@ -112,7 +126,7 @@ def main() -> None:
     plan = Rehearsal().plan if args.rehearse else (cpu_plan if args.device == "cpu" else gpu_plan)(args.preset)
     frames = args.frames or args.run / "frames"
     try:
-        work(args.run, args.assets, args.speech, frames, plan, args.device, args.processes, args.minutes, args.init)
+        work(args.run, args.assets, args.speech, frames, plan, args.device, args.processes, args.minutes, args.init, args.articulators)
     except EverfaceError as error:
         raise SystemExit(f"everface: {error}") from None
     finally:

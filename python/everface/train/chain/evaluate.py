@@ -43,7 +43,7 @@ from everface.train.synthetic.characters import eyes_box
 from everface.train.synthetic.voices import HELD_OUT
 from everface.weights.load import load_into, open_checkpoint
 
-READER_STEPS = 700
+READER_STEPS, POSE_READER_STEPS = 2000, 700
 CLIPS_PER_VOICE = 12
 
 
@@ -127,12 +127,12 @@ def held_out_voices(out: Path) -> list[tuple[Tensor, Phonemes]]:
 
 def read_lip_reader(out: Path, frames: Path) -> LipReader:
     """Trained on clips of rendered people, once."""
-    return read_or_train(out / "lips.safetensors", LipReader(), lambda: train_head_lip_reader(paths(frames), READER_STEPS, "cpu"))
+    return read_or_train(out / "lips.safetensors", LipReader(fine=True), lambda: train_head_lip_reader(paths(frames), READER_STEPS, "cpu"))
 
 
 def read_pose_reader(out: Path, frames: Path) -> PoseReader:
     """The same for the rotation of heads."""
-    return read_or_train(out / "poses.safetensors", PoseReader(), lambda: train_pose_reader(paths(frames), READER_STEPS, "cpu"))
+    return read_or_train(out / "poses.safetensors", PoseReader(), lambda: train_pose_reader(paths(frames), POSE_READER_STEPS, "cpu"))
 
 
 def read_or_train(path: Path, reader: nn.Module, train: Any) -> Any:

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from everface.networks.audio.articulators import FILE as ARTICULATORS
 from everface.networks.familiarity import FILE as FAMILIARITY
 from everface.train.engine.checkpoint import Progress, write_start
 
 PART = 15 << 20  # bytes
 WEIGHTS = ("vae/vae.safetensors", "dit/dit.safetensors")
-REST = ("vae/vae.json", "vae/progress.json", "vae/log.jsonl", "vae/log.png", "dit/plan.json", "dit/progress.json", "dit/log.jsonl", "dit/log.png", f"dit/{FAMILIARITY}")
+REST = ("vae/vae.json", "vae/progress.json", "vae/log.jsonl", "vae/log.png", "dit/plan.json", "dit/progress.json", "dit/log.jsonl", "dit/log.png", f"dit/{FAMILIARITY}", f"dit/{ARTICULATORS}")
 REPORTS = ("report.json", "sheet.jpg", "run.log")
 
 

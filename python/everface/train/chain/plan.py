@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from everface.core.config import ModelConfig
 from everface.train.codec.vae import VAEPlan
 from everface.train.distill.presets import PRESETS
+from everface.train.heads.articulation import ArticulationPlan
 from everface.train.pretrain.plans import Stage1Plan
 
 
@@ -45,7 +46,7 @@ class ChainPlan:
     clips: int = 3000  # at most: 13.6 MB each at 256x256
     held_out: int = 16  # people, with held-out voices
     smaller_clips: int = 400  # that are encoded at the model's smaller sizes too
-    views: int = 0  # others of each clip that stage 1 learns from too: chain.views
+    articulation: ArticulationPlan = field(default_factory=ArticulationPlan)  # where no file is given
     reader_steps: int = 500
     seed: int = 1
     judge_each_call: bool = True  # False: only when all is trained
@@ -64,6 +65,7 @@ class Rehearsal:
         full = gpu_plan("heads-256")
         small = replace(
             full, model=replace(full.model, size=(self.side, self.side), smaller=()), clips=self.clips, held_out=2, reader_steps=2,
+            articulation=ArticulationPlan(steps=self.steps, batch=2, frames=20),
             vae=replace(full.vae, iterations=self.steps, single_frames=0.5, single_batch=2, crops=((64, 13, 2),), least_clips=4, held_out=2),
             stage1=replace(full.stage1, iterations=self.steps, held_out=2, curriculum=((0.0, 2, 2),)),
         )  # fmt: skip

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from everface.train.chain.frames import as_video, read_frames, read_rest
@@ -15,14 +17,17 @@ from everface.train.data.clips import STILL_FRAMES
 from everface.train.evaluate.readers.lip_reader import LIPS_WEIGHT, LipReader, fit_reader
 from everface.train.evaluate.readers.pose_reader import UNIT, PoseReader
 
-BATCH = 96
-LIPS = ("opening", "width", "blink")
+PEOPLE = 32  # of a batch, with two frames each
+LIPS, LIPS_PAIRS = ("opening", "width", "blink"), 3.0
+WEIGHT = (LIPS_WEIGHT[0], 3.0, LIPS_WEIGHT[2])  # a mouth's width changes by a quarter of what it opens
+SHIFT, TURN, ZOOM = 0.06, 0.06, 0.06  # by which frames are moved: share of their size, radians, share
 
 
 def train_head_lip_reader(clips: list[Path], steps: int, device: str, seed: int = 0) -> LipReader:
     """Opening, width and blink. Repeatable on one machine."""
     generator = torch.Generator(device).manual_seed(seed)
-    return fit_reader(LipReader, _frames(clips, lambda truth, t: [truth[name][t] for name in LIPS], device, seed), LIPS_WEIGHT, steps, generator, seed)
+    draw = _frames(clips, lambda truth, t: [truth[name][t] for name in LIPS], device, seed, moved=True)
+    return fit_reader(partial(LipReader, fine=True), draw, WEIGHT, steps, generator, seed, LIPS_PAIRS)
 
 
 def train_pose_reader(clips: list[Path], steps: int, device: str, seed: int = 0) -> PoseReader:
@@ -32,17 +37,33 @@ def train_pose_reader(clips: list[Path], steps: int, device: str, seed: int = 0)
 
 
 def _frames(
-    clips: list[Path], target: Callable[[dict[str, np.ndarray], int], list[float]], device: str, seed: int
+    clips: list[Path], target: Callable[[dict[str, np.ndarray], int], list[float]], device: str, seed: int, moved: bool = False
 ) -> Callable[[], tuple[Tensor, Tensor]]:  # fmt: skip
-    """Draws single frames. Clips without truth (drawn characters) and without the rotation (of early versions) are left out."""
+    """Draws single frames, two of each person; moved: as if heads were not still. Clips without truth (drawn characters) and without the rotation (of early
+    versions) are left out."""
     rng, truths = random.Random(seed), [(path, rest) for path in clips if "turn" in (rest := read_rest(path))]
+    generator = torch.Generator(device).manual_seed(seed)
 
     def draw() -> tuple[Tensor, Tensor]:
         images, targets = [], []
-        for path, truth in rng.choices(truths, k=BATCH):
-            t = rng.randrange(len(truth["opening"]))
-            images.append(read_frames(path)[STILL_FRAMES + t])
-            targets.append(target(truth, t))
-        return as_video(np.stack(images)[:, None], device)[:, :, 0], torch.tensor(np.array(targets, np.float32), device=device)
+        for path, truth in rng.choices(truths, k=PEOPLE):
+            frames = read_frames(path)
+            for t in rng.sample(range(len(truth["opening"])), 2):
+                images.append(frames[STILL_FRAMES + t])
+                targets.append(target(truth, t))
+        rgb_N3HW = as_video(np.stack(images)[:, None], device)[:, :, 0]
+        return move(rgb_N3HW, generator) if moved else rgb_N3HW, torch.tensor(np.array(targets, np.float32), device=device)
 
     return draw
+
+
+def move(rgb_N3HW: Tensor, generator: torch.Generator) -> Tensor:
+    """Each square frame shifted, turned and zoomed."""
+
+    def rand(most: float) -> Tensor:
+        return most * (2 * torch.rand(len(rgb_N3HW), generator=generator, device=generator.device) - 1)
+
+    turn, zoom, right, down = rand(TURN), 1 + rand(ZOOM), rand(2 * SHIFT), rand(2 * SHIFT)  # the grid is -1..1
+    rows = torch.stack([zoom * turn.cos(), -turn.sin(), right, turn.sin(), zoom * turn.cos(), down], 1).view(-1, 2, 3)
+    grid_NHW2 = F.affine_grid(rows, list(rgb_N3HW.shape), align_corners=False)
+    return F.grid_sample(rgb_N3HW, grid_NHW2, padding_mode="border", align_corners=False)

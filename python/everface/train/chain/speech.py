@@ -13,16 +13,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from everface.train.heads.motion.speech import make_phoneme_speech
-from everface.train.synthetic.voices import read_wav, write_wav
+from everface.train.heads.motion.speech import make_multilingual_speech, make_phoneme_speech
+from everface.train.synthetic.voices import HELD_OUT, read_wav, write_wav
 
 MU = 255.0
+CLIPS, HELD_OUT_CLIPS = 300, 6  # multilingual ones; of each held-out voice
 
 
-def pack_speech(folder: Path, path: Path, clips_per_voice: int = 3, seed: int = 1) -> int:
+def pack_speech(folder: Path, path: Path, clips: int = CLIPS, seed: int = 1) -> int:
     """Write one file of all WAV and JSON files of `folder`, which is made first where it has none. Returns its bytes."""
     if not any(folder.glob("*.wav")):
-        make_phoneme_speech(folder, seed, clips_per_voice)
+        make_multilingual_speech(folder, seed, clips)
+        make_phoneme_speech(folder, seed, HELD_OUT_CLIPS, HELD_OUT)
     held, data = [], bytearray()
     for wav in sorted(folder.glob("*.wav")):
         x = read_wav(wav).numpy()
@@ -54,9 +56,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m everface.train.chain.speech", description="Pack speech with phonemes into one file.")
     parser.add_argument("folder", type=Path, help="of make_phoneme_speech; made where it has no WAV")
     parser.add_argument("out", type=Path, help="the file to write")
-    parser.add_argument("--clips-per-voice", type=int, default=3)
+    parser.add_argument("--clips", type=int, default=CLIPS, help="of about 25 s, 0.2 MB each (%(default)s)")
     args = parser.parse_args()
-    print(f"{args.out}: {pack_speech(args.folder, args.out, args.clips_per_voice) / 1e6:.1f} MB")
+    print(f"{args.out}: {pack_speech(args.folder, args.out, args.clips) / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from everface.core.errors import BadInput
+from everface.core.regions import Box, cells
 from everface.networks.video.vae import VAE
 from everface.train.engine.precision import autocast
 
@@ -38,6 +39,13 @@ class Clips:
     def to(self, device: str) -> Clips:
         """On a device: a GPU holds all clips, so that no step waits for a transfer."""
         return Clips(self.latents_N16Thw.to(device), self.features_NLCF.to(device))
+
+    def within(self, region: Box | None, multiple: int) -> Clips:
+        """With the latents of a region only; None: of the whole image."""
+        if region is None:
+            return self
+        rows, columns = cells(region, *self.latents_N16Thw.shape[-2:], multiple)
+        return Clips(self.latents_N16Thw[..., rows, columns].contiguous(), self.features_NLCF)
 
     def __getitem__(self, rows: slice) -> Clips:
         return Clips(self.latents_N16Thw[rows], self.features_NLCF[rows])

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from everface.networks.familiarity import FILE, KNOWN_SHARE, PARTS, Familiarity, normalized
-from everface.train.data.clips import Clips
 from everface.weights.store import write_safetensors
 
 AXES = 16
@@ -18,10 +17,10 @@ ODD_ONES = 3  # of each image
 LEAST, MOST = 8, 2000  # images
 
 
-def leave_familiarity(run_dir: Path, clips: Clips) -> None:
-    """Write it beside weights that were trained on these clips, whose first latents are their reference images; not for fewer than LEAST."""
-    if len(clips) >= LEAST:
-        write_familiarity(run_dir, fit_familiarity(clips.latents_N16Thw[:, :, 0].cpu()))
+def leave_familiarity(run_dir: Path, references_NChw: Tensor) -> None:
+    """Write it beside weights that were trained on clips of these reference images, by their one-frame latents; not for fewer than LEAST."""
+    if len(references_NChw) >= LEAST:
+        write_familiarity(run_dir, fit_familiarity(references_NChw.cpu()))
 
 
 def fit_familiarity(latents_NChw: Tensor, seed: int = 1) -> Familiarity:

@@ -14,15 +14,17 @@ from everface.train.data.clips import IMAGE_SIZE, STILL_FRAMES
 from everface.train.distill.plans import ModelPlan, Stage2Plan
 from everface.train.pretrain.plans import HEADS_DIT, LARGE_HEADS_DIT, TINY_DIT, Stage1Plan, TeacherPlan
 
+FACE = (3 / 16, 4 / 16, 13 / 16, 15 / 16)  # in the image of a head that is still: around it nothing moves (docs/training/heads.md)
+
 
 def _trained(dit: DiTConfig, vae: VAEConfig, name: str, side: int, heads: bool = False, smaller: tuple[int, ...] = ()) -> ModelConfig:
     """A model that is trained here: log-mel audio, no text, square videos."""
     audio, sizes = AudioConfig("logmel", listens=heads), tuple((side, side) for side in smaller)
-    return ModelConfig(dit, vae, audio, TextConfig("none"), name, (side, side), still_frames=STILL_FRAMES, motion=heads, smaller=sizes)
+    return ModelConfig(dit, vae, audio, TextConfig("none"), name, (side, side), still_frames=STILL_FRAMES, motion=heads, region=FACE if heads else None, smaller=sizes)
 
 
 # With the drawn characters' weights of 5 and 12 eyes have 63 % of the loss's weight, mouths 23 % (characters.region_weight); so 46 and 39 %.
-_HEADS_STAGE1 = Stage1Plan(mouth_weight=8.0, eyes_weight=8.0)
+_HEADS_STAGE1 = Stage1Plan(mouth_weight=8.0, eyes_weight=8.0, region=FACE)
 
 PRESETS = {
     "tiny": ModelPlan(
@@ -35,18 +37,18 @@ PRESETS = {
     "heads-256": ModelPlan(
         _trained(HEADS_DIT, HEADS_VAE, "everface heads: rendered people, 256x256", 256, heads=True, smaller=(192,)),
         (16, 16),
-        TeacherPlan(curriculum=((0.0, 5, 128),)),
+        TeacherPlan(region=FACE, curriculum=((0.0, 5, 128),)),
         replace(
             _HEADS_STAGE1, minutes=9.0, warmup_steps=100, decay_from=0.5, ema=0.999, smaller_share=0.15, curriculum=((0.0, 2, 160), (0.15, 3, 112), (0.4, 5, 64))
         ),
-        Stage2Plan(),
+        Stage2Plan(region=FACE, reward=0.0),
     ),
     "heads-384": ModelPlan(
         _trained(LARGE_HEADS_DIT, LARGE_HEADS_VAE, "everface heads: rendered people, 384x384", 384, heads=True),
         (24, 24),
-        TeacherPlan(curriculum=((0.0, 5, 32),)),
+        TeacherPlan(region=FACE, curriculum=((0.0, 5, 32),)),
         replace(_HEADS_STAGE1, minutes=60.0, lr=1e-3, warmup_steps=200, ema=0.9995, curriculum=((0.0, 2, 96), (0.15, 3, 64), (0.4, 5, 32))),
-        Stage2Plan(),
+        Stage2Plan(region=FACE, reward=0.0),
     ),
     "wan-s2v-14b": ModelPlan(
         ModelConfig(),

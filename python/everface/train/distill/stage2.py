@@ -58,6 +58,8 @@ def train_stage2(
     clips, _ = split_clips(clips_dir, plan.held_out)
     if plan.blocks * config.block_frames > clips.latents_N16Thw.shape[2] - STILL_LATENTS:
         raise BadInput(f"rollouts of {plan.blocks} blocks are longer than the clips of {clips_dir}: set fewer blocks")
+    if plan.reward and plan.region is not None:
+        raise BadInput("the reward looks for the mouth in a whole image: set reward=0 where the model makes a region only")
     with process_group(device) as ranks:
         distiller = Distiller(new_dit(config, 0, student), new_dit(config, 0, teacher), clips, plan, ranks)
         return distiller.run(run_dir)
@@ -67,7 +69,8 @@ class Distiller:
     """Student, fake score and teacher on one rank, and one iteration of all three."""
 
     def __init__(self, student: DiT, teacher: DiT, clips: Clips, plan: Stage2Plan, ranks: Ranks) -> None:
-        self.plan, self.clips, self.ranks, self.cfg = plan, clips, ranks, student.cfg
+        self.plan, self.ranks, self.cfg = plan, ranks, student.cfg
+        self.clips, self.references_NChw = clips.within(plan.region, self.cfg.patch_size[1]), clips.latents_N16Thw[:, :, 0]
         self.sharded = plan.sharded(ranks.world)
         if plan.lora_rank:  # one set of frozen weights serves fake and real score
             add_adapters(student, plan.lora_rank, plan.lora_alpha, plan.seed)
@@ -87,7 +90,7 @@ class Distiller:
             "student.": TrainedModel(student, Optimizer(student, betas=BETAS, muon=plan.muon), self.ema),
             "fake.": TrainedModel(fake, Optimizer(fake, betas=BETAS, muon=plan.muon)),
         }
-        self.weight = latent_weight(clips.latents_N16Thw, plan).to(ranks.device)
+        self.weight = latent_weight(clips.latents_N16Thw, plan, self.cfg.patch_size[1]).to(ranks.device)
         self.reward = Reward(clips, plan.reward_motion) if plan.reward else None
         self.dtype = torch.bfloat16 if self.sharded and ranks.device != "cpu" else torch.float32
 
@@ -101,7 +104,7 @@ class Distiller:
         progress = train(run_dir, plan, self.models, update, self.ranks)
         name = "lora.safetensors" if plan.lora_rank else "dit.safetensors"
         if self.ranks.rank == 0:
-            leave_familiarity(run_dir, self.clips)
+            leave_familiarity(run_dir, self.references_NChw)
         return write_dit(run_dir, self.student, self.ema, plan, progress, self.ranks, name)
 
     def iterate(self, i: int, done: float) -> dict[str, float]:

@@ -96,7 +96,7 @@ class OfflineModel:
             torch.set_num_threads(deployment.threads)
         self.conditioner = build_conditioner(self.weights, None, deployment)
         self.config, self.dit = build_dit(self.weights, None, deployment)
-        self.decoder = DecodeRole(build_decoder(self.weights, deployment), deployment)
+        self.decoder = DecodeRole(build_decoder(self.weights, deployment), deployment, self.config)
 
     @property
     def block_frames(self) -> int:

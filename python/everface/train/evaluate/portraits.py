@@ -74,7 +74,7 @@ def evaluate_portraits(
             true, made = image_3HW[None], metrics.as_rgb(frames_THW3)
             coded = reconstruct(vae, true)
             found, follow = read_face(frames_THW3.numpy(), pcm_S, landmarks)
-            distance = conditioner.distance(image_3HW, conditioner.image_state(image_3HW)["reference"])
+            distance = conditioner.distance(image_3HW, conditioner.image_state(image_3HW, whole=True)["reference"])
             rows.append(PortraitFigures(
                 path.name, distance, metrics.psnr(coded, true), metrics.sharpness(coded) / metrics.sharpness(true),
                 metrics.sharpness(made) / metrics.sharpness(true), found, follow,

@@ -58,7 +58,7 @@ class HeadClip(NamedTuple):
     """One clip as it is drawn."""
 
     images: np.ndarray  # uint8 [5 + T, H, W, 3]
-    features_LCF: torch.Tensor  # C: of the person's own voice; of what it hears, which is someone else's voice or silence; of its face
+    features_LCF: torch.Tensor  # C: of the person's own voice; of what it hears, which is someone else's voice or silence; FACE
     audio_S: torch.Tensor  # of the moving frames, as the features have it; empty for drawn characters
     truth: Truth | None
 
@@ -101,7 +101,7 @@ class HeadClips:
         body = hold_head(body) if self.still_head else body
         images, truth = self.render(seed, moves, body)
         features = [front_end.features(s, PAST_FRAMES + frames) for s in (mixed_S, user_S)]
-        return HeadClip(images, torch.cat([*features, body_face(body)], 1), mixed_S[before:], truth)
+        return HeadClip(images, torch.cat([*features, body_face(body, moves)], 1), mixed_S[before:], truth)
 
     def render(self, seed: int, articulators_TA: np.ndarray, body: Body) -> tuple[np.ndarray, Truth]:
         """uint8 [5 + T, H, W, 3]: the still reference image for five frames, then the moving ones; and their truth."""

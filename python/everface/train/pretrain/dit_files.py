@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file
 
-from everface.core.config import DiTConfig
+from everface.core.config import LATENT_FRAMES, DiTConfig
 from everface.core.errors import BadInput
 from everface.networks.transformer.dit import DiT
 from everface.train.engine.checkpoint import Progress
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 
-AUDIO_INPUTS = ("casual_audio_encoder.encoder.conv1_",)
+AUDIO_INPUTS, POSE_INPUT = ("casual_audio_encoder.encoder.conv1_",), "cond_encoder.weight"
 
 
 def new_dit(config: DiTConfig, seed: int, init: Path | None = None) -> DiT:
@@ -57,7 +57,7 @@ def adapt_dit(held: Mapping[str, torch.Tensor], config: DiTConfig, seed: int) ->
     """Weights of a transformer of this size that begins with what another has learned, of the same width, for other latents or audio.
 
     Tensors of the same shape are taken; the audio encoder's first convolutions take what they know of the model's own voice, and nothing of what
-    it hears; others, which read and write latents, are fresh. Raises BadInput where fewer than half of the tensors have the same shape.
+    it hears; what reads the pose takes what it knows of its first channels, and nothing of the others; others, which read and write latents, are fresh. Raises BadInput where fewer than half of the tensors have the same shape.
     """
     out, taken = new_dit(config, seed).state_dict(), 0
     for name, fresh in out.items():
@@ -67,6 +67,11 @@ def adapt_dit(held: Mapping[str, torch.Tensor], config: DiTConfig, seed: int) ->
         elif other is not None and name.startswith(AUDIO_INPUTS) and other.shape[0] == fresh.shape[0] and other.shape[1] < fresh.shape[1]:
             out[name] = torch.zeros_like(fresh)
             out[name][:, : other.shape[1]] = other
+        elif other is not None and name == POSE_INPUT and other.shape[0] == fresh.shape[0] and other.shape[1] < fresh.shape[1]:
+            per_frame_N4C = torch.zeros_like(fresh).unflatten(1, (LATENT_FRAMES, -1))  # as networks.motion.pose_of
+            known_N4C = other.unflatten(1, (LATENT_FRAMES, -1))
+            per_frame_N4C[:, :, : known_N4C.shape[2]] = known_N4C
+            out[name] = per_frame_N4C.flatten(1, 2)
     if 2 * taken < len(out):
         raise BadInput(f"only {taken} of {len(out)} tensors of these weights have the size of those to train: begin from weights of the same width")
     return out

@@ -11,6 +11,7 @@ import torch
 
 from everface.core.config import DiTConfig
 from everface.core.log import log
+from everface.core.regions import cells
 from everface.train.data.clips import Clips, smaller_folders, split_clips
 from everface.train.data.familiarity import leave_familiarity
 from everface.train.engine.checkpoint import TrainedModel
@@ -56,8 +57,11 @@ def train_on_windows(
     with process_group(device) as ranks:
         dit = new_dit(config, plan.seed, init).to(ranks.device)
         network = WindowModel(dit, bidirectional, plan.checkpoint_activations)
-        clips, held_out = clips.to(ranks.device), held_out.to(ranks.device)
-        smaller = [some.to(ranks.device) for some in smaller]
+        references_NChw = clips.latents_N16Thw[:, :, 0].clone()
+        patch = config.patch_size[1]
+        weights = [latent_weight(some.latents_N16Thw, plan, patch).to(ranks.device) for some in (clips, *smaller)]
+        weight_of = {weight.shape: weight for weight in weights}
+        clips, held_out, *smaller = (some.within(plan.region, patch).to(ranks.device) for some in (clips, held_out, *smaller))
         log.info("%s: %d clips, %.2f M parameters", type(plan).__name__, len(clips), sum(p.numel() for p in dit.parameters()) / 1e6)
         if sharded := plan.sharded(ranks.world):
             shard_model(dit, ranks, plan.shard_group)
@@ -65,8 +69,7 @@ def train_on_windows(
         model = TrainedModel(dit, Optimizer(dit, muon=plan.muon), ema)
 
         def loss(window: TrainingWindow, seed: int) -> torch.Tensor:
-            weight = latent_weight(window.x0_B16Fhw, plan).to(ranks.device)
-            return window_loss(network, window, weight, torch.Generator(ranks.device).manual_seed(seed), plan.noise_correlation)
+            return window_loss(network, window, weight_of[window.x0_B16Fhw.shape[-2:]], torch.Generator(ranks.device).manual_seed(seed), plan.noise_correlation)
 
         def clips_of(number: int) -> Clips:
             rng = random.Random(plan.seed * 6_700_417 + number)
@@ -99,11 +102,14 @@ def train_on_windows(
 
         progress = train(run_dir, plan, {"": model}, update, ranks, measure=validate, until=until)
         if ranks.rank == 0:
-            leave_familiarity(run_dir, clips)
+            leave_familiarity(run_dir, references_NChw)
         return write_dit(run_dir, dit, ema, plan, progress, ranks)
 
 
-def latent_weight(latents_xhw: torch.Tensor, plan: TransformerPlan) -> torch.Tensor:
-    """Loss weight [h, w] of the cells of such latents."""
+def latent_weight(latents_xhw: torch.Tensor, plan: TransformerPlan, patch: int) -> torch.Tensor:
+    """Loss weight of those cells of such latents, which are of the whole image, that are in the plan's region; its mean is 1."""
     h, w = latents_xhw.shape[-2:]
-    return region_weight(h, w, plan.mouth_weight, plan.eyes_weight)
+    weight_hw = region_weight(h, w, plan.mouth_weight, plan.eyes_weight)
+    if plan.region is not None:
+        weight_hw = weight_hw[cells(plan.region, h, w, patch)]
+    return weight_hw / weight_hw.mean()

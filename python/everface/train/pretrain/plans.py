@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from everface.core.config import DiTConfig
 from everface.core.errors import BadInput
+from everface.core.regions import Box
 from everface.networks.motion import POSE
 from everface.train.engine.plan import RunPlan
 
@@ -37,6 +38,7 @@ class TransformerPlan(RunPlan):
     mouth_weight: float = 5.0  # loss weight of the drawn characters' mouths, and of their eyes; 1 where faces are anywhere
     eyes_weight: float = 12.0
     curriculum: tuple[tuple[float, int, int], ...] = ((0.0, 2, 10), (0.2, 3, 7), (0.45, 5, 4))  # (from, blocks, clips a batch)
+    region: Box | None = None  # of the image, that the transformer makes; the rest stays as in the image. The runtime must use the same
     smaller_share: float = 0.0  # of the batches that are of the clips at a smaller size, where there are some: see data.clips.smaller_folders
 
     def sharded(self, world: int) -> bool:

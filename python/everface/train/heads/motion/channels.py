@@ -6,21 +6,29 @@ import numpy as np
 import torch
 
 from everface.networks.audio.causal_encoder import PAST_FRAMES
-from everface.networks.motion import FACE, face_features
+from everface.networks.motion import ARTICULATORS, FACE, face_features
 from everface.train.heads.motion.body import Body, sample_body
+from everface.train.heads.motion.visemes import REST
+from everface.train.synthetic.motion import NEUTRAL_WIDTH
 from everface.train.synthetic.parameters import ANIMATION
 
 
-def body_face(body: Body) -> torch.Tensor:
+def body_face(body: Body, articulators_TA: np.ndarray) -> torch.Tensor:
     """[1, C, 5 + T]; before the clip as in its first frame."""
-    return features_of(values_of(body))
+    return features_of(values_of(body) | dict(zip(ARTICULATORS, articulators_TA.T, strict=True)))
 
 
 def drawn_face(anim_TA: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """The same of a drawn character. What cannot be seen of it moves as people's does, so that the model learns to pass over it."""
     shown = dict(zip(ANIMATION, anim_TA.double().numpy().T, strict=True))
     body = sample_body(shown["open"], None, rng)
-    return features_of(values_of(body) | {name: shown[name] for name in ("blink", "brow")})
+    return features_of(values_of(body) | {name: shown[name] for name in ("blink", "brow")} | drawn_mouth(shown["open"], shown["wide"]))
+
+
+def drawn_mouth(open_T: np.ndarray, wide_T: np.ndarray) -> dict[str, np.ndarray]:
+    """Articulators that show a drawn mouth: one that is open so far, and so wide."""
+    wider_T = (wide_T - NEUTRAL_WIDTH) / np.where(wide_T > NEUTRAL_WIDTH, 1 - NEUTRAL_WIDTH, NEUTRAL_WIDTH)
+    return {"jaw": open_T, "spread": np.maximum(wider_T, 0), "round": np.maximum(-wider_T, 0), "closed": REST[3] * np.maximum(1 - 5 * open_T, 0)}
 
 
 def values_of(body: Body) -> dict[str, np.ndarray]:

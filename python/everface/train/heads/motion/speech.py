@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import random
+from collections.abc import Callable
 from ctypes.util import find_library
 from functools import lru_cache
 from pathlib import Path
@@ -18,10 +19,16 @@ import torch
 from everface.core.config import SAMPLE_RATE
 from everface.core.errors import Unavailable
 from everface.train.synthetic.sentences import TEXTS
-from everface.train.synthetic.voices import LONGEST_PAUSE_S, SPEECH_DB, VOICES, is_held_out, read_wav, write_wav
+from everface.train.synthetic.voices import HELD_OUT, LONGEST_PAUSE_S, SPEECH_DB, VOICES, is_held_out, read_wav, write_wav
 
 RATE, PITCH, PHONEME, PHONEME_EVENTS, SYNCHRONOUS, UTF8 = 1, 3, 7, 1, 2, 1  # numbers of espeak-ng's speak_lib.h
 Phonemes = list[tuple[float, str]]
+# Of espeak-ng's languages in Latin letters; not Danish, whose phonemes it reports at other times than it speaks them
+LANGUAGES = (
+    "af", "ca", "cs", "de", "en-gb", "en-us", "eo", "et", "eu", "fi", "fr", "hr", "ht", "hu", "is", "la", "lb", "lt", "ms", "mt", "nb", "nl",
+    "pap", "pl", "pt", "pt-br", "ro", "sk", "sl", "sq", "sv", "sw", "tr",
+)  # fmt: skip
+VARIANTS = ("", "+m1", "+m3", "+m5", "+m7", "+f1", "+f2", "+f3", "+f4", "+f5")
 FILE_NAMES = {"en-gb": "en"}  # the library looks voices up by file, the program by language too
 
 
@@ -87,22 +94,48 @@ def make_phoneme_speech(folder: Path, seed: int = 0, clips_per_voice: int = 5, v
     for voice in voices:
         texts = TEXTS[voice[:2]].splitlines()
         for k in range(clips_per_voice):
-            speed, pitch = rng.randint(125, 210), rng.randint(25, 80)
-            parts, labels, at = [_silence(rng.uniform(0.2, LONGEST_PAUSE_S))] if rng.random() < 0.5 else [], [(0.0, "_")], 0.0
-            at += sum(map(len, parts)) / SAMPLE_RATE
-            for text in rng.sample(texts, 6):
-                pcm_S, phonemes = speak(text, voice, speed, pitch)
-                pause = _silence(rng.uniform(0.9, LONGEST_PAUSE_S) if rng.random() < 1 / 6 else rng.uniform(0.1, 0.9))
-                labels += [(at + t, name) for t, name in phonemes] + [(at + len(pcm_S) / SAMPLE_RATE, "_")]
-                parts += [pcm_S, pause]
-                at += (len(pcm_S) + len(pause)) / SAMPLE_RATE
-            pcm_S = np.concatenate(parts)
-            pcm_S *= 10 ** (SPEECH_DB / 20) / np.sqrt(np.mean(np.square(pcm_S[np.abs(pcm_S) > 1e-3])))
-            path = folder / f"{voice.replace('+', '_')}_{k:02d}.wav"
-            write_wav(path, torch.from_numpy(pcm_S.astype(np.float32)))
-            path.with_suffix(".json").write_text(json.dumps([[round(t, 4), name] for t, name in labels]))
-            paths.append(path)
+            paths.append(folder / f"{_stem(voice)}_{k:02d}.wav")
+            _write_clip(paths[-1], voice, lambda: rng.sample(texts, 6), rng)  # noqa: B023 called at once
     return paths
+
+
+def make_multilingual_speech(folder: Path, seed: int, clips: int) -> list[Path]:
+    """The same of any of LANGUAGES in many voices, never those held out. Half of the sentences are words of all languages in any order, so that
+    more sounds follow each other than the sentences have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, paths = random.Random(seed), []
+    sentences = [text for language, texts in TEXTS.items() if language not in HELD_OUT for text in texts.splitlines()]
+    words = [word for text in sentences for word in text.split()]
+
+    def sentence() -> str:
+        return rng.choice(sentences) if rng.random() < 0.5 else " ".join(rng.choices(words, k=rng.randint(3, 11)))
+
+    for k in range(clips):
+        voice = rng.choice(LANGUAGES) + rng.choice(VARIANTS)
+        paths.append(folder / f"{_stem(voice)}_x{k:04d}.wav")
+        _write_clip(paths[-1], voice, lambda: [sentence() for _ in range(6)], rng)
+    return paths
+
+
+def _stem(voice: str) -> str:
+    return voice.replace("+", "_")
+
+
+def _write_clip(path: Path, voice: str, choose: Callable[[], list[str]], rng: random.Random) -> None:
+    """Six sentences at one speed and pitch, with pauses."""
+    speed, pitch = rng.randint(125, 210), rng.randint(25, 80)
+    parts, labels, at = [_silence(rng.uniform(0.2, LONGEST_PAUSE_S))] if rng.random() < 0.5 else [], [(0.0, "_")], 0.0
+    at += sum(map(len, parts)) / SAMPLE_RATE
+    for text in choose():
+        pcm_S, phonemes = speak(text, voice, speed, pitch)
+        pause = _silence(rng.uniform(0.9, LONGEST_PAUSE_S) if rng.random() < 1 / 6 else rng.uniform(0.1, 0.9))
+        labels += [(at + t, name) for t, name in phonemes] + [(at + len(pcm_S) / SAMPLE_RATE, "_")]
+        parts += [pcm_S, pause]
+        at += (len(pcm_S) + len(pause)) / SAMPLE_RATE
+    pcm_S = np.concatenate(parts)
+    pcm_S *= 10 ** (SPEECH_DB / 20) / np.sqrt(np.mean(np.square(pcm_S[np.abs(pcm_S) > 1e-3])))
+    write_wav(path, torch.from_numpy(pcm_S.astype(np.float32)))
+    path.with_suffix(".json").write_text(json.dumps([[round(t, 4), name] for t, name in labels]))
 
 
 def read_phoneme_speech(folder: Path, held_out: bool) -> list[tuple[torch.Tensor, Phonemes]]:

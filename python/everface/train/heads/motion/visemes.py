@@ -1,7 +1,7 @@
 """Mouth shapes from phonemes: each phoneme has a target, and dominance functions blend neighbors (coarticulation, Cohen and Massaro 1993).
 
-Targets are five articulators in 0..1, from which the mesh's actions follow. Dominance falls off slowly backwards and fast forwards, so that a
-mouth is at most 60 ms ahead of its audio: a causal model cannot know more. Lips that must touch (m, b, p) do.
+Targets are six articulators in 0..1 (`networks.motion.ARTICULATORS`), from which the mesh's actions follow. Dominance falls off slowly backwards and
+fast forwards, so that a mouth is at most 60 ms ahead of its audio: a live model hears little ahead. Lips that must touch (m, b, p) do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import numpy as np
 from everface.core.config import FPS, SAMPLES_PER_FRAME
 from everface.train.heads.motion.speech import Phonemes
 
-ARTICULATORS = ("jaw", "spread", "round", "closed", "teeth", "tongue")  # teeth: lower lip at the upper teeth
 AHEAD_S, BEHIND_S = 0.045, 0.075  # decay of dominance before and after a phoneme
 #            jaw   spread round closed teeth tongue
 REST = (0.00, 0.00, 0.00, 0.60, 0.0, 0.0)

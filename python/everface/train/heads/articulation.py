@@ -1,0 +1,152 @@
+"""Trains the network that reads the mouth from audio (`networks.audio.articulators`), on speech alone: some minutes on one core.
+
+    python -m everface.train.heads.articulation runs/speech runs/dit/articulators.safetensors
+
+Voices and languages of the evaluation are held out. Speech is made by espeak-ng, into the folder, where that has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from everface.core.config import SAMPLE_RATE, SAMPLES_PER_FRAME
+from everface.core.log import log, start_log
+from everface.networks.audio.articulators import AHEAD_FRAMES, PAST_FRAMES, ArticulatorNet
+from everface.networks.audio.features import LogMel
+from everface.networks.motion import ARTICULATORS
+from everface.train.data.drawn import BACKGROUND_SHARE
+from everface.train.engine.statistics import correlation
+from everface.train.heads.motion.speech import Phonemes, make_multilingual_speech, make_phoneme_speech, read_phoneme_speech
+from everface.train.heads.motion.visemes import articulate
+from everface.train.synthetic.background import add_background
+from everface.train.synthetic.voices import HELD_OUT
+from everface.weights.store import write_safetensors
+
+CLIPS, HELD_OUT_CLIPS = 1500, 6  # of about 25 s; of each held-out voice
+LEVEL = 0.4  # of features, up and down: 6 dB
+SPEED = 1.15  # that a recording is played faster or slower by at most, with its pitch and its formants: other voices
+WEIGHT_A = torch.tensor([4.0, 1.0, 1.0, 2.0, 1.0, 0.5])  # of the squared error of each articulator
+
+
+@dataclass(frozen=True)
+class ArticulationPlan:
+    """The defaults are those of the default model."""
+
+    steps: int = 4000
+    batch: int = 24
+    frames: int = 200  # of a window
+    lr: float = 3e-3
+    warmup_steps: int = 50
+    decay_from: float = 0.4
+    seed: int = 1
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Features [C, T] float16 of the voice, and of it with other sounds; articulators [6, T]."""
+
+    clean_CT: Tensor
+    mixed_CT: Tensor
+    target_AT: Tensor
+
+
+def read_recordings(folder: Path, held_out: bool, front_end: LogMel) -> list[Recording]:
+    """All clips of one side of the split, those of the training each at another speed."""
+    out, rng = list[Recording](), random.Random(0)
+    for n, (pcm_S, phonemes) in enumerate(read_phoneme_speech(folder, held_out)):
+        if not held_out:
+            pcm_S, phonemes = play(pcm_S, phonemes, rng.uniform(1 / SPEED, SPEED))
+        frames = len(pcm_S) // SAMPLES_PER_FRAME
+        pcm_S = pcm_S[: frames * SAMPLES_PER_FRAME]
+        both = pcm_S, pcm_S if held_out else add_background(pcm_S, torch.Generator().manual_seed(n))
+        clean_CT, mixed_CT = (front_end.features(F.pad(s, (front_end.lookback_samples, 0)), frames)[0].half() for s in both)
+        target_TA = articulate(phonemes, pcm_S.numpy(), frames, 0.0)
+        out.append(Recording(clean_CT, mixed_CT, torch.from_numpy(target_TA.T).float()))
+    return out
+
+
+def play(pcm_S: Tensor, phonemes: Phonemes, slower: float) -> tuple[Tensor, Phonemes]:
+    """A recording that lasts `slower` times as long."""
+    import soxr
+
+    played_S = soxr.resample(pcm_S.numpy(), SAMPLE_RATE, round(SAMPLE_RATE * slower)).astype(np.float32)
+    return torch.from_numpy(played_S), [(slower * t, name) for t, name in phonemes]
+
+
+def train_articulators(recordings: list[Recording], held_out: list[Recording], plan: ArticulationPlan) -> ArticulatorNet:
+    """The same on one machine with one number of threads."""
+    torch.manual_seed(plan.seed)
+    net, rng = ArticulatorNet(recordings[0].clean_CT.shape[0]), random.Random(plan.seed)
+    optimizer = torch.optim.AdamW(net.parameters(), plan.lr, weight_decay=0.01)
+    usable = [r for r in recordings if r.target_AT.shape[1] >= plan.frames + PAST_FRAMES + AHEAD_FRAMES]
+    for step in range(plan.steps):
+        left = (1 - step / plan.steps) / (1 - plan.decay_from)
+        for group in optimizer.param_groups:
+            group["lr"] = plan.lr * min(1.0, (step + 1) / plan.warmup_steps, left)
+        pairs = [draw_window(rng.choice(usable), plan.frames, rng) for _ in range(plan.batch)]
+        features_NCT, target_NAT = (torch.stack(each) for each in zip(*pairs, strict=True))
+        loss = (WEIGHT_A[:, None] * (net(features_NCT) - target_NAT).square()).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 500 == 499 or step == plan.steps - 1:
+            log.info("step %d: loss %.5f, held-out correlation %s", step + 1, loss.item(), json.dumps(judge_articulators(net, held_out)))
+    return net.eval()
+
+
+def draw_window(recording: Recording, frames: int, rng: random.Random) -> tuple[Tensor, Tensor]:
+    """Features [C, PAST_FRAMES + frames + AHEAD_FRAMES], and articulators [6, frames] of the inner ones."""
+    begin = rng.randrange(recording.target_AT.shape[1] - frames - PAST_FRAMES - AHEAD_FRAMES + 1)
+    held_CT = recording.mixed_CT if rng.random() < BACKGROUND_SHARE else recording.clean_CT
+    features_CT = held_CT[:, begin : begin + PAST_FRAMES + frames + AHEAD_FRAMES].float() + rng.uniform(-LEVEL, LEVEL)
+    return features_CT, recording.target_AT[:, begin + PAST_FRAMES : begin + PAST_FRAMES + frames]
+
+
+@torch.inference_mode()
+def judge_articulators(net: ArticulatorNet, recordings: list[Recording]) -> dict[str, float]:
+    """Mean correlation with the truth over the recordings, by name; and the least of the jaw."""
+    rows = []
+    for recording in recordings:
+        read_AT = net(recording.clean_CT.float()[None])[0]
+        rows.append([correlation(read_T, true_T[PAST_FRAMES:-AHEAD_FRAMES]) for read_T, true_T in zip(read_AT, recording.target_AT, strict=True)])
+    mean_A = torch.tensor(rows).mean(0).tolist()
+    return {name: round(value, 3) for name, value in zip(ARTICULATORS, mean_A, strict=True)} | {"least jaw": round(min(row[0] for row in rows), 3)}
+
+
+def write_articulators(path: Path, net: ArticulatorNet) -> Path:
+    """As float16."""
+    held = net.state_dict()
+    write_safetensors(path, {n: (torch.float16, tuple(t.shape)) for n, t in held.items()}, lambda name: held[name].half(), {})
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m everface.train.heads.articulation", description="Train the network that reads the mouth from audio.")
+    parser.add_argument("speech", type=Path, help="folder of WAV and JSON files; made where it has none")
+    parser.add_argument("out", type=Path, help="the file to write")
+    parser.add_argument("--clips", type=int, default=CLIPS, help="to make (%(default)s)")
+    parser.add_argument("--steps", type=int, default=ArticulationPlan.steps)
+    args = parser.parse_args()
+    start_log()
+    log.setLevel("INFO")
+    if not (args.speech / "complete").exists():
+        make_multilingual_speech(args.speech, ArticulationPlan.seed, args.clips)
+        make_phoneme_speech(args.speech, ArticulationPlan.seed, HELD_OUT_CLIPS, HELD_OUT)
+        (args.speech / "complete").touch()
+    sides = [read_recordings(args.speech, held_out, LogMel()) for held_out in (False, True)]
+    log.info("%d recordings, %.0f minutes", len(sides[0]), sum(r.target_AT.shape[1] for r in sides[0]) / 1500)
+    net = train_articulators(sides[0], sides[1], ArticulationPlan(steps=args.steps))
+    print(f"{write_articulators(args.out, net)}: {json.dumps(judge_articulators(net, sides[1]))}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The network that reads the mouth from audio: a window gives what the whole does, and a frame depends on its own window only."""
+
+from __future__ import annotations
+
+import torch
+
+from everface.networks.audio.articulators import AHEAD_FRAMES, PAST_FRAMES, ArticulatorNet
+from everface.networks.motion import ARTICULATORS
+
+
+def test_windows_give_what_the_whole_gives() -> None:
+    torch.manual_seed(0)
+    net, features_NCT = ArticulatorNet(20, 16), torch.randn(1, 20, PAST_FRAMES + 24 + AHEAD_FRAMES)
+    whole_NAT = net(features_NCT)
+    assert whole_NAT.shape == (1, len(ARTICULATORS), 24) and 0 < whole_NAT.min() < whole_NAT.max() < 1
+    halves = [net(features_NCT[..., begin : begin + PAST_FRAMES + 12 + AHEAD_FRAMES]) for begin in (0, 12)]
+    assert torch.allclose(torch.cat(halves, 2), whole_NAT, atol=1e-6)
+
+
+def test_a_frame_hears_two_ahead_and_eight_back() -> None:
+    torch.manual_seed(0)
+    net, features_NCT = ArticulatorNet(20, 16), torch.randn(1, 20, 41)
+    before = net(features_NCT)
+    features_NCT[..., 20] += 1
+    changed_T = (net(features_NCT) != before).any(1)[0]
+    shown = torch.arange(len(changed_T)) + PAST_FRAMES
+    assert shown[changed_T].tolist() == list(range(20 - AHEAD_FRAMES, 20 + PAST_FRAMES + 1))
