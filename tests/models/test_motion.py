@@ -16,7 +16,7 @@ from everface.core.config import FPS, ModelConfig
 from everface.core.errors import BadInput
 from everface.models.live_avatar.motion import MotionSource, MotionState
 from everface.networks.audio import articulators
-from everface.networks.motion import ARTICULATORS, EXPRESSION, FACE, HEAD, POSE, pose_of, split_pose
+from everface.networks.motion import ARTICULATORS, EXPRESSION, FACE, HEAD, POSE, mirrored, pose_of, split_pose
 from everface.runtime.model import Window
 
 BLOCK = 7680
@@ -105,6 +105,13 @@ def test_a_pose_has_the_frames_of_a_latent_one_after_the_other() -> None:
     clip = torch.cat([torch.zeros(160, 17), torch.cat([torch.full((C, 5), 9.0), face_CT], 1)])[None, None]
     features, again = split_pose(clip, 160)
     assert features.shape == (1, 1, 160, 17) and again is not None and torch.equal(again[0], pose)
+
+
+def test_a_mirrored_clip_looks_the_other_way() -> None:
+    clip = torch.randn(1, 160 + len(FACE), 7)
+    other = mirrored(clip)
+    assert torch.equal(mirrored(other), clip) and torch.equal(other[:, :160], clip[:, :160])
+    assert {name for c, name in enumerate(FACE) if not torch.equal(other[0, 160 + c], clip[0, 160 + c])} == {"gaze_right"}
 
 
 @pytest.fixture(scope="module")

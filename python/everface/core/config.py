@@ -331,7 +331,7 @@ class StreamConfig:
     sampler: str = "official"  # official: four forwards; skip-null: three, then straight to sigma 0
     compat: str = "everface"  # official reproduces upstream's known defects
     prompt: str = ""
-    refresh_sink: bool = True  # after the first clip the first generated latent replaces the image as the attention sink
+    refresh_sink: bool = True  # after the first clip the first generated latent replaces the image as the attention sink; never where heads are still
     audio_window_s: tuple[float, float] | None = None  # that wav2vec2 sees before and behind a block; None: RENDER_WINDOW_S, live LIVE_WINDOW_S
     crop: str = "auto"  # of an image that has not the video's shape, by weights of one size: around the face, the center, or auto, the face if a detector is installed
     speakers: tuple[Box, ...] = ()  # the region of each of several speakers, which then have a channel of the audio each: docs/beyond.md

@@ -28,6 +28,7 @@ _FACE = _EXPRESSION | dict.fromkeys(ARTICULATORS, 2.0)
 EXPRESSION, FACE = tuple(_EXPRESSION), tuple(_FACE)
 POSE = LATENT_FRAMES * len(FACE)  # channels of a latent frame: those of its video frames, one after the other
 _FACTORS_C = torch.tensor(list(_FACE.values()))
+_SIGNS_C = torch.tensor([-1.0 if name == "gaze_right" else 1.0 for name in FACE])  # in a mirrored image
 
 
 def face_features(face_TC: Tensor) -> Tensor:
@@ -45,3 +46,10 @@ def split_pose(features_BLCT: Tensor, audio_dim: int) -> tuple[Tensor, Tensor | 
     if features_BLCT.shape[2] == audio_dim:
         return features_BLCT, None
     return features_BLCT[:, :, :audio_dim], pose_of(features_BLCT[:, 0, audio_dim:, PAST_FRAMES:])
+
+
+def mirrored(features_LCT: Tensor) -> Tensor:
+    """Features [L, C, T], of which the last are those of FACE, as the mirrored image has them."""
+    out = features_LCT.clone()
+    out[:, -len(FACE) :] *= _SIGNS_C[:, None].to(out)
+    return out

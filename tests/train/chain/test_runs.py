@@ -18,6 +18,7 @@ from tests.train.miniature import SMALL_VAE, write_hum
 
 from everface.core.config import Deployment
 from everface.core.errors import Unavailable
+from everface.networks.motion import mirrored
 from everface.train.chain import evaluate, horizon
 from everface.train.chain import pack as packing
 from everface.train.chain.__main__ import work
@@ -138,10 +139,10 @@ def test_clips_are_encoded_at_a_smaller_size_too(tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
     write_vae(tmp_path / "vae", new_vae(config).state_dict(), config)
     for _ in range(2):  # the second time all is there
-        assert encode_frames(tmp_path / "clips", tmp_path / "frames", tmp_path / "vae", "cpu", smaller=(64,), smaller_clips=2) == 3
+        assert encode_frames(tmp_path / "clips", tmp_path / "frames", tmp_path / "vae", "cpu", smaller=(64,), smaller_clips=2, views=1, held_out=1) == 3
     (small,) = smaller_folders(tmp_path / "clips")
     clips = read_clips(tmp_path / "clips")
-    assert len(clips) == 3 and read_clips(small).latents_N16Thw.shape == (2, 16, 18, 8, 8)
+    assert len(clips) == 5 and torch.equal(clips.features_NLCF[3:], torch.stack([mirrored(features) for features in clips.features_NLCF[1:3]])) and read_clips(small).latents_N16Thw.shape == (2, 16, 18, 8, 8)
     assert torch.equal(read_clips(small).features_NLCF, clips.features_NLCF[:2])
     flat = torch.linspace(-1, 1, 128).expand(3, 2, 128, 128)
     assert (shrink(flat, 64)[..., 1:-1] - flat.unflatten(-1, (64, 2)).mean(-1)[..., ::2, 1:-1]).abs().max() < 2e-3

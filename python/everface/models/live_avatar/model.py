@@ -99,7 +99,8 @@ class LiveAvatarSession(SinkSession):
         self._noise = Noise(stream.seed, self._latent, dit.block_frames, dit.window_blocks, correlation)
         self._shot = 0  # the number of cuts
         self._shown = shown(self._tensors)  # the image of the last change or cut
-        super().__init__(dit.window_blocks if stream.refresh_sink else None, self._tensors["reference"])
+        refreshes = stream.refresh_sink and not config.motion  # where heads are still, nothing is a better reference than the image
+        super().__init__(dit.window_blocks if refreshes else None, self._tensors["reference"])
         self.format = block_format(windowed, len(stream.speakers))
         regions_Ahw = token_masks(stream.speakers, self._latent[1:]).view(-1, *self._latent[1:]) if stream.speakers else None
         self._conditions = BlockConditions(windowed, self.format, stream.compat, stream.seed, regions_Ahw)

@@ -54,7 +54,7 @@ def work(
     least = min(plan.clips, max(4 * max(batch for _, _, batch in plan.stage1.curriculum), plan.stage1.held_out + MIN_TRAINING_CLIPS + 1))
     more = len(paths(frames)) < (least if vae_done else plan.clips) or len(paths(frames / HELD_OUT)) < plan.held_out
     left_s = until - time.monotonic()
-    renders = start_rendering(frames, assets, voices, size, plan.clips, plan.held_out, plan.seed, processes, time.time() + left_s) if more else []
+    renders = start_rendering(frames, assets, voices, size, plan.clips, plan.held_out, plan.seed, processes, time.time() + left_s, plan.clip_frames) if more else []
     try:
         if not vae_done:
             wait_for_clips(frames, plan.vae.least_clips, plan.held_out, renders, time.time() + (FIRST_CLIPS_S if device.startswith("cuda") else left_s))
@@ -67,7 +67,7 @@ def work(
         log.info("%d clips and %d held-out are rendered", len(paths(frames)), len(paths(frames / HELD_OUT)))
     if vae_done and share_done(run / "dit", plan.stage1) < 1 and time.monotonic() + LEAST_S < until:
         sides = tuple(height for height, _ in plan.model.smaller)
-        count = encode_frames(encoded, frames, run / "vae", device, sides, plan.smaller_clips)
+        count = encode_frames(encoded, frames, run / "vae", device, sides, plan.smaller_clips, plan.views, plan.stage1.held_out)
         log.info("transformer: begins at %.0f s with %d clips", time.monotonic() - began, count)
         train_stage1(run / "dit", encoded, plan.stage1, plan.model.dit, device, first_weights(run, init, plan), until)
     torch.set_num_threads(cores())  # rendering has ended

@@ -24,6 +24,8 @@ from everface.train.codec.training import train_codec, write_vae
 from everface.train.data.clips import STILL_FRAMES, encode_clips
 from everface.train.engine.precision import autocast
 
+Change = Callable[[torch.Tensor, Path], torch.Tensor]
+"""(video [3, T, H, W] of a clip, its path) -> what is encoded."""
 READ_AHEAD, READERS = 4, 4
 LATENT_NOISE = 0.05
 STATISTICS_CLIPS, ENCODED_AT_ONCE, SHARPNESS_CLIPS = 200, 4, 6
@@ -119,13 +121,13 @@ def reconstruct(vae: VAE, clips: list[Path], device: str) -> Iterator[tuple[torc
         yield out[:, :, STILL_FRAMES:].float(), video[:, :, STILL_FRAMES:]
 
 
-def encode_all(vae: VAE, clips: list[Path], device: str, change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> Iterator[torch.Tensor]:
-    """float16 latents [z, T, h, w] of each clip, on the CPU. change: makes of a clip's video [3, T, H, W] what is encoded."""
+def encode_all(vae: VAE, clips: list[Path], device: str, change: Change | None = None) -> Iterator[torch.Tensor]:
+    """float16 latents [z, T, h, w] of each clip, on the CPU."""
     for first in range(0, len(clips), ENCODED_AT_ONCE):
         some = clips[first : first + ENCODED_AT_ONCE]
         video = as_video(np.stack([read_frames(path) for path in some]), device)
         if change is not None:
-            video = torch.stack([change(one) for one in video])
+            video = torch.stack([change(one, path) for one, path in zip(video, some, strict=True)])
         yield from encode_clips(vae, video).cpu()
 
 

@@ -1,6 +1,6 @@
 """Rendered clips in memory: processes write them, the codec reads crops of them, both at once.
 
-Clip n is two files, NNNNN.npz (features, audio and truth) and NNNNN.npy (frames, uint8 [5 + 64, H, W, 3]), of which the second appears last
+Clip n is two files, NNNNN.npz (features, audio and truth) and NNNNN.npy (frames, uint8 [5 + T, H, W, 3]), of which the second appears last
 and complete. It depends on (seed, n) only. Held-out clips, of other people and voices, are in the folder `held_out` beside them.
 """
 
@@ -20,7 +20,7 @@ from everface.core.errors import Unavailable
 from everface.core.log import log, start_log
 from everface.networks.audio.features import LogMel
 from everface.train.data.drawn import clip_generator
-from everface.train.heads.clips import DRAWN_SHARE, HeadClip, HeadClips
+from everface.train.heads.clips import DRAWN_SHARE, FRAMES, HeadClip, HeadClips
 from everface.train.heads.motion.speech import read_phoneme_speech
 from everface.train.heads.renderer import Renderer
 
@@ -31,13 +31,14 @@ LOG_EVERY_S = 30.0
 
 
 def start_rendering(
-    folder: Path, assets: Path, speech: Path, size: int, clips: int, held_out: int, seed: int, processes: int, until: float
+    folder: Path, assets: Path, speech: Path, size: int, clips: int, held_out: int, seed: int, processes: int, until: float, moving: int = FRAMES
 ) -> list[BaseProcess]:  # fmt: skip
-    """Processes that render until all clips are there, time.time() is `until`, or `stop_rendering`. Each has an OpenGL context."""
+    """Processes that render until all clips are there, time.time() is `until`, or `stop_rendering`. Each has an OpenGL context.
+    moving: frames of a clip, 4n; held-out clips have FRAMES."""
     (folder / HELD_OUT).mkdir(parents=True, exist_ok=True)
     (folder / STOP).unlink(missing_ok=True)
     spawn = multiprocessing.get_context("spawn")
-    given = (folder, assets, speech, size, clips, held_out, seed, processes, until)
+    given = (folder, assets, speech, size, clips, held_out, seed, processes, until, moving)
     running = [spawn.Process(target=_render, args=(*given, n), daemon=True) for n in range(processes)]
     for process in running:
         process.start()
@@ -98,7 +99,7 @@ def write_clip(path: Path, clip: HeadClip) -> None:
 
 
 def _render(
-    folder: Path, assets: Path, speech: Path, size: int, clips: int, held_out: int, seed: int, processes: int, until: float, worker: int
+    folder: Path, assets: Path, speech: Path, size: int, clips: int, held_out: int, seed: int, processes: int, until: float, moving: int, worker: int
 ) -> None:  # fmt: skip
     """One process: its share of the held-out clips, then of the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
@@ -118,7 +119,7 @@ def _render(
             continue
         if time.time() > until or (folder / STOP).exists() or shutil.disk_usage(folder).free < LEAST_FREE:
             break
-        write_clip(path, source.draw(front_end, clip_generator(its_seed, n)))
+        write_clip(path, source.draw(front_end, clip_generator(its_seed, n), moving if where == folder else FRAMES))
         done += 1
         if time.monotonic() - said > LOG_EVERY_S or done == 1:
             said = time.monotonic()

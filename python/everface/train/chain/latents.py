@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from everface.train.chain.codec import encode_all, shrink
+from everface.networks.motion import mirrored
+from everface.train.chain.codec import Change, encode_all, shrink
 from everface.train.chain.frames import paths, read_rest
+from everface.train.chain.views import mirrors, other_view
 from everface.train.data.clips import SHARD_CLIPS, write_shard
 from everface.train.data.vae_files import read_vae
 
 
-def encode_frames(folder: Path, frames: Path, vae_run: Path, device: str, smaller: tuple[int, ...] = (), smaller_clips: int = 0) -> int:
-    """Write the missing shards into `folder`, and of the first `smaller_clips` clips shards at these sides too, in folders of it. Returns the number of clips."""
+def encode_frames(
+    folder: Path, frames: Path, vae_run: Path, device: str, smaller: tuple[int, ...] = (), smaller_clips: int = 0, views: int = 0, held_out: int = 0
+) -> int:
+    """Write the missing shards into `folder`. Returns the number of clips.
+
+    smaller: of the first `smaller_clips` clips shards at these sides too, in folders of it. views: so many others of each clip, but for the first
+    `held_out` ones, in shards that come after the clips' own.
+    """
     vae, clips = read_vae(vae_run).to(device), paths(frames)
 
-    def write(where: Path, some: list[Path], change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> None:
+    def write(where: Path, some: list[Path], change: Change | None = None, view: int = 0) -> None:
         where.mkdir(parents=True, exist_ok=True)
         for first in range(0, len(some), SHARD_CLIPS):
-            path, shard = where / f"{first:05d}.safetensors", some[first : first + SHARD_CLIPS]
+            path, shard = where / f"{f'view{view}_' if view else ''}{first:05d}.safetensors", some[first : first + SHARD_CLIPS]
             if not path.exists():
-                write_shard(path, list(encode_all(vae, shard, device, change)), [torch.from_numpy(read_rest(clip)["features"]) for clip in shard])
+                features = [torch.from_numpy(read_rest(clip)["features"]) for clip in shard]
+                write_shard(path, list(encode_all(vae, shard, device, change)), [mirrored(f) for f in features] if mirrors(view) else features)
 
     write(folder, clips)
     for side in smaller:
-        write(folder / str(side), clips[:smaller_clips], lambda video, side=side: shrink(video, side))
+        write(folder / str(side), clips[:smaller_clips], lambda video, _, side=side: shrink(video, side))
+    for view in range(1, views + 1):
+        write(folder, clips[held_out:], lambda video, clip, view=view: other_view(video, int(clip.stem), view), view)
     return len(clips)

@@ -8,6 +8,7 @@ from everface.core.config import ModelConfig
 from everface.train.codec.vae import VAEPlan
 from everface.train.distill.presets import PRESETS
 from everface.train.heads.articulation import ArticulationPlan
+from everface.train.heads.clips import FRAMES
 from everface.train.pretrain.plans import Stage1Plan
 
 
@@ -32,7 +33,7 @@ class CpuCropPlan(CropPlan):
 
     minutes: float = 290.0
     single_batch: int = 6
-    crops: tuple[tuple[int, int, int], ...] = ((128, 41, 2), (128, 41, 2), (128, 21, 4), (192, 21, 2), (256, 17, 1))
+    crops: tuple[tuple[int, int, int], ...] = ((128, 37, 2), (128, 37, 2), (128, 21, 4), (192, 21, 2), (256, 17, 1))
     held_out: int = 8
 
 
@@ -45,7 +46,9 @@ class ChainPlan:
     stage1: Stage1Plan
     clips: int = 3000  # at most: 13.6 MB each at 256x256
     held_out: int = 16  # people, with held-out voices
+    clip_frames: int = FRAMES  # of each; with fewer there are more people for the same time
     smaller_clips: int = 400  # that are encoded at the model's smaller sizes too
+    views: int = 0  # others of each clip that stage 1 learns from too: chain.views
     articulation: ArticulationPlan = field(default_factory=ArticulationPlan)  # where no file is given
     reader_steps: int = 500
     seed: int = 1
@@ -80,8 +83,8 @@ def gpu_plan(preset: str) -> ChainPlan:
 
 def cpu_plan(preset: str) -> ChainPlan:
     """The same for two cores: some six hours, and the time to render. Stage 1 is what follows an earlier one (docs/training/heads.md)."""
-    held, curriculum = PRESETS[preset], ((0.0, 2, 6), (0.3, 3, 4), (0.7, 5, 3))
+    held = PRESETS[preset]
     stage1 = replace(
-        held.stage1, minutes=55.0, lr=2e-3, warmup_steps=60, decay_from=0.6, ema=0.998, held_out=40, smaller_share=0.15, curriculum=curriculum
+        held.stage1, minutes=90.0, lr=2e-3, warmup_steps=60, decay_from=0.5, ema=0.998, held_out=60, smaller_share=0.1, curriculum=((0.0, 2, 8),)
     )  # fmt: skip
-    return ChainPlan(held.model, CpuCropPlan(), stage1, clips=560, smaller_clips=120, judge_each_call=False)
+    return ChainPlan(held.model, CpuCropPlan(), stage1, clips=1000, clip_frames=32, smaller_clips=120, views=1, judge_each_call=False)

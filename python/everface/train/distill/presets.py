@@ -24,7 +24,8 @@ def _trained(dit: DiTConfig, vae: VAEConfig, name: str, side: int, heads: bool =
 
 
 # With the drawn characters' weights of 5 and 12 eyes have 63 % of the loss's weight, mouths 23 % (characters.region_weight); so 46 and 39 %.
-_HEADS_STAGE1 = Stage1Plan(mouth_weight=8.0, eyes_weight=8.0, region=FACE)
+# What a stream shows the model, and nothing else: the image as the reference, one of the sampler's levels for all blocks.
+_HEADS_STAGE1 = Stage1Plan(mouth_weight=8.0, eyes_weight=8.0, region=FACE, refresh=False, scaffold=0.0, shared_level=1.0, sampler_levels=1.0)
 
 PRESETS = {
     "tiny": ModelPlan(

@@ -131,7 +131,8 @@ class OfflineStream:
             role.open(self.opening)
         _, _, h, w = tensors["reference"].shape
         self.noise = Noise(config.seed, (dit.in_dim, h, w), dit.block_frames, dit.window_blocks, model.config.noise_correlation)
-        self.refresh_at = dit.window_blocks if variant.refresh and config.refresh_sink else None
+        refreshes = variant.refresh and config.refresh_sink and not model.config.motion  # as LiveAvatarSession
+        self.refresh_at = dit.window_blocks if refreshes else None
 
     def __enter__(self) -> Self:
         return self

@@ -32,7 +32,7 @@ FRAMES = LATENT_FRAMES * MOVING_LATENTS
 DRAWN_SHARE = 0.15  # of the clips are drawn characters, so that those stay known
 LISTENING_SHARE = 0.25  # of the rendered clips: someone else speaks, and the person nods
 TURN_SHARE = 0.3  # of those: the other stops, and the person speaks
-TURN_FRAMES = (20, 45)  # when
+TURN_AT = (0.3, 0.7)  # when, as shares of the clip
 GAP_S = 0.2  # between the two
 REST = mouth_actions(np.array([0, 0, 0, 0.6, 0, 0]))  # of the articulators: a shut mouth
 OPEN_UNITS, WIDE_UNITS = 2.2, (3.2, 6.0)  # lip gap that counts as 1; mouth widths that count as 0 and 1, in mesh units
@@ -83,10 +83,11 @@ class HeadClips:
         """The same as bytes, and the audio."""
         seed = int(torch.randint(1 << 31, (1,), generator=generator))
         rng = np.random.Generator(np.random.PCG64([seed, 11]))
-        if frames == FRAMES and rng.random() < self.drawn_share:
+        if frames <= FRAMES and rng.random() < self.drawn_share:
             rgb, features, anim = make_clip([pcm for pcm, _ in self.speech], front_end, generator, self.size, still_head=self.still_head)
             silence = front_end.features(torch.zeros(front_end.lookback_samples + features.shape[-1] * SAMPLES_PER_FRAME), features.shape[-1])
-            return HeadClip(to_uint8(rgb).permute(1, 2, 3, 0).numpy(), torch.cat([features, silence, drawn_face(anim, rng)], 1), torch.zeros(0), None)
+            features = torch.cat([features, silence, drawn_face(anim, rng)], 1)[..., : PAST_FRAMES + frames]
+            return HeadClip(to_uint8(rgb).permute(1, 2, 3, 0).numpy()[: STILL_FRAMES + frames], features, torch.zeros(0), None)
         listening = rng.random() < self.listening_share
         before = front_end.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME
         user_S = torch.zeros(before + frames * SAMPLES_PER_FRAME)
@@ -139,7 +140,7 @@ class HeadClips:
         if rng.random() >= TURN_SHARE:
             return torch.zeros_like(user_S), [], user_S, 0
         voice_S, phonemes = self._draw_audio(before, frames, rng)
-        turn = int(rng.integers(*TURN_FRAMES))
+        turn = int(rng.uniform(*TURN_AT) * frames)
         begin = before + turn * SAMPLES_PER_FRAME
         voice_S[:begin] = 0  # copies: `_draw_audio` scaled them
         user_S[begin - int(GAP_S * FPS * SAMPLES_PER_FRAME) :] = 0

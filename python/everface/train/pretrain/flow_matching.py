@@ -12,7 +12,7 @@ import torch
 from everface.core.config import DiTConfig
 from everface.core.log import log
 from everface.core.regions import cells
-from everface.train.data.clips import Clips, smaller_folders, split_clips
+from everface.train.data.clips import STILL_LATENTS, Clips, smaller_folders, split_clips
 from everface.train.data.familiarity import leave_familiarity
 from everface.train.engine.checkpoint import TrainedModel
 from everface.train.engine.ema import Ema
@@ -95,8 +95,9 @@ def train_on_windows(
         def validate() -> dict[str, float]:
             """Loss on held-out clips, on the same noise every time."""
             count = min(VALIDATION_CLIPS, len(held_out))
+            longest = min(VALIDATION_BLOCKS, (held_out.latents_N16Thw.shape[2] - STILL_LATENTS) // config.block_frames)
             with ema.swapped(dit):
-                windows = (draw(held_out, count, VALIDATION_BLOCKS, random.Random(k), ranks.device) for k in range(VALIDATION_BATCHES))
+                windows = (draw(held_out, count, longest, random.Random(k), ranks.device) for k in range(VALIDATION_BATCHES))
                 mean = sum(loss(window, k).item() for k, window in enumerate(windows)) / VALIDATION_BATCHES
             return {"valid": round(mean, 5)}
 
