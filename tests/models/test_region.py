@@ -33,9 +33,9 @@ def region_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_region_is_widened_to_whole_tokens() -> None:
-    assert cells((3 / 16, 4 / 16, 13 / 16, 15 / 16), 16, 16) == (slice(4, 15), slice(3, 13))
-    assert cells((3 / 16, 4 / 16, 13 / 16, 15 / 16), 12, 12) == (slice(3, 12), slice(2, 10))
-    assert cells((3 / 16, 4 / 16, 13 / 16, 15 / 16), 16, 16, 2) == (slice(4, 16), slice(2, 14))
+    assert cells((3 / 16, 4 / 16, 13 / 16, 15 / 16), (16, 16)) == (slice(4, 15), slice(3, 13))
+    assert cells((3 / 16, 4 / 16, 13 / 16, 15 / 16), (12, 12)) == (slice(3, 12), slice(2, 10))
+    assert cells((3 / 16, 4 / 16, 13 / 16, 15 / 16), (16, 16), 2) == (slice(4, 16), slice(2, 14))
 
 
 def test_the_configuration_keeps_it_and_refuses_another() -> None:

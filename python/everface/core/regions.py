@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import combinations
 
 from everface.core.errors import BadInput
@@ -33,9 +34,9 @@ def is_box(box: Box) -> bool:
     return len(box) == 4 and 0 <= box[0] < box[2] <= 1 and 0 <= box[1] < box[3] <= 1
 
 
-def cells(region: Box, h: int, w: int, multiple: int = 1) -> tuple[slice, slice]:
-    """Rows and columns of h x w cells that a region touches, widened to whole squares of `multiple` cells."""
-    left, top, right, bottom = region
+def cells(region: Box, size: Sequence[int], multiple: int = 1) -> tuple[slice, slice]:
+    """Rows and columns of (h, w) cells that a region touches, widened to whole squares of `multiple` cells."""
+    (left, top, right, bottom), (h, w) = region, size
     low, high = multiple * math.floor(top * h / multiple), multiple * math.ceil(bottom * h / multiple)
     first, last = multiple * math.floor(left * w / multiple), multiple * math.ceil(right * w / multiple)
     return slice(low, min(high, h)), slice(first, min(last, w))

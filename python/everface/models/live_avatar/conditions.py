@@ -81,7 +81,7 @@ class Conditioner:
             tensors[IMAGE] = ((image_3HW.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
         if self.config.region is not None and not whole:
             tensors[SURROUND] = motion[:, :2].clone()
-            rows, columns = cells(self.config.region, *motion.shape[-2:], self.config.dit.patch_size[1])
+            rows, columns = cells(self.config.region, motion.shape[-2:], self.config.dit.patch_size[1])
             reference, motion = (latents[..., rows, columns].contiguous() for latents in (reference, motion))
         return tensors | {"reference": reference, "motion": motion}
 

@@ -94,7 +94,8 @@ class LiveAvatarSession(SinkSession):
         self.remark = conditioner.remark(rgb_3HW, whole_reference(self._tensors))
         windowed = conditioner.windowed(stream.audio_window_s)
         self._size = tuple(rgb_3HW.shape)
-        self._latent = (dit.in_dim, *self._tensors["reference"].shape[-2:])
+        rows, columns = self._tensors["reference"].shape[-2:]
+        self._latent = dit.in_dim, rows, columns
         correlation = 0.0 if stream.compat == "official" else config.noise_correlation
         self._noise = Noise(stream.seed, self._latent, dit.block_frames, dit.window_blocks, correlation)
         self._shot = 0  # the number of cuts

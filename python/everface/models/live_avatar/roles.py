@@ -331,7 +331,7 @@ class DecodeRole:
             return z_16Fhw
         assert self.config is not None and self.config.region is not None
         around_16Fhw = self.around[session].expand(-1, z_16Fhw.shape[1], -1, -1).clone()
-        rows, columns = cells(self.config.region, *around_16Fhw.shape[-2:], self.config.dit.patch_size[1])
+        rows, columns = cells(self.config.region, around_16Fhw.shape[-2:], self.config.dit.patch_size[1])
         around_16Fhw[..., rows, columns] = z_16Fhw
         return around_16Fhw
 

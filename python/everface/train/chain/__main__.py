@@ -51,7 +51,7 @@ def work(
     size = plan.model.size[0] if plan.model.size else 256
     voices, encoded = unpack_speech(speech, run / "speech"), run / "clips"
     vae_done = share_done(run / "vae", plan.vae) >= 1
-    least = min(plan.clips, max(4 * max(batch for _, _, batch in plan.stage1.curriculum), plan.stage1.held_out + MIN_TRAINING_CLIPS + 1))
+    least = min(plan.clips, max(plan.least_clips, 4 * max(batch for _, _, batch in plan.stage1.curriculum), plan.stage1.held_out + MIN_TRAINING_CLIPS + 1))
     more = len(paths(frames)) < (least if vae_done else plan.clips) or len(paths(frames / HELD_OUT)) < plan.held_out
     left_s = until - time.monotonic()
     renders = start_rendering(frames, assets, voices, size, plan.clips, plan.held_out, plan.seed, processes, time.time() + left_s, plan.clip_frames) if more else []

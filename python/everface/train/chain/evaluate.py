@@ -25,7 +25,7 @@ from everface.core.machine import cores
 from everface.networks.audio.features import LogMel
 from everface.networks.video.vae import VAE
 from everface.train.chain.frames import as_video, paths, read_frames, read_rest, write_clip
-from everface.train.chain.readers import train_head_lip_reader, train_pose_reader
+from everface.train.chain.readers import train_head_lip_reader, train_pose_reader, tune_head_lip_reader
 from everface.train.data.clips import STILL_FRAMES
 from everface.train.data.drawn import clip_generator
 from everface.train.evaluate import metrics
@@ -80,6 +80,9 @@ class HeldOutPerson:
     @property
     def wide_T(self) -> Tensor:
         return torch.from_numpy(self._rest["width"])[self._rows()]
+
+    def reader(self, known: LipReader) -> LipReader:
+        return tune_head_lip_reader(known, self.renderer, int(self._rest["seed"]), self._rest["turn"])
 
     def fit(self, rgb_N3HW: Tensor, read_N3: Tensor) -> tuple[float, float]:
         fitted, (top, bottom, left, right) = HeadFit(self.renderer, int(self._rest["seed"])), eyes_box(rgb_N3HW.shape[-1])

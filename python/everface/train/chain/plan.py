@@ -46,6 +46,7 @@ class ChainPlan:
     stage1: Stage1Plan
     clips: int = 3000  # at most: 13.6 MB each at 256x256
     held_out: int = 16  # people, with held-out voices
+    least_clips: int = 0  # before stage 1 begins, if it needs fewer
     clip_frames: int = FRAMES  # of each; with fewer there are more people for the same time
     smaller_clips: int = 400  # that are encoded at the model's smaller sizes too
     views: int = 0  # others of each clip that stage 1 learns from too: chain.views
@@ -87,4 +88,4 @@ def cpu_plan(preset: str) -> ChainPlan:
     stage1 = replace(
         held.stage1, minutes=90.0, lr=2e-3, warmup_steps=60, decay_from=0.5, ema=0.998, held_out=60, smaller_share=0.1, curriculum=((0.0, 2, 8),)
     )  # fmt: skip
-    return ChainPlan(held.model, CpuCropPlan(), stage1, clips=1000, clip_frames=32, smaller_clips=120, views=1, judge_each_call=False)
+    return ChainPlan(held.model, CpuCropPlan(), stage1, clips=1000, least_clips=1000, clip_frames=32, smaller_clips=120, views=1, judge_each_call=False)

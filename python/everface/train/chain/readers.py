@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from torch import Tensor
 
 from everface.train.chain.frames import as_video, read_frames, read_rest
 from everface.train.data.clips import STILL_FRAMES
+from everface.train.evaluate.readers.head_fit import BLINK, HeadFit
 from everface.train.evaluate.readers.lip_reader import LIPS_WEIGHT, LipReader, fit_reader
 from everface.train.evaluate.readers.pose_reader import UNIT, PoseReader
+from everface.train.heads.clips import mouth_truth
+from everface.train.heads.renderer import Renderer
 
 PEOPLE = 32  # of a batch, with two frames each
 LIPS, LIPS_PAIRS = ("opening", "width", "blink"), 3.0
 WEIGHT = (LIPS_WEIGHT[0], 3.0, LIPS_WEIGHT[2])  # a mouth's width changes by a quarter of what it opens
+TUNING_FRAMES, TUNING_STEPS = 200, 120
 SHIFT, TURN, ZOOM = 0.06, 0.06, 0.06  # by which frames are moved: share of their size, radians, share
 
 
@@ -34,6 +39,29 @@ def train_pose_reader(clips: list[Path], steps: int, device: str, seed: int = 0)
     """Rotation of the head."""
     generator = torch.Generator(device).manual_seed(seed)
     return fit_reader(PoseReader, _frames(clips, lambda truth, t: list(truth["turn"][t]), device, seed), (UNIT**-2,) * 3, steps, generator, seed)
+
+
+def tune_head_lip_reader(known: LipReader, renderer: Renderer, seed: int, turn_T3: np.ndarray, steps: int = TUNING_STEPS) -> LipReader:
+    """A copy that goes on learning, from renders of one person, since mouths differ more from person to person than their widths change. turn_T3: rotations of the head
+    that may be. The renderer then shows this person."""
+    rng, generator = np.random.Generator(np.random.PCG64([seed, 13])), torch.Generator().manual_seed(seed)
+    fitted = HeadFit(renderer, seed)
+    images, mouths, blinks = list[np.ndarray](), list[tuple[float, float]](), list[float]()
+    for _ in range(TUNING_FRAMES):
+        pose_P = fitted.random_pose(rng)
+        pose_P[:3] = turn_T3[rng.integers(len(turn_T3))]
+        images.append(fitted.draw(pose_P).astype(np.uint8))
+        mouths.append(renderer.measure_mouth()[:2])
+        blinks.append(pose_P[BLINK])
+    opening_N, width_N = mouth_truth(*np.array(mouths).T)
+    rgb_N3HW = as_video(np.stack(images)[:, None], "cpu")[:, :, 0]
+    target_N3 = torch.from_numpy(np.stack([opening_N, width_N, np.array(blinks)], 1)).float()
+
+    def draw() -> tuple[Tensor, Tensor]:
+        rows = torch.randint(len(images), (2 * PEOPLE,), generator=generator)
+        return move(rgb_N3HW[rows], generator), target_N3[rows]
+
+    return fit_reader(lambda: deepcopy(known).train(), draw, WEIGHT, steps, generator, seed, LIPS_PAIRS)
 
 
 def _frames(

@@ -44,7 +44,7 @@ class Clips:
         """With the latents of a region only; None: of the whole image."""
         if region is None:
             return self
-        rows, columns = cells(region, *self.latents_N16Thw.shape[-2:], multiple)
+        rows, columns = cells(region, self.latents_N16Thw.shape[-2:], multiple)
         return Clips(self.latents_N16Thw[..., rows, columns].contiguous(), self.features_NLCF)
 
     def __getitem__(self, rows: slice) -> Clips:

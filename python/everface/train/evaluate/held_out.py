@@ -15,6 +15,7 @@ from everface.core.config import SAMPLE_RATE, SAMPLES_PER_FRAME
 from everface.core.errors import BadInput
 from everface.train.data.clips import IMAGE_SIZE
 from everface.train.evaluate import metrics
+from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.evaluate.readers.pose_fit import fit_psnr
 from everface.train.synthetic import voices
 from everface.train.synthetic.characters import render
@@ -37,6 +38,10 @@ class HeldOut(Protocol):
     def wide_T(self) -> Tensor: ...
     @property
     def truth_T3HW(self) -> Tensor: ...  # in -1..1
+
+    def reader(self, known: LipReader) -> LipReader:
+        """What reads this person's lips: the one that is known, or one of its own."""
+        ...
 
     def fit(self, rgb_N3HW: Tensor, read_N3: Tensor) -> tuple[float, float]:
         """PSNR in dB of frames against the same person in the pose that fits each best, of the whole frame and of the worse eye. read_N3: opening,
@@ -64,6 +69,9 @@ class HeldOutClip:
     def _truth_T3HW(self) -> Tensor:
         with torch.no_grad():
             return metrics.as_rgb(metrics.as_frames(render(self.id_P[None], self.anim_TA, self.image_3HW.shape[-1])))
+
+    def reader(self, known: LipReader) -> LipReader:
+        return known
 
     def fit(self, rgb_N3HW: Tensor, read_N3: Tensor) -> tuple[float, float]:
         start_NA = neutral(len(rgb_N3HW))

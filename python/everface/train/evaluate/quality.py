@@ -45,7 +45,7 @@ def evaluate_quality(
         with torch.no_grad():
             vae = vae_reconstruct(clip.truth_T3HW)
         made = metrics.as_rgb(generate(clip.image_3HW, clip.pcm_S))
-        row, open_T = _measure_all(reader, clip, made, vae)
+        row, open_T = _measure_all(clip.reader(reader), clip, made, vae)
         rows.append(row)
         reads.append(open_T)
         targets.append(clip.open_T)

@@ -117,9 +117,8 @@ class HeadClips:
             frames.append(renderer.draw(Pose(weights, tuple(body.turn[t]), tuple(body.shift[t]), tuple(body.body[t]))))
             rows.append(renderer.measure_mouth())
         gap, wide, lips = (np.array(v, np.float32) for v in zip(*rows))
-        low, high = WIDE_UNITS
         truth = Truth(
-            np.clip(gap / OPEN_UNITS, 0, 1), np.clip((wide - low) / (high - low), 0, 1), body.blink, body.turn.astype(np.float32),
+            *mouth_truth(gap, wide), body.blink, body.turn.astype(np.float32),
             body.gaze.astype(np.float32), lips, body.listening.astype(np.float32), seed,
         )  # fmt: skip
         return np.stack(frames), truth
@@ -145,3 +144,9 @@ class HeadClips:
         voice_S[:begin] = 0  # copies: `_draw_audio` scaled them
         user_S[begin - int(GAP_S * FPS * SAMPLES_PER_FRAME) :] = 0
         return voice_S, [(0.0, "_"), *((t, name) for t, name in phonemes if t >= turn / FPS)], user_S, turn
+
+
+def mouth_truth(gap: np.ndarray, wide: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Opening and width, 0..1, of a mouth as `Renderer.measure_mouth` gives it."""
+    low, high = WIDE_UNITS
+    return np.clip(gap / OPEN_UNITS, 0, 1), np.clip((wide - low) / (high - low), 0, 1)

@@ -112,5 +112,5 @@ def latent_weight(latents_xhw: torch.Tensor, plan: TransformerPlan, patch: int) 
     h, w = latents_xhw.shape[-2:]
     weight_hw = region_weight(h, w, plan.mouth_weight, plan.eyes_weight)
     if plan.region is not None:
-        weight_hw = weight_hw[cells(plan.region, h, w, patch)]
+        weight_hw = weight_hw[cells(plan.region, (h, w), patch)]
     return weight_hw / weight_hw.mean()

@@ -35,6 +35,14 @@ class HeadFit:
         """float32 [H, W, 3] in 0..255."""
         return self.renderer.draw(pose_of(pose_P)).astype(np.float32)
 
+    def random_pose(self, rng: np.random.Generator) -> np.ndarray:
+        """Any mouth, gaze and blink, and the head where it rests."""
+        pose_P = np.zeros(len(STEPS))
+        pose_P[8:10] = rng.normal(0, (0.2, 0.1))
+        pose_P[BLINK], pose_P[BLINK + 1] = max(0.0, rng.uniform(-1, 1)), rng.uniform(0, 0.5)
+        pose_P[JAW:] = rng.uniform(0, 1) * rng.uniform(0, 1, len(pose_P) - JAW)
+        return pose_P
+
     def fit(self, image_HW3: np.ndarray, turn: np.ndarray, opening: float, blink: float) -> tuple[np.ndarray, np.ndarray]:
         """(pose, its image). image_HW3: float32 in 0..255, of the renderer's size. Begins with this rotation, opening and blink."""
         pose_P = np.zeros(len(STEPS))

@@ -119,7 +119,7 @@ def fit_reader(
     kind: Callable[[], Reader], draw: Callable[[], tuple[Tensor, Tensor]], weight_3: tuple[float, ...], iterations: int, generator: torch.Generator, seed: int,
     pairs: float = 0.0,
 ) -> Reader:  # fmt: skip
-    """A new reader, trained to read targets_N3 from degraded frames; draw() gives (true frames in -1..1, targets) on the generator's device.
+    """A reader, new or what kind() gives, trained to read targets_N3 from degraded frames; draw() gives (true frames in -1..1, targets) on the generator's device.
 
     pairs: where frames 2n and 2n + 1 are of one person, the weight of the error of the difference between their readings, so that the reader learns
     what moves in a face, and not only how faces differ.
