@@ -100,8 +100,7 @@ class LiveAvatarSession(SinkSession):
         self._noise = Noise(stream.seed, self._latent, dit.block_frames, dit.window_blocks, correlation)
         self._shot = 0  # the number of cuts
         self._shown = shown(self._tensors)  # the image of the last change or cut
-        refreshes = stream.refresh_sink and not config.motion  # where heads are still, nothing is a better reference than the image
-        super().__init__(dit.window_blocks if refreshes else None, self._tensors["reference"])
+        super().__init__(refresh_after(config, stream), self._tensors["reference"])
         self.format = block_format(windowed, len(stream.speakers))
         regions_Ahw = token_masks(stream.speakers, self._latent[1:]).view(-1, *self._latent[1:]) if stream.speakers else None
         self._conditions = BlockConditions(windowed, self.format, stream.compat, stream.seed, regions_Ahw)
@@ -154,6 +153,11 @@ class LiveAvatarSession(SinkSession):
         self.remark = self._model.conditioner.remark(rgb_3HW, whole_reference(state))
         self._shown = shown(state)
         return dict(self._shown)
+
+
+def refresh_after(config: ModelConfig, stream: StreamConfig) -> int | None:
+    """The block of a shot that brings a new attention sink, if one does. Where heads are still, nothing is a better reference than the image."""
+    return config.dit.window_blocks if stream.refresh_sink and not config.motion else None
 
 
 def shown(state: Tensors) -> Tensors:

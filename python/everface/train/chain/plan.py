@@ -69,7 +69,7 @@ class Rehearsal:
         full = gpu_plan("heads-256")
         small = replace(
             full, model=replace(full.model, size=(self.side, self.side), smaller=()), clips=self.clips, held_out=2, reader_steps=2,
-            articulation=ArticulationPlan(steps=self.steps, batch=2, frames=20),
+            articulation=ArticulationPlan(iterations=self.steps, batch=2, frames=20),
             vae=replace(full.vae, iterations=self.steps, single_frames=0.5, single_batch=2, crops=((64, 13, 2),), least_clips=4, held_out=2),
             stage1=replace(full.stage1, iterations=self.steps, held_out=2, curriculum=((0.0, 2, 2),)),
         )  # fmt: skip

@@ -13,18 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from everface.train.heads.motion.speech import make_multilingual_speech, make_phoneme_speech
-from everface.train.synthetic.voices import HELD_OUT, read_wav, write_wav
+from everface.train.heads.motion.speech import make_both_sides
+from everface.train.synthetic.voices import read_wav, write_wav
 
 MU = 255.0
-CLIPS, HELD_OUT_CLIPS = 300, 6  # multilingual ones; of each held-out voice
+CLIPS = 300
 
 
 def pack_speech(folder: Path, path: Path, clips: int = CLIPS, seed: int = 1) -> int:
     """Write one file of all WAV and JSON files of `folder`, which is made first where it has none. Returns its bytes."""
     if not any(folder.glob("*.wav")):
-        make_multilingual_speech(folder, seed, clips)
-        make_phoneme_speech(folder, seed, HELD_OUT_CLIPS, HELD_OUT)
+        make_both_sides(folder, seed, clips)
     held, data = [], bytearray()
     for wav in sorted(folder.glob("*.wav")):
         x = read_wav(wav).numpy()

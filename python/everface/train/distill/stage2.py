@@ -70,7 +70,7 @@ class Distiller:
 
     def __init__(self, student: DiT, teacher: DiT, clips: Clips, plan: Stage2Plan, ranks: Ranks) -> None:
         self.plan, self.ranks, self.cfg = plan, ranks, student.cfg
-        self.clips, self.references_NChw = clips.within(plan.region, self.cfg.patch_size[1]), clips.latents_N16Thw[:, :, 0]
+        self.clips, self.references_NChw = clips.within(plan.region, self.cfg.patch_size[1]), clips.latents_N16Thw[:, :, 0].clone()  # the rest may go
         self.sharded = plan.sharded(ranks.world)
         if plan.lora_rank:  # one set of frozen weights serves fake and real score
             add_adapters(student, plan.lora_rank, plan.lora_alpha, plan.seed)

@@ -25,7 +25,7 @@ from everface.kernels.fused.flow_step import flow_step
 from everface.models.live_avatar.block_conditions import BlockConditions
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_conditioner, build_decoder, build_dit
 from everface.models.live_avatar.conditions import Noise
-from everface.models.live_avatar.model import block_format
+from everface.models.live_avatar.model import block_format, refresh_after
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, SessionState, StepRole
 from everface.networks.transformer.dit import BlockPosition
 from everface.networks.transformer.rope import SINK_TIME
@@ -131,8 +131,7 @@ class OfflineStream:
             role.open(self.opening)
         _, _, h, w = tensors["reference"].shape
         self.noise = Noise(config.seed, (dit.in_dim, h, w), dit.block_frames, dit.window_blocks, model.config.noise_correlation)
-        refreshes = variant.refresh and config.refresh_sink and not model.config.motion  # as LiveAvatarSession
-        self.refresh_at = dit.window_blocks if refreshes else None
+        self.refresh_at = refresh_after(model.config, config) if variant.refresh else None
 
     def __enter__(self) -> Self:
         return self

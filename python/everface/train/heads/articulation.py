@@ -24,30 +24,29 @@ from everface.networks.audio.articulators import AHEAD_FRAMES, PAST_FRAMES, Arti
 from everface.networks.audio.features import LogMel
 from everface.networks.motion import ARTICULATORS
 from everface.train.data.drawn import BACKGROUND_SHARE
+from everface.train.engine.plan import RunPlan, learning_rate_factor
 from everface.train.engine.statistics import correlation
-from everface.train.heads.motion.speech import Phonemes, make_multilingual_speech, make_phoneme_speech, read_phoneme_speech
+from everface.train.heads.motion.speech import Phonemes, make_both_sides, read_phoneme_speech
 from everface.train.heads.motion.visemes import articulate
 from everface.train.synthetic.background import add_background
-from everface.train.synthetic.voices import HELD_OUT
 from everface.weights.store import write_safetensors
 
-CLIPS, HELD_OUT_CLIPS = 1500, 6  # of about 25 s; of each held-out voice
+CLIPS = 1500  # of about 25 s
 LEVEL = 0.4  # of features, up and down: 6 dB
 SPEED = 1.15  # that a recording is played faster or slower by at most, with its pitch and its formants: other voices
 WEIGHT_A = torch.tensor([4.0, 1.0, 1.0, 2.0, 1.0, 0.5])  # of the squared error of each articulator
 
 
 @dataclass(frozen=True)
-class ArticulationPlan:
-    """The defaults are those of the default model."""
+class ArticulationPlan(RunPlan):
+    """The defaults are those of the default model. It counts steps."""
 
-    steps: int = 4000
-    batch: int = 24
-    frames: int = 200  # of a window
+    iterations: int = 4000
     lr: float = 3e-3
     warmup_steps: int = 50
     decay_from: float = 0.4
-    seed: int = 1
+    batch: int = 24
+    frames: int = 200  # of a window
 
 
 @dataclass(frozen=True)
@@ -88,17 +87,16 @@ def train_articulators(recordings: list[Recording], held_out: list[Recording], p
     net, rng = ArticulatorNet(recordings[0].clean_CT.shape[0]), random.Random(plan.seed)
     optimizer = torch.optim.AdamW(net.parameters(), plan.lr, weight_decay=0.01)
     usable = [r for r in recordings if r.target_AT.shape[1] >= plan.frames + PAST_FRAMES + AHEAD_FRAMES]
-    for step in range(plan.steps):
-        left = (1 - step / plan.steps) / (1 - plan.decay_from)
+    for step in range(plan.iterations):
         for group in optimizer.param_groups:
-            group["lr"] = plan.lr * min(1.0, (step + 1) / plan.warmup_steps, left)
+            group["lr"] = plan.lr * learning_rate_factor(step / plan.iterations, step, plan)
         pairs = [draw_window(rng.choice(usable), plan.frames, rng) for _ in range(plan.batch)]
         features_NCT, target_NAT = (torch.stack(each) for each in zip(*pairs, strict=True))
         loss = (WEIGHT_A[:, None] * (net(features_NCT) - target_NAT).square()).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 500 == 499 or step == plan.steps - 1:
+        if step % 500 == 499 or step == plan.iterations - 1:
             log.info("step %d: loss %.5f, held-out correlation %s", step + 1, loss.item(), json.dumps(judge_articulators(net, held_out)))
     return net.eval()
 
@@ -134,17 +132,16 @@ def main() -> None:
     parser.add_argument("speech", type=Path, help="folder of WAV and JSON files; made where it has none")
     parser.add_argument("out", type=Path, help="the file to write")
     parser.add_argument("--clips", type=int, default=CLIPS, help="to make (%(default)s)")
-    parser.add_argument("--steps", type=int, default=ArticulationPlan.steps)
+    parser.add_argument("--steps", type=int, default=ArticulationPlan.iterations)
     args = parser.parse_args()
     start_log()
     log.setLevel("INFO")
     if not (args.speech / "complete").exists():
-        make_multilingual_speech(args.speech, ArticulationPlan.seed, args.clips)
-        make_phoneme_speech(args.speech, ArticulationPlan.seed, HELD_OUT_CLIPS, HELD_OUT)
+        make_both_sides(args.speech, ArticulationPlan.seed, args.clips)
         (args.speech / "complete").touch()
     sides = [read_recordings(args.speech, held_out, LogMel()) for held_out in (False, True)]
     log.info("%d recordings, %.0f minutes", len(sides[0]), sum(r.target_AT.shape[1] for r in sides[0]) / 1500)
-    net = train_articulators(sides[0], sides[1], ArticulationPlan(steps=args.steps))
+    net = train_articulators(sides[0], sides[1], ArticulationPlan(iterations=args.steps))
     print(f"{write_articulators(args.out, net)}: {json.dumps(judge_articulators(net, sides[1]))}")
 
 

@@ -29,6 +29,7 @@ LANGUAGES = (
     "pap", "pl", "pt", "pt-br", "ro", "sk", "sl", "sq", "sv", "sw", "tr",
 )  # fmt: skip
 VARIANTS = ("", "+m1", "+m3", "+m5", "+m7", "+f1", "+f2", "+f3", "+f4", "+f5")
+HELD_OUT_CLIPS = 6  # of each held-out voice
 FILE_NAMES = {"en-gb": "en"}  # the library looks voices up by file, the program by language too
 
 
@@ -115,6 +116,11 @@ def make_multilingual_speech(folder: Path, seed: int, clips: int) -> list[Path]:
         paths.append(folder / f"{_stem(voice)}_x{k:04d}.wav")
         _write_clip(paths[-1], voice, lambda: [sentence() for _ in range(6)], rng)
     return paths
+
+
+def make_both_sides(folder: Path, seed: int, clips: int) -> list[Path]:
+    """So many multilingual clips to learn from, and some of each held-out voice."""
+    return make_multilingual_speech(folder, seed, clips) + make_phoneme_speech(folder, seed, HELD_OUT_CLIPS, HELD_OUT)
 
 
 def _stem(voice: str) -> str:
