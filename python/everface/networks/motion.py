@@ -36,6 +36,11 @@ def face_features(face_TC: Tensor) -> Tensor:
     return (face_TC.float() * _FACTORS_C).T.contiguous()
 
 
+def face_values(features_CT: Tensor) -> Tensor:
+    """Values of FACE [T, C] float32, from the features of a clip, of which theirs are the last."""
+    return features_CT[-len(FACE) :].float().T / _FACTORS_C
+
+
 def pose_of(features_CT: Tensor) -> Tensor:
     """Features [..., C, T] of whole latent frames as a pose [..., POSE, F, 1, 1], the same all over the image."""
     return features_CT.unflatten(-1, (-1, LATENT_FRAMES)).movedim(-1, -3).flatten(-3, -2)[..., None, None]

@@ -10,11 +10,11 @@ import torch
 
 from everface.core.errors import Unavailable
 from everface.networks.audio.features import LogMel
-from everface.networks.motion import FACE
+from everface.networks.motion import FACE, face_features, face_values
 from everface.train.chain.portraits import draw_portraits
 from everface.train.data.clips import STILL_FRAMES
 from everface.train.data.drawn import clip_generator
-from everface.train.evaluate.readers.head_fit import JAW, STEPS, HeadFit
+from everface.train.evaluate.readers.head_fit import BLINK, JAW, STEPS, HeadFit
 from everface.train.heads.clips import LISTENING_SHARE, HeadClips
 from everface.train.heads.dataset import make_head_video
 from everface.train.heads.light import sample_shot
@@ -104,6 +104,15 @@ def test_a_pose_is_found_again(source: HeadClips) -> None:
     found_P, shown_HW3 = fitted.fit(image_HW3, np.array([0.0, -0.08, 0.0]), 0.4, 0.0)
     before, after = (np.square(image_HW3 - other).mean() for other in (fitted.draw(np.zeros(len(STEPS))), shown_HW3))
     assert after < before / 10 and np.abs(found_P[:3] - pose_P[:3]).max() < 0.03
+
+
+def test_faces_of_clips_are_drawn(source: HeadClips) -> None:
+    row_C = np.linspace(0.1, 0.9, len(FACE))
+    assert np.allclose(face_values(face_features(torch.from_numpy(row_C)[None])).numpy(), row_C)
+    rng = np.random.default_rng(0)
+    poses = [HeadFit(source.renderer, 4).random_pose(rng, row_C[None]) for _ in range(40)]
+    same = [p for p in poses if np.isclose(p[JAW], row_C[FACE.index("jaw")]) and np.isclose(p[BLINK], row_C[FACE.index("blink")])]
+    assert 20 < len(same) < 40 and all((p == same[0]).all() for p in same)
 
 
 def test_truth_is_of_the_image(source: HeadClips) -> None:

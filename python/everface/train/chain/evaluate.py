@@ -25,7 +25,7 @@ from everface.core.machine import cores
 from everface.networks.audio.features import LogMel
 from everface.networks.video.vae import VAE
 from everface.train.chain.frames import as_video, paths, read_frames, read_rest, write_clip
-from everface.train.chain.readers import train_head_lip_reader, train_pose_reader, tune_head_lip_reader
+from everface.train.chain.readers import read_faces, train_head_lip_reader, train_pose_reader, tune_head_lip_reader
 from everface.train.data.clips import STILL_FRAMES
 from everface.train.data.drawn import clip_generator
 from everface.train.evaluate import metrics
@@ -45,6 +45,7 @@ from everface.weights.load import load_into, open_checkpoint
 
 READER_STEPS, POSE_READER_STEPS = 2000, 700
 CLIPS_PER_VOICE = 12
+FACES_OF = 300  # clips
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class HeldOutPerson:
     path: Path
     renderer: Renderer
     poses: PoseReader
+    face_NC: np.ndarray  # of `read_faces`, for the reader of lips
     first: int = 0  # frame of the clip with which `pcm_S` and the mouth begin
     frames: int | None = None  # None: to the clip's end; the true frames are the clip's first ones
 
@@ -82,7 +84,7 @@ class HeldOutPerson:
         return torch.from_numpy(self._rest["width"])[self._rows()]
 
     def reader(self, known: LipReader) -> LipReader:
-        return tune_head_lip_reader(known, self.renderer, int(self._rest["seed"]), self._rest["turn"])
+        return tune_head_lip_reader(known, self.renderer, int(self._rest["seed"]), self._rest["turn"], self.face_NC)
 
     def fit(self, rgb_N3HW: Tensor, read_N3: Tensor) -> tuple[float, float]:
         fitted, (top, bottom, left, right) = HeadFit(self.renderer, int(self._rest["seed"])), eyes_box(rgb_N3HW.shape[-1])
@@ -157,8 +159,8 @@ def evaluate_people(model: Path, assets: Path, frames: Path, out: Path, people: 
         lips, poses = read_lip_reader(out, frames), read_pose_reader(out, frames)
         vae = VAE(config.vae).eval()
         load_into(vae, open_checkpoint(model).vae())
-        renderer = Renderer(assets, size)
-        held_out = [HeldOutPerson(path, renderer, poses) for path in rendered]
+        renderer, face_NC = Renderer(assets, size), read_faces(paths(frames)[:FACES_OF])
+        held_out = [HeldOutPerson(path, renderer, poses, face_NC) for path in rendered]
         return evaluate_quality(lambda image, pcm: stream_frames(avatar, image, pcm), lambda rgb: reconstruct(vae, rgb), lips, held_out, out, HEADS_BARS)
 
 

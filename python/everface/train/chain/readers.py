@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from everface.networks.audio.causal_encoder import PAST_FRAMES
+from everface.networks.motion import face_values
 from everface.train.chain.frames import as_video, read_frames, read_rest
 from everface.train.data.clips import STILL_FRAMES
 from everface.train.evaluate.readers.head_fit import BLINK, HeadFit
@@ -24,7 +26,7 @@ from everface.train.heads.renderer import Renderer
 PEOPLE = 32  # of a batch, with two frames each
 LIPS, LIPS_PAIRS = ("opening", "width", "blink"), 3.0
 WEIGHT = (LIPS_WEIGHT[0], 3.0, LIPS_WEIGHT[2])  # a mouth's width changes by a quarter of what it opens
-TUNING_FRAMES, TUNING_STEPS = 200, 120
+TUNING_FRAMES, TUNING_STEPS = 250, 200
 SHIFT, TURN, ZOOM = 0.06, 0.06, 0.06  # by which frames are moved: share of their size, radians, share
 
 
@@ -41,14 +43,20 @@ def train_pose_reader(clips: list[Path], steps: int, device: str, seed: int = 0)
     return fit_reader(PoseReader, _frames(clips, lambda truth, t: list(truth["turn"][t]), device, seed), (UNIT**-2,) * 3, steps, generator, seed)
 
 
-def tune_head_lip_reader(known: LipReader, renderer: Renderer, seed: int, turn_T3: np.ndarray, steps: int = TUNING_STEPS) -> LipReader:
+def read_faces(clips: list[Path]) -> np.ndarray:
+    """Values of `networks.motion.FACE` [N, C] of every frame of rendered clips; drawn characters are left out."""
+    features = [torch.from_numpy(rest["features"][0, :, PAST_FRAMES:]) for path in clips if "turn" in (rest := read_rest(path))]
+    return torch.cat([face_values(clip_CT) for clip_CT in features]).numpy()
+
+
+def tune_head_lip_reader(known: LipReader, renderer: Renderer, seed: int, turn_T3: np.ndarray, face_NC: np.ndarray, steps: int = TUNING_STEPS) -> LipReader:
     """A copy that goes on learning, from renders of one person, since mouths differ more from person to person than their widths change. turn_T3: rotations of the head
-    that may be. The renderer then shows this person."""
+    that may be; face_NC: faces, of `read_faces`. The renderer then shows this person."""
     rng, generator = np.random.Generator(np.random.PCG64([seed, 13])), torch.Generator().manual_seed(seed)
     fitted = HeadFit(renderer, seed)
     images, mouths, blinks = list[np.ndarray](), list[tuple[float, float]](), list[float]()
     for _ in range(TUNING_FRAMES):
-        pose_P = fitted.random_pose(rng)
+        pose_P = fitted.random_pose(rng, face_NC)
         pose_P[:3] = turn_T3[rng.integers(len(turn_T3))]
         images.append(fitted.draw(pose_P).astype(np.uint8))
         mouths.append(renderer.measure_mouth()[:2])

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from everface.networks.motion import FACE
 from everface.train.heads.light import sample_shot
 from everface.train.heads.motion.body import EMOTIONS
 from everface.train.heads.motion.visemes import mouth_actions
@@ -19,6 +20,8 @@ FELT = tuple(name for name in EMOTIONS if name != "neutral")
 STEPS = np.array([0.02] * 3 + [0.15] * 3 + [0.15] * 2 + [0.15] * 2 + [0.25] + [0.25] + [0.2] * len(FELT) + [0.2] * 5)
 FROM_0_TO_1 = slice(10, None)  # the last of these are shares
 JAW, BLINK = 12 + len(FELT), 10
+FITTED = ("gaze_right", "gaze_up", "blink", "brow", *FELT, "jaw", "spread", "round", "closed", "teeth")  # of FACE, from gaze on
+ANY_FACE = 0.25
 RIGID = 8  # the first of these move the head and the body as a whole
 ROUNDS = ((32, RIGID), (32, RIGID), (32, 12), (64, 99), (64, 99), (128, 99))  # pixels of each step, and how many of the first are free
 DAMPING = (1e-3, 0.1, 2.0)  # tried in this order
@@ -35,12 +38,15 @@ class HeadFit:
         """float32 [H, W, 3] in 0..255."""
         return self.renderer.draw(pose_of(pose_P)).astype(np.float32)
 
-    def random_pose(self, rng: np.random.Generator) -> np.ndarray:
-        """Any mouth, gaze and blink, and the head where it rests."""
+    def random_pose(self, rng: np.random.Generator, face_NC: np.ndarray) -> np.ndarray:
+        """The head where it rests; the face as one row of values of `networks.motion.FACE`, or, as often as `ANY_FACE` says, any mouth, gaze and blink."""
         pose_P = np.zeros(len(STEPS))
-        pose_P[8:10] = rng.normal(0, (0.2, 0.1))
-        pose_P[BLINK], pose_P[BLINK + 1] = max(0.0, rng.uniform(-1, 1)), rng.uniform(0, 0.5)
-        pose_P[JAW:] = rng.uniform(0, 1) * rng.uniform(0, 1, len(pose_P) - JAW)
+        if rng.random() < ANY_FACE:
+            pose_P[8:10] = rng.normal(0, (0.2, 0.1))
+            pose_P[BLINK], pose_P[BLINK + 1] = max(0.0, rng.uniform(-1, 1)), rng.uniform(0, 0.5)
+            pose_P[JAW:] = rng.uniform(0, 1) * rng.uniform(0, 1, len(pose_P) - JAW)
+        else:
+            pose_P[8:] = face_NC[rng.integers(len(face_NC))][[FACE.index(name) for name in FITTED]]
         return pose_P
 
     def fit(self, image_HW3: np.ndarray, turn: np.ndarray, opening: float, blink: float) -> tuple[np.ndarray, np.ndarray]:
