@@ -11,7 +11,7 @@ import torch
 from everface.networks.transformer.rope import SINK_TIME, sink_time
 from everface.networks.transformer.schedule import sigmas
 from everface.train.data.clips import Clips
-from everface.train.pretrain.noise import draw_noise, draw_sigmas
+from everface.train.pretrain.noise import LEVEL_ODDS, draw_noise, draw_sigmas
 from everface.train.pretrain.plans import Stage1Plan
 from everface.train.pretrain.windows import TrainingWindow, draw_window, noised_past
 
@@ -53,6 +53,14 @@ def test_sigmas_are_mostly_the_samplers() -> None:
     assert 0.78 < on_level.float().mean() < 0.92
     assert (sigma == sigma[:, :1]).all(1).float().mean() > 0.45
     assert sigma.min() >= 0 and sigma.max() <= 1
+
+
+def test_levels_are_spread_evenly_over_a_batch() -> None:
+    for seed in range(20):
+        sigma = draw_sigmas(8, 2, random.Random(seed), Stage1Plan(sampler_levels=1.0, shared_level=1.0))
+        counts = [(sigma[:, 0] == level).sum().item() for level in torch.tensor(sigmas(4)[:-1])]
+        assert all(abs(count - 8 * share) <= 1 for count, share in zip(counts, LEVEL_ODDS, strict=True)), counts
+    assert any(sigma[0, 0] != draw_sigmas(8, 2, random.Random(k), Stage1Plan(sampler_levels=1.0))[0, 0] for k in range(9))  # in no fixed order
 
 
 def test_the_papers_levels_are_independent_and_anywhere() -> None:

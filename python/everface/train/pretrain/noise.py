@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import random
+from bisect import bisect
+from itertools import accumulate
 
 import torch
 
@@ -26,20 +28,22 @@ def draw_position(rng: random.Random, start_share: float, far_share: float, max_
 
 
 def draw_sigmas(batch: int, blocks: int, rng: random.Random, plan: Stage1Plan) -> torch.Tensor:
-    """Noise levels [batch, blocks]: `sampler_levels` of them the sampler's own, the rest any; `shared_level` of the clips have one."""
+    """Noise levels [batch, blocks]: `sampler_levels` of them the sampler's own, the rest any; `shared_level` of the clips have one.
+
+    The levels that clips share are spread evenly over a batch, as losses differ more from level to level than from clip to clip.
+    """
     levels = sigmas(plan.steps)[:-1]
     share = (1 - LAST_ODDS) / max(plan.steps - 1, 1)
     odds = LEVEL_ODDS if plan.steps == len(LEVEL_ODDS) else (*[share] * (plan.steps - 1), LAST_ODDS)
+    up_to = list(accumulate(odds[:-1]))
 
-    def one() -> float:
-        if rng.random() < plan.sampler_levels:
-            return rng.choices(levels, odds)[0]
-        return shift_level(rng.random(), plan.shift)
+    def level(u: float) -> float:
+        return levels[bisect(up_to, u)] if rng.random() < plan.sampler_levels else shift_level(rng.random(), plan.shift)
 
-    rows = []
-    for _ in range(batch):
-        shared = one()
-        rows.append([shared] * blocks if rng.random() < plan.shared_level else [one() for _ in range(blocks)])
+    rows, offset = [], rng.random()
+    for place in rng.sample(range(batch), batch):
+        shared = level((place + offset) / batch)
+        rows.append([shared] * blocks if rng.random() < plan.shared_level else [level(rng.random()) for _ in range(blocks)])
     return torch.tensor(rows)
 
 
