@@ -127,7 +127,7 @@ def test_everything_from_frames_to_a_judged_model(frames: Path, speech: Path, pl
     for _ in range(2):
         work(run, tmp_path / "no assets are needed", speech, frames, small, "cpu", 1, 10.0)
         report = json.loads((run / "report.json").read_text())
-        assert {"vae_psnr", "gate", "open_corr", "block_flicker"} <= report["mean"].keys() and len(report["people"]) == 2
+        assert {"codec_psnr", "mouth_agreement", "eyes_gain", "block_flicker"} <= report["mean"].keys() and len(report["people"]) == 2
         assert (run / "sheet.jpg").exists() and share_done(run / "dit", small.stage1) == 1
     again = train_stage1(run / "dit", run / "clips", small.stage1, small.model.dit)
     assert again.exists() and (run / "model" / "config.json").exists()

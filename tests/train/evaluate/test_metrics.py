@@ -45,6 +45,15 @@ def test_seams_show_at_block_and_latent_edges(clip):
     assert metrics.edge_flicker(jumps) == (math.inf, 1.0)
 
 
+def test_deviation_tells_less_motion_from_other_motion(clip):
+    assert metrics.deviation(clip, clip) == pytest.approx((1, 1))
+    mean = clip.mean(0, keepdim=True)
+    assert metrics.deviation(mean + 0.5 * (clip - mean) + 0.2, clip) == pytest.approx((1, 0.5), abs=1e-4)
+    agreement, gain = metrics.deviation(clip.flip(0), clip)
+    assert agreement < 0.5 and gain < 0.5
+    assert metrics.deviation(mean.expand_as(clip), clip) == pytest.approx((0, 0), abs=1e-4)
+
+
 def test_psnr_and_frames_round_trip(clip):
     assert metrics.psnr(clip, clip) == 100
     assert metrics.psnr(clip, clip + 0.2) == pytest.approx(20, abs=1e-3)

@@ -77,7 +77,7 @@ def work(
     if (run / "dit" / "dit.safetensors").exists():
         leave_articulators(run / "dit" / ARTICULATORS, voices, plan, articulators)
         model = bundle([run / "vae"], run / "dit", run / "model", plan.model)
-    report = judge(run, frames, model, device, plan.reader_steps)
+    report = judge(run, frames, model, device)
     log.info("at %.0f s: %s", time.monotonic() - began, report["mean"])
 
 

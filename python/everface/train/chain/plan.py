@@ -51,7 +51,6 @@ class ChainPlan:
     smaller_clips: int = 400  # that are encoded at the model's smaller sizes too
     views: int = 0  # others of each clip that stage 1 learns from too: chain.views
     articulation: ArticulationPlan = field(default_factory=ArticulationPlan)  # where no file is given
-    reader_steps: int = 500
     seed: int = 1
     judge_each_call: bool = True  # False: only when all is trained
 
@@ -68,7 +67,7 @@ class Rehearsal:
     def __post_init__(self) -> None:
         full = gpu_plan("heads-256")
         small = replace(
-            full, model=replace(full.model, size=(self.side, self.side), smaller=()), clips=self.clips, held_out=2, reader_steps=2,
+            full, model=replace(full.model, size=(self.side, self.side), smaller=()), clips=self.clips, held_out=2,
             articulation=ArticulationPlan(iterations=self.steps, batch=2, frames=20),
             vae=replace(full.vae, iterations=self.steps, single_frames=0.5, single_batch=2, crops=((64, 13, 2),), least_clips=4, held_out=2),
             stage1=replace(full.stage1, iterations=self.steps, held_out=2, curriculum=((0.0, 2, 2),)),

@@ -90,6 +90,14 @@ def count_blinks(blink_T: Tensor) -> int:
     return count
 
 
+def deviation(made_T3HW: Tensor, true_T3HW: Tensor) -> tuple[float, float]:
+    """(agreement, gain) of what changes in two videos of the same frames: the cosine of their deviations from their own means, and how much of the
+    true one is in the other. Both are 1 for equal videos, and 0 where nothing agrees; noise in the truth lowers both."""
+    made, true = (video - video.mean(0, keepdim=True) for video in (made_T3HW, true_T3HW))
+    common, of_true = (made * true).sum(), true.square().sum().clamp(min=1e-12)
+    return (common / (of_true * made.square().sum().clamp(min=1e-12)).sqrt()).item(), (common / of_true).item()
+
+
 def crop(rgb: Tensor, box: tuple[int, int, int, int]) -> Tensor:
     """[..., H, W] inside (top, bottom, left, right)."""
     return rgb[..., box[0] : box[1], box[2] : box[3]]

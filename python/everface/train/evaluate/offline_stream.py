@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from everface.core.config import Deployment, StreamConfig, VAEConfig
@@ -26,7 +27,9 @@ from everface.models.live_avatar.block_conditions import BlockConditions
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_conditioner, build_decoder, build_dit
 from everface.models.live_avatar.conditions import Noise
 from everface.models.live_avatar.model import block_format, refresh_after
+from everface.models.live_avatar.names import HEAD, POSE
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, SessionState, StepRole
+from everface.networks.motion import pose_of
 from everface.networks.transformer.dit import BlockPosition
 from everface.networks.transformer.rope import SINK_TIME
 from everface.networks.transformer.schedule import Schedule, sigmas
@@ -140,9 +143,12 @@ class OfflineStream:
         for role in (*self.roles, self.model.decoder):
             role.close(CloseSession(self.opening.session))
 
-    def blocks(self, audio: Iterable[Tensor]) -> Iterator[Block]:
+    def blocks(self, audio: Iterable[Tensor], face_CT: Tensor | None = None) -> Iterator[Block]:
         """Denoised blocks: `x` the latents [16, n, h, w], `frames` the number of video frames that have audio. The audio is mono at
-        16 kHz, in pieces of any length; it may be endless. For a model that listens a piece may be [2, S], the second row the user's."""
+        16 kHz, in pieces of any length; it may be endless. For a model that listens a piece may be [2, S], the second row the user's.
+
+        face_CT: of a model with motion, features of `networks.motion.FACE`, in place of the motion that is drawn and the mouth that is read from audio; the
+        head is still then."""
         format = block_format(self.model.conditioner)
         buffer = AudioBuffer(format)
         conditions = BlockConditions(self.model.conditioner, format, "everface", int(self.opening.params["seed"]))
@@ -154,6 +160,8 @@ class OfflineStream:
                 buffer.add(torch.stack([pcm_S, torch.zeros_like(pcm_S)]) if format.user_audio and pcm_S.dim() == 1 else pcm_S)
             while (window := buffer.take_window(index, 0)) is not None:
                 condition = conditions.prepare(index, window) | (clean if index == self.refresh_at else {})
+                if face_CT is not None:
+                    condition |= {POSE: pose_of(block_of(face_CT, index, self.model.block_frames)), HEAD: torch.zeros_like(condition[HEAD])}
                 x, header = self.noise(index), (self.opening.session, 0, index, window.pts, window.frames)
                 block = Block(*header, x, condition, window.last)
                 for role in self.roles:
@@ -175,6 +183,12 @@ class OfflineStream:
     def decode(self, block: Block) -> Tensor:
         """The block's uint8 frames [T, H, W, 3]. Blocks must come in order."""
         return self.model.decoder.run(block).x[: block.frames]
+
+
+def block_of(face_CT: Tensor, index: int, frames: int) -> Tensor:
+    """[C, frames] of block `index`; beyond the end the last one stands."""
+    part_CT = face_CT[:, frames * index : frames * (index + 1)]
+    return F.pad(part_CT[None], (0, frames - part_CT.shape[1]), mode="replicate")[0]
 
 
 def decoder_memory(config: VAEConfig) -> int:
