@@ -20,7 +20,6 @@ from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.motion import FACE
 from everface.train.chain.codec import reconstruct
 from everface.train.chain.frames import HELD_OUT, as_video, paths, read_frames, read_rest
-from everface.train.data.clips import STILL_FRAMES
 from everface.train.data.vae_files import read_vae
 from everface.train.evaluate import metrics
 from everface.train.evaluate.offline_stream import OfflineModel
@@ -37,13 +36,13 @@ def judge(run: Path, frames: Path, model: Path | None, device: str) -> dict[str,
     rows, panels = [], []
     for path, (decoded, true) in zip(held_out, reconstruct(vae, held_out, device)):
         decoded, true = (x[0].detach().movedim(1, 0).clamp(-1, 1) for x in (decoded, true))  # [T, 3, H, W]
-        row = {f"codec_{name}": value for name, value in compare(decoded[STILL_FRAMES:], true[STILL_FRAMES:]).items()}
+        row = {f"codec_{name}": value for name, value in compare(decoded, true).items()}
         shown = [true, decoded]
         rest = read_rest(path)
         if offline and rest["opening"].std() > SPEAKS:
             made = generate(offline, read_frames(path)[0], rest).to(device)
             shown.append(made)
-            row |= compare(made, true[STILL_FRAMES:])
+            row |= compare(made, true)
         rows.append(row)
         panels.append(panel(shown))
     names = dict.fromkeys(name for row in rows for name in row)

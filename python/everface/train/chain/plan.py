@@ -85,6 +85,6 @@ def cpu_plan(preset: str) -> ChainPlan:
     """The same for two cores: some six hours, and the time to render. Stage 1 is what follows an earlier one (docs/training/heads.md)."""
     held = PRESETS[preset]
     stage1 = replace(
-        held.stage1, minutes=90.0, lr=2e-3, warmup_steps=60, decay_from=0.5, ema=0.998, held_out=60, smaller_share=0.1, curriculum=((0.0, 2, 8),)
+        held.stage1, minutes=80.0, lr=2e-3, warmup_steps=60, decay_from=0.5, ema=0.998, held_out=60, smaller_share=0.1, curriculum=((0.0, 2, 8),)
     )  # fmt: skip
-    return ChainPlan(held.model, CpuCropPlan(), stage1, clips=1000, least_clips=1000, clip_frames=32, smaller_clips=120, views=1, judge_each_call=False)
+    return ChainPlan(held.model, CpuCropPlan(), stage1, clips=1200, least_clips=1200, clip_frames=32, smaller_clips=120, views=1, judge_each_call=False)
