@@ -56,11 +56,11 @@ def test_sigmas_are_mostly_the_samplers() -> None:
 
 
 def test_levels_are_spread_evenly_over_a_batch() -> None:
-    for seed in range(20):
-        sigma = draw_sigmas(8, 2, random.Random(seed), Stage1Plan(sampler_levels=1.0, shared_level=1.0))
+    drawn = [draw_sigmas(8, 2, random.Random(seed), Stage1Plan(sampler_levels=1.0, shared_level=1.0)) for seed in range(20)]
+    for sigma in drawn:
         counts = [(sigma[:, 0] == level).sum().item() for level in torch.tensor(sigmas(4)[:-1])]
         assert all(abs(count - 8 * share) <= 1 for count, share in zip(counts, LEVEL_ODDS, strict=True)), counts
-    assert any(sigma[0, 0] != draw_sigmas(8, 2, random.Random(k), Stage1Plan(sampler_levels=1.0))[0, 0] for k in range(9))  # in no fixed order
+    assert len({sigma[0, 0].item() for sigma in drawn}) > 1  # in no fixed order
 
 
 def test_the_papers_levels_are_independent_and_anywhere() -> None:
