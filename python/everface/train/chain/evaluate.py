@@ -45,7 +45,6 @@ from everface.weights.load import load_into, open_checkpoint
 
 READER_STEPS, POSE_READER_STEPS = 2000, 700
 CLIPS_PER_VOICE = 12
-FACES_OF = 300  # clips
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def evaluate_people(model: Path, assets: Path, frames: Path, out: Path, people: 
         lips, poses = read_lip_reader(out, frames), read_pose_reader(out, frames)
         vae = VAE(config.vae).eval()
         load_into(vae, open_checkpoint(model).vae())
-        renderer, face_NC = Renderer(assets, size), read_faces(paths(frames)[:FACES_OF])
+        renderer, face_NC = Renderer(assets, size), read_faces(paths(frames))
         held_out = [HeldOutPerson(path, renderer, poses, face_NC) for path in rendered]
         return evaluate_quality(lambda image, pcm: stream_frames(avatar, image, pcm), lambda rgb: reconstruct(vae, rgb), lips, held_out, out, HEADS_BARS)
 

@@ -18,7 +18,7 @@ from everface.core.config import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Deployment
 from everface.core.log import log, start_log
 from everface.core.machine import cores
 from everface.networks.audio.features import LogMel
-from everface.train.chain.evaluate import FACES_OF, HeldOutPerson, add_paths, held_out_voices, read_lip_reader, read_pose_reader
+from everface.train.chain.evaluate import HeldOutPerson, add_paths, held_out_voices, read_lip_reader, read_pose_reader
 from everface.train.chain.frames import paths, write_clip
 from everface.train.chain.readers import read_faces
 from everface.train.data.drawn import clip_generator
@@ -61,7 +61,7 @@ def evaluate_loop(
     size, clip = offline.image_size, out / "loop" / "00000.npy"
     render_loop(clip, assets, size, loop_s, out)
     lips, poses = read_lip_reader(out, frames), read_pose_reader(out, frames)
-    renderer, face_NC = Renderer(assets, size), read_faces(paths(frames)[:FACES_OF])
+    renderer, face_NC = Renderer(assets, size), read_faces(paths(frames))
     person = HeldOutPerson(clip, renderer, poses, face_NC)
     audio_S, lips = person.pcm_S, person.reader(lips)
     loop_frames = len(audio_S) // SAMPLES_PER_FRAME

@@ -26,7 +26,7 @@ from everface.train.heads.renderer import Renderer
 PEOPLE = 32  # of a batch, with two frames each
 LIPS, LIPS_PAIRS = ("opening", "width", "blink"), 3.0
 WEIGHT = (LIPS_WEIGHT[0], 3.0, LIPS_WEIGHT[2])  # a mouth's width changes by a quarter of what it opens
-TUNING_FRAMES, TUNING_STEPS = 250, 200
+TUNING_FRAMES, TUNING_STEPS, FACES_OF = 250, 200, 300  # renders, steps, and clips whose faces they show
 SHIFT, TURN, ZOOM = 0.06, 0.06, 0.06  # by which frames are moved: share of their size, radians, share
 
 
@@ -44,8 +44,8 @@ def train_pose_reader(clips: list[Path], steps: int, device: str, seed: int = 0)
 
 
 def read_faces(clips: list[Path]) -> np.ndarray:
-    """Values of `networks.motion.FACE` [N, C] of every frame of rendered clips; drawn characters are left out."""
-    features = [torch.from_numpy(rest["features"][0, :, PAST_FRAMES:]) for path in clips if "turn" in (rest := read_rest(path))]
+    """Values of `networks.motion.FACE` [N, C] of every frame of the first rendered clips; drawn characters are left out."""
+    features = [torch.from_numpy(rest["features"][0, :, PAST_FRAMES:]) for path in clips[:FACES_OF] if "turn" in (rest := read_rest(path))]
     return torch.cat([face_values(clip_CT) for clip_CT in features]).numpy()
 
 
