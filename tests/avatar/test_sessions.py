@@ -96,10 +96,10 @@ def test_another_image_in_the_middle() -> None:
         images = [(avatar.fit(path, stream).permute(1, 2, 0) + 1) * 127.5 for path in (IMAGE, other)]
         with avatar.open(IMAGE, stream) as session:
             audio_S = speech(3.0)
-            session.push_audio(audio_S[:24_000])
+            session.push_audio(audio_S[:26_000])  # three blocks, and what weights may hear ahead
             before = [block.frames_THW3 for block in _wait(session, 3)]
             session.change(image=other)
-            session.push_audio(audio_S[24_000:])
+            session.push_audio(audio_S[26_000:])
             session.end_segment()
             after = [block.frames_THW3 for block in session.frames()]
     first, last = before[-1][-1].float(), after[-1][-1].float()

@@ -246,7 +246,8 @@ def test_convolutions_by_frames_are_the_same() -> None:
 @torch.inference_mode()
 def test_a_cpu_decodes_in_bfloat16_what_it_decodes_in_float32() -> None:
     """On the bundled weights, cut into calls as a session cuts, and by the direct convolutions: others take seconds a block."""
-    z = torch.randn(1, 16, 9, 16, 16, generator=torch.Generator().manual_seed(0))
+    channels = build_decoder(DEFAULT_WEIGHTS, Deployment()).config.z_dim
+    z = torch.randn(1, channels, 9, 16, 16, generator=torch.Generator().manual_seed(0))
     videos = dict[str, torch.Tensor]()
     for name in ("float32", "bfloat16"):
         deployment = Deployment(dtype=name)

@@ -11,6 +11,7 @@ import pytest
 from tests.serve.hosting import TOKEN, Host, hosted
 
 from everface.core.errors import BadInput
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.serve import guard, protocol, speech
 from everface.serve.rate import MOST_ADDRESSES, RequestRate
 from everface.serve.server import listen
@@ -142,7 +143,7 @@ def test_the_page_is_there_and_nothing_else(host: Host) -> None:
     assert host.http.get("/page/images/mia").headers["content-type"] == "image/png"
     for path in ("/page/..%2Fapp.py", "/page/app.py", "/page/images/..%2Fplan.json", "/docs", "/page/index.html"):
         assert host.http.get(path).status_code == 404
-    assert host.http.get("/v1/avatar").json()["images"] == ["ada", "ben", "mia"]
+    assert host.http.get("/v1/avatar").json()["images"] == sorted(path.stem for path in DEFAULT_WEIGHTS.glob("*.png"))
 
 
 @pytest.mark.parametrize(

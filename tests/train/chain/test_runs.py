@@ -61,17 +61,20 @@ def test_speech_comes_through_one_small_file(speech: Path, tmp_path: Path) -> No
 def test_batches_have_one_shape_and_repeat(frames: Path) -> None:
     plan = replace(Rehearsal().plan.vae, crops=((32, 13, 3),))
     first, second = (CropLoader(frames, plan, 64) for _ in range(2))
-    for step, single in ((0, True), (1, True)):
-        assert first.batch(step, single)[0].shape == (2, 1, 64, 64, 3)
     for step in range(2):
-        second.batch(step, True)
+        assert first.batch(step, 0.0)[0].shape == (2, 1, 64, 64, 3)
+        second.batch(step, 0.0)
     for step in range(2, 7):
-        (a, wa), (b, wb) = first.batch(step, False), second.batch(step, False)
+        (a, wa), (b, wb) = first.batch(step, 0.6), second.batch(step, 0.6)
         assert torch.equal(a, b) and torch.equal(wa, wb)
-    a, wa = first.batch(7, False)
+    a, wa = first.batch(7, 0.6)
     assert a.shape == (3, 13, 32, 32, 3) and wa.shape == (3, 1, 1, 32, 32)
     first.close()
     second.close()
+    last = CropLoader(frames, plan, 64)
+    crops, weight = last.batch(0, 0.9)
+    assert weight.shape == (3, 1, 1, 32, 32) and weight.mean().item() == pytest.approx(1) and crops.shape == a.shape
+    last.close()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from everface.core.config import VAEConfig
 from everface.networks.video.vae import VAE
 from everface.train.codec.crops import draw_crops
-from everface.train.codec.loss import codec_loss, reconstruction_quality
+from everface.train.codec.loss import codec_loss, motion_weight, reconstruction_quality
 from everface.train.codec.model import TINY_VAE
 from everface.train.codec.vae import VAEPlan, train_vae
 
@@ -31,6 +31,15 @@ def test_a_lost_color_costs_more_than_as_much_of_light() -> None:
     assert extra(0.05, -0.1, 0.05) > 0.5 > 0.05 > extra(0.01, -0.02, 0.01) > 0
     gray, green = (reconstruction_quality(video + torch.tensor(rgb).view(1, 3, 1, 1, 1), video) for rgb in ((0.1, 0.1, 0.1), (0.05, -0.1, 0.05)))
     assert gray["psnr"] < green["psnr"] and gray["color"] > 100 > 30 > green["color"]
+
+
+def test_what_moves_weighs_more_wherever_it_is() -> None:
+    video = torch.zeros(2, 3, 8, 48, 48)
+    video[0, :, ::2, 8:24, 8:24] = 1.0
+    video[1, :, ::2, 30:40] = 0.04  # grain of a sensor is less than a movement
+    moving, still = (motion_weight(one[None], 15.0)[0] for one in video)
+    assert torch.equal(still, torch.ones_like(still)) and moving.mean().item() == pytest.approx(1)
+    assert moving[0, 0, 16, 16] / moving[0, 0, 40, 40] == pytest.approx(16)
 
 
 def test_a_jump_between_latents_costs_more_than_one_inside() -> None:

@@ -18,7 +18,7 @@ from everface.networks.video.vae import VAE
 from everface.train.chain.frames import HELD_OUT, as_video, paths, read_frames
 from everface.train.chain.plan import CropPlan
 from everface.train.codec.crops import frame_weight, place_crop
-from everface.train.codec.loss import codec_loss, pixel_weight, reconstruction_quality
+from everface.train.codec.loss import codec_loss, motion_weight, pixel_weight, reconstruction_quality
 from everface.train.codec.model import new_vae
 from everface.train.codec.training import train_codec, write_vae
 from everface.train.data.clips import STILL_FRAMES, encode_clips
@@ -40,26 +40,27 @@ class CropLoader:
         self.threads = ThreadPoolExecutor(READERS)
         self.ahead: dict[int, Future[tuple[torch.Tensor, torch.Tensor]]] = {}
 
-    def batch(self, step: int, single: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of this step. `single`: whole frames, which a batch that was read ahead may still be for a few steps after the change."""
+    def batch(self, step: int, done: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of this step, at this share of the run. A batch that was read ahead may still be of the phase before for a few steps after a change."""
         if step % 50 == 0:
             self.known = paths(self.frames)
         for n in range(step, step + READ_AHEAD):
             if n not in self.ahead:
-                self.ahead[n] = self.threads.submit(self._draw, n, single)
+                self.ahead[n] = self.threads.submit(self._draw, n, done)
         return self.ahead.pop(step).result()
 
-    def _draw(self, step: int, single: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        rng = random.Random(self.plan.seed * 1_000_003 + step)
-        side, frames, count = (self.size, 1, self.plan.single_batch) if single else rng.choice(self.plan.crops)
+    def _draw(self, step: int, done: float) -> tuple[torch.Tensor, torch.Tensor]:
+        rng, moving = random.Random(self.plan.seed * 1_000_003 + step), done >= self.plan.moving_from
+        side, frames, count = (self.size, 1, self.plan.single_batch) if done < self.plan.single_frames else rng.choice(self.plan.crops)
         out, weights = np.empty((count, frames, side, side, 3), np.uint8), []
         for row in out:
             video = read_frames(rng.choice(self.known))
             first = rng.randrange(len(video) - frames + 1)
-            top, left = place_crop(self.size, side, rng.randrange)
+            top, left = place_crop(self.size, side, rng.randrange, features=moving)
             row[:] = video[first : first + frames, top : top + side, left : left + side]
             weights.append(self.weight_HW[top : top + side, left : left + side])
-        return torch.from_numpy(out), torch.stack(weights)[:, None, None]
+        crops = torch.from_numpy(out)
+        return crops, motion_weight(as_video(crops, "cpu"), self.plan.moving_gain) if moving else torch.stack(weights)[:, None, None]
 
     def close(self) -> None:
         self.threads.shutdown(cancel_futures=True)
@@ -75,7 +76,7 @@ def train_on_frames(run_dir: Path, frames: Path, plan: CropPlan, config: VAEConf
     loader = CropLoader(frames, plan, size)
 
     def loss_of(step: int, done: float) -> torch.Tensor:
-        crops, weight = loader.batch(step, done < plan.single_frames)
+        crops, weight = loader.batch(step, done)
         video, weight = as_video(crops, device), weight.to(device)
         generator = torch.Generator(device).manual_seed(plan.seed * 1_000_003 + step)
         with autocast(device):

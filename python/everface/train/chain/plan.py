@@ -23,6 +23,8 @@ class CropPlan(VAEPlan):
     ema: float = 0.998
     single_batch: int = 48  # whole frames
     color_weight: float = 3.0  # of codec_loss
+    moving_from: float = 0.8  # share of the run after which crops are of faces, and what moves in them weighs more
+    moving_gain: float = 15.0  # of motion_weight
     crops: tuple[tuple[int, int, int], ...] = ((128, 41, 24), (128, 41, 24), (128, 65, 16), (192, 21, 20), (256, 17, 16))  # (side, frames, crops)
     least_clips: int = 64  # that must be rendered before the first step
 

@@ -66,10 +66,10 @@ def draw_crops(
     return torch.stack([video for video, _ in drawn]), weights * frame_weight(frames).to(weights)[:, None, None]
 
 
-def place_crop(size: int, side: int, pick: Callable[[int], int]) -> tuple[int, int]:
-    """Top and left of a crop of an image of `size` pixels: a third of them around the features. pick(n): a random number below n."""
+def place_crop(size: int, side: int, pick: Callable[[int], int], *, features: bool = False) -> tuple[int, int]:
+    """Top and left of a crop of an image of `size` pixels: a third of them around the features, or all. pick(n): a random number below n."""
     y, x = (min(max(pick(size - side + 1 + 2 * OVERSHOOT) - OVERSHOOT, 0), size - side) for _ in range(2))
-    if pick(3) == 0:
+    if pick(3) == 0 or features:
         top, bottom, left, right = (mouth_box, eyes_box)[pick(2)](size)
         y = min(max((top + bottom - side) // 2 + pick(17) - 8, 0), size - side)
         x = min(max((left + right - side) // 2 + pick(33) - 16, 0), size - side)

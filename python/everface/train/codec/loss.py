@@ -9,11 +9,20 @@ from everface.core.config import LATENT_FRAMES
 from everface.train.synthetic.characters import mouth_box, region_weight
 
 COLOR_SIDE = 8
+STILL, MOVES, BLUR = 0.03, 0.1, 9  # deviations over time below which a pixel is still and from which it moves, means over squares of BLUR pixels
 
 
 def pixel_weight(size: int) -> torch.Tensor:
     """Loss weight [H, W]: twice as much over mouth and eyes."""
     return region_weight(size, size, mouth=2.0, eyes=2.0)
+
+
+def motion_weight(video_B3THW: torch.Tensor, gain: float) -> torch.Tensor:
+    """Loss weight [B, 1, 1, H, W] with mean 1: pixels that change over the video, such as lips, teeth and lids, weigh up to 1 + `gain` times as
+    much as those that stay. For heads that keep still."""
+    deviation = F.avg_pool2d(video_B3THW.mean(1).std(1, unbiased=False)[:, None], BLUR, 1, BLUR // 2, count_include_pad=False)
+    weight = 1 + gain * ((deviation - STILL) / (MOVES - STILL)).clamp(0, 1)
+    return (weight / weight.mean())[:, :, None]
 
 
 def codec_loss(
@@ -31,7 +40,8 @@ def codec_loss(
     """
     error = out - video
     loss = (weight * (error.abs() + 40 * error.square())).mean()
-    loss = loss + 0.5 * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean())
+    across, down = error.diff(dim=-1).abs(), error.diff(dim=-2).abs()
+    loss = loss + 0.5 * ((weight[..., -across.shape[-1] :] * across).mean() + (weight[..., -down.shape[-2] :, :] * down).mean())
     if color_weight:
         opponent = opponent_colors(error)
         loss = loss + color_weight * (opponent.abs() + 40 * opponent.square()).mean()
