@@ -26,18 +26,6 @@ def test_blocks_are_taken_and_what_reads_latents_is_fresh() -> None:
     assert torch.equal(made[FIRST_CONV][:, :12], held[FIRST_CONV]) and not made[FIRST_CONV][:, 12:].any()
 
 
-def test_more_channels_of_one_cell_begin_as_the_old_ones() -> None:
-    one_cell = replace(SMALL_DIT, patch_size=(1, 1, 1))
-    held, made = new_dit(one_cell, 1).state_dict(), adapt_dit(new_dit(one_cell, 1).state_dict(), replace(one_cell, in_dim=24, out_dim=24), 3)
-    z = one_cell.in_dim
-    for name in ("patch_embedding.weight", "frame_packer.proj_4x.weight"):
-        assert torch.equal(made[name][:, :z], held[name]) and not made[name][:, z:].any()
-    assert torch.equal(made["head.head.weight"][:z], held["head.head.weight"]) and made["head.head.weight"][z:].any()
-    blocks_of_two = adapt_dit(held, SMALL_DIT, 3)  # tokens of 2x2 cells
-    fresh = new_dit(SMALL_DIT, 3).state_dict()
-    assert all(torch.equal(blocks_of_two[name], fresh[name]) for name in ("patch_embedding.weight", "head.head.weight", "frame_packer.proj.weight"))
-
-
 def test_weights_of_another_width_are_refused() -> None:
     with pytest.raises(BadInput, match="begin from weights of the same width"):
         adapt_dit(small_dit().state_dict(), replace(WIDER, dim=64, ffn_dim=96), 3)

@@ -16,11 +16,11 @@ from everface.networks.video.vae_layers import CausalConv3d, ResidualBlock, Temp
 TINY_VAE = VAEConfig(
     dim=16, dim_mult=(1, 2, 4, 6), encoder_blocks=(1, 2, 4, 3), decoder_blocks=(2, 1, 1, 1), mean=(0.0,) * 16, std=(1.0,) * 16
 )  # fmt: skip
-# Rendered people at 256x256: folded 2x2, so it costs about what TINY_VAE costs at 128x128. A token of the transformer is 16x16 pixels and
-# four frames, of which 64 numbers are kept (docs/training/heads.md has the count).
+# Rendered people at 256x256: folded 2x2, so it costs about what TINY_VAE costs at 128x128. A token of the transformer is 32x32 pixels and
+# four frames, of which 128 numbers are kept (docs/training/heads.md has the count).
 HEADS_VAE = VAEConfig(
-    dim=24, z_dim=64, dim_mult=(1, 2, 3, 4), encoder_blocks=(1, 2, 2, 1), decoder_blocks=(1, 1, 1, 1), patch_size=2,
-    mean=(0.0,) * 64, std=(1.0,) * 64,
+    dim=24, z_dim=32, dim_mult=(1, 2, 3, 4), encoder_blocks=(1, 2, 2, 1), decoder_blocks=(1, 1, 1, 1), patch_size=2,
+    mean=(0.0,) * 32, std=(1.0,) * 32,
 )  # fmt: skip
 LARGE_HEADS_VAE = replace(HEADS_VAE, dim=64, dim_mult=(1, 2, 4, 4), encoder_blocks=(1, 2, 2, 2), decoder_blocks=(2, 2, 2, 2))
 ENCODER_LAYERS = "encoder.downsamples."
@@ -62,25 +62,6 @@ def deepen(held: Mapping[str, torch.Tensor], vae: VAE) -> dict[str, torch.Tensor
                 out[name] = held[f"{ENCODER_LAYERS}{before[place]}.{leaf}"]
             else:
                 out[name] = torch.zeros_like(tensor) if leaf.startswith("residual.6.") else tensor
-    return out
-
-
-def widen(held: Mapping[str, torch.Tensor], vae: VAE) -> dict[str, torch.Tensor]:
-    """The weights of `held` for the latents of `vae`, which may have more channels. The added ones follow the known ones; the encoder writes them by
-    fresh weights and the decoder does not read them yet, so the codec is at first the same."""
-    before, now = held["conv2.bias"].shape[0], vae.config.z_dim
-    known = {now: torch.arange(before), 2 * now: torch.cat([torch.arange(before), now + torch.arange(before)])}  # means, or means and variances
-    out = {}
-    for name, fresh in vae.state_dict().items():
-        out[name] = held[name]
-        if held[name].shape != fresh.shape:
-            rows, *columns = (known[n] if n != old else torch.arange(n) for n, old in zip(fresh.shape[:2], held[name].shape[:2], strict=True))
-            out[name] = wide = fresh.clone()
-            if columns:
-                wide[rows] = 0
-                wide[rows[:, None], columns[0]] = held[name]
-            else:
-                wide[rows] = held[name]
     return out
 
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 
 AUDIO_INPUTS, POSE_INPUT = ("casual_audio_encoder.encoder.conv1_",), "cond_encoder.weight"
-PATCH_INPUT = "patch_embedding.weight"
-LATENT_INPUTS, LATENT_OUTPUTS = (PATCH_INPUT, "frame_packer."), ("head.head.",)
 
 
 def new_dit(config: DiTConfig, seed: int, init: Path | None = None) -> DiT:
@@ -58,28 +56,18 @@ def new_dit(config: DiTConfig, seed: int, init: Path | None = None) -> DiT:
 def adapt_dit(held: Mapping[str, torch.Tensor], config: DiTConfig, seed: int) -> dict[str, torch.Tensor]:
     """Weights of a transformer of this size that begins with what another has learned, of the same width, for other latents or audio.
 
-    Tensors of the same shape are taken. What reads more than the other's did takes what that knows of the first channels, and nothing of the
-    others: the audio encoder's first convolutions, the pose, and, where a token is one cell of both, latents. Of what writes those the first
-    channels are taken and the others fresh; otherwise what reads and writes latents is fresh. Raises BadInput where fewer than half of the
-    tensors have the same shape.
+    Tensors of the same shape are taken; the audio encoder's first convolutions take what they know of the model's own voice, and nothing of what
+    it hears; what reads the pose takes what it knows of its first channels, and nothing of the others; others, which read and write latents, are fresh. Raises BadInput where fewer than half of the tensors have the same shape.
     """
     out, taken = new_dit(config, seed).state_dict(), 0
-    cells_of = [weights[PATCH_INPUT].shape[2:].numel() if PATCH_INPUT in weights else 0 for weights in (held, out)]
-    known_latents = (*LATENT_INPUTS, *LATENT_OUTPUTS) if cells_of == [1, 1] else ()
     for name, fresh in out.items():
         other = held.get(name)
-        if other is None or (cells_of[0] != cells_of[1] and name.startswith((*LATENT_INPUTS, *LATENT_OUTPUTS))):
-            continue
-        if other.shape == fresh.shape:
+        if other is not None and other.shape == fresh.shape:
             out[name], taken = other.to(fresh), taken + 1
-        elif name.startswith(LATENT_OUTPUTS) and known_latents and other.shape[0] < fresh.shape[0]:
-            out[name][: other.shape[0]] = other
-        elif other.shape[0] != fresh.shape[0] or other.shape[1] > fresh.shape[1]:
-            continue
-        elif name.startswith((*AUDIO_INPUTS, *known_latents)):
+        elif other is not None and name.startswith(AUDIO_INPUTS) and other.shape[0] == fresh.shape[0] and other.shape[1] < fresh.shape[1]:
             out[name] = torch.zeros_like(fresh)
             out[name][:, : other.shape[1]] = other
-        elif name == POSE_INPUT:
+        elif other is not None and name == POSE_INPUT and other.shape[0] == fresh.shape[0] and other.shape[1] < fresh.shape[1]:
             per_frame_N4C = torch.zeros_like(fresh).unflatten(1, (LATENT_FRAMES, -1))  # as networks.motion.pose_of
             known_N4C = other.unflatten(1, (LATENT_FRAMES, -1))
             per_frame_N4C[:, :, : known_N4C.shape[2]] = known_N4C
