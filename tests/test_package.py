@@ -17,8 +17,6 @@ pytestmark = pytest.mark.slow
 SDIST = "from setuptools import build_meta; build_meta.build_sdist(__import__('sys').argv[1])"
 # Files that setuptools adds.
 GENERATED = {"PKG-INFO", "setup.cfg"}
-# A quarter of the repository, and needed only to train on, or to compare with the teacher again: docs/quality.md.
-LEFT_OUT = {"docs/training/teacher/dit.safetensors"}
 RENDER = """
 import sys
 from pathlib import Path
@@ -97,12 +95,12 @@ def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_sdist_holds_every_source_but_the_teachers_weights(sdist: Path) -> None:
+def test_sdist_holds_every_source(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         assert all(member.isfile() or member.isdir() for member in archive)
         held = {member.name.partition("/")[2] for member in archive if member.isfile()}
     held = {path for path in held if ".egg-info/" not in path} - GENERATED
-    assert held == {packaged(path) for path in sources() if path not in SYMLINKS} - GENERATED - LEFT_OUT
+    assert held == {packaged(path) for path in sources() if path not in SYMLINKS} - GENERATED
 
 
 @pytest.mark.long

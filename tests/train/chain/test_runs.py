@@ -17,21 +17,23 @@ from tests.train.chain.conftest import write_frames
 from tests.train.miniature import SMALL_VAE, write_hum
 
 from everface.core.config import Deployment
-from everface.core.errors import Unavailable
+from everface.core.errors import BadInput, Unavailable
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.networks.motion import mirrored
 from everface.train.chain import evaluate, horizon
 from everface.train.chain import pack as packing
-from everface.train.chain.__main__ import work
+from everface.train.chain.__main__ import keep_codec, work
 from everface.train.chain.codec import CropLoader, share_done, shrink, train_on_frames
 from everface.train.chain.frames import HELD_OUT, paths, read_frames, read_rest, start_rendering, stop_rendering, wait_for_clips
 from everface.train.chain.latents import encode_frames
 from everface.train.chain.pack import pack, unpack
-from everface.train.chain.plan import ChainPlan, Rehearsal
+from everface.train.chain.plan import ChainPlan, Rehearsal, cpu_plan
 from everface.train.chain.readers import train_head_lip_reader, train_pose_reader
 from everface.train.chain.speech import pack_speech, unpack_speech
 from everface.train.codec.model import new_vae
 from everface.train.codec.training import write_vae
 from everface.train.data.clips import read_clips, smaller_folders
+from everface.train.data.vae_files import read_vae
 from everface.train.engine.checkpoint import checkpoint_path
 from everface.train.engine.ranks import Ranks
 from everface.train.evaluate import measure
@@ -134,6 +136,20 @@ def test_everything_from_frames_to_a_judged_model(frames: Path, speech: Path, pl
         assert (run / "sheet.jpg").exists() and share_done(run / "dit", small.stage1) == 1
     again = train_stage1(run / "dit", run / "clips", small.stage1, small.model.dit)
     assert again.exists() and (run / "model" / "config.json").exists()
+    later = tmp_path / "later"  # another run goes on from that model, with its codec
+    work(later, tmp_path / "no assets are needed", speech, frames, small, "cpu", 1, 10.0, init=run / "model")
+    kept, bundled = load_file(later / "vae" / "vae.safetensors"), load_file(run / "model" / "vae.safetensors")
+    assert kept.keys() == bundled.keys() and all(torch.equal(kept[n], bundled[n].float()) for n in kept)
+    assert (later / "dit" / "articulators.safetensors").read_bytes() == (run / "model" / "articulators.safetensors").read_bytes()
+
+
+def test_a_models_codec_is_kept_where_it_fits(plan: ChainPlan, tmp_path: Path) -> None:
+    heads = cpu_plan("heads-256")
+    keep_codec(DEFAULT_WEIGHTS, tmp_path / "vae", heads)
+    assert share_done(tmp_path / "vae", heads.vae) == 1 and read_vae(tmp_path / "vae").config == read_vae(DEFAULT_WEIGHTS).config
+    with pytest.raises(BadInput, match="not of the size"):
+        keep_codec(DEFAULT_WEIGHTS, tmp_path / "other", plan)
+    assert not (tmp_path / "other").exists()
 
 
 def test_clips_are_encoded_at_a_smaller_size_too(tmp_path: Path) -> None:

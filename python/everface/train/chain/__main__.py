@@ -9,13 +9,15 @@ processes while the codec is trained on those that are there. Every minute a che
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from everface.core.errors import EverfaceError
+from everface.core.errors import BadInput, EverfaceError
 from everface.core.log import log, start_log
 from everface.core.machine import cores
 from everface.networks.audio.articulators import FILE as ARTICULATORS
@@ -28,11 +30,14 @@ from everface.train.chain.latents import encode_frames
 from everface.train.chain.pack import pack, unpack
 from everface.train.chain.plan import ChainPlan, Rehearsal, cpu_plan, gpu_plan
 from everface.train.chain.speech import unpack_speech
+from everface.train.codec.training import write_vae
 from everface.train.data.clips import MIN_TRAINING_CLIPS
+from everface.train.data.vae_files import read_vae
 from everface.train.heads.articulation import read_recordings, train_articulators, write_articulators
 from everface.train.pretrain.dit_files import adapt_dit
 from everface.train.pretrain.stage1 import train_stage1
 from everface.weights.files import open_file
+from everface.weights.layout import OWN_DIT
 from everface.weights.store import write_safetensors
 
 RESERVE_S = 60.0  # of a call, for the judgement and the archive
@@ -44,12 +49,16 @@ def work(
     run: Path, assets: Path, speech: Path, frames: Path, plan: ChainPlan, device: str, processes: int, minutes: float, init: Path | None = None,
     articulators: Path | None = None,
 ) -> None:  # fmt: skip
-    """Everything but the archive. Each phase goes on where it stopped. init: a transformer to begin stage 1 with. articulators: what reads the mouth
-    from audio; without it, it is trained on this run's speech."""
+    """Everything but the archive. Each phase goes on where it stopped. init: a transformer to begin stage 1 with, or a model's folder, whose codec and
+    articulators are kept. articulators: what reads the mouth from audio; without it, it is trained on this run's speech."""
     began = time.monotonic()
     until = began + 60 * minutes - RESERVE_S
     size = plan.model.size[0] if plan.model.size else 256
     voices, encoded = unpack_speech(speech, run / "speech"), run / "clips"
+    if init is not None and init.is_dir():
+        keep_codec(init, run / "vae", plan)
+        articulators = articulators or (init / ARTICULATORS if (init / ARTICULATORS).exists() else None)
+        init = init / OWN_DIT
     vae_done = share_done(run / "vae", plan.vae) >= 1
     least = min(plan.clips, max(plan.least_clips, 4 * max(batch for _, _, batch in plan.stage1.curriculum), plan.stage1.held_out + MIN_TRAINING_CLIPS + 1))
     more = len(paths(frames)) < (least if vae_done else plan.clips) or len(paths(frames / HELD_OUT)) < plan.held_out
@@ -81,6 +90,19 @@ def work(
     log.info("at %.0f s: %s", time.monotonic() - began, report["mean"])
 
 
+def keep_codec(model: Path, vae_run: Path, plan: ChainPlan) -> None:
+    """Make a finished run of a model's codec, where there is no run yet. Raises BadInput for a codec of another size than the plan's."""
+    if vae_run.exists():
+        return
+    vae = read_vae(model)
+    kept, wanted = ({name: size for name, size in asdict(config).items() if name not in ("mean", "std")} for config in (vae.config, plan.model.vae))
+    if kept != wanted:
+        raise BadInput(f"the codec of {model} is not of the size that this run trains: begin from its dit.safetensors alone")
+    vae_run.mkdir(parents=True)
+    write_vae(vae_run, vae.state_dict(), vae.config)
+    (vae_run / "progress.json").write_text(json.dumps({"step": plan.vae.iterations, "seconds": 60 * plan.vae.minutes}) + "\n")
+
+
 def first_weights(run: Path, init: Path | None, plan: ChainPlan) -> Path | None:
     """A file with what stage 1 begins with, made from a transformer of the same width; None: nothing is given, or the run has begun."""
     if init is None or (run / "dit" / "progress.json").exists():
@@ -109,7 +131,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call (%(default)s)")
     parser.add_argument("--pack", type=Path, help="folder for the archive and the sheet")
     parser.add_argument("--from", dest="parts", type=Path, help="folder with the parts of an earlier archive, if there are any; used where RUN is new")
-    parser.add_argument("--init", type=Path, help="dit.safetensors of the same width, such as that of drawn characters, to begin stage 1 with")
+    parser.add_argument("--init", type=Path, help="to begin stage 1 with: dit.safetensors of the same width, or a model's folder, whose codec and articulators are kept")
     parser.add_argument("--articulators", type=Path, help="the file of everface.train.heads.articulation; else it is trained on this speech")
     parser.add_argument("--preset", choices=("heads-256", "heads-384"), default="heads-256")
     parser.add_argument("--device", default="cuda")
