@@ -19,7 +19,7 @@ from everface.media.face import Region, can_find_faces, find_face
 from everface.media.paste_back import MOST_PIXELS, PasteBack
 from everface.media.video import read_frames
 
-SHEET = Path(__file__).parents[2] / "docs" / "training" / "heads.jpg"
+SHEET = Path(__file__).parents[2] / "docs" / "training" / "heads" / "people.jpg"
 TOP, LEFT, SIDE = 100, 300, 240  # where the person stands in the photograph
 
 needs_dlib = pytest.mark.skipif(not can_find_faces(), reason="needs the extra face")

@@ -19,6 +19,7 @@ from everface.core.config import SAMPLE_RATE, Deployment
 from everface.core.errors import BadInput
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.networks.video.vae import VAE
+from everface.train.data.clips import IMAGE_SIZE
 from everface.train.evaluate.ablate import ablate, check_rows
 from everface.train.evaluate.compare import CLIP_S, compare
 from everface.train.evaluate.held_out import draw_held_out, held_out_audio
@@ -45,8 +46,8 @@ def run_quality(
         audio = held_out_audio(folder, characters, seconds)
         vae = VAE(avatar.model.config.vae).eval()
         load_into(vae, open_checkpoint(weights or DEFAULT_WEIGHTS).vae())
-
-        return evaluate_quality(lambda image, pcm: stream_frames(avatar, image, pcm), lambda rgb_T3HW: reconstruct(vae, rgb_T3HW), train_lip_reader(), draw_held_out(audio), out)
+        drawn = draw_held_out(audio, size=avatar.model.config.size[0] if avatar.model.config.size else IMAGE_SIZE)
+        return evaluate_quality(lambda image, pcm: stream_frames(avatar, image, pcm), lambda rgb_T3HW: reconstruct(vae, rgb_T3HW), train_lip_reader(), drawn, out)
 
 
 def stream_frames(avatar: Avatar, image_3HW: Tensor, pcm_S: Tensor) -> Tensor:
