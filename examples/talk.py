@@ -1,6 +1,6 @@
 """A live session: raw 16 kHz mono s16le audio on stdin, raw RGB frames at 25 per second on stdout.
 
-    arecord -q -t raw -f S16_LE -r 16000 | python examples/talk.py face.png | ffplay -f rawvideo -pixel_format rgb24 -s 128x128 -framerate 25 -
+    arecord -q -t raw -f S16_LE -r 16000 | python examples/talk.py face.png | ffplay -f rawvideo -pixel_format rgb24 -s 256x256 -framerate 25 -
 """
 
 import sys

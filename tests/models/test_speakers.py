@@ -228,7 +228,7 @@ def test_each_voice_moves_its_own_mouth(width: int, tmp_path: Path) -> None:
     weights.mkdir()
     for path in DEFAULT_WEIGHTS.glob("*.safetensors"):
         (weights / path.name).symlink_to(path)
-    (weights / "config.json").write_text(json.dumps(json.loads((DEFAULT_WEIGHTS / "config.json").read_text()) | {"size": None}))
+    (weights / "config.json").write_text(json.dumps(json.loads((DEFAULT_WEIGHTS / "config.json").read_text()) | {"size": None, "smaller": []}))
     two_faces(width).save(tmp_path / "both.png")
     speech_S = np.concatenate(list(read_audio(DEFAULT_WEIGHTS / "speech.wav")))[:48_000]
     silence_S, made = np.zeros_like(speech_S), {}
