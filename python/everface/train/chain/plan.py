@@ -8,7 +8,6 @@ from everface.core.config import ModelConfig
 from everface.train.codec.vae import VAEPlan
 from everface.train.distill.presets import PRESETS
 from everface.train.heads.articulation import ArticulationPlan
-from everface.train.heads.clips import FRAMES
 from everface.train.pretrain.plans import Stage1Plan
 
 
@@ -25,7 +24,7 @@ class CropPlan(VAEPlan):
     color_weight: float = 3.0  # of codec_loss
     moving_from: float = 0.8  # share of the run after which crops are of faces, and what moves in them weighs more
     moving_gain: float = 15.0  # of motion_weight
-    crops: tuple[tuple[int, int, int], ...] = ((128, 41, 24), (128, 41, 24), (128, 65, 16), (192, 21, 20), (256, 17, 16))  # (side, frames, crops)
+    crops: tuple[tuple[int, int, int], ...] = ((128, 37, 27), (128, 37, 27), (128, 37, 27), (192, 21, 20), (256, 17, 16))  # (side, frames, crops)
     least_clips: int = 64  # that must be rendered before the first step
 
 
@@ -46,12 +45,12 @@ class ChainPlan:
     model: ModelConfig
     vae: CropPlan
     stage1: Stage1Plan
-    clips: int = 3000  # at most: 13.6 MB each at 256x256
+    clips: int = 6000  # at most: 7.3 MB each at 256x256
     held_out: int = 16  # people, with held-out voices
     least_clips: int = 0  # before stage 1 begins, if it needs fewer
-    clip_frames: int = FRAMES  # of each; with fewer there are more people for the same time
+    clip_frames: int = 32  # of each, windows of two blocks: with fewer there are more people for the same time
     smaller_clips: int = 400  # that are encoded at the model's smaller sizes too
-    views: int = 0  # others of each clip that stage 1 learns from too: chain.views
+    views: int = 1  # others of each clip that stage 1 learns from too: chain.views
     articulation: ArticulationPlan = field(default_factory=ArticulationPlan)  # where no file is given
     seed: int = 1
     judge_each_call: bool = True  # False: only when all is trained
@@ -80,7 +79,7 @@ class Rehearsal:
 def gpu_plan(preset: str) -> ChainPlan:
     """The plan of a preset of `everface train --config`."""
     held = PRESETS[preset]
-    return ChainPlan(held.model, CropPlan(), held.stage1)
+    return ChainPlan(held.model, CropPlan(), replace(held.stage1, curriculum=held.stage1.curriculum[:1]))
 
 
 def cpu_plan(preset: str) -> ChainPlan:
@@ -89,4 +88,4 @@ def cpu_plan(preset: str) -> ChainPlan:
     stage1 = replace(
         held.stage1, minutes=80.0, lr=2e-3, warmup_steps=60, decay_from=0.5, ema=0.998, held_out=60, smaller_share=0.1, curriculum=((0.0, 2, 8),)
     )  # fmt: skip
-    return ChainPlan(held.model, CpuCropPlan(), stage1, clips=1200, least_clips=1200, clip_frames=32, smaller_clips=120, views=1, judge_each_call=False)
+    return ChainPlan(held.model, CpuCropPlan(), stage1, clips=1200, least_clips=1200, smaller_clips=120, judge_each_call=False)
