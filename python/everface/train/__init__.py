@@ -3,9 +3,9 @@
 Nine subpackages. Each imports only from those before it:
 
 1. `engine`: the training loop, optimizer, checkpoints, run log, sharding. Of our models it knows only which parts of the transformer to shard.
-2. `synthetic`: drawn characters, espeak-ng voices and background audio: all training data of the default model.
+2. `synthetic`: drawn characters, espeak-ng voices and background audio.
 3. `data`: clips as latents and audio features, drawn or cut from videos; sharded files.
-4. `heads`: rendered people with known truth: the same clips and videos, from a head model that is not part of the project.
+4. `heads`: rendered people with known truth, of whom the default model is: the same clips and videos, from a head model that is not part of the project.
 5. `codec`: training of the video VAE and, on long streams, of its decoder.
 6. `pretrain`: flow matching on windows of clips: the bidirectional teacher, and stage 1 (diffusion forcing).
 7. `distill`: stage 2, self-forcing distribution matching on the student's own rollouts.

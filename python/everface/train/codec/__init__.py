@@ -1,1 +1,1 @@
-"""Training of the default model's video VAE, and of its decoder alone on long streams."""
+"""Training of small video VAEs, and of its decoder alone on long streams."""

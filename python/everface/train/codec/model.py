@@ -1,4 +1,4 @@
-"""The default model's VAE: its size, its fresh weights, and a deeper encoder grown from a shallower one."""
+"""The VAEs that are trained here: their sizes, fresh weights, and a deeper encoder grown from a shallower one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`everface train vae`: trains the default model's video VAE, the Wan 2.1 architecture at small width, on drawn characters.
+"""`everface train vae`: trains a video VAE, the Wan 2.1 architecture at small width, on drawn characters.
 
 First single frames, which are cheap and teach space, then crops of 21 and 41 frames, which teach time.
 """

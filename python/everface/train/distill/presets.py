@@ -1,5 +1,5 @@
-"""The models that can be trained: `PRESETS["tiny"]`, the default model; "heads-256" and "heads-384", of rendered people, on a GPU; and
-"wan-s2v-14b", the paper's.
+"""The models that can be trained: `PRESETS["tiny"]`, of drawn characters; "heads-256", the default model, and "heads-384", of rendered people;
+and "wan-s2v-14b", the paper's.
 
 The values of wan-s2v-14b are those of the paper (arXiv 2512.04677 v5, sections 4.2 and 5.1), or ours where it gives none.
 """

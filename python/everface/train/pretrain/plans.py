@@ -1,4 +1,4 @@
-"""Plans of the teacher and of stage 1. Their defaults are those of the default model (docs/training)."""
+"""Plans of the teacher and of stage 1. Their defaults are those of drawn characters (docs/training)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from everface.core.regions import Box
 from everface.networks.motion import POSE
 from everface.train.engine.plan import RunPlan
 
-# The default model's transformer: small enough for two CPU cores in real time, official classes and key names.
+# The transformer of drawn characters: small enough for two CPU cores in real time, official classes and key names.
 TINY_DIT = DiTConfig(
     dim=192, ffn_dim=768, freq_dim=128, num_heads=4, num_layers=6, text_dim=16, text_len=1, audio_dim=160, wav2vec_layers=1,
     audio_inject_layers=(0, 1, 2, 3, 4, 5),

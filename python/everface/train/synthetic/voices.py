@@ -1,4 +1,4 @@
-"""Speech for the default model: espeak-ng reads short texts in many voices.
+"""Speech for training: espeak-ng reads short texts in many voices.
 
 Audio is mono float32 at 16 kHz. All Spanish and Italian voices are held out. The files hold only the voice, because the mouth's motion is
 computed from them; music and noise are mixed in later (`background`).
