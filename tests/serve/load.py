@@ -2,7 +2,8 @@
 
 The good clients are at 127.0.0.1: some hold live sessions, the rest poll the HTTP routes. The bad ones are at 127.0.0.2. A quiet and a bad
 phase take turns. In a quiet phase one more client holds a session and reads it: in a bad one the slow reader has its place, so that the
-model has the same work in both. All of them share the machine's cores with the server.
+model has the same work in both. The server and the good clients share the machine's cores. Bad ones get what those leave (SCHED_IDLE), as they
+would have computers of their own.
 """
 
 from __future__ import annotations
@@ -130,12 +131,12 @@ def wait(done: Callable[[], bool], timeout_s: float) -> bool:
 
 
 class Clients:
-    """A process of clients, until `stop`, which returns what they say."""
+    """A process of clients, until `stop`, which returns what they say. idle: it gets the time of the cores that nobody else wants."""
 
-    def __init__(self, clients: Callable[..., Any], *arguments: Any) -> None:
+    def __init__(self, clients: Callable[..., Any], *arguments: Any, idle: bool = False) -> None:
         context = multiprocessing.get_context("spawn")
         self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(clients, theirs, *arguments), daemon=True)
+        self._process = context.Process(target=_run, args=(clients, theirs, idle, *arguments), daemon=True)
         self._process.start()
         assert self._ours.poll(60) and self._ours.recv() == "begun"
 
@@ -147,7 +148,10 @@ class Clients:
         return said
 
 
-def _run(clients: Callable[..., Any], pipe: Connection, *arguments: Any) -> None:
+def _run(clients: Callable[..., Any], pipe: Connection, idle: bool, *arguments: Any) -> None:
+    if idle:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
     async def main() -> None:
         stop = asyncio.Event()
         asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
@@ -169,7 +173,7 @@ def run(server: ServerProcess, clients: int, bad: int, live: int, seconds: float
     phases: list[Phase] = []
     for number in range(2 * rounds):
         name = ("quiet", "bad")[number % 2]
-        others = Clients(hold_session, port) if name == "quiet" else Clients(bad_clients, port, bad)
+        others = Clients(hold_session, port, idle=True) if name == "quiet" else Clients(bad_clients, port, bad, idle=True)
         time.sleep(1.0)
         phase, began = Phase(name, time.monotonic()), Usage.of(server.pid)
         while time.monotonic() < phase.begin_s + seconds:
