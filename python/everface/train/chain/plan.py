@@ -8,7 +8,10 @@ from everface.core.config import ModelConfig
 from everface.train.codec.vae import VAEPlan
 from everface.train.distill.presets import PRESETS
 from everface.train.heads.articulation import ArticulationPlan
+from everface.train.heads.clips import FRAMES
 from everface.train.pretrain.plans import Stage1Plan
+
+SHORT_CLIP = 32  # frames: windows of two blocks fit
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,10 @@ class ChainPlan:
     model: ModelConfig
     vae: CropPlan
     stage1: Stage1Plan
-    clips: int = 6000  # at most: 7.3 MB each at 256x256
+    clips: int = 3000  # at most: 13.6 MB each at 256x256
     held_out: int = 16  # people, with held-out voices
     least_clips: int = 0  # before stage 1 begins, if it needs fewer
-    clip_frames: int = 32  # of each, windows of two blocks: with fewer there are more people for the same time
+    clip_frames: int = FRAMES  # of each; with fewer there are more people for the same time
     smaller_clips: int = 400  # that are encoded at the model's smaller sizes too
     views: int = 1  # others of each clip that stage 1 learns from too: chain.views
     articulation: ArticulationPlan = field(default_factory=ArticulationPlan)  # where no file is given
@@ -79,7 +82,8 @@ class Rehearsal:
 def gpu_plan(preset: str) -> ChainPlan:
     """The plan of a preset of `everface train --config`."""
     held = PRESETS[preset]
-    return ChainPlan(held.model, CropPlan(), replace(held.stage1, curriculum=held.stage1.curriculum[:1]))
+    plan = ChainPlan(held.model, CropPlan(), held.stage1)
+    return replace(plan, clips=6000, clip_frames=SHORT_CLIP) if held.model.dit.window_blocks == 2 else plan  # 7.3 MB each
 
 
 def cpu_plan(preset: str) -> ChainPlan:
@@ -88,4 +92,4 @@ def cpu_plan(preset: str) -> ChainPlan:
     stage1 = replace(
         held.stage1, minutes=80.0, lr=2e-3, warmup_steps=60, decay_from=0.5, ema=0.998, held_out=60, smaller_share=0.1, curriculum=((0.0, 2, 8),)
     )  # fmt: skip
-    return ChainPlan(held.model, CpuCropPlan(), stage1, clips=1200, least_clips=1200, smaller_clips=120, judge_each_call=False)
+    return ChainPlan(held.model, CpuCropPlan(), stage1, clips=1200, least_clips=1200, clip_frames=SHORT_CLIP, smaller_clips=120, judge_each_call=False)

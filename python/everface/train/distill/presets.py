@@ -40,7 +40,7 @@ PRESETS = {
         (16, 16),
         TeacherPlan(region=FACE, curriculum=((0.0, 5, 128),)),
         replace(
-            _HEADS_STAGE1, minutes=9.0, warmup_steps=100, decay_from=0.5, ema=0.999, smaller_share=0.15, curriculum=((0.0, 2, 160), (0.15, 3, 112), (0.4, 5, 64))
+            _HEADS_STAGE1, minutes=9.0, warmup_steps=100, decay_from=0.5, ema=0.999, smaller_share=0.15, curriculum=((0.0, 2, 160),)
         ),
         Stage2Plan(region=FACE, reward=0.0),
     ),

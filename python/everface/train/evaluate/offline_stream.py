@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everface.core.config import Deployment, StreamConfig, VAEConfig
+from everface.core.config import Deployment, ModelConfig, StreamConfig, VAEConfig
 from everface.core.memory import keep_freed_memory
 from everface.kernels.fused.flow_step import flow_step
 from everface.models.live_avatar.block_conditions import BlockConditions
@@ -88,6 +88,11 @@ class HistoryPass:
         last.denoiser.dit.tokens(x, self.mod, slot.text, slot.audio, cache, slot.rope, position)
 
 
+def image_size(config: ModelConfig) -> int:
+    """Pixels of a square model's side; of weights that follow the image, those of drawn characters."""
+    return config.size[0] if config.size else IMAGE_SIZE
+
+
 class OfflineModel:
     """A model loaded once, for one stream after another."""
 
@@ -109,7 +114,7 @@ class OfflineModel:
     @property
     def image_size(self) -> int:
         """Pixels, square."""
-        return self.config.size[0] if self.config.size else IMAGE_SIZE
+        return image_size(self.config)
 
     @property
     def memory_blocks(self) -> int:

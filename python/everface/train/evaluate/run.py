@@ -19,13 +19,12 @@ from everface.core.config import SAMPLE_RATE, Deployment
 from everface.core.errors import BadInput
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.networks.video.vae import VAE
-from everface.train.data.clips import IMAGE_SIZE
 from everface.train.evaluate.ablate import ablate, check_rows
 from everface.train.evaluate.compare import CLIP_S, compare
 from everface.train.evaluate.held_out import draw_held_out, held_out_audio
 from everface.train.evaluate.horizon import LOOP_S, drawn_truth, evaluate_horizon
 from everface.train.evaluate.levels import evaluate_levels
-from everface.train.evaluate.offline_stream import OfflineModel
+from everface.train.evaluate.offline_stream import OfflineModel, image_size
 from everface.train.evaluate.quality import evaluate_quality
 from everface.train.evaluate.readers.lip_reader import train_lip_reader
 from everface.train.evaluate.stream_windows import Report
@@ -46,7 +45,7 @@ def run_quality(
         audio = held_out_audio(folder, characters, seconds)
         vae = VAE(avatar.model.config.vae).eval()
         load_into(vae, open_checkpoint(weights or DEFAULT_WEIGHTS).vae())
-        drawn = draw_held_out(audio, size=avatar.model.config.size[0] if avatar.model.config.size else IMAGE_SIZE)
+        drawn = draw_held_out(audio, size=image_size(avatar.model.config))
         return evaluate_quality(lambda image, pcm: stream_frames(avatar, image, pcm), lambda rgb_T3HW: reconstruct(vae, rgb_T3HW), train_lip_reader(), drawn, out)
 
 
