@@ -92,12 +92,12 @@ def test_an_address_that_asks_too_often_waits_and_others_do_not() -> None:
 def test_tokens_come_back_with_time_and_addresses_are_forgotten() -> None:
     now_s = [0.0]
     rate = RequestRate(10.0, lambda: now_s[0])
-    assert [rate.allows("a") for _ in range(21)] == [True] * 20 + [False]
+    assert [rate.take("a") for _ in range(21)] == [n / 20 for n in range(19, -1, -1)] + [-1.0]
     now_s[0] += 0.3
-    assert [rate.allows("a") for _ in range(4)] == [True] * 3 + [False]
+    assert [rate.take("a") >= 0 for _ in range(4)] == [True] * 3 + [False]
     for number in range(MOST_ADDRESSES):
-        rate.allows(str(number))
-    assert len(rate._buckets) == MOST_ADDRESSES and rate.allows("a")
+        rate.take(str(number))
+    assert len(rate._buckets) == MOST_ADDRESSES and rate.take("a") > 0
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /healthz HT", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /h"])

@@ -7,18 +7,17 @@ import errno
 import os
 import socket
 import stat
-import sys
 import threading
 import time
 from pathlib import Path
 
 from everface.core.errors import BadInput, Unavailable
+from everface.core.interpreter import switch_quickly
 from everface.core.log import log
 from everface.engine.connection import Connection, Opener
 
 MOST_CONNECTIONS = 64
 TICK_S = 0.1
-SWITCH_S = 2e-4  # a message wakes a thread, which may wait so long for the interpreter; Python's own 5 ms are a tail of a block's time
 STOP_S = 5.0
 
 
@@ -70,7 +69,7 @@ class Engine:
 
     def serve(self, listener: socket.socket) -> None:
         """Accept clients until an exception, such as an interruption, comes. The listener is closed then. The process is the engine's."""
-        sys.setswitchinterval(SWITCH_S)
+        switch_quickly()
         with listener:
             listener.settimeout(TICK_S)
             while True:
@@ -79,7 +78,7 @@ class Engine:
 
     def serve_owner(self, owner: socket.socket) -> None:
         """Take clients' sockets from the process that started this one, until it closes its end."""
-        sys.setswitchinterval(SWITCH_S)
+        switch_quickly()
         with owner:
             while True:
                 try:

@@ -25,6 +25,7 @@ MOST_BODY = 64 << 10  # bytes of a body that is no upload
 LINGER_S, LINGER_BYTES = 1.0, 8 << 20  # of a refused body
 PIECE_S = 20.0  # between two pieces of a body
 HOLD_S, MOST_HELD = 1.0, 64  # responses to who asks too often are held back: a connection is as slow as they are
+BUSY = 0.5  # an address that has less of its requests left
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -54,13 +55,15 @@ class Guard:
         self._names = {*LOCAL_NAMES, settings.host.lower()}
         self._most = dict.fromkeys(UPLOADS, settings.limits.upload_bytes + MOST_BODY)
         self._rate, self._held = RequestRate(settings.limits.requests_per_s), 0
+        self._turn, self._busy_turn = asyncio.Lock(), asyncio.Lock()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        too_often = not self._rate.allows((scope.get("client") or ("",))[0])
+        left = self._rate.take((scope.get("client") or ("",))[0])
+        too_often = left < 0
         problem = TOO_OFTEN if too_often else self._problem(scope, headers)
         if scope["type"] == "websocket":
             if problem:
@@ -75,6 +78,7 @@ class Guard:
             return
         if too_often:
             await self._hold()
+        await self._take_turn(busy=left < BUSY)
         if problem:
             await _answer(self._wrapped(send), *problem, receive)
         else:
@@ -108,6 +112,12 @@ class Guard:
                 await asyncio.sleep(HOLD_S)
             finally:
                 self._held -= 1
+
+    async def _take_turn(self, busy: bool) -> None:
+        """One request begins at each turn of the event loop, so that a burst of them does not keep the frames of live sessions waiting; those of
+        busy addresses wait for each other first, so that a burst does not keep the requests of other addresses waiting."""
+        async with self._busy_turn if busy else contextlib.nullcontext(), self._turn:
+            await asyncio.sleep(0)
 
     async def _serve(self, scope: Any, receive: Any, send: Any) -> None:
         """Count the body as it comes. Beyond the limit the response is 413, and for the route the client is gone."""

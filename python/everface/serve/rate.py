@@ -17,12 +17,14 @@ class RequestRate:
         self._per_s, self._most, self._now = per_s, per_s * BURST_S, now
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens, and when they were counted
 
-    def allows(self, address: str) -> bool:
-        """Take a token. False where there is none."""
+    def take(self, address: str) -> float:
+        """Take a token. Returns the share of the bucket that is left, 0 to 1; -1 where there was none to take."""
         now_s = self._now()
         tokens, at_s = self._buckets.pop(address, (self._most, now_s))
         tokens = min(self._most, tokens + (now_s - at_s) * self._per_s)
-        self._buckets[address] = (tokens - 1 if tokens >= 1 else tokens, now_s)
+        allowed = tokens >= 1
+        tokens -= allowed
+        self._buckets[address] = (tokens, now_s)
         if len(self._buckets) > MOST_ADDRESSES:
             self._buckets.popitem(last=False)
-        return tokens >= 1
+        return tokens / self._most if allowed else -1.0

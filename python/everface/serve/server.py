@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from everface.core.errors import BadInput
+from everface.core.interpreter import switch_quickly
 from everface.core.standard_streams import print_output
 from everface.serve.app import build_app
 from everface.serve.backend import Backend
@@ -84,6 +85,7 @@ class Server(uvicorn.Server):
 
 def serve(settings: ServeSettings, show: bool = False) -> None:
     """Run until a signal ends it. `show`: open the page in a browser. Raises EverfaceError."""
+    switch_quickly()
     listening = listen(settings.host, settings.port)
     backend = Backend(settings)
     server = Server(settings, backend)

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 from everface.core.config import StreamConfig
 from everface.core.errors import EverfaceError, Unavailable
+from everface.core.memory import release_freed_memory
 from everface.live.session import LiveSession
 from everface.serve.metrics import Metrics
 from everface.serve.settings import ServeSettings
@@ -75,6 +76,9 @@ class Service:
             yield
         finally:
             self.sessions -= 1
+            if not self.busy:
+                with contextlib.suppress(RuntimeError):  # closed
+                    self._threads.submit(release_freed_memory)
 
     def drain(self) -> None:
         """Admit nobody from now on."""
