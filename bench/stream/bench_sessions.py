@@ -21,7 +21,8 @@ from bench.rows import commit
 from everface.avatar.avatar import Avatar
 from everface.avatar.bench import cpu_name
 from everface.avatar.demo import AUDIO, IMAGE
-from everface.core.config import FPS, SAMPLE_RATE, Deployment
+from everface.core.config import FPS, SAMPLE_RATE, Deployment, ModelConfig
+from everface.core.regions import cells
 from everface.kernels.attention.cross import cross
 from everface.kernels.fused.norm_rope import rotate
 from everface.media.audio import read_audio
@@ -30,7 +31,6 @@ from everface.networks.transformer.dit import DiT, cache_shape
 
 SESSIONS = [1, 2, 4, 8]
 SECONDS, ROUNDS = 4, 15
-LATENT = (16, 16)
 TIME = 857.7
 
 
@@ -53,7 +53,7 @@ def test_throughput(benchmark: Any, sessions: int) -> None:
                 session.push_audio(audio_S)
                 session.end_segment()
             while not all(session.finished for session in opened):
-                opened[0].wait(0.002)
+                time.sleep(0.002)  # a wait for one of them returns at once when that one is finished
                 frames += sum(len(block.frames_THW3) for session in opened for block in session.poll())
             ended_s.append(time.perf_counter())
             for session in opened:
@@ -71,16 +71,16 @@ def test_throughput(benchmark: Any, sessions: int) -> None:
 class Forwards:
     """A forward of `batch` blocks at one noise level over full rings, one for each session."""
 
-    def __init__(self, dit: DiT, batch: int) -> None:
+    def __init__(self, dit: DiT, batch: int, latent: tuple[int, int]) -> None:
         cfg = dit.cfg
-        (layers, ring, heads, width), (_, sink, _, _) = cache_shape(cfg, *LATENT)
+        (layers, ring, heads, width), (_, sink, _, _) = cache_shape(cfg, *latent)
         torch.manual_seed(0)
         self.dit, self.keys = dit, torch.randn(layers, batch, sink + ring, heads, width)
-        self.values, self.x = torch.randn_like(self.keys), torch.randn(batch, cfg.in_dim, cfg.block_frames, *LATENT)
+        self.values, self.x = torch.randn_like(self.keys), torch.randn(batch, cfg.in_dim, cfg.block_frames, *latent)
         self.local, self.whole = torch.randn(batch, cfg.block_frames, cfg.num_audio_token + 1, cfg.dim), torch.randn(batch, cfg.block_frames, cfg.dim)
         self.text = dit.text_kv(dit.embed_text(torch.zeros(cfg.text_len, cfg.text_dim)))
         self.mod, self.sink = dit.time(TIME), sink
-        self.grid = (LATENT[0] // cfg.patch_size[1], LATENT[1] // cfg.patch_size[2])
+        self.grid = (latent[0] // cfg.patch_size[1], latent[1] // cfg.patch_size[2])
         self.table = dit.rope(self.grid).block(24)
 
     def run(self) -> torch.Tensor:
@@ -96,9 +96,18 @@ class Forwards:
         return self.dit.head(x, self.mod.e_D[None, None], self.grid)
 
     def flops(self) -> float:
-        cfg, (batch, tokens, keys) = self.dit.cfg, (len(self.x), self.x.shape[2] * LATENT[0] * LATENT[1] // 4, self.keys.shape[2])
+        cfg, batch, keys = self.dit.cfg, len(self.x), self.keys.shape[2]
+        tokens = cfg.block_frames * self.grid[0] * self.grid[1]
         rows = 2 * tokens * cfg.dim * ((4 * cfg.dim + 2 * cfg.ffn_dim) * cfg.num_layers + 2 * cfg.dim * len(cfg.audio_inject_layers))
         return batch * (rows + 4 * tokens * keys * cfg.dim * cfg.num_layers)
+
+
+def made_cells(config: ModelConfig) -> tuple[int, int]:
+    """Rows and columns of the latent that the transformer makes, at the model's size."""
+    assert config.size is not None
+    size = [side // stride for side, stride in zip(config.size, config.vae.stride[1:], strict=True)]
+    rows, columns = cells(config.region or (0.0, 0.0, 1.0, 1.0), size, config.dit.patch_size[1])
+    return rows.stop - rows.start, columns.stop - columns.start
 
 
 def time_ms(call: Callable[[], object]) -> float:
@@ -110,8 +119,9 @@ def time_ms(call: Callable[[], object]) -> float:
 @pytest.mark.parametrize("sessions", SESSIONS)
 @torch.inference_mode()
 def test_forward(benchmark: Any, sessions: int) -> None:
-    _, dit = build_dit(DEFAULT_WEIGHTS, None, Deployment())
-    together, apart = Forwards(dit, sessions), [Forwards(dit, 1) for _ in range(sessions)]
+    config, dit = build_dit(DEFAULT_WEIGHTS, None, Deployment())
+    latent = made_cells(config)
+    together, apart = Forwards(dit, sessions, latent), [Forwards(dit, 1, latent) for _ in range(sessions)]
     together.run()
     calls = (together.run, lambda: [one.run() for one in apart])
     times_ms = [[time_ms(call) for call in calls] for _ in range(ROUNDS)]  # in turn, so that both meet the machine as it is at the time

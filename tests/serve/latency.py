@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import random
 import subprocess
@@ -23,9 +24,9 @@ import numpy as np
 from tests.serve.test_page import ARGUMENTS, CHROMIUM, SPEECH
 
 SPEECH_S, SEEN_S, REST_S = 1.0, 10.0, 2.0
-MOUTH = (slice(84, 108), slice(44, 84))  # of the bundled images, at 128x128
+MOUTH = (0.40, 0.58, 0.22, 0.20)  # left, top, width and height in the bundled images of rendered people
 ABOVE = 1.5  # times what the mouth changes in silence, at most
-LOOK = """() => {
+LOOK = """(mouth_box) => {
   const video = document.getElementById("video"), canvas = document.createElement("canvas");
   canvas.width = canvas.height = 128;
   const pen = canvas.getContext("2d", { willReadFrequently: true });
@@ -33,7 +34,7 @@ LOOK = """() => {
   window.looks = [];
   const look = (now) => {
     pen.drawImage(video, 0, 0, 128, 128);
-    const mouth = pen.getImageData(44, 84, 40, 24).data;
+    const mouth = pen.getImageData(...mouth_box.map((share) => Math.round(128 * share))).data;
     if (before) window.looks.push([now, mouth.reduce((sum, value, i) => sum + Math.abs(value - before[i]), 0) / mouth.length]);
     before = mouth;
     video.requestVideoFrameCallback(look);
@@ -106,7 +107,7 @@ def over_mse(address: str, count: int) -> Onsets:
         page.add_init_script(KEEP_SOCKET)
         page.goto(address)
         _wait(lambda: page.evaluate("document.body.dataset.state === 'live' && document.getElementById('video').currentTime > 3"))
-        page.evaluate(LOOK)
+        page.evaluate(LOOK, list(MOUTH))
         samples = speech(page.evaluate("new AudioContext().sampleRate")).tolist()
         for _ in range(count):
             page.wait_for_timeout(1e3 * rest())
@@ -162,7 +163,8 @@ async def _look(recv: Callable[[], Awaitable[Any]], looks: Looks) -> None:
     before = None
     while True:
         image = (await recv()).to_ndarray(format="rgb24")
-        mouth = image[MOUTH].astype(np.int16)
+        (rows, columns, _), (left, top, width, height) = image.shape, MOUTH
+        mouth = image[int(top * rows) : int((top + height) * rows), int(left * columns) : int((left + width) * columns)].astype(np.int16)
         if before is not None:
             looks.append((time.monotonic(), float(np.abs(mouth - before).mean())))
         before = mouth
@@ -180,14 +182,18 @@ def serve_both() -> None:
     from starlette.requests import Request
     from starlette.responses import Response
 
-    from everface.core.config import Deployment, StreamConfig
+    from everface.cli import flags
+    from everface.cli.parser import build_parser
+    from everface.core.config import StreamConfig
     from everface.integrations.webrtc import WhepEndpoint
     from everface.live.session import LiveSession
     from everface.serve.backend import IMAGES, Backend
     from everface.serve.server import Server, listen, run
     from everface.serve.settings import ServeSettings
 
-    settings = ServeSettings(port=0, stream=StreamConfig(sampler="skip-null"), deployment=Deployment(sessions=3))
+    args = build_parser().parse_args(["serve"])
+    deployment = dataclasses.replace(flags.deployment(args, live=True), sessions=3)
+    settings = ServeSettings(port=0, stream=StreamConfig(sampler=flags.sampler(args, live=True)), deployment=deployment)
     backend, players = Backend(settings), dict[str, LiveSession]()
     server = Server(settings, backend)
     endpoint = WhepEndpoint(lambda: backend.open_live(IMAGES["ada"], settings.stream), players.__setitem__)
