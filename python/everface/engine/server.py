@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 
 from everface.core.errors import BadInput, Unavailable
-from everface.core.interpreter import switch_quickly
 from everface.core.log import log
+from everface.core.threads import switch_quickly
 from everface.engine.connection import Connection, Opener
 
 MOST_CONNECTIONS = 64

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 import uvicorn
 
 from everface.core.errors import BadInput
-from everface.core.interpreter import switch_quickly
 from everface.core.standard_streams import print_output
+from everface.core.threads import switch_quickly
 from everface.serve.app import build_app
 from everface.serve.backend import Backend
 from everface.serve.protocol import Protocol

@@ -1,4 +1,4 @@
-"""Settings of the Python interpreter."""
+"""How threads share the interpreter."""
 
 from __future__ import annotations
 
