@@ -23,6 +23,7 @@ from everface.media.container import FORMATS
 from everface.media.decoding.decoder import RATES
 from everface.media.decoding.downmix import MonoMixer
 from everface.media.decoding.losses import AudioChunk
+from everface.media.decoding.samples import samples_of
 from everface.media.resampler import Resampler
 from everface.media.wav_stream import PCM, read_pcm, read_wav_header
 
@@ -231,7 +232,7 @@ def _decode_container(stream: _Bytes, name: str) -> Iterator[AudioChunk]:
         if not container.streams.audio or container.streams.audio[0].codec_context is None:  # no decoder for it
             raise refusal
         packets = container.demux(container.streams.audio[0])
-        resampler = av.AudioResampler(format="fltp")
+        resampler = av.AudioResampler(format="flt")
         shape: tuple[int, str] | None = None
         while True:
             try:
@@ -249,10 +250,10 @@ def _decode_container(stream: _Bytes, name: str) -> Iterator[AudioChunk]:
                 if not RATES[0] <= frame.sample_rate <= RATES[1]:
                     raise BadInput(f"{name} has a sample rate of {frame.sample_rate} Hz, outside {RATES[0]} to {RATES[1]} Hz: convert it first")
                 if shape != (frame.sample_rate, frame.layout.name):
-                    shape, resampler = (frame.sample_rate, frame.layout.name), av.AudioResampler(format="fltp")
+                    shape, resampler = (frame.sample_rate, frame.layout.name), av.AudioResampler(format="flt")
                 channels = tuple(channel.name for channel in frame.layout.channels)
                 for plain in resampler.resample(frame):
-                    x_SC = np.ascontiguousarray(plain.to_ndarray().T)
+                    x_SC = np.ascontiguousarray(samples_of(plain))
                     yield AudioChunk(np.nan_to_num(x_SC, posinf=0.0, neginf=0.0), frame.sample_rate, channels)
     if bad:
         log.warning("%d packets from %s could not be decoded and were left out", bad, name)

@@ -13,6 +13,7 @@ from av.error import FFmpegError
 from everface.core.errors import BadInput
 from everface.media.decoding.adts import read_adts
 from everface.media.decoding.losses import AudioChunk, Losses
+from everface.media.decoding.samples import samples_of
 
 RATES = (1_000, 768_000)  # Hz
 JITTER_S = 0.015  # of the times in a file: audio that is not later than that is in time
@@ -174,8 +175,7 @@ def _convert(frame: av.AudioFrame, losses: Losses) -> AudioChunk:
     rate, channels = frame.sample_rate, tuple(channel.name for channel in frame.layout.channels)
     if not RATES[0] <= rate <= RATES[1]:
         raise BadInput(f"{losses.path} has a sample rate of {rate} Hz, outside {RATES[0]} to {RATES[1]} Hz: convert it first")
-    x = frame.to_ndarray()  # planar [C, S]; packed [1, S * C]
-    x_SC = x.T if frame.format.is_planar else x.reshape(-1, len(channels))
+    x_SC = samples_of(frame)
     if x_SC.dtype == np.uint8:
         return AudioChunk((x_SC.astype(np.float32) - 128) / 128, rate, channels)
     if np.issubdtype(x_SC.dtype, np.integer):
