@@ -196,14 +196,14 @@ class ControlTarget(Target):
     """A control message of the WebSocket."""
 
     def run(self, data: bytes) -> object:
-        from everface.serve.stream.messages import Change, Close, EndSegment, Interrupt, Start, read_control
+        from everface.serve.stream.messages import Change, Close, EndSegment, Interrupt, Start, UserAudioSwitch, read_control
 
         try:
             control = read_control(data.decode("utf-8", "replace"))
         except BadInput as error:
             assert len(str(error)) < 1000
             return error
-        assert isinstance(control, Start | EndSegment | Interrupt | Change | Close)
+        assert isinstance(control, Start | EndSegment | Interrupt | Change | UserAudioSwitch | Close)
         return type(control), control.model_fields_set
 
 

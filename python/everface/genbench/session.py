@@ -84,7 +84,7 @@ def _check_same(out: Path, plan: RunFile) -> None:
     except (OSError, msgspec.DecodeError):
         return
     for name in ("system", "settings", "set_name", "seconds"):
-        before, now = (msgspec.to_builtins(getattr(each, name)) for each in (old, plan))
+        before, now = (msgspec.json.decode(msgspec.json.encode(getattr(each, name))) for each in (old, plan))  # a tuple becomes a list, as in the file
         if before != now:
             raise BadInput(f"{out} holds a run with another {name} ({before!r}, now {now!r}): name another folder with -o")
     if len(old.ids) == len(plan.ids) and old.sha256 != plan.sha256:

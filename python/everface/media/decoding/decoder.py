@@ -78,11 +78,15 @@ def decode_audio(container: InputContainer, path: Path, report: bool = False) ->
 
 
 def stated_s(container: InputContainer) -> float | None:
-    """Length of the first audio stream as the file states it: for some mp3 an estimate."""
+    """Length of the first audio stream as the file states it: for some mp3 an estimate. None where it states none, or less than nothing."""
     stream = container.streams.audio[0]
     if stream.duration is not None and stream.time_base is not None:
-        return float(stream.duration * stream.time_base)
-    return None if container.duration is None else container.duration / av.time_base
+        stated_s = float(stream.duration * stream.time_base)
+    elif container.duration is not None:
+        stated_s = container.duration / av.time_base
+    else:
+        return None
+    return stated_s if stated_s >= 0 else None
 
 
 class _Clock:

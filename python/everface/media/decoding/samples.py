@@ -8,11 +8,15 @@ import numpy as np
 MOST_PLANES = 7  # PyAV counts a frame's planes up to a null pointer; a frame has eight places, so behind eight planes there is none, and it reads anything
 
 
+WIDE = ("s64", "s64p")  # sample formats for which PyAV has no array
+
+
 def samples_of(frame: av.AudioFrame) -> np.ndarray:
-    """[S, C] in the frame's own type, whatever the number of channels."""
+    """[S, C] in the frame's own type, float64 for integers of 64 bits, whatever the number of channels."""
     channels = frame.layout.nb_channels
-    if frame.format.is_planar and channels > MOST_PLANES:
-        to_packed = av.AudioResampler(format=frame.format.packed)
+    wide, planes = frame.format.name in WIDE, frame.format.is_planar and channels > MOST_PLANES
+    if wide or planes:
+        to_packed = av.AudioResampler(format="dbl" if wide else frame.format.packed)
         packed = [*to_packed.resample(frame), *to_packed.resample(None)]
         return np.concatenate([plain.to_ndarray().reshape(-1, channels) for plain in packed])
     x = frame.to_ndarray()  # planar [C, S]; packed [1, S * C]

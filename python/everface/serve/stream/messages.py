@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from everface.core.errors import BadInput
 
 MOST_JSON = 16_384  # characters of a control message
+MOST_FAULT = 300  # characters
 JPEG, PCM = 1, 2  # kinds of a binary message that the server sends where the client asked for jpeg
 IDLE, HELD = 1, 2  # flags of a JPEG
 HEADER = struct.Struct("<BBBxIq")  # kind, flags, channels, a byte of nothing, rate_hz, pts
@@ -78,6 +79,8 @@ def read_control(text: str) -> Control:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "message"
-        raise BadInput(f"this control message cannot be used ({where}: {first['msg']}): see docs/serve.md") from None
+        fault = f"{where}: {first['msg']}"
+        fault = fault if len(fault) <= MOST_FAULT else f"{fault[:MOST_FAULT]}..."  # it may repeat what came
+        raise BadInput(f"this control message cannot be used ({fault}): see docs/serve.md") from None
     except RecursionError:
         raise BadInput("this control message is nested too deeply: see docs/serve.md") from None
