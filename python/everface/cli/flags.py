@@ -11,6 +11,7 @@ from typing import Any
 from everface.core import env
 from everface.core.config import ATTENTIONS, DTYPES, SAMPLERS, Deployment, StreamConfig
 from everface.core.machine import live_threads
+from everface.core.memory import keep_freed_memory
 from everface.core.regions import Box
 
 MISSING: Any = object()  # a path that was not given, since None is a standard stream
@@ -123,6 +124,8 @@ def deployment(args: argparse.Namespace, live: bool = False) -> Deployment:
     dtype, attention = getattr(args, "dtype", None) or dtype, getattr(args, "attention", Deployment.attention)
     keep = getattr(args, "kv_keep", Deployment.kv_keep)
     threads = args.threads or env.threads()
+    if device == "cpu":
+        keep_freed_memory()  # before a thread allocates
     if live and device == "cpu" and threads is None:
         threads = live_threads(dtype)
     return Deployment(args.placement, device, dtype, threads, attention=attention, kv_keep=keep)

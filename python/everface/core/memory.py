@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import cache
 
 from everface.core.log import log
 
@@ -12,8 +13,10 @@ TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, ARENA_MAX = -1, -2, -3, -8
 LARGE, PAD = 1 << 30, 64 << 20
 
 
+@cache
 def keep_freed_memory() -> bool:
-    """Keep freed memory for the next tensor instead of returning it to the system. Returns False where there is no glibc.
+    """Keep freed memory for the next tensor instead of returning it to the system. Returns False where there is no glibc. Best called before the
+    process has threads: memory of those that have allocated before stays apart, 190 MB of the bundled model's server.
 
     On a CPU a session allocates the same large tensors for every block. By default glibc maps and unmaps each of them, and the
     system zeroes every page at its first touch: 12 % of the bundled model's time. Memory grows by less than one block's tensors.
