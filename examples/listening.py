@@ -18,7 +18,7 @@ audio_2S = np.zeros((2, len(user_S) + len(own_S)), np.float32)  # the first row 
 audio_2S[1, : len(user_S)] = user_S
 audio_2S[0, len(user_S) :] = own_S
 stream = StreamConfig(seed=7)
-with Avatar(*weights) as avatar:
+with Avatar(weights[0] if weights else None) as avatar:
     if not avatar.format.user_audio:
         sys.exit(f"{weights[0]} was not trained to listen: name weights that were")
     picture_3HW = avatar.fit(image, stream)
