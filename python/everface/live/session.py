@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -78,7 +78,7 @@ class LiveSession(EventIteration):
         self._due_s: float | None = None  # of the next frame
         self._short = 0  # frames held in the present underrun
         self._refilling = True  # until the first frame, of all or after an interruption: no machine has that at once, so it is no underrun
-        self._count = Counter[str]()
+        self._count = dict.fromkeys(("frames", "idle", "held", "refill", "underruns", "levels", "repeated"), 0)
         self._failed: EverfaceError | None = None
         self._closed = False
         self._lock = threading.RLock()  # taken itself, not through the condition: see runtime/session.py
@@ -295,13 +295,9 @@ class LiveSession(EventIteration):
                     self._failed = error
                     self._changed.notify_all()
                     return
-            self._pause()
-
-    def _pause(self) -> None:
-        """Until the next frame is due, or a block may be finished; TICK_S at most."""
-        due_s = self._due_s if self._paced and (self._ready or self._idle) else None
-        pause_s = TICK_S if due_s is None else min(TICK_S, max(0.0, due_s - self._now()))
-        (time.sleep if self._ready else self._session.wait)(pause_s)
+            due_s = self._due_s if self._paced and (self._ready or self._idle) else None  # of the next frame; a block may be finished before
+            pause_s = TICK_S if due_s is None else min(TICK_S, max(0.0, due_s - self._now()))
+            (time.sleep if self._ready else self._session.wait)(pause_s)
 
     def _keep_alive(self) -> None:
         """Push silence when no audio of the caller's is on its way, frame by frame, so that there is always just enough for speech that begins
@@ -387,7 +383,8 @@ class LiveSession(EventIteration):
             samples, hz = self._playback.slice(pts, pts + self._frame, self._playback_hz, 1)
             self._out.put(VideoFrame(image_HW3, pts, pts / rate, idle, repeated))
             self._out.put(AudioFrame(samples, hz, pts, pts / rate))
-            self._count.update(frames=1, idle=idle, repeated=repeated)
+            for name, by in (("frames", 1), ("idle", idle), ("repeated", repeated)):
+                self._count[name] += by
         for segment in self._playback.finished(self._next_pts):
             self._out.put_result(segment)
         self._changed.notify_all()
