@@ -179,14 +179,14 @@ def kill_stage(host: Host, chance: random.Random) -> None:
 
 def kill_client(host: Host, chance: random.Random) -> None:
     """The engine frees what it held, and another client's session notices nothing."""
-    with EngineClient(host.path, prefix=host.prefix) as engine, engine.open_live("toy", idle=False, paced=False) as session:
+    with EngineClient(host.path, prefix=host.prefix) as engine, engine.open_live("toy", idle=False, paced=False) as session, tempfile.TemporaryFile() as said:
         before = host.rests()
         command = [str(host.client), "threads", str(chance.randrange(1 << 30)), "1000000", str(host.path)]
-        clients = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(chance.randint(1, 3))]
+        clients = [subprocess.Popen(command, stderr=said) for _ in range(chance.randint(1, 3))]
         session.push_audio(TONE)
         events = read_for(session, chance.uniform(0, 1.0))
         for client in clients:
-            assert client.poll() is None, "a client ended by itself"
+            assert client.poll() is None, f"a client ended by itself: {said.seek(0) or said.read()!r}"
             client.kill()
         for client in clients:
             client.wait()
