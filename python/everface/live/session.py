@@ -383,8 +383,9 @@ class LiveSession(EventIteration):
             samples, hz = self._playback.slice(pts, pts + self._frame, self._playback_hz, 1)
             self._out.put(VideoFrame(image_HW3, pts, pts / rate, idle, repeated))
             self._out.put(AudioFrame(samples, hz, pts, pts / rate))
-            for name, by in (("frames", 1), ("idle", idle), ("repeated", repeated)):
-                self._count[name] += by
+            self._count["frames"] += 1
+            self._count["idle"] += idle
+            self._count["repeated"] += repeated
         for segment in self._playback.finished(self._next_pts):
             self._out.put_result(segment)
         self._changed.notify_all()
