@@ -114,7 +114,8 @@ def sampler(args: argparse.Namespace, live: bool = False) -> str:
 
 def deployment(args: argparse.Namespace, live: bool = False) -> Deployment:
     """What `add_deployment_flags` and, of some commands, `add_model_flags` parsed: on CUDA in bfloat16 if there is a CUDA device, else on the
-    CPU in float32, or, if `live`, in bfloat16 where that is faster and on one thread where more are not. Raises BadInput."""
+    CPU in float32, or, if `live`, in bfloat16 where that is faster and on one thread where more are not. On a CPU the
+    process keeps freed memory from now on. Raises BadInput."""
     import torch
 
     from everface.kernels.video.causal_conv3d import cpu_dtypes
