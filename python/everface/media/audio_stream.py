@@ -20,7 +20,7 @@ from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.media.audio import MIN_S, AudioInfo, with_channels
 from everface.media.container import FORMATS
-from everface.media.decoding.decoder import RATES
+from everface.media.decoding.decoder import check_frame
 from everface.media.decoding.downmix import MonoMixer
 from everface.media.decoding.losses import AudioChunk
 from everface.media.decoding.samples import samples_of
@@ -247,8 +247,7 @@ def _decode_container(stream: _Bytes, name: str) -> Iterator[AudioChunk]:
                 continue
             good += bool(frames)
             for frame in frames:
-                if not RATES[0] <= frame.sample_rate <= RATES[1]:
-                    raise BadInput(f"{name} has a sample rate of {frame.sample_rate} Hz, outside {RATES[0]} to {RATES[1]} Hz: convert it first")
+                check_frame(frame, name)
                 if shape != (frame.sample_rate, frame.layout.name):
                     shape, resampler = (frame.sample_rate, frame.layout.name), av.AudioResampler(format="flt")
                 channels = tuple(channel.name for channel in frame.layout.channels)

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from everface.core.errors import BadInput
-from everface.media.decoding.decoder import RATES
+from everface.media.decoding.decoder import MOST_CHANNELS, RATES
 from everface.media.decoding.losses import AudioChunk
 
 UNKNOWN = 0x7FFF_0000  # a length from here on, or 0, means that the writer did not know it
 MOST_HEADER_BYTES = 1 << 16
 PIECE_S = 0.1  # most audio in a chunk
-MOST_CHANNELS = 64
 EXTENSIBLE = 0xFFFE
 USUAL = {1: ("FC",), 2: ("FL", "FR")}  # ffmpeg's names, as for files
 # Of fmt, (format tag, bits): numpy's name of a sample.

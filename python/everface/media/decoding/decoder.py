@@ -16,6 +16,7 @@ from everface.media.decoding.losses import AudioChunk, Losses
 from everface.media.decoding.samples import samples_of
 
 RATES = (1_000, 768_000)  # Hz
+MOST_CHANNELS = 64  # that libav can mix
 JITTER_S = 0.015  # of the times in a file: audio that is not later than that is in time
 BACK_S = 0.5  # times that go back further than that begin again
 MAX_GAP_S = 3600.0  # a longer one is a wrong time
@@ -75,6 +76,14 @@ def decode_audio(container: InputContainer, path: Path, report: bool = False) ->
             losses.add_damage(gap_s)
             yield from losses.fill(gap_s, last)
     losses.finish(report)
+
+
+def check_frame(frame: av.AudioFrame, name: str) -> None:
+    """Raises BadInput for a rate or a number of channels that cannot be used."""
+    if not RATES[0] <= frame.sample_rate <= RATES[1]:
+        raise BadInput(f"{name} has a sample rate of {frame.sample_rate} Hz, outside {RATES[0]} to {RATES[1]} Hz: convert it first")
+    if frame.layout.nb_channels > MOST_CHANNELS:
+        raise BadInput(f"{name} has {frame.layout.nb_channels} channels, more than {MOST_CHANNELS}: mix it down first")
 
 
 def stated_s(container: InputContainer) -> float | None:
@@ -175,10 +184,9 @@ def _packets(container: InputContainer, path: Path) -> Iterator[tuple[av.Packet,
 
 
 def _convert(frame: av.AudioFrame, losses: Losses) -> AudioChunk:
-    """Samples of any ffmpeg format as float32 [S, C]. Raises BadInput for a rate that cannot be used."""
+    """Samples of any ffmpeg format as float32 [S, C]. Raises BadInput for a rate or channels that cannot be used."""
+    check_frame(frame, str(losses.path))
     rate, channels = frame.sample_rate, tuple(channel.name for channel in frame.layout.channels)
-    if not RATES[0] <= rate <= RATES[1]:
-        raise BadInput(f"{losses.path} has a sample rate of {rate} Hz, outside {RATES[0]} to {RATES[1]} Hz: convert it first")
     x_SC = samples_of(frame)
     if x_SC.dtype == np.uint8:
         return AudioChunk((x_SC.astype(np.float32) - 128) / 128, rate, channels)
