@@ -19,7 +19,7 @@ from everface.core.config import SAMPLE_RATE
 from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.media.audio import MIN_S, AudioInfo, with_channels
-from everface.media.container import FORMATS
+from everface.media.container import FORMATS, demux
 from everface.media.decoding.decoder import check_frame
 from everface.media.decoding.downmix import MonoMixer
 from everface.media.decoding.losses import AudioChunk
@@ -223,7 +223,6 @@ def _decode_container(stream: _Bytes, name: str) -> Iterator[AudioChunk]:
         f"what comes from {name} is no audio that can be decoded as it comes: pipe wav, flac, mp3, aac, ogg, webm or a fragmented mp4, or name "
         "raw samples with --pcm RATE:CHANNELS"
     )
-    good = bad = 0
     try:
         container = av.open(stream, "r", options={**OPTIONS, "probesize": str(PROBE_BYTES)}, buffer_size=4096)
     except (FFmpegError, OSError, UnicodeError):
@@ -231,29 +230,34 @@ def _decode_container(stream: _Bytes, name: str) -> Iterator[AudioChunk]:
     with container:
         if not container.streams.audio or container.streams.audio[0].codec_context is None:  # no decoder for it
             raise refusal
-        packets = container.demux(container.streams.audio[0])
-        resampler = av.AudioResampler(format="flt")
-        shape: tuple[int, str] | None = None
-        while True:
-            try:
-                packet = next(packets)
-                frames = packet.decode()
-            except StopIteration:
-                break
-            except (FFmpegError, OSError):
-                bad += 1
-                if bad > BAD_PACKETS and bad > good:
-                    raise refusal from None
-                continue
-            good += bool(frames)
-            for frame in frames:
-                check_frame(frame, name)
-                if shape != (frame.sample_rate, frame.layout.name):
-                    shape, resampler = (frame.sample_rate, frame.layout.name), av.AudioResampler(format="flt")
-                channels = tuple(channel.name for channel in frame.layout.channels)
-                for plain in resampler.resample(frame):
-                    x_SC = np.ascontiguousarray(samples_of(plain))
-                    yield AudioChunk(np.nan_to_num(x_SC, posinf=0.0, neginf=0.0), frame.sample_rate, channels)
+        with contextlib.closing(demux(container, container.streams.audio[0])) as packets:
+            yield from _decode_packets(packets, name, refusal)
+
+
+def _decode_packets(packets: Iterator[av.Packet], name: str, refusal: BadInput) -> Iterator[AudioChunk]:
+    good = bad = 0
+    resampler = av.AudioResampler(format="flt")
+    shape: tuple[int, str] | None = None
+    while True:
+        try:
+            packet = next(packets)
+            frames = packet.decode()
+        except StopIteration:
+            break
+        except (FFmpegError, OSError):
+            bad += 1
+            if bad > BAD_PACKETS and bad > good:
+                raise refusal from None
+            continue
+        good += bool(frames)
+        for frame in frames:
+            check_frame(frame, name)
+            if shape != (frame.sample_rate, frame.layout.name):
+                shape, resampler = (frame.sample_rate, frame.layout.name), av.AudioResampler(format="flt")
+            channels = tuple(channel.name for channel in frame.layout.channels)
+            for plain in resampler.resample(frame):
+                x_SC = np.ascontiguousarray(samples_of(plain))
+                yield AudioChunk(np.nan_to_num(x_SC, posinf=0.0, neginf=0.0), frame.sample_rate, channels)
     if bad:
         log.warning("%d packets from %s could not be decoded and were left out", bad, name)
     if not good:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Generator
 from pathlib import Path
 
 import av
@@ -37,6 +38,11 @@ def open_media(path: str | Path, what: str) -> InputContainer:
         if isinstance(error, PermissionError) or getattr(error, "errno", None) in (errno.EACCES, errno.ENAMETOOLONG):
             raise BadInput(f"the {what} file {path} cannot be read ({error}): check its name and permissions") from None
         raise BadInput(f"{path} is not a readable {what} file, or its start is damaged: convert or export it again") from None
+
+
+def demux(container: InputContainer, *streams: AudioStream | VideoStream) -> Generator[av.Packet]:
+    """The packets of these streams. PyAV's own iterator loses memory where it is dropped before its end; this one closes it."""
+    yield from container.demux(*streams)
 
 
 def check_codec(stream: AudioStream | VideoStream, path: str | Path) -> None:

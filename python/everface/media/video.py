@@ -13,7 +13,7 @@ from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
 from everface.core.errors import BadInput
-from everface.media.container import check_codec, open_media
+from everface.media.container import check_codec, demux, open_media
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def probe_video(path: str | Path) -> VideoInfo:
         video, audio = container.streams.video[0], next(iter(container.streams.audio), None)
         frames, start_s, end_s, audio_end_s = 0, None, 0.0, 0.0
         try:
-            for packet in container.demux([video, audio] if audio else [video]):
+            for packet in demux(container, *([video, audio] if audio else [video])):
                 if packet.pts is None or packet.time_base is None or packet.size == 0:
                     continue
                 pts_s = float(packet.pts * packet.time_base)
@@ -73,8 +73,9 @@ def read_frames(path: str | Path) -> Iterator[np.ndarray]:
     with _open_video(path) as container:
         reformatter, count = VideoReformatter(), 0
         try:
-            for frame in container.decode(container.streams.video[0]):
-                yield reformatter.reformat(frame, format="rgb24").to_ndarray()
-                count += 1
+            for packet in demux(container, container.streams.video[0]):
+                for frame in packet.decode():
+                    yield reformatter.reformat(frame, format="rgb24").to_ndarray()
+                    count += 1
         except FFmpegError as error:
             raise BadInput(f"the video file {path} is damaged after frame {count} ({error.strerror}): convert it first") from None

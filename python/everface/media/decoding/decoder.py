@@ -11,6 +11,7 @@ from av.container import InputContainer
 from av.error import FFmpegError
 
 from everface.core.errors import BadInput
+from everface.media.container import demux
 from everface.media.decoding.adts import read_adts
 from everface.media.decoding.losses import AudioChunk, Losses
 from everface.media.decoding.samples import samples_of
@@ -163,7 +164,7 @@ def _packets(container: InputContainer, path: Path) -> Iterator[tuple[av.Packet,
         packet.stream = stream
         yield packet, 0
         return
-    packets, errors, at, size, skipped = container.demux(stream), 0, -1, 0, 0
+    packets, errors, at, size, skipped = demux(container, stream), 0, -1, 0, 0
     while True:
         try:
             packet = next(packets)
@@ -173,7 +174,7 @@ def _packets(container: InputContainer, path: Path) -> Iterator[tuple[av.Packet,
             errors += 1
             if errors > MAX_READ_ERRORS:
                 return
-            packets = container.demux(stream)  # an error ends the iteration, not the file
+            packets = demux(container, stream)  # an error ends the iteration, not the file
             continue
         errors = 0
         if packet.pos is not None and packet.pos > at:

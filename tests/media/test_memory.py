@@ -1,0 +1,73 @@
+"""Reading the starts of files, as a server does with each upload, keeps no memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from everface.media.audio import probe_audio, read_audio
+from everface.media.audio_stream import AudioStream
+from everface.media.video import read_frames
+
+CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
+RUNS = 200
+
+
+class MallInfo(ctypes.Structure):
+    """glibc's struct mallinfo2."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+
+
+@pytest.fixture(scope="module")
+def used() -> Callable[[], int]:
+    """Bytes that the C library has given out."""
+    mallinfo = getattr(ctypes.CDLL(None), "mallinfo2", None) if sys.platform.startswith("linux") else None
+    if mallinfo is None:
+        pytest.skip("counts by glibc's mallinfo2")
+    mallinfo.restype = MallInfo
+
+    def count() -> int:
+        gc.collect()
+        info = mallinfo()
+        return info.uordblks + info.hblkhd
+
+    return count
+
+
+def first_samples(path: Path) -> None:
+    next(iter(read_audio(path, 160)))
+
+
+def first_frame(path: Path) -> None:
+    next(iter(read_frames(path)))
+
+
+def start_of_stream(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        stream = AudioStream(descriptor)
+        stream.info()
+        stream.close()
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("read", "path"),
+    [(probe_audio, "audio/mp3"), (probe_audio, "audio/ogg"), (first_samples, "audio/flac"), (start_of_stream, "stream/mp3"), (first_frame, "video/mp4")],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_what_is_read_in_part_keeps_no_memory(used: Callable[[], int], read: Callable[[Path], object], path: str) -> None:
+    for _ in range(20):
+        read(CORPUS / path)
+    before = used()
+    for _ in range(RUNS):
+        read(CORPUS / path)
+    assert (used() - before) / RUNS < 100
