@@ -17,11 +17,11 @@ def test_windows_give_what_the_whole_gives() -> None:
     assert torch.allclose(torch.cat(halves, 2), whole_NAT, atol=1e-6)
 
 
-def test_a_frame_hears_two_ahead_and_eight_back() -> None:
+def test_a_frame_hears_two_ahead_and_as_far_back_as_is_said() -> None:
     torch.manual_seed(0)
-    net, features_NCT = ArticulatorNet(20, 16), torch.randn(1, 20, 41)
+    net, features_NCT = ArticulatorNet(20, 16), torch.randn(1, 20, 2 * PAST_FRAMES + 9)
     before = net(features_NCT)
-    features_NCT[..., 20] += 1
+    features_NCT[..., PAST_FRAMES + 4] += 10
     changed_T = (net(features_NCT) != before).any(1)[0]
     shown = torch.arange(len(changed_T)) + PAST_FRAMES
-    assert shown[changed_T].tolist() == list(range(20 - AHEAD_FRAMES, 20 + PAST_FRAMES + 1))
+    assert shown[changed_T].tolist() == list(range(PAST_FRAMES + 4 - AHEAD_FRAMES, 2 * PAST_FRAMES + 5))

@@ -1,4 +1,4 @@
-"""Trains the network that reads the mouth from audio (`networks.audio.articulators`), on speech alone: some minutes on one core.
+"""Trains the network that reads the mouth from audio (`networks.audio.articulators`), on speech alone: half an hour on one core, the making of the speech included.
 
     python -m everface.train.heads.articulation runs/speech runs/dit/articulators.safetensors
 
@@ -31,7 +31,7 @@ from everface.train.heads.motion.visemes import articulate
 from everface.train.synthetic.background import add_background
 from everface.weights.store import write_safetensors
 
-CLIPS = 1500  # of about 25 s
+CLIPS, SPEECH_SEED = 3600, 11  # of about 23 s
 LEVEL = 0.4  # of features, up and down: 6 dB
 SPEED = 1.15  # that a recording is played faster or slower by at most, with its pitch and its formants: other voices
 WEIGHT_A = torch.tensor([4.0, 1.0, 1.0, 2.0, 1.0, 0.5])  # of the squared error of each articulator
@@ -137,7 +137,7 @@ def main() -> None:
     start_log()
     log.setLevel("INFO")
     if not (args.speech / "complete").exists():
-        make_both_sides(args.speech, ArticulationPlan.seed, args.clips)
+        make_both_sides(args.speech, SPEECH_SEED, args.clips)
         (args.speech / "complete").touch()
     sides = [read_recordings(args.speech, held_out, LogMel()) for held_out in (False, True)]
     log.info("%d recordings, %.0f minutes", len(sides[0]), sum(r.target_AT.shape[1] for r in sides[0]) / 1500)
