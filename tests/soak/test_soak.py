@@ -41,6 +41,13 @@ def test_thirty_seconds_through_the_command(small_model: Path, tmp_path: Path, c
     assert code == 0 or "memory grew" in text  # so short a run may still be warming up
 
 
+def test_a_server_that_ends_is_told_in_a_sentence(capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("fastapi")
+    code = cli.main(["soak", "--server", "--fast", "--hours", "0.01", "--size", "128x128", "--threads", "1"])  # no size of the bundled weights
+    said = capfd.readouterr().err
+    assert code == 2 and "the server ended the session, it says why above" in said and "Traceback" not in said
+
+
 def test_at_the_pace_of_the_clock() -> None:
     with live_in_process() as live:
         rows: list[Row] = []

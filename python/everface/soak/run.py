@@ -149,6 +149,7 @@ class _Socket:
 
 def _soak_server(job: SoakJob, add: Show) -> None:
     try:
+        from websockets.exceptions import ConnectionClosed
         from websockets.sync.client import connect
     except ModuleNotFoundError as error:
         raise Unavailable(f"--server needs the package {error.name}: run pip install 'everface[serve]'") from None
@@ -157,8 +158,11 @@ def _soak_server(job: SoakJob, add: Show) -> None:
         _server(job, seconds) as (process, port),
         connect(f"ws://127.0.0.1:{port}/v1/avatar/stream", max_size=None, compression=None, open_timeout=START_S) as socket,
     ):
-        socket.send(json.dumps({"type": "start", "format": "fmp4", "paced": not job.fast}))
-        watch_socket(socket, seconds, process, add)
+        try:
+            socket.send(json.dumps({"type": "start", "format": "fmp4", "paced": not job.fast}))
+            watch_socket(socket, seconds, process, add)
+        except ConnectionClosed as error:
+            raise Unavailable(f"the server ended the session, it says why above ({error})") from None
 
 
 def watch_socket(socket: Any, seconds: float, process: psutil.Process, add: Show) -> FragmentWatcher:
