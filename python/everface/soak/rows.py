@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from statistics import median
 
 import psutil
 import torch
@@ -13,6 +14,7 @@ from everface.core.errors import Unavailable
 from everface.soak.watchers import Watched, slope
 
 WARM_UP = 0.1  # share of a run
+EDGE = 0.1  # of the rows after it: memory is the median of so many at either end, as it depends on which threads work at once
 MOST_GROWTH = 0.01  # of the resident memory, after that
 LEAST_GROWTH_MB = 8.0  # that is no growth: an allocator's granularity
 MOST_SLOPE = 1.0  # ms of distance between audio and video in 1,000 s
@@ -21,7 +23,7 @@ LEAST_SLOPE_S = 500.0  # of media before a slope is told from rounding
 
 @dataclass(frozen=True)
 class Row:
-    """One look. `descriptors` and `threads` are of the session's process and its children."""
+    """One look. `descriptors` and `threads` are of the session's process and its children; `av_ms` is the mean since the look before."""
 
     media_s: float
     wall_s: float
@@ -42,7 +44,7 @@ def look(process: psutil.Process, seen: Watched, wall_s: float) -> Row:
     gpu_mb = torch.cuda.memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0
     return Row(
         round(seen.media_s, 2), round(wall_s, 2), round(sum(p.memory_info().rss for p in family) / 1e6, 1), round(gpu_mb, 1),
-        sum(p.num_fds() for p in family), sum(p.num_threads() for p in family), round(seen.av_ms, 2), seen.gaps, seen.disorder,
+        sum(p.num_fds() for p in family), sum(p.num_threads() for p in family), round(seen.mean_av_ms(), 2), seen.gaps, seen.disorder,
         seen.underruns, seen.segments, seen.recoveries,
     )  # fmt: skip
 
@@ -58,8 +60,15 @@ class SoakReport:
         return self.rows[min(len(self.rows) - 1, int(WARM_UP * len(self.rows))) :]
 
     @property
+    def memory_mb(self) -> tuple[float, float]:
+        """Resident, after the warm-up and at the end."""
+        edge = max(1, int(EDGE * len(self.settled)))
+        return tuple(median(row.rss_mb for row in rows) for rows in (self.settled[:edge], self.settled[-edge:]))  # type: ignore[return-value]  two ends
+
+    @property
     def growth_mb(self) -> float:
-        return self.settled[-1].rss_mb - self.settled[0].rss_mb
+        first, last = self.memory_mb
+        return last - first
 
     @property
     def av_slope(self) -> float:
@@ -69,7 +78,7 @@ class SoakReport:
     def faults(self) -> list[str]:
         first, last = self.settled[0], self.settled[-1]
         found = {
-            f"memory grew by {self.growth_mb:.1f} MB": self.growth_mb > max(MOST_GROWTH * first.rss_mb, LEAST_GROWTH_MB),
+            f"memory grew by {self.growth_mb:.1f} MB": self.growth_mb > max(MOST_GROWTH * self.memory_mb[0], LEAST_GROWTH_MB),
             f"device memory grew by {last.gpu_mb - first.gpu_mb:.1f} MB": last.gpu_mb > first.gpu_mb,
             f"descriptors grew from {first.descriptors} to {last.descriptors}": last.descriptors > first.descriptors,
             f"threads grew from {first.threads} to {last.threads}": last.threads > first.threads,

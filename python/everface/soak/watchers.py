@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,11 +24,21 @@ class Watched:
     underruns: int = 0
     segments: int = 0
     recoveries: int = 0
-    av_ms: float = 0.0  # by how much the audio is longer than the video it belongs to
+    av_ms: float = 0.0  # by how much the audio is longer than the video it belongs to; in MP4 it is so by up to half a packet either way
+    since: list[float] = field(default_factory=list)  # values of it
 
     @property
     def media_s(self) -> float:
         return self.frames / self.fps
+
+    def at_av(self, ms: float) -> None:
+        self.av_ms = ms
+        self.since.append(ms)
+
+    def mean_av_ms(self) -> float:
+        """Since it was asked last."""
+        mean, self.since = (sum(self.since) / len(self.since) if self.since else self.av_ms), []
+        return mean
 
 
 class EventWatcher:
@@ -58,7 +68,7 @@ class EventWatcher:
                 if self._repeated:
                     self._place(event.pts)
                 self._audio_of = None
-                seen.av_ms += 1e3 * (len(event.samples_SC) / event.rate_hz - 1 / seen.fps)
+                seen.at_av(seen.av_ms + 1e3 * (len(event.samples_SC) / event.rate_hz - 1 / seen.fps))
             case LiveSegmentEnd():
                 seen.segments += 1
                 seen.disorder += event.segment != seen.segments
@@ -134,7 +144,7 @@ class FragmentWatcher:
             self.seen.frames += count
         if len(self._ends) == len(self._scales):
             ends_s = {track: end / self._scales[track] for track, end in self._ends.items()}
-            self.seen.av_ms = 1e3 * (sum(s for track, s in ends_s.items() if track != self._video) - ends_s[self._video])
+            self.seen.at_av(1e3 * (sum(s for track, s in ends_s.items() if track != self._video) - ends_s[self._video]))
 
 
 def slope(points: list[tuple[float, float]]) -> float:
