@@ -22,7 +22,7 @@ from everface.train.heads.person.identity import Person, sample_person
 from everface.train.heads.person.scalp import scalp_mask, step
 from everface.train.heads.person.skin import paint_skin, read_detail
 
-FINER = 2  # drawn at twice the size: in software, four samples a pixel cost three times more
+FINER = 4  # drawn at four times the size: with twice, strands and lashes of less than a pixel are dots, and glitter as the head turns
 SHADOW_SIDE = 512
 PIVOT = (0.0, -5.0, -1.0)  # where the head turns
 
@@ -57,9 +57,7 @@ class Renderer:
         self.plain = ctx.program(vertex_shader=shaders.VERTEX, fragment_shader=shaders.PLAIN_FRAGMENT)
         self.hairs = ctx.program(vertex_shader=shaders.HAIR_VERTEX, fragment_shader=shaders.HAIR_FRAGMENT)
         self.shadow = ctx.program(vertex_shader=shaders.SHADOW_VERTEX, fragment_shader=shaders.SHADOW_FRAGMENT)
-        large = (size * FINER, size * FINER)
-        self.screen = ctx.framebuffer(ctx.renderbuffer(large, 4), ctx.depth_renderbuffer(large))
-        self.flat = ctx.framebuffer(ctx.renderbuffer(large, 4))
+        self.screens: dict[int, tuple[Any, Any]] = {}
         self.shadow_map = ctx.depth_texture((SHADOW_SIDE, SHADOW_SIDE))
         self.shadow_map.compare_func = "<="
         self.shadow_screen = ctx.framebuffer(depth_attachment=self.shadow_map)
@@ -96,8 +94,8 @@ class Renderer:
             self.shades.append(self._keep(self.ctx.vertex_array(self.shadow, [(rows, "3f 40x 1f", "position", "neck")], index)))
         self._set_person(cards)
 
-    def draw(self, pose: Pose) -> np.ndarray:
-        """One frame, [size, size, 3] uint8."""
+    def draw(self, pose: Pose, finer: int = FINER) -> np.ndarray:
+        """One frame, [size, size, 3] uint8, of `finer` x `finer` samples a pixel."""
         self.pose = pose
         self.vertices = self.mesh.pose(self.shape, pose.weights)
         rows = np.concatenate([self.vertices, self.mesh.normals(self.vertices)], 1)[self.mesh.corner]
@@ -114,8 +112,9 @@ class Renderer:
         ctx.enable_only(gl.DEPTH_TEST)
         for shade in self.shades:
             shade.render()
-        self.screen.use()
-        self.screen.clear(depth=1.0)
+        screen, flat = self._screens(finer)
+        screen.use()
+        screen.clear(depth=1.0)
         self.shadow_map.use(1)
         self.skin.use(0)
         if self.strands is not None:  # first, for what it hides is not shaded then
@@ -129,9 +128,9 @@ class Renderer:
         for solid in self.solids:
             solid.render()
         ctx.disable(gl.BLEND)
-        ctx.copy_framebuffer(self.flat, self.screen)
-        raw = np.frombuffer(self.flat.read(components=4), np.uint8).reshape(self.size, FINER, self.size, FINER, 4)
-        raw = np.stack([raw[:, y, :, x] for y in range(FINER) for x in range(FINER)]).sum(0, dtype=np.float32)[::-1] / FINER**2
+        ctx.copy_framebuffer(flat, screen)
+        raw = np.frombuffer(flat.read(components=4), np.uint8).reshape(self.size, finer, self.size, finer, 4)
+        raw = np.stack([raw[:, y, :, x] for y in range(finer) for x in range(finer)]).sum(0, dtype=np.float32)[::-1] / finer**2
         alpha = raw[..., 3:] / 255
         return expose(raw[..., :3] + self.backdrop * (1 - alpha), self.scene, self.noise)
 
@@ -144,6 +143,13 @@ class Renderer:
         clip = np.concatenate([moved, np.ones((4, 1))], 1) @ camera_matrix(self.scene).T
         at = (clip[:, :2] / clip[:, 3:] * [0.5, -0.5] + 0.5).astype(np.float32)
         return float(np.linalg.norm(upper - lower)), float(np.linalg.norm(right - left)), at
+
+    def _screens(self, finer: int) -> tuple[Any, Any]:
+        """What is drawn on, and where it is read from."""
+        if finer not in self.screens:
+            ctx, large = self.ctx, (self.size * finer, self.size * finer)
+            self.screens[finer] = ctx.framebuffer(ctx.renderbuffer(large, 4), ctx.depth_renderbuffer(large)), ctx.framebuffer(ctx.renderbuffer(large, 4))
+        return self.screens[finer]
 
     def _set_person(self, cards: Cards | None) -> None:
         p, s = self.person, self.scene

@@ -13,7 +13,7 @@ from everface.networks.motion import FACE
 from everface.train.heads.light import sample_shot
 from everface.train.heads.motion.body import EMOTIONS
 from everface.train.heads.motion.visemes import mouth_actions
-from everface.train.heads.renderer import Pose, Renderer
+from everface.train.heads.renderer import FINER, Pose, Renderer
 
 FELT = tuple(name for name in EMOTIONS if name != "neutral")
 # What is fitted, and the step of its difference: rotation, shift of the head, sway of the body, gaze, blink, brows, emotions, articulators.
@@ -25,6 +25,7 @@ ANY_FACE = 0.25  # of the random poses, so that faces beyond those of speech are
 RIGID = 8  # the first of these move the head and the body as a whole
 ROUNDS = ((32, RIGID), (32, RIGID), (32, 12), (64, 99), (64, 99), (128, 99))  # pixels of each step, and how many of the first are free
 DAMPING = (1e-3, 0.1, 2.0)  # tried in this order
+ROUGH = 2  # samples a pixel and side while fitting, as these images are shrunk at least to half
 
 
 class HeadFit:
@@ -34,9 +35,9 @@ class HeadFit:
         self.renderer = renderer
         renderer.show(seed, scene=replace(sample_shot(seed), grain=0.0, jpeg=0))
 
-    def draw(self, pose_P: np.ndarray) -> np.ndarray:
+    def draw(self, pose_P: np.ndarray, finer: int = FINER) -> np.ndarray:
         """float32 [H, W, 3] in 0..255."""
-        return self.renderer.draw(pose_of(pose_P)).astype(np.float32)
+        return self.renderer.draw(pose_of(pose_P), finer).astype(np.float32)
 
     def random_pose(self, rng: np.random.Generator, face_NC: np.ndarray) -> np.ndarray:
         """The head where it rests; the face as one row of values of `networks.motion.FACE`, or, as often as `ANY_FACE` says, any mouth, gaze and blink."""
@@ -53,7 +54,7 @@ class HeadFit:
         """(pose, its image). image_HW3: float32 in 0..255, of the renderer's size. Begins with this rotation, opening and blink."""
         pose_P = np.zeros(len(STEPS))
         pose_P[:3], pose_P[JAW], pose_P[BLINK] = turn, opening, blink
-        shown_HW3 = self.draw(pose_P)
+        shown_HW3 = self.draw(pose_P, ROUGH)
         for pixels, free in ROUNDS:
             goal, now = shrink(image_HW3, pixels), shrink(shown_HW3, pixels)
             error = (goal - now).ravel()
@@ -63,7 +64,7 @@ class HeadFit:
                 moved_P = pose_P.copy()
                 sign = -1.0 if p >= FROM_0_TO_1.start and pose_P[p] + step > 1 else 1.0
                 moved_P[p] += sign * step
-                columns.append((shrink(self.draw(moved_P), pixels) - now).ravel() * sign)  # a change of one step each
+                columns.append((shrink(self.draw(moved_P, ROUGH), pixels) - now).ravel() * sign)  # a change of one step each
             change_RP = np.stack(columns, 1)
             normal_PP, right_P = change_RP.T @ change_RP, change_RP.T @ error
             scale = np.diag(normal_PP) + 1e-3 * np.trace(normal_PP) / len(steps)
@@ -71,11 +72,11 @@ class HeadFit:
                 tried_P = pose_P.copy()
                 tried_P[:free] += steps * np.linalg.solve(normal_PP + np.diag(damping * scale), right_P)
                 tried_P[FROM_0_TO_1] = tried_P[FROM_0_TO_1].clip(0, 1)
-                tried_HW3 = self.draw(tried_P)
+                tried_HW3 = self.draw(tried_P, ROUGH)
                 if np.square(shrink(tried_HW3, pixels).ravel() - goal.ravel()).sum() < np.square(error).sum():
                     pose_P, shown_HW3 = tried_P, tried_HW3
                     break
-        return pose_P, shown_HW3
+        return pose_P, self.draw(pose_P)
 
 
 def pose_of(pose_P: np.ndarray) -> Pose:
