@@ -78,7 +78,7 @@ class _Clock:
     def __init__(self, seconds: float) -> None:
         self.seconds, self.step_s = seconds, max(LEAST_S, seconds / ROWS)
         self.began_s = self.moved_s = time.monotonic()
-        self.next_s = self.last_s = 0.0
+        self.next_s = self.last_s = self.row_s = 0.0
 
     def due(self, media_s: float) -> bool:
         """Also raises Unavailable when nothing comes any more."""
@@ -90,6 +90,7 @@ class _Clock:
         if media_s < self.next_s:
             return False
         self.next_s += self.step_s
+        self.row_s = media_s
         return True
 
     @property
@@ -127,7 +128,8 @@ def watch_live(live: LiveSession, seconds: float, add: Show, process: psutil.Pro
             add(look(process, watcher.seen, clock.wall_s))
         if isinstance(event, VideoFrame) and not event.held:
             talker.frame()
-    add(look(process, watcher.seen, clock.wall_s))
+    if watcher.seen.media_s > clock.row_s:
+        add(look(process, watcher.seen, clock.wall_s))
     return watcher
 
 
@@ -182,7 +184,8 @@ def watch_socket(socket: Any, seconds: float, process: psutil.Process, add: Show
             for _ in range(watcher.seen.frames - spoken):
                 talker.frame()
         spoken = watcher.seen.frames
-    add(look(process, watcher.seen, clock.wall_s))
+    if watcher.seen.media_s > clock.row_s:
+        add(look(process, watcher.seen, clock.wall_s))
     return watcher
 
 
