@@ -34,6 +34,7 @@ class HttpSession:
         self._messages: asyncio.Queue[Message | None] = asyncio.Queue()
         self._read = False
         self._pushing: asyncio.Task[None] | None = None
+        self._refused: Refused | None = None  # why the push failed
 
     async def open(self, image: Path, push_to: str | None = None) -> None:
         """`push_to`: where to send the media, in place of a reader. Raises BadInput, Unavailable."""
@@ -48,10 +49,10 @@ class HttpSession:
         try:
             await push(self.messages(), target)
         except Exception as error:
-            refused = why(error)
-            self.end(refused)
+            self._refused = why(error)
+            self.end(self._refused)
             if self.ended is not None:  # before the push
-                self.ended = refused
+                self.ended = self._refused
 
     async def _live(self, image: Path, opened: asyncio.Future[None]) -> None:
         try:
@@ -64,7 +65,7 @@ class HttpSession:
                 opened.set_result(None)
                 await self._session.run(self._send)
         except Exception as error:
-            self.ended = why(error)
+            self.ended = self._refused or why(error)  # it may have failed while the session was about to end
             if not opened.done():
                 opened.set_exception(error)
         finally:
