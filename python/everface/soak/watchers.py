@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,7 +25,8 @@ class Watched:
     segments: int = 0
     recoveries: int = 0
     av_ms: float = 0.0  # by how much the audio is longer than the video it belongs to; in MP4 it is so by up to half a packet either way
-    since: list[float] = field(default_factory=list)  # values of it
+    av_sum_ms: float = 0.0  # of so many values of it, since the mean was asked for
+    av_values: int = 0
 
     @property
     def media_s(self) -> float:
@@ -33,12 +34,14 @@ class Watched:
 
     def at_av(self, ms: float) -> None:
         self.av_ms = ms
-        self.since.append(ms)
+        self.av_sum_ms += ms
+        self.av_values += 1
 
     def mean_av_ms(self) -> float:
         """Since it was asked last."""
-        mean, self.since = (sum(self.since) / len(self.since) if self.since else self.av_ms), []
-        return mean
+        mean_ms = self.av_sum_ms / self.av_values if self.av_values else self.av_ms
+        self.av_sum_ms, self.av_values = 0.0, 0
+        return mean_ms
 
 
 class EventWatcher:
