@@ -144,6 +144,7 @@ def test_a_pipe_gets_the_fragments_and_stays_a_pipe(pipe: Path, tmp_path: Path) 
     reader.join()
     assert pipe.is_fifo() and writer.saved == pipe and names(tmp_path) == ["a.mp4", "copy.mp4"]
     assert probe_video(copy).frames == 250 and boxes.names(copy)[:4] == ["ftyp", "moov", "moof", "mdat"]
+    assert "mfra" not in boxes.names(copy)  # an index of all fragments, for which a long stream would keep memory
 
 
 def test_a_reader_that_leaves_ends_the_video(pipe: Path) -> None:

@@ -34,8 +34,8 @@ FILE_OPTIONS = {"movflags": "frag_keyframe+empty_moov+delay_moov+default_base_mo
 # No B-frames: decode order is display order and time starts at 0. No keyframes at scene cuts: a fragment is one second.
 VIDEO_OPTIONS = {"crf": "18", "preset": "veryfast", "bf": "0", "sc_threshold": "0"}
 # Of a pipe: somebody watches, so that every frame leaves as soon as the next is there, and the encoder holds none back.
-# A fragment of 40 ms, because libav's frag_every_frame writes wrong times.
-PIPE_OPTIONS = {**FILE_OPTIONS, "frag_duration": "40000"}
+# A fragment of 40 ms, because libav's frag_every_frame writes wrong times. No index of all fragments, which would grow for as long as it runs.
+PIPE_OPTIONS = {**FILE_OPTIONS, "movflags": FILE_OPTIONS["movflags"] + "+skip_trailer", "frag_duration": "40000"}
 LIVE = {"tune": "zerolatency"}
 BT709 = 1
 

@@ -19,7 +19,8 @@ BT709 = 1
 QUALITY = 88  # of a JPEG
 # A fragment for every frame, once the next one is there: with frag_every_frame the muxer writes durations of 0, which browsers take for gaps.
 # The moov box waits for the first frames: it holds the edit list that hides the AAC encoder's priming.
-MP4_OPTIONS = {"movflags": "empty_moov+delay_moov+default_base_moof", "frag_duration": "1", "flush_packets": "1"}
+# Without skip_trailer the muxer keeps 120 bytes a frame until the end, for an index of all fragments.
+MP4_OPTIONS = {"movflags": "empty_moov+delay_moov+default_base_moof+skip_trailer", "frag_duration": "1", "flush_packets": "1"}
 H264_OPTIONS = {"preset": "superfast", "tune": "zerolatency", "crf": "20", "bf": "0"}
 
 

@@ -9,12 +9,15 @@ from typing import Any
 
 import av
 import torch
+from av.audio.stream import AudioStream
+from av.container import InputContainer
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from everface.core.config import FPS, SAMPLE_RATE
 from everface.core.errors import BadInput
-from everface.media.container import open_media
+from everface.media.container import demux, open_media
 from everface.media.image import fit_image
 
 TOLERANCE_S = 1e-3  # a frame that is late by no more than this is on time
@@ -23,9 +26,10 @@ TOLERANCE_S = 1e-3  # a frame that is late by no more than this is on time
 def first_time_s(path: Path, kind: str) -> float:
     """Time stamp of the first frame of this kind, "video" or "audio". Raises BadInput where there is none."""
     with open_media(path, kind) as container:
-        if not (container.streams.video if kind == "video" else container.streams.audio):
+        streams = container.streams.video if kind == "video" else container.streams.audio
+        if not streams:
             raise BadInput(f"{path} holds no {kind}")
-        for frame in _decoded(path, container.decode(video=0) if kind == "video" else container.decode(audio=0)):
+        for frame in _decoded(path, container, streams[0]):
             return float(frame.time or 0.0)
     raise BadInput(f"{path} holds no {kind} that can be decoded")
 
@@ -39,7 +43,7 @@ def read_frames(path: Path, size: tuple[int, int]) -> Iterator[torch.Tensor]:
 
     with open_media(path, "video") as container:
         number, held, zero_s = 0, None, None
-        for frame in _decoded(path, container.decode(video=0)):
+        for frame in _decoded(path, container, container.streams.video[0]):
             now_s = float(frame.time or 0.0)
             zero_s = now_s if zero_s is None else zero_s
             if held is not None and number / FPS < now_s - zero_s - TOLERANCE_S:
@@ -59,7 +63,7 @@ def read_audio(path: Path, zero_s: float) -> Iterator[torch.Tensor]:
     """
     resampler, surplus = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE), None
     with open_media(path, "audio") as container:
-        for frame in chain(_decoded(path, container.decode(audio=0)), [None]):
+        for frame in chain(_decoded(path, container, container.streams.audio[0]), [None]):
             if surplus is None and frame is not None:  # samples before zero_s, to be dropped
                 surplus = round((zero_s - float(frame.time or 0.0)) * SAMPLE_RATE)
                 if surplus < 0:
@@ -71,8 +75,9 @@ def read_audio(path: Path, zero_s: float) -> Iterator[torch.Tensor]:
                 yield piece_S[cut:]
 
 
-def _decoded(path: Path, frames: Iterator[Any]) -> Iterator[Any]:
+def _decoded(path: Path, container: InputContainer, stream: AudioStream | VideoStream) -> Iterator[Any]:
     try:
-        yield from frames
+        for packet in demux(container, stream):
+            yield from packet.decode()
     except FFmpegError as error:
         raise BadInput(f"{path} is damaged: {error.strerror}") from None
