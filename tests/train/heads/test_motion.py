@@ -16,7 +16,7 @@ from everface.train.heads.articulation import ArticulationPlan, judge_articulato
 from everface.train.heads.motion.body import body_actions, hold_head, nods, sample_body
 from everface.train.heads.motion.channels import body_face, drawn_face
 from everface.train.heads.motion.speech import make_multilingual_speech, make_phoneme_speech, read_phoneme_speech, speak
-from everface.train.heads.motion.visemes import articulate, mouth_actions
+from everface.train.heads.motion.visemes import articulate, mouth_actions, targets
 from everface.train.synthetic.parameters import ANIMATION
 
 LOUD = 0.2 * np.sin(np.arange(2 * SAMPLE_RATE) * 0.2).astype(np.float32)
@@ -33,6 +33,16 @@ def test_phonemes_shape_the_mouth() -> None:
     assert at(moves, 1.0)[2] > 0.7 and at(moves, 1.4)[1] > 0.6
     assert closed[-5:].min() > 0.5 and jaw[:4].max() < 0.1
     assert np.abs(np.diff(jaw)).max() < 0.6 and spread.max() <= 1 and rounding.max() <= 1
+
+
+def test_a_phoneme_of_two_sounds_has_the_shapes_of_both() -> None:
+    """A diphthong glides, an affricate ends as its second half; marks and what only changes a sound have no shape of their own."""
+    moves = articulate([(0.0, "_"), (0.4, "aU"), (0.9, "tS"), (1.3, "_")], LOUD, 50, 0.0)
+    assert at(moves, 0.5)[2] < 0.15 < 0.5 < at(moves, 0.82)[2] and at(moves, 0.5)[0] > at(moves, 0.82)[0] + 0.2 and at(moves, 1.2)[2] > 0.5
+    for plain, marked in (("r", "r*"), ("i", "i2"), ("t", "t#"), ("E", "E~")):
+        assert targets(plain) == targets(marked)
+    assert len(targets("*")) == 1 and len(targets("aI@")) == 3
+    assert targets("(en)") == targets(";") == targets("q") == []
 
 
 def test_the_mouth_is_hardly_ahead_of_its_audio() -> None:

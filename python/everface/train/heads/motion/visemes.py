@@ -35,22 +35,23 @@ TARGETS = VOWELS | CONSONANTS
 STRONG = {"m": 3.0, "b": 3.0, "p": 3.0, "f": 2.2, "v": 2.0, "w": 1.8, "u": 1.5, "S": 1.4, "i": 1.3}
 
 
-def target(phoneme: str) -> tuple[tuple[float, ...], float] | None:
-    """(articulators, weight) by the phoneme's first letter that is known; of diphthongs the first half. None: no phoneme (a mark)."""
+def targets(phoneme: str) -> list[tuple[tuple[float, ...], float]]:
+    """(articulators, weight) of each part of a phoneme of espeak-ng, which last equally long: one a letter that is known, so two of a diphthong (aI) and of
+    an affricate (tS). Empty: no phoneme (a mark, such as a change of language)."""
     if phoneme.startswith("("):
-        return None
-    if not phoneme or phoneme[0] in "_?;":
-        return REST, 0.8
-    for letter in phoneme:
-        if letter in TARGETS:
-            weight = STRONG.get(letter, 1.0 if letter in VOWELS else 0.75)
-            return TARGETS[letter], weight * (1.25 if ":" in phoneme else 1.0)
-    return None
+        return []
+    if not phoneme or phoneme[0] in "_?":
+        return [(REST, 0.8)]
+    letters = [letter for place, letter in enumerate(phoneme) if letter in TARGETS and (letter != "*" or place == 0)]  # r* is a kind of r
+    long = 1.25 if ":" in phoneme else 1.0
+    return [(TARGETS[letter], long * STRONG.get(letter, 1.0 if letter in VOWELS else 0.75)) for letter in letters]
 
 
 def articulate(phonemes: Phonemes, pcm_S: np.ndarray, frames: int, start_s: float, style: float = 1.0) -> np.ndarray:
     """Articulators [T, 6] at 25 frames per second from `start_s`. Loud speech opens the jaw more; `style` scales all of it."""
-    rows = [(t, *found) for t, name in phonemes if (found := target(name)) is not None]
+    spoken = [(t, parts) for t, name in phonemes if (parts := targets(name))]
+    ends = [t for t, _ in spoken[1:]] + [spoken[-1][0]] if spoken else []
+    rows = [(t + (end - t) * k / len(parts), *part) for (t, parts), end in zip(spoken, ends, strict=True) for k, part in enumerate(parts)]
     begin = np.array([r[0] for r in rows] or [0.0])
     end = np.append(begin[1:], begin[-1] + 60.0)
     values = np.array([r[1] for r in rows] or [REST])
