@@ -24,6 +24,7 @@ from everface.networks.audio.articulators import AHEAD_FRAMES, PAST_FRAMES, Arti
 from everface.networks.audio.features import LogMel
 from everface.networks.motion import ARTICULATORS
 from everface.train.data.drawn import BACKGROUND_SHARE
+from everface.train.engine.ema import Ema
 from everface.train.engine.plan import RunPlan, learning_rate_factor
 from everface.train.engine.statistics import correlation
 from everface.train.heads.motion.speech import Phonemes, make_both_sides, read_phoneme_speech
@@ -32,7 +33,7 @@ from everface.train.synthetic.background import add_background
 from everface.weights.store import write_safetensors
 
 CLIPS, SPEECH_SEED = 3600, 11  # of about 23 s
-LEVEL = 0.4  # of features, up and down: 6 dB
+LEVEL = 0.15  # of features, up and down: 2.2 dB, as much as a session leaves alone (models.live_avatar.loudness). The jaw follows the level
 SPEED = 1.15  # that a recording is played faster or slower by at most, with its pitch and its formants: other voices
 WEIGHT_A = torch.tensor([4.0, 1.0, 1.0, 2.0, 1.0, 0.5])  # of the squared error of each articulator
 
@@ -41,7 +42,7 @@ WEIGHT_A = torch.tensor([4.0, 1.0, 1.0, 2.0, 1.0, 0.5])  # of the squared error 
 class ArticulationPlan(RunPlan):
     """The defaults are those of the default model. It counts steps."""
 
-    iterations: int = 4000
+    iterations: int = 6000
     lr: float = 3e-3
     warmup_steps: int = 50
     decay_from: float = 0.4
@@ -82,10 +83,10 @@ def play(pcm_S: Tensor, phonemes: Phonemes, slower: float) -> tuple[Tensor, Phon
 
 
 def train_articulators(recordings: list[Recording], held_out: list[Recording], plan: ArticulationPlan) -> ArticulatorNet:
-    """The same on one machine with one number of threads."""
+    """Averaged weights. The same on one machine with one number of threads."""
     torch.manual_seed(plan.seed)
     net, rng = ArticulatorNet(recordings[0].clean_CT.shape[0]), random.Random(plan.seed)
-    optimizer = torch.optim.AdamW(net.parameters(), plan.lr, weight_decay=0.01)
+    optimizer, average = torch.optim.AdamW(net.parameters(), plan.lr, weight_decay=0.01), Ema(net, plan.ema)
     usable = [r for r in recordings if r.target_AT.shape[1] >= plan.frames + PAST_FRAMES + AHEAD_FRAMES]
     for step in range(plan.iterations):
         for group in optimizer.param_groups:
@@ -95,9 +96,13 @@ def train_articulators(recordings: list[Recording], held_out: list[Recording], p
         loss = (WEIGHT_A[:, None] * (net(features_NCT) - target_NAT).square()).mean()
         optimizer.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)  # a run without it fell to constants after 1,200 steps
         optimizer.step()
+        average.update(net)
         if step % 500 == 499 or step == plan.iterations - 1:
-            log.info("step %d: loss %.5f, held-out correlation %s", step + 1, loss.item(), json.dumps(judge_articulators(net, held_out)))
+            with average.swapped(net):
+                log.info("step %d: loss %.5f, held-out correlation %s", step + 1, loss.item(), json.dumps(judge_articulators(net, held_out)))
+    net.load_state_dict(average.weights)
     return net.eval()
 
 
