@@ -13,7 +13,7 @@ from everface.core.errors import Unavailable
 from everface.soak.watchers import Watched, slope
 
 WARM_UP = 0.1  # share of a run
-EDGE = 0.1  # of the rows after it: memory is the lowest of so many at either end. Freed memory goes back to the system once a minute (core.memory), so a look sees some 20 MB of it or not
+EDGE = 0.1  # of the rows after it: memory is the lowest of so many at either end, since a look sees freed memory that goes back once a minute (core.memory)
 MOST_GROWTH = 0.01  # of the resident memory, after that
 LEAST_GROWTH_MB = 8.0  # that is no growth: an allocator's granularity
 MOST_SLOPE = 1.0  # ms of distance between audio and video in 1,000 s
@@ -61,8 +61,9 @@ class SoakReport:
     @property
     def memory_mb(self) -> tuple[float, float]:
         """Resident, after the warm-up and at the end."""
-        edge = max(1, int(EDGE * len(self.settled)))
-        return tuple(min(row.rss_mb for row in rows) for rows in (self.settled[:edge], self.settled[-edge:]))  # type: ignore[return-value]  two ends
+        looks = [row.rss_mb for row in self.settled]
+        edge = max(1, int(EDGE * len(looks)))
+        return min(looks[:edge]), min(looks[-edge:])
 
     @property
     def growth_mb(self) -> float:

@@ -26,6 +26,7 @@ from everface.networks.motion import ARTICULATORS
 from everface.train.data.drawn import BACKGROUND_SHARE
 from everface.train.engine.ema import Ema
 from everface.train.engine.plan import RunPlan, learning_rate_factor
+from everface.train.engine.sharding import clip_gradients
 from everface.train.engine.statistics import correlation
 from everface.train.heads.motion.speech import Phonemes, make_both_sides, read_phoneme_speech
 from everface.train.heads.motion.visemes import articulate
@@ -96,7 +97,7 @@ def train_articulators(recordings: list[Recording], held_out: list[Recording], p
         loss = (WEIGHT_A[:, None] * (net(features_NCT) - target_NAT).square()).mean()
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)  # a run without it fell to constants after 1,200 steps
+        clip_gradients(net, 1.0)  # a run without it fell to constants after 1,200 steps
         optimizer.step()
         average.update(net)
         if step % 500 == 499 or step == plan.iterations - 1:
