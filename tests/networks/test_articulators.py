@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from everface.networks.audio.articulators import AHEAD_FRAMES, PAST_FRAMES, ArticulatorNet
+from everface.networks.audio.articulators import AHEAD_FRAMES, PAST_FRAMES, ArticulatorNet, apply_loudness, jaw_gain
 from everface.networks.motion import ARTICULATORS
 
 
@@ -25,3 +25,15 @@ def test_a_frame_hears_two_ahead_and_as_far_back_as_is_said() -> None:
     changed_T = (net(features_NCT) != before).any(1)[0]
     shown = torch.arange(len(changed_T)) + PAST_FRAMES
     assert shown[changed_T].tolist() == list(range(PAST_FRAMES + 4 - AHEAD_FRAMES, 2 * PAST_FRAMES + 5))
+
+
+def test_the_jaw_opens_by_the_last_120_ms() -> None:
+    pcm_S = torch.cat([torch.zeros(640 * 5), 10 ** (-29.5 / 20) * torch.ones(640 * 10), torch.ones(640 * 5)])
+    gain_T = jaw_gain(pcm_S, 0, 20)
+    assert (gain_T[:5] == 0.45).all() and (gain_T[17:] == 1.2).all()
+    assert torch.allclose(gain_T[7:15], torch.full((8,), 0.45 + 0.75 / 2), atol=1e-4)  # -29.5 dB is in the middle
+    assert gain_T[4] < gain_T[5] < gain_T[6] < gain_T[7] and gain_T[15] > gain_T[14]
+    assert torch.allclose(jaw_gain(pcm_S[640:], 6, 5), gain_T[7:12])
+    medium_AT = torch.rand(6, 20)
+    spoken_AT = apply_loudness(medium_AT, gain_T)
+    assert torch.equal(spoken_AT[1:], medium_AT[1:]) and torch.allclose(spoken_AT[0], (medium_AT[0] * gain_T).clamp(max=1))

@@ -50,9 +50,21 @@ def test_ears_turn_less_than_the_nose_and_shoulders_and_corners_stay() -> None:
     assert by[0] > by[1] + 0.02 > 0.02 and abs(by[2]) < 0.003 and abs(by[3]) < 0.001
 
 
+def test_a_mouth_gets_wider_and_taller_about_its_middle_and_eyes_stay() -> None:
+    mouth, corner, other_corner, lower_lip, eye = (0.1, 0.3), (0.25, 0.3), (-0.05, 0.3), (0.1, 0.4), (0.25, -0.1)
+    for moved, place, right, down in (
+        (head(wide=0.12), corner, 0.0125, 0.0), (head(wide=0.12), other_corner, -0.0125, 0.0), (head(wide=-0.13), corner, -0.0137, 0.0),
+        (head(tall=0.15), lower_lip, 0.0, 0.0096), (head(wide=0.12, tall=0.15), mouth, 0.0, 0.0), (head(wide=0.12, tall=0.15), eye, 0.0, 0.0),
+    ):  # fmt: skip
+        x, y = center(warp_head(dots(place), moved, mouth), place)
+        assert abs(x - place[0] - right) < 0.003 and abs(y - place[1] - down) < 0.003, (place, x, y)
+    video = dots(corner, eye)
+    assert torch.allclose(warp_head(video, head(wide=0.12, tall=0.15)), video, atol=1e-4)  # where the mouth is not known
+
+
 def test_fields_neither_fold_nor_jump() -> None:
     """Of the largest motion that a session draws, no part of the image is turned inside out."""
-    fields = flow_fields(256, 256, torch.device("cpu"))
-    flow = torch.einsum("k,khwc->hwc", torch.tensor([0.15, 0.08, 0.06, 0.2, 0.12, 0.1, 0.07, 0.06]), fields)
+    fields = flow_fields(256, 256, torch.device("cpu"), (0, 20))
+    flow = torch.einsum("k,khwc->hwc", torch.tensor([0.15, 0.08, 0.06, 0.2, 0.12, 0.1, 0.07, 0.06, 0.12, 0.15]), fields)
     slope = 128 * torch.stack([flow.diff(dim=0)[:, :-1], flow.diff(dim=1)[:-1]]).abs()
     assert slope.max() < 0.6

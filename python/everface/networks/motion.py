@@ -14,8 +14,9 @@ from torch import Tensor
 from everface.core.config import LATENT_FRAMES
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 
-# Of the head, relative to the reference image: radians, then shift of the head in units of some 0.035 of the image's width, then of the body
-HEAD = ("pitch", "yaw", "roll", "right", "up", "near", "sway", "breath")
+# Of the head, relative to the reference image: radians, then shift of the head in units of some 0.035 of the image's width, then of the body; and how much
+# wider and taller the mouth is than the transformer draws it, as shares
+HEAD = ("pitch", "yaw", "roll", "right", "up", "near", "sway", "breath", "wide", "tall")
 # Of the mouth, 0..1. closed: lips, 0.6 at rest; teeth: lower lip at the upper teeth
 ARTICULATORS = ("jaw", "spread", "round", "closed", "teeth", "tongue")
 # Of the face: names, and factors that bring values to about -1..1
@@ -27,6 +28,8 @@ _EXPRESSION = {
 _FACE = _EXPRESSION | dict.fromkeys(ARTICULATORS, 2.0)
 EXPRESSION, FACE = tuple(_EXPRESSION), tuple(_FACE)
 POSE = LATENT_FRAMES * len(FACE)  # channels of a latent frame: those of its video frames, one after the other
+# Of HEAD's "wide" for lips that are spread as far as they go, and for round ones; of its "tall" for a jaw that is open as far as it goes
+WIDER, NARROWER, TALLER = 0.12, 0.13, 0.15
 _FACTORS_C = torch.tensor(list(_FACE.values()))
 _SIGNS_C = torch.tensor([-1.0 if name == "gaze_right" else 1.0 for name in FACE])  # in a mirrored image
 
@@ -39,6 +42,12 @@ def face_features(face_TC: Tensor) -> Tensor:
 def face_values(features_CT: Tensor) -> Tensor:
     """Values of FACE [T, C] float32, from the features of a clip, of which theirs are the last."""
     return features_CT[-len(FACE) :].float().T / _FACTORS_C
+
+
+def with_mouth(head_KT: Tensor, articulators_AT: Tensor) -> Tensor:
+    """Values of HEAD [10, T], of which "wide" and "tall" follow the mouth's ARTICULATORS [6, T]."""
+    jaw_T, spread_T, round_T = (articulators_AT[ARTICULATORS.index(name)] for name in ("jaw", "spread", "round"))
+    return torch.cat([head_KT[:-2], torch.stack([WIDER * spread_T - NARROWER * round_T, TALLER * jaw_T]).to(head_KT)])
 
 
 def pose_of(features_CT: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from everface.core.errors import BadInput
 from everface.networks.audio.articulators import FILE as ARTICULATORS
 from everface.networks.familiarity import FILE as FAMILIARITY
 from everface.networks.familiarity import Familiarity
+from everface.networks.video.mouth_finder import FILE as MOUTH_FINDER
 from everface.train.data.familiarity import write_familiarity
 from everface.train.data.vae_files import ENCODER, read_vae_config
 from everface.train.distill.presets import PRESETS
@@ -36,7 +37,7 @@ CHARACTERS = {"ada": 2_000_000_059, "ben": 2_000_000_051, "mia": 2_000_000_030} 
 
 def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = TINY, portraits: Mapping[str, Image.Image] | None = None) -> Path:
     """Write config.json, vae.safetensors, dit.safetensors, the transformer's plan.json, what tells images unlike its clips', portraits, and of a model
-    with motion what reads the mouth from audio (`train.heads.articulation`), which is beside the transformer.
+    with motion what reads the mouth from audio and what finds it in the image (`train.heads.articulation` and `mouth_finder`), which are beside the transformer.
 
     Several codecs, whose encoders must be the same to the bit, are averaged: `train decoder` runs over one codec differ mostly in the noise
     of their last steps. portraits: images by name, instead of three drawn characters. Raises BadInput for runs that are not finished and for different codecs.
@@ -59,6 +60,8 @@ def bundle(vae_runs: list[Path], dit_run: Path, out: Path, model: ModelConfig = 
     write_model(out, config, parts)
     if (dit_run / FAMILIARITY).exists():
         write_familiarity(out, Familiarity(open_file(dit_run / FAMILIARITY)))
+    if model.motion and (dit_run / MOUTH_FINDER).exists():
+        (out / MOUTH_FINDER).write_bytes((dit_run / MOUTH_FINDER).read_bytes())
     write_text(out / "plan.json", json.dumps(plan, indent=2) + "\n")
     if portraits is None:
         portraits = {name: draw_portrait(seed) for name, seed in CHARACTERS.items()}

@@ -115,5 +115,7 @@ def test_a_network_learns_to_read_mouths_from_speech(tmp_path: Path) -> None:
     make_phoneme_speech(tmp_path, 1, 1, ("es",))
     assert len(read_phoneme_speech(tmp_path, held_out=False)) == 12  # none of a held-out language
     sides = [read_recordings(tmp_path, held_out, LogMel()) for held_out in (False, True)]
-    before, after = (judge_articulators(train_articulators(sides[0], sides[1], ArticulationPlan(iterations=steps, batch=8, frames=100)), sides[1]) for steps in (1, 120))
-    assert after["jaw"] > 0.6 > before["jaw"] and after["closed"] > 0.5
+    before, after = (
+        judge_articulators(train_articulators(sides[0], sides[1], ArticulationPlan(iterations=steps, batch=8, frames=100)), sides[1])["synthetic"] for steps in (1, 120)
+    )  # an untrained one knows how loud it is
+    assert after["jaw"] > before["jaw"] + 0.03 and after["closed"] > 0.5 > before["closed"]

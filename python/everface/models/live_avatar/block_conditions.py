@@ -12,7 +12,7 @@ from everface.models.live_avatar.conditions import Conditioner
 from everface.models.live_avatar.loudness import LoudnessFollower
 from everface.models.live_avatar.motion import MotionSource
 from everface.models.live_avatar.names import HEAD, POSE
-from everface.networks.motion import face_features, pose_of
+from everface.networks.motion import face_features, pose_of, with_mouth
 from everface.runtime.messages import Tensors
 from everface.runtime.model import BlockFormat, Window
 
@@ -48,8 +48,9 @@ class BlockConditions:
         of_block = slice(begin, begin + self._format.samples(index))
         for source, one_S, user_S in zip(self._motion, voices, users, strict=False):
             head_CT, expression_CT = source.block(index, window.turn, one_S[of_block], None if user_S is None else user_S[of_block])
-            heads.append(head_CT)
-            poses.append(pose_of(face_features(torch.cat([expression_CT, self._conditioner.mouth(one_S)]).T)))
+            mouth_CT = self._conditioner.mouth(one_S)
+            heads.append(with_mouth(head_CT, mouth_CT))
+            poses.append(pose_of(face_features(torch.cat([expression_CT, mouth_CT]).T)))
         if self._regions_Ahw is None:
             return tokens | {POSE: poses[0], HEAD: heads[0]}
         return tokens | {POSE: sum_of(poses, self._regions_Ahw)}

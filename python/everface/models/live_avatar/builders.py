@@ -26,6 +26,8 @@ from everface.networks.transformer.dit import DiT
 from everface.networks.transformer.kv_profile import KeptKeys, KVProfile
 from everface.networks.transformer.schedule import Schedule
 from everface.networks.uninitialized import uninitialized
+from everface.networks.video.mouth_finder import FILE as MOUTH_FINDER
+from everface.networks.video.mouth_finder import MouthFinder
 from everface.networks.video.vae import VAE
 from everface.weights.files import open_file
 from everface.weights.load import Checkpoint, check_weights, load_into, open_checkpoint
@@ -162,6 +164,16 @@ def build_familiarity(weights: Path) -> Familiarity | None:
     """What tells images unlike those that the weights know, where it is beside them. Raises BadWeights."""
     path = weights / FAMILIARITY
     return Familiarity(open_file(path)) if path.exists() else None
+
+
+def build_mouth_finder(weights: Path, deployment: Deployment) -> MouthFinder | None:
+    """What finds the mouth of an image, on the decoder's device, where it is beside the weights. Raises BadWeights."""
+    path = weights / MOUTH_FINDER
+    if not path.exists():
+        return None
+    net = MouthFinder()
+    load_into(net, open_file(path), dtype=torch.float32)
+    return net.eval().requires_grad_(False).to(deployment.device)
 
 
 def build_image_encoder(checkpoint: Checkpoint, deployment: Deployment) -> tuple[VAE, torch.device]:

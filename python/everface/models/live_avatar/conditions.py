@@ -126,7 +126,9 @@ class Conditioner:
     def mouth(self, pcm_S: torch.Tensor) -> torch.Tensor:
         """`networks.motion.ARTICULATORS` [6, 12] of the same window, of a model with motion."""
         assert self.articulators is not None
-        return self.articulators(self._features(pcm_S)[..., self.past_frames - mouth.PAST_FRAMES :])[0]
+        medium_AT = self.articulators(self._features(pcm_S)[..., self.past_frames - mouth.PAST_FRAMES :])[0]
+        voice_S = pcm_S[self.front_end.lookback_samples : len(pcm_S) - self.front_end.lookahead_samples]
+        return mouth.apply_loudness(medium_AT, mouth.jaw_gain(voice_S, self.past_frames, self.block_frames))
 
     def _features(self, pcm_S: torch.Tensor) -> torch.Tensor:
         """[L, C, T] of the block, and of the frames before and after it."""

@@ -75,7 +75,7 @@ class MotionSource:
         self._last_turn, self._wanted = 0, 0
 
     def block(self, index: int, turn: int, voice_S: Tensor, user_S: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Values of HEAD [8, T] and of EXPRESSION [8, T], of the T frames of block `index`, whose audio is given. user_S: what the person hears.
+        """Values of HEAD [10, T], of which those of the mouth are 0, and of EXPRESSION [8, T], of the T frames of block `index`, whose audio is given. user_S: what the person hears.
         Blocks come in rising order; in a new turn motion goes on from where it was before the block that `interrupt` named."""
         after = index
         if turn != self._last_turn:

@@ -14,7 +14,7 @@ from everface.core.errors import Unavailable
 from everface.core.memory import keep_freed_memory
 from everface.core.regions import cells
 from everface.kernels.video.to_rgb import to_rgb
-from everface.models.live_avatar.builders import build_decoder, build_dit, decoder_dtype, dtype_of
+from everface.models.live_avatar.builders import build_decoder, build_dit, build_mouth_finder, decoder_dtype, dtype_of
 from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
 from everface.models.live_avatar.names import (
     CLEAN,
@@ -35,6 +35,7 @@ from everface.networks.transformer.layers import KV, AudioKV, TextKV
 from everface.networks.transformer.rope import Rope
 from everface.networks.transformer.schedule import Schedule, sink_distance
 from everface.networks.video.head_warp import warp_head
+from everface.networks.video.mouth_finder import MouthFinder
 from everface.networks.video.still_detail import StillDetail
 from everface.networks.video.vae import VAE, VAEStream
 from everface.runtime.cache_pool import CachePool
@@ -259,14 +260,15 @@ class DecodeRole:
     Of a model that makes a region only (`ModelConfig.region`), latents of the still image are around what comes in.
     """
 
-    def __init__(self, vae: VAE, deployment: Deployment, config: ModelConfig | None = None) -> None:
-        self.vae, self.config = vae, config
+    def __init__(self, vae: VAE, deployment: Deployment, config: ModelConfig | None = None, mouth_finder: MouthFinder | None = None) -> None:
+        self.vae, self.config, self.mouth_finder = vae, config, mouth_finder
         self.device, self.dtype = torch.device(deployment.device), decoder_dtype(deployment)
         self.to_host = deployment.frames == "host"
         self.streams: dict[int, VAEStream] = {}
         self.shots: dict[int, int] = {}  # session -> the shot that its stream is of
         self.shown_HW3: dict[int, torch.Tensor] = {}  # session -> its last frame
         self.details: dict[int, StillDetail] = {}  # session -> that of its image, where the model has motion
+        self.mouths: dict[int, tuple[float, float]] = {}  # session -> where its image's mouth is, where that can be found
         self.around: dict[int, torch.Tensor] = {}  # session -> [C, 1, h, w] of its image, where the model makes a region only
 
     def open(self, opening: OpenSession) -> None:
@@ -281,7 +283,11 @@ class DecodeRole:
             still_16Thw = torch.cat([still_16Thw[:, :1], self.around[session].expand(-1, WARM_UP_LATENTS - 1, -1, -1)], 1)
         still_3THW = self.vae.decode_stream(still_16Thw[None], stream)[0]
         if IMAGE in image:
-            self.details[session] = StillDetail(image[IMAGE].to(self.device) / 127.5 - 1, still_3THW[:, -1])
+            image_3HW = image[IMAGE].to(self.device) / 127.5 - 1
+            self.details[session] = StillDetail(image_3HW, still_3THW[:, -1])
+            if self.mouth_finder is not None:
+                right, down = self.mouth_finder(image_3HW[None])[0].tolist()
+                self.mouths[session] = right, down
         return stream
 
     def run(self, block: Block) -> Block:
@@ -311,7 +317,8 @@ class DecodeRole:
                 if block.session in self.details:
                     video_3THW = self.details[block.session].add(video_3THW)
                 if HEAD in block.condition:
-                    video_3THW = warp_head(video_3THW, block.condition[HEAD][:, first : first + video_3THW.shape[1]])
+                    moved_KT = block.condition[HEAD][:, first : first + video_3THW.shape[1]]
+                    video_3THW = warp_head(video_3THW, moved_KT, self.mouths.get(block.session))
                 frames_THW3 = to_rgb(video_3THW)
                 if fading_HW3 is not None:
                     dissolve(fading_HW3, frames_THW3, block.condition[DISSOLVE].numel() - 1, first)
@@ -336,7 +343,7 @@ class DecodeRole:
         return around_16Fhw
 
     def close(self, closing: CloseSession) -> None:
-        for kept in (self.streams, self.shots, self.shown_HW3, self.details, self.around):
+        for kept in (self.streams, self.shots, self.shown_HW3, self.details, self.mouths, self.around):
             kept.pop(closing.session, None)
 
 
@@ -376,7 +383,7 @@ def build_role(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
     if deployment.device == "cpu":
         keep_freed_memory()
     if name == DECODE:
-        return DecodeRole(build_decoder(weights, deployment), deployment, open_checkpoint(weights).config)
+        return DecodeRole(build_decoder(weights, deployment), deployment, open_checkpoint(weights).config, build_mouth_finder(weights, deployment))
     key = repr((weights, lora, deployment))
     if key not in _denoisers:
         config, dit = build_dit(weights, lora, deployment)

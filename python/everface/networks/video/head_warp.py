@@ -1,7 +1,8 @@
-"""Moves the head of decoded frames: a warp by the flow that small turns and shifts of a head cause.
+"""Moves the head of decoded frames, and the lips: a warp by the flow that small turns and shifts of a head cause.
 
 The head is a dome in front of the plane through the ears, framed as the training's people are, and turns about its neck. A flow is linear in the
-motion, so it is a sum of eight fields; around the head they fade out, so that background and shoulders stay. For turns of a few degrees only.
+motion, so it is a sum of eight fields; around the head they fade out, so that background and shoulders stay. For turns of a few degrees only. Two
+more make the mouth wider and open it further, of which the transformer draws too little (decision 17).
 """
 
 from __future__ import annotations
@@ -20,18 +21,23 @@ EARS, DOME = 0.2, 0.74  # depth before the axis of the turn: of the ears, and of
 HEAD_X, HEAD_Y, HEAD_CENTER_Y = 0.62, 0.80, -0.08  # what moves as a whole
 FADED = 1.55  # times that size, where nothing moves any more
 SHOULDERS = (0.45, 0.9)  # from where to where the head's motion becomes the body's
+MOUTH_X, MOUTH_Y = 0.25, 0.15  # from the mouth's middle, within which lips move: a Gaussian's
+PLACES = 64  # steps of half an image in which that middle is told, so that fields can be kept
 UNIT, NEARER = 0.07, 0.016  # of the image's half width a unit of shift; growth a unit nearer
 
 
-def warp_head(video_3THW: Tensor, head_KT: Tensor) -> Tensor:
-    """Frames [3, T, H, W] with the head moved by head_KT, values of `motion.HEAD`; float32. Where nothing moves a frame stays as it is."""
-    fields_KHW2 = flow_fields(*video_3THW.shape[-2:], video_3THW.device)
-    return warp_frames(video_3THW, fields_KHW2, head_KT.to(fields_KHW2))
+def warp_head(video_3THW: Tensor, head_KT: Tensor, mouth: tuple[float, float] | None = None) -> Tensor:
+    """Frames [3, T, H, W] with the head moved by head_KT, values of `motion.HEAD`; float32. Where nothing moves a frame stays as it is.
+    mouth: its middle (right, down) in halves of the image; None where it is not known: lips are left as they are."""
+    place = None if mouth is None else (round(PLACES * mouth[0]), round(PLACES * mouth[1]))
+    fields_KHW2 = flow_fields(*video_3THW.shape[-2:], video_3THW.device, place)
+    return warp_frames(video_3THW, fields_KHW2, head_KT[: len(fields_KHW2)].to(fields_KHW2))
 
 
-@lru_cache(maxsize=8)
-def flow_fields(height: int, width: int, device: torch.device) -> Tensor:
-    """[8, H, W, 2] in halves of the image. They are kept, so they must not be changed."""
+@lru_cache(maxsize=16)
+def flow_fields(height: int, width: int, device: torch.device, mouth: tuple[int, int] | None = None) -> Tensor:
+    """[8, H, W, 2] in halves of the image; [10, ...] where the mouth's middle is given, in steps of half the image over PLACES. They are kept, so they must not
+    be changed."""
     y_HW, x_HW = torch.meshgrid(*((torch.arange(side) + 0.5) / side * 2 - 1 for side in (height, width)), indexing="ij")
     none = torch.zeros(height, width)
     inside = (1 - (x_HW / DOME_X).square() - ((y_HW - DOME_CENTER_Y) / DOME_Y).square()).clamp(min=0)
@@ -43,6 +49,10 @@ def flow_fields(height: int, width: int, device: torch.device) -> Tensor:
         (none, head * depth), (head * depth, none), (head * (y_HW - NECK_Y), -head * x_HW), (head * UNIT, none), (none, -head * UNIT),
         (head * NEARER * x_HW, head * NEARER * y_HW), (body * UNIT, none), (none, -body * UNIT),
     )  # fmt: skip
+    if mouth is not None:
+        from_x_HW, from_y_HW = x_HW - mouth[0] / PLACES, y_HW - mouth[1] / PLACES
+        near = torch.exp(-(from_x_HW / MOUTH_X).square() - (from_y_HW / MOUTH_Y).square())
+        flows = (*flows, (near * from_x_HW, none), (none, near * from_y_HW))
     return torch.stack([torch.stack(flow, -1) for flow in flows]).to(device)
 
 

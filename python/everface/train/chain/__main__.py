@@ -22,6 +22,7 @@ from everface.core.log import log, start_log
 from everface.core.machine import cores
 from everface.networks.audio.articulators import FILE as ARTICULATORS
 from everface.networks.audio.features import LogMel
+from everface.networks.video.mouth_finder import FILE as MOUTH_FINDER
 from everface.train.bundle import bundle
 from everface.train.chain.codec import share_done, train_on_frames
 from everface.train.chain.frames import HELD_OUT, paths, start_rendering, stop_rendering, wait_for_clips
@@ -34,6 +35,7 @@ from everface.train.codec.training import write_vae
 from everface.train.data.clips import MIN_TRAINING_CLIPS
 from everface.train.data.vae_files import read_vae
 from everface.train.heads.articulation import read_recordings, train_articulators, write_articulators
+from everface.train.heads.mouth_finder import leave_mouth_finder
 from everface.train.pretrain.dit_files import adapt_dit
 from everface.train.pretrain.stage1 import train_stage1
 from everface.weights.files import open_file
@@ -85,6 +87,7 @@ def work(
     model = None
     if (run / "dit" / "dit.safetensors").exists():
         leave_articulators(run / "dit" / ARTICULATORS, voices, plan, articulators)
+        leave_mouth_finder(run / "dit" / MOUTH_FINDER, paths(frames), plan.mouth_finder_steps)
         model = bundle([run / "vae"], run / "dit", run / "model", plan.model)
     report = judge(run, frames, model, device)
     log.info("at %.0f s: %s", time.monotonic() - began, report["mean"])

@@ -16,11 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from everface.networks.audio.articulators import FILE as ARTICULATORS
 from everface.networks.familiarity import FILE as FAMILIARITY
+from everface.networks.video.mouth_finder import FILE as MOUTH_FINDER
 from everface.train.engine.checkpoint import Progress, write_start
 
 PART = 15 << 20  # bytes
 WEIGHTS = ("vae/vae.safetensors", "dit/dit.safetensors")
-REST = ("vae/vae.json", "vae/progress.json", "vae/log.jsonl", "vae/log.png", "dit/plan.json", "dit/progress.json", "dit/log.jsonl", "dit/log.png", f"dit/{FAMILIARITY}", f"dit/{ARTICULATORS}")
+REST = (
+    "vae/vae.json", "vae/progress.json", "vae/log.jsonl", "vae/log.png", "dit/plan.json", "dit/progress.json", "dit/log.jsonl", "dit/log.png",
+    *(f"dit/{name}" for name in (FAMILIARITY, ARTICULATORS, MOUTH_FINDER)),
+)  # fmt: skip
 REPORTS = ("report.json", "sheet.jpg", "run.log")
 
 

@@ -9,6 +9,7 @@ from everface.train.codec.vae import VAEPlan
 from everface.train.distill.presets import PRESETS
 from everface.train.heads.articulation import ArticulationPlan
 from everface.train.heads.clips import FRAMES
+from everface.train.heads.mouth_finder import STEPS
 from everface.train.pretrain.plans import Stage1Plan
 
 SHORT_CLIP = 32  # frames: windows of two blocks fit
@@ -55,6 +56,7 @@ class ChainPlan:
     smaller_clips: int = 400  # that are encoded at the model's smaller sizes too
     views: int = 1  # others of each clip that stage 1 learns from too: chain.views
     articulation: ArticulationPlan = field(default_factory=ArticulationPlan)  # where no file is given
+    mouth_finder_steps: int = STEPS
     seed: int = 1
     judge_each_call: bool = True  # False: only when all is trained
 
@@ -72,7 +74,7 @@ class Rehearsal:
         full = gpu_plan("heads-256")
         small = replace(
             full, model=replace(full.model, size=(self.side, self.side), smaller=()), clips=self.clips, held_out=2,
-            articulation=ArticulationPlan(iterations=self.steps, batch=2, frames=20),
+            articulation=ArticulationPlan(iterations=self.steps, batch=2, frames=20), mouth_finder_steps=self.steps,
             vae=replace(full.vae, iterations=self.steps, single_frames=0.5, single_batch=2, crops=((64, 13, 2),), least_clips=4, held_out=2),
             stage1=replace(full.stage1, iterations=self.steps, held_out=2, curriculum=((0.0, 2, 2),)),
         )  # fmt: skip

@@ -24,12 +24,12 @@ from everface.core.config import Deployment, ModelConfig, StreamConfig, VAEConfi
 from everface.core.memory import keep_freed_memory
 from everface.kernels.fused.flow_step import flow_step
 from everface.models.live_avatar.block_conditions import BlockConditions
-from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_conditioner, build_decoder, build_dit
+from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_conditioner, build_decoder, build_dit, build_mouth_finder
 from everface.models.live_avatar.conditions import Noise
 from everface.models.live_avatar.model import block_format, refresh_after
 from everface.models.live_avatar.names import HEAD, POSE
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, SessionState, StepRole
-from everface.networks.motion import pose_of
+from everface.networks.motion import ARTICULATORS, face_values, pose_of, with_mouth
 from everface.networks.transformer.dit import BlockPosition
 from everface.networks.transformer.rope import SINK_TIME
 from everface.networks.transformer.schedule import Schedule, sigmas
@@ -104,7 +104,7 @@ class OfflineModel:
             torch.set_num_threads(deployment.threads)
         self.conditioner = build_conditioner(self.weights, None, deployment)
         self.config, self.dit = build_dit(self.weights, None, deployment)
-        self.decoder = DecodeRole(build_decoder(self.weights, deployment), deployment, self.config)
+        self.decoder = DecodeRole(build_decoder(self.weights, deployment), deployment, self.config, build_mouth_finder(self.weights, deployment))
 
     @property
     def block_frames(self) -> int:
@@ -166,7 +166,9 @@ class OfflineStream:
             while (window := buffer.take_window(index, 0)) is not None:
                 condition = conditions.prepare(index, window) | (clean if index == self.refresh_at else {})
                 if face_CT is not None:
-                    condition |= {POSE: pose_of(block_of(face_CT, index, self.model.block_frames)), HEAD: torch.zeros_like(condition[HEAD])}
+                    of_block_CT = block_of(face_CT, index, self.model.block_frames)
+                    mouth_AT = face_values(of_block_CT).T[-len(ARTICULATORS) :]
+                    condition |= {POSE: pose_of(of_block_CT), HEAD: with_mouth(torch.zeros_like(condition[HEAD]), mouth_AT)}
                 x, header = self.noise(index), (self.opening.session, 0, index, window.pts, window.frames)
                 block = Block(*header, x, condition, window.last)
                 for role in self.roles:

@@ -1,8 +1,9 @@
-"""Trains the network that reads the mouth from audio (`networks.audio.articulators`), on speech alone: half an hour on one core, the making of the speech included.
+"""Trains the network that reads the mouth from audio (`networks.audio.articulators`), on speech alone: an hour on one core, the making of the speech included.
 
     python -m everface.train.heads.articulation runs/speech runs/dit/articulators.safetensors
 
-Voices and languages of the evaluation are held out. Speech is made by espeak-ng, into the folder, where that has none.
+Voices and languages of the evaluation are held out. Speech is made by espeak-ng, and by festival and flite in voices that were recorded from people, into
+the folder, where that has none.
 """
 
 from __future__ import annotations
@@ -20,20 +21,25 @@ from torch import Tensor
 
 from everface.core.config import SAMPLE_RATE, SAMPLES_PER_FRAME
 from everface.core.log import log, start_log
-from everface.networks.audio.articulators import AHEAD_FRAMES, PAST_FRAMES, ArticulatorNet
+from everface.networks.audio.articulators import AHEAD_FRAMES, PAST_FRAMES, ArticulatorNet, apply_loudness, jaw_gain
 from everface.networks.audio.features import LogMel
 from everface.networks.motion import ARTICULATORS
 from everface.train.data.drawn import BACKGROUND_SHARE
 from everface.train.engine.ema import Ema
 from everface.train.engine.plan import RunPlan, learning_rate_factor
+from everface.train.engine.precision import autocast
 from everface.train.engine.sharding import clip_gradients
 from everface.train.engine.statistics import correlation
+from everface.train.heads.motion.acoustics import vary
+from everface.train.heads.motion.recorded import make_recorded_speech
 from everface.train.heads.motion.speech import Phonemes, make_both_sides, read_phoneme_speech
 from everface.train.heads.motion.visemes import articulate
 from everface.train.synthetic.background import add_background
 from everface.weights.store import write_safetensors
 
+RECORDED = "recorded"  # folder of those voices, in that of the others
 CLIPS, SPEECH_SEED = 3600, 11  # of about 23 s
+RECORDED_CLIPS, RECORDED_SHARE = 60, 0.3  # of each recorded voice; share of the windows
 LEVEL = 0.15  # of features, up and down: 2.2 dB, as much as a session leaves alone (models.live_avatar.loudness). The jaw follows the level
 SPEED = 1.15  # that a recording is played faster or slower by at most, with its pitch and its formants: other voices
 WEIGHT_A = torch.tensor([4.0, 1.0, 1.0, 2.0, 1.0, 0.5])  # of the squared error of each articulator
@@ -53,25 +59,27 @@ class ArticulationPlan(RunPlan):
 
 @dataclass(frozen=True)
 class Recording:
-    """Features [C, T] float16 of the voice, and of it with other sounds; articulators [6, T]."""
+    """Features [C, T] float16, the jaw's gain [T], articulators [6, T]. recorded: a voice made from recordings of a person."""
 
-    clean_CT: Tensor
-    mixed_CT: Tensor
+    features_CT: Tensor
+    gain_T: Tensor
     target_AT: Tensor
+    recorded: bool
 
 
 def read_recordings(folder: Path, held_out: bool, front_end: LogMel) -> list[Recording]:
-    """All clips of one side of the split, those of the training each at another speed."""
+    """All clips of one side of the split, and of the folder RECORDED in it; those of the training each at another speed, and some with other sounds."""
     out, rng = list[Recording](), random.Random(0)
-    for n, (pcm_S, phonemes) in enumerate(read_phoneme_speech(folder, held_out)):
+    kinds = {recorded: read_phoneme_speech(folder / RECORDED if recorded else folder, held_out) for recorded in (False, True)}
+    for n, (recorded, (pcm_S, phonemes)) in enumerate((recorded, clip) for recorded, clips in kinds.items() for clip in clips):
         if not held_out:
             pcm_S, phonemes = play(pcm_S, phonemes, rng.uniform(1 / SPEED, SPEED))
         frames = len(pcm_S) // SAMPLES_PER_FRAME
         pcm_S = pcm_S[: frames * SAMPLES_PER_FRAME]
-        both = pcm_S, pcm_S if held_out else add_background(pcm_S, torch.Generator().manual_seed(n))
-        clean_CT, mixed_CT = (front_end.features(F.pad(s, (front_end.lookback_samples, 0)), frames)[0].half() for s in both)
+        heard_S = add_background(pcm_S, torch.Generator().manual_seed(n)) if not held_out and rng.random() < BACKGROUND_SHARE else pcm_S
+        features_CT = front_end.features(F.pad(heard_S, (front_end.lookback_samples, 0)), frames)[0].half()
         target_TA = articulate(phonemes, pcm_S.numpy(), frames, 0.0)
-        out.append(Recording(clean_CT, mixed_CT, torch.from_numpy(target_TA.T).float()))
+        out.append(Recording(features_CT, jaw_gain(heard_S, 0, frames), torch.from_numpy(target_TA.T).float(), recorded))
     return out
 
 
@@ -86,15 +94,19 @@ def play(pcm_S: Tensor, phonemes: Phonemes, slower: float) -> tuple[Tensor, Phon
 def train_articulators(recordings: list[Recording], held_out: list[Recording], plan: ArticulationPlan) -> ArticulatorNet:
     """Averaged weights. The same on one machine with one number of threads."""
     torch.manual_seed(plan.seed)
-    net, rng = ArticulatorNet(recordings[0].clean_CT.shape[0]), random.Random(plan.seed)
+    net, rng = ArticulatorNet(recordings[0].features_CT.shape[0]), random.Random(plan.seed)
     optimizer, average = torch.optim.AdamW(net.parameters(), plan.lr, weight_decay=0.01), Ema(net, plan.ema)
     usable = [r for r in recordings if r.target_AT.shape[1] >= plan.frames + PAST_FRAMES + AHEAD_FRAMES]
+    people, synthetic = ([r for r in usable if r.recorded == recorded] for recorded in (True, False))
+    front_end, generator = LogMel(), torch.Generator().manual_seed(plan.seed)
     for step in range(plan.iterations):
         for group in optimizer.param_groups:
             group["lr"] = plan.lr * learning_rate_factor(step / plan.iterations, step, plan)
-        pairs = [draw_window(rng.choice(usable), plan.frames, rng) for _ in range(plan.batch)]
-        features_NCT, target_NAT = (torch.stack(each) for each in zip(*pairs, strict=True))
-        loss = (WEIGHT_A[:, None] * (net(features_NCT) - target_NAT).square()).mean()
+        drawn = [rng.choice(people if people and (not synthetic or rng.random() < RECORDED_SHARE) else synthetic) for _ in range(plan.batch)]
+        features_NCT, gain_NT, target_NAT = (torch.stack(each) for each in zip(*(draw_window(r, plan.frames, rng) for r in drawn), strict=True))
+        with autocast("cpu"):
+            medium_NAT = net(vary(features_NCT, front_end, generator))
+        loss = (WEIGHT_A[:, None] * (apply_loudness(medium_NAT.float(), gain_NT) - target_NAT).square()).mean()
         optimizer.zero_grad()
         loss.backward()
         clip_gradients(net, 1.0)  # a run without it fell to constants after 1,200 steps
@@ -107,23 +119,27 @@ def train_articulators(recordings: list[Recording], held_out: list[Recording], p
     return net.eval()
 
 
-def draw_window(recording: Recording, frames: int, rng: random.Random) -> tuple[Tensor, Tensor]:
-    """Features [C, PAST_FRAMES + frames + AHEAD_FRAMES], and articulators [6, frames] of the inner ones."""
+def draw_window(recording: Recording, frames: int, rng: random.Random) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [C, PAST_FRAMES + frames + AHEAD_FRAMES], and the jaw's gain [frames] and articulators [6, frames] of the inner ones."""
     begin = rng.randrange(recording.target_AT.shape[1] - frames - PAST_FRAMES - AHEAD_FRAMES + 1)
-    held_CT = recording.mixed_CT if rng.random() < BACKGROUND_SHARE else recording.clean_CT
-    features_CT = held_CT[:, begin : begin + PAST_FRAMES + frames + AHEAD_FRAMES].float() + rng.uniform(-LEVEL, LEVEL)
-    return features_CT, recording.target_AT[:, begin + PAST_FRAMES : begin + PAST_FRAMES + frames]
+    features_CT = recording.features_CT[:, begin : begin + PAST_FRAMES + frames + AHEAD_FRAMES].float() + rng.uniform(-LEVEL, LEVEL)
+    inner = slice(begin + PAST_FRAMES, begin + PAST_FRAMES + frames)
+    return features_CT, recording.gain_T[inner], recording.target_AT[:, inner]
 
 
 @torch.inference_mode()
-def judge_articulators(net: ArticulatorNet, recordings: list[Recording]) -> dict[str, float]:
-    """Mean correlation with the truth over the recordings, by name; and the least of the jaw."""
-    rows = []
+def judge_articulators(net: ArticulatorNet, recordings: list[Recording]) -> dict[str, dict[str, float]]:
+    """Of synthetic voices and of recorded ones, by name: mean correlation with the truth; and the least of the jaw."""
+    rows: dict[str, list[list[float]]] = {}
     for recording in recordings:
-        read_AT = net(recording.clean_CT.float()[None])[0]
-        rows.append([correlation(read_T, true_T[PAST_FRAMES:-AHEAD_FRAMES]) for read_T, true_T in zip(read_AT, recording.target_AT, strict=True)])
-    mean_A = torch.tensor(rows).mean(0).tolist()
-    return {name: round(value, 3) for name, value in zip(ARTICULATORS, mean_A, strict=True)} | {"least jaw": round(min(row[0] for row in rows), 3)}
+        inner = slice(PAST_FRAMES, -AHEAD_FRAMES)
+        read_AT = apply_loudness(net(recording.features_CT.float()[None])[0], recording.gain_T[inner])
+        row = [correlation(read_T, true_T[inner]) for read_T, true_T in zip(read_AT, recording.target_AT, strict=True)]
+        rows.setdefault("recorded" if recording.recorded else "synthetic", []).append(row)
+    return {
+        kind: {name: round(value, 3) for name, value in zip(ARTICULATORS, torch.tensor(those).mean(0).tolist(), strict=True)} | {"least jaw": round(min(row[0] for row in those), 3)}
+        for kind, those in rows.items()
+    }
 
 
 def write_articulators(path: Path, net: ArticulatorNet) -> Path:
@@ -138,12 +154,14 @@ def main() -> None:
     parser.add_argument("speech", type=Path, help="folder of WAV and JSON files; made where it has none")
     parser.add_argument("out", type=Path, help="the file to write")
     parser.add_argument("--clips", type=int, default=CLIPS, help="to make (%(default)s)")
+    parser.add_argument("--recorded", type=int, default=RECORDED_CLIPS, help="to make of each voice recorded from people; 0 without festival and flite (%(default)s)")
     parser.add_argument("--steps", type=int, default=ArticulationPlan.iterations)
     args = parser.parse_args()
     start_log()
     log.setLevel("INFO")
     if not (args.speech / "complete").exists():
         make_both_sides(args.speech, SPEECH_SEED, args.clips)
+        make_recorded_speech(args.speech / RECORDED, SPEECH_SEED, args.recorded)
         (args.speech / "complete").touch()
     sides = [read_recordings(args.speech, held_out, LogMel()) for held_out in (False, True)]
     log.info("%d recordings, %.0f minutes", len(sides[0]), sum(r.target_AT.shape[1] for r in sides[0]) / 1500)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from ctypes.util import find_library
 from functools import lru_cache
 from pathlib import Path
@@ -128,12 +128,21 @@ def _stem(voice: str) -> str:
 
 
 def _write_clip(path: Path, voice: str, choose: Callable[[], list[str]], rng: random.Random) -> None:
-    """Six sentences at one speed and pitch, with pauses."""
+    """Six sentences at one speed and pitch."""
     speed, pitch = rng.randint(125, 210), rng.randint(25, 80)
+    write_clip(path, _spoken(choose, voice, speed, pitch), rng)
+
+
+def _spoken(choose: Callable[[], list[str]], voice: str, speed: int, pitch: int) -> Iterator[tuple[np.ndarray, Phonemes]]:
+    for text in choose():
+        yield speak(text, voice, speed, pitch)
+
+
+def write_clip(path: Path, spoken: Iterable[tuple[np.ndarray, Phonemes]], rng: random.Random) -> None:
+    """Sentences at 16 kHz with their phonemes, and pauses between them, as one WAV and JSON."""
     parts, labels, at = [_silence(rng.uniform(0.2, LONGEST_PAUSE_S))] if rng.random() < 0.5 else [], [(0.0, "_")], 0.0
     at += sum(map(len, parts)) / SAMPLE_RATE
-    for text in choose():
-        pcm_S, phonemes = speak(text, voice, speed, pitch)
+    for pcm_S, phonemes in spoken:
         pause = _silence(rng.uniform(0.9, LONGEST_PAUSE_S) if rng.random() < 1 / 6 else rng.uniform(0.1, 0.9))
         labels += [(at + t, name) for t, name in phonemes] + [(at + len(pcm_S) / SAMPLE_RATE, "_")]
         parts += [pcm_S, pause]

@@ -7,8 +7,10 @@ fast forwards, so that a mouth is at most 60 ms ahead of its audio: a live model
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from everface.core.config import FPS, SAMPLES_PER_FRAME
+from everface.core.config import FPS
+from everface.networks.audio.articulators import jaw_gain
 from everface.train.heads.motion.speech import Phonemes
 
 AHEAD_S, BEHIND_S = 0.045, 0.075  # decay of dominance before and after a phoneme
@@ -66,16 +68,9 @@ def articulate(phonemes: Phonemes, pcm_S: np.ndarray, frames: int, start_s: floa
     touch = (values[:, 3] >= 0.99) * np.clip(1 - np.maximum(before - 0.02, after - 0.005) / 0.035, 0, 1)
     closed = touch.max(1, initial=0)
     out[:, 3] = np.maximum(np.minimum(out[:, 3], REST[3]), closed)
-    loud = _loudness(pcm_S, frames, start_s)
-    out[:, 0] *= np.clip(style * (0.45 + 0.75 * loud), 0, 1.25) * (1 - closed)
+    gain = jaw_gain(torch.from_numpy(pcm_S), round(start_s * FPS), frames).numpy()
+    out[:, 0] *= np.clip(style * gain, 0, 1.25) * (1 - closed)
     return np.clip(out, 0, 1)
-
-
-def _loudness(pcm_S: np.ndarray, frames: int, start_s: float) -> np.ndarray:
-    """0..1 a frame: rms of the last 120 ms in dB, -45 to -14."""
-    first = round(start_s * FPS) * SAMPLES_PER_FRAME
-    power = np.array([np.mean(np.square(pcm_S[max(0, e - 3 * SAMPLES_PER_FRAME) : e])) if e > 0 and e - 3 * SAMPLES_PER_FRAME < len(pcm_S) else 0.0 for e in first + SAMPLES_PER_FRAME * np.arange(1, frames + 1)])
-    return np.clip((10 * np.log10(np.nan_to_num(power) + 1e-10) + 45) / 31, 0, 1)
 
 
 def mouth_actions(articulators: np.ndarray) -> dict[str, float]:
