@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.small_model import SMALL, write_model
 
 from everface.core.config import Deployment
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_mouth_finder
@@ -19,7 +20,6 @@ from everface.networks.video.mouth_finder import FILE, LEAST, MOST, MouthFinder
 from everface.networks.video.vae import VAE
 from everface.runtime.messages import Block, OpenSession
 from everface.train.heads.mouth_finder import draw, judge_mouth_finder, read_people, train_mouth_finder
-from tests.small_model import SMALL, write_model
 
 
 def face(right: float, down: float, side: int = 128) -> torch.Tensor:
