@@ -68,9 +68,10 @@ def test_what_is_moved_is_still_told(people: list[tuple[torch.Tensor, torch.Tens
 
 
 def test_drawn_characters_are_left_out(tmp_path: Path) -> None:
-    for n, lips in enumerate((np.full((8, 4, 2), 0.5, np.float32), None)):
+    for n in range(2):
         np.save(tmp_path / f"{n:05d}.npy", np.zeros((13, 32, 32, 3), np.uint8))
-        np.savez(tmp_path / f"{n:05d}.npz", audio=np.zeros(3), **({} if lips is None else {"lips": lips}))
+    np.savez(tmp_path / "00000.npz", lips=np.full((8, 4, 2), 0.5, np.float32))
+    np.savez(tmp_path / "00001.npz", audio=np.zeros(3))
     ((rgb, middle),) = read_people(sorted(tmp_path.glob("*.npy")))
     assert rgb.shape == (4, 3, 128, 128) and rgb.dtype == torch.uint8 and torch.equal(middle, torch.zeros(4, 2))
 
