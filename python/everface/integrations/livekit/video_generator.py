@@ -51,8 +51,8 @@ class AvatarVideoGenerator(VideoGenerator):
     async def wait_ready(self, timeout_s: float = READY_S) -> AvatarOptions:
         """Wait for the first frame, which is kept, and return the options for an AvatarRunner. Raises Unavailable, or what ended the session."""
         end_s = time.monotonic() + timeout_s
-        while not (frames := [e for e in self._peeked if isinstance(e, VideoFrame)]):
-            event = await read_event(self._session, 0.1)
+        while not (frames := [e for e in self._peeked if isinstance(e, VideoFrame)]) or self._session.closed:
+            event = None if self._session.closed else await read_event(self._session, 0.1)  # what a closed one left is of no use
             if event is not None:
                 self._peeked.append(event)
             elif self._session.closed or time.monotonic() > end_s:
