@@ -40,6 +40,11 @@ def flow_fields(height: int, width: int, device: torch.device, mouth: tuple[int,
     be changed."""
     y_HW, x_HW = torch.meshgrid(*((torch.arange(side) + 0.5) / side * 2 - 1 for side in (height, width)), indexing="ij")
     none = torch.zeros(height, width)
+    if mouth is not None:
+        from_x_HW, from_y_HW = x_HW - mouth[0] / PLACES, y_HW - mouth[1] / PLACES
+        near = torch.exp(-(from_x_HW / MOUTH_X).square() - (from_y_HW / MOUTH_Y).square())
+        lips = torch.stack([near * from_x_HW, none], -1), torch.stack([none, near * from_y_HW], -1)
+        return torch.cat([flow_fields(height, width, device), torch.stack(lips).to(device)])  # the head's are the same for all
     inside = (1 - (x_HW / DOME_X).square() - ((y_HW - DOME_CENTER_Y) / DOME_Y).square()).clamp(min=0)
     depth = EARS + DOME * inside
     far = ((x_HW / HEAD_X).square() + ((y_HW - HEAD_CENTER_Y) / HEAD_Y).square()).sqrt()
@@ -49,10 +54,6 @@ def flow_fields(height: int, width: int, device: torch.device, mouth: tuple[int,
         (none, head * depth), (head * depth, none), (head * (y_HW - NECK_Y), -head * x_HW), (head * UNIT, none), (none, -head * UNIT),
         (head * NEARER * x_HW, head * NEARER * y_HW), (body * UNIT, none), (none, -body * UNIT),
     )  # fmt: skip
-    if mouth is not None:
-        from_x_HW, from_y_HW = x_HW - mouth[0] / PLACES, y_HW - mouth[1] / PLACES
-        near = torch.exp(-(from_x_HW / MOUTH_X).square() - (from_y_HW / MOUTH_Y).square())
-        flows = (*flows, (near * from_x_HW, none), (none, near * from_y_HW))
     return torch.stack([torch.stack(flow, -1) for flow in flows]).to(device)
 
 
