@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import signal
+import threading
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -28,6 +29,7 @@ HELD_OUT, STOP = "held_out", "stop"
 HELD_OUT_SEED = 1000  # added to the run's
 LEAST_FREE = 4 << 30  # bytes that rendering leaves free where the frames are
 LOG_EVERY_S = 30.0
+_HEADERS = threading.Lock()  # NumPy reads a file's header with `ast`, which fails in two threads at once (Python 3.11, cpython issue 106905)
 
 
 def start_rendering(
@@ -71,8 +73,9 @@ def paths(folder: Path) -> list[Path]:
 
 
 def read_frames(path: Path) -> np.ndarray:
-    """uint8 [T, H, W, 3], mapped: only what is used is read."""
-    return np.load(path, mmap_mode="r")
+    """uint8 [T, H, W, 3], mapped: only what is used is read. Thread-safe."""
+    with _HEADERS:
+        return np.load(path, mmap_mode="r")
 
 
 def read_rest(path: Path) -> dict[str, np.ndarray]:
