@@ -19,7 +19,7 @@ def test_windows_give_what_the_whole_gives() -> None:
 
 def test_a_frame_hears_two_ahead_and_as_far_back_as_is_said() -> None:
     torch.manual_seed(0)
-    net, features_NCT = ArticulatorNet(20, 16), torch.randn(1, 20, 2 * PAST_FRAMES + 9)
+    net, features_NCT = ArticulatorNet(20, 16).double(), torch.randn(1, 20, 2 * PAST_FRAMES + 9).double()
     before = net(features_NCT)
     features_NCT[..., PAST_FRAMES + 4] += 10
     changed_T = (net(features_NCT) != before).any(1)[0]

@@ -16,7 +16,7 @@ from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_mouth_fi
 from everface.models.live_avatar.names import HEAD, IMAGE
 from everface.models.live_avatar.roles import DecodeRole
 from everface.networks.motion import ARTICULATORS, NARROWER, TALLER, WIDER, with_mouth
-from everface.networks.video.mouth_finder import FILE, LEAST, MOST, MouthFinder
+from everface.networks.video.mouth_finder import LEAST, MOST, MouthFinder
 from everface.networks.video.vae import VAE
 from everface.runtime.messages import Block, OpenSession
 from everface.train.heads.mouth_finder import draw, judge_mouth_finder, read_people, train_mouth_finder
@@ -123,4 +123,3 @@ def test_the_decoder_widens_the_mouth_of_each_image(tmp_path: Path) -> None:
     side = len(changed_HW)
     assert changed_HW[int(0.65 * side), int(0.6 * side) - side // 8 : int(0.6 * side) + side // 8].mean() > 0.5 and changed_HW[: side // 8].mean() < 0.2
     assert role.mouths == {1: (pytest.approx(0.2), pytest.approx(0.3))}
-    assert (tmp_path / FILE).name == "mouth_finder.safetensors"

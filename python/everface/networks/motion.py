@@ -29,7 +29,7 @@ _FACE = _EXPRESSION | dict.fromkeys(ARTICULATORS, 2.0)
 EXPRESSION, FACE = tuple(_EXPRESSION), tuple(_FACE)
 POSE = LATENT_FRAMES * len(FACE)  # channels of a latent frame: those of its video frames, one after the other
 # Of HEAD's "wide" for lips that are spread as far as they go, and for round ones; of its "tall" for a jaw that is open as far as it goes
-WIDER, NARROWER, TALLER = 0.12, 0.13, 0.15
+WIDER, NARROWER, TALLER = 0.12, 0.13, 0.22
 _FACTORS_C = torch.tensor(list(_FACE.values()))
 _SIGNS_C = torch.tensor([-1.0 if name == "gaze_right" else 1.0 for name in FACE])  # in a mirrored image
 

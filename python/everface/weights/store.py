@@ -59,8 +59,14 @@ def write_model(out: Path, config: ModelConfig, parts: Mapping[str, Mapping[str,
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
     for part, tensors in parts.items():
-        shapes = {n: (torch.float16, tuple(t.shape)) for n, t in tensors.items()}
-        write_safetensors(out / f"{part}.safetensors", shapes, lambda n, held=tensors: held[n].half(), {"model": config.name})
+        write_half(out / f"{part}.safetensors", tensors, {"model": config.name})
+
+
+def write_half(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> Path:
+    """All of them as float16. Returns the path."""
+    shapes = {name: (torch.float16, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    write_safetensors(path, shapes, lambda name: tensors[name].half(), metadata or {})
+    return path
 
 
 def write_text(path: Path, text: str) -> None:

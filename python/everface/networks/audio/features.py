@@ -7,7 +7,6 @@ Legend: S samples, L feature layers, C channels, T video frames, M mel bands.
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import torch
@@ -41,15 +40,24 @@ def check_window(front_end: FrontEnd, pcm_S: Tensor, frames: int) -> None:
         raise ValueError(f"{frames} frames need a window of {wanted} samples, got shape {tuple(pcm_S.shape)}")
 
 
+def mel(hz: Tensor) -> Tensor:
+    """The HTK mel scale."""
+    return 2595 * torch.log10(1 + hz / 700)
+
+
+def band_edges(mels: int) -> Tensor:
+    """Where `mels` bands begin, peak and end, [M + 2] in Hz, float64: evenly spaced on the mel scale from 20 Hz to 8 kHz."""
+    low, high = mel(torch.tensor([20.0, SAMPLE_RATE / 2], dtype=torch.float64)).tolist()
+    return 700 * (10 ** (torch.linspace(low, high, mels + 2, dtype=torch.float64) / 2595) - 1)
+
+
 def mel_filters(mels: int, bins: int) -> Tensor:
-    """Triangles evenly spaced on the HTK mel scale 2595 log10(1 + f/700) from 20 Hz to 8 kHz, [bins, M] float32.
+    """Triangles between `band_edges`, [bins, M] float32.
 
     Each triangle sums to 1, so a band reads the mean power density under it and white noise is flat. Errors: BadWeights, when
     the bands are narrower than a bin and one would be empty.
     """
-    mel_low, mel_high = (2595 * math.log10(1 + hz / 700) for hz in (20.0, SAMPLE_RATE / 2))
-    mel_edges = torch.linspace(mel_low, mel_high, mels + 2, dtype=torch.float64)
-    edges_hz = 700 * (10 ** (mel_edges / 2595) - 1)
+    edges_hz = band_edges(mels)
     bins_hz = torch.linspace(0, SAMPLE_RATE / 2, bins, dtype=torch.float64)[:, None]
     low_hz, peak_hz, high_hz = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]
     up_FM, down_FM = (bins_hz - low_hz) / (peak_hz - low_hz), (high_hz - bins_hz) / (high_hz - peak_hz)

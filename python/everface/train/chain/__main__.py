@@ -34,13 +34,13 @@ from everface.train.chain.speech import unpack_speech
 from everface.train.codec.training import write_vae
 from everface.train.data.clips import MIN_TRAINING_CLIPS
 from everface.train.data.vae_files import read_vae
-from everface.train.heads.articulation import read_recordings, train_articulators, write_articulators
+from everface.train.heads.articulation import read_recordings, train_articulators
 from everface.train.heads.mouth_finder import leave_mouth_finder
 from everface.train.pretrain.dit_files import adapt_dit
 from everface.train.pretrain.stage1 import train_stage1
 from everface.weights.files import open_file
 from everface.weights.layout import OWN_DIT
-from everface.weights.store import write_safetensors
+from everface.weights.store import write_half, write_safetensors
 
 RESERVE_S = 60.0  # of a call, for the judgement and the archive
 LEAST_S = 20.0  # no phase begins with less
@@ -122,7 +122,7 @@ def leave_articulators(path: Path, voices: Path, plan: ChainPlan, made: Path | N
         path.write_bytes(made.read_bytes())
     elif not path.exists():
         sides = [read_recordings(voices, held_out, LogMel()) for held_out in (False, True)]
-        write_articulators(path, train_articulators(sides[0], sides[1], plan.articulation))
+        write_half(path, train_articulators(sides[0], sides[1], plan.articulation).state_dict())
 
 
 def main() -> None:

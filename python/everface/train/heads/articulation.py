@@ -26,6 +26,7 @@ from everface.networks.audio.features import LogMel
 from everface.networks.motion import ARTICULATORS
 from everface.train.data.drawn import BACKGROUND_SHARE
 from everface.train.engine.ema import Ema
+from everface.train.engine.optimizer import Optimizer
 from everface.train.engine.plan import RunPlan, learning_rate_factor
 from everface.train.engine.precision import autocast
 from everface.train.engine.sharding import clip_gradients
@@ -35,7 +36,7 @@ from everface.train.heads.motion.recorded import make_recorded_speech
 from everface.train.heads.motion.speech import Phonemes, make_both_sides, read_phoneme_speech
 from everface.train.heads.motion.visemes import articulate
 from everface.train.synthetic.background import add_background
-from everface.weights.store import write_safetensors
+from everface.weights.store import write_half
 
 RECORDED = "recorded"  # folder of those voices, in that of the others
 CLIPS, SPEECH_SEED = 3600, 11  # of about 23 s
@@ -95,22 +96,21 @@ def train_articulators(recordings: list[Recording], held_out: list[Recording], p
     """Averaged weights. The same on one machine with one number of threads."""
     torch.manual_seed(plan.seed)
     net, rng = ArticulatorNet(recordings[0].features_CT.shape[0]), random.Random(plan.seed)
-    optimizer, average = torch.optim.AdamW(net.parameters(), plan.lr, weight_decay=0.01), Ema(net, plan.ema)
+    optimizer, average = Optimizer(net), Ema(net, plan.ema)
     usable = [r for r in recordings if r.target_AT.shape[1] >= plan.frames + PAST_FRAMES + AHEAD_FRAMES]
     people, synthetic = ([r for r in usable if r.recorded == recorded] for recorded in (True, False))
     front_end, generator = LogMel(), torch.Generator().manual_seed(plan.seed)
     for step in range(plan.iterations):
-        for group in optimizer.param_groups:
-            group["lr"] = plan.lr * learning_rate_factor(step / plan.iterations, step, plan)
         drawn = [rng.choice(people if people and (not synthetic or rng.random() < RECORDED_SHARE) else synthetic) for _ in range(plan.batch)]
         features_NCT, gain_NT, target_NAT = (torch.stack(each) for each in zip(*(draw_window(r, plan.frames, rng) for r in drawn), strict=True))
+        heard_NCT = vary(features_NCT, front_end, generator)
         with autocast("cpu"):
-            medium_NAT = net(vary(features_NCT, front_end, generator))
+            medium_NAT = net(heard_NCT)
         loss = (WEIGHT_A[:, None] * (apply_loudness(medium_NAT.float(), gain_NT) - target_NAT).square()).mean()
         optimizer.zero_grad()
         loss.backward()
-        clip_gradients(net, 1.0)  # a run without it fell to constants after 1,200 steps
-        optimizer.step()
+        clip_gradients(net, 1.0)
+        optimizer.step(plan.lr * learning_rate_factor(step / plan.iterations, step, plan))
         average.update(net)
         if step % 500 == 499 or step == plan.iterations - 1:
             with average.swapped(net):
@@ -142,13 +142,6 @@ def judge_articulators(net: ArticulatorNet, recordings: list[Recording]) -> dict
     }
 
 
-def write_articulators(path: Path, net: ArticulatorNet) -> Path:
-    """As float16."""
-    held = net.state_dict()
-    write_safetensors(path, {n: (torch.float16, tuple(t.shape)) for n, t in held.items()}, lambda name: held[name].half(), {})
-    return path
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m everface.train.heads.articulation", description="Train the network that reads the mouth from audio.")
     parser.add_argument("speech", type=Path, help="folder of WAV and JSON files; made where it has none")
@@ -166,7 +159,7 @@ def main() -> None:
     sides = [read_recordings(args.speech, held_out, LogMel()) for held_out in (False, True)]
     log.info("%d recordings, %.0f minutes", len(sides[0]), sum(r.target_AT.shape[1] for r in sides[0]) / 1500)
     net = train_articulators(sides[0], sides[1], ArticulationPlan(iterations=args.steps))
-    print(f"{write_articulators(args.out, net)}: {json.dumps(judge_articulators(net, sides[1]))}")
+    print(f"{write_half(args.out, net.state_dict())}: {json.dumps(judge_articulators(net, sides[1]))}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from everface.core.log import log, start_log
 from everface.networks.video.mouth_finder import SIDE, MouthFinder
-from everface.weights.store import write_safetensors
+from everface.weights.store import write_half
 
 STEPS, BATCH, LR, HELD_OUT = 4000, 48, 2e-3, 24  # people held out
 SHIFT, TURN, ZOOM = 0.2, 0.15, 0.2  # by which images are moved: halves, radians, share
@@ -87,17 +87,10 @@ def draw(people: list[tuple[Tensor, Tensor]], rng: random.Random, generator: tor
     return moved_N3HW.clamp(-1, 1), moved_N2
 
 
-def write_mouth_finder(path: Path, net: MouthFinder) -> Path:
-    """As float16."""
-    held = net.state_dict()
-    write_safetensors(path, {n: (torch.float16, tuple(t.shape)) for n, t in held.items()}, lambda name: held[name].half(), {})
-    return path
-
-
 def leave_mouth_finder(path: Path, clips: list[Path], steps: int) -> None:
     """Train it on clips, if it is not there, and they are of rendered people."""
     if not path.exists() and (people := read_people(clips)):
-        write_mouth_finder(path, train_mouth_finder(people, steps))
+        write_half(path, train_mouth_finder(people, steps).state_dict())
 
 
 def main() -> None:
@@ -110,7 +103,7 @@ def main() -> None:
     log.setLevel("INFO")
     people = read_people(sorted(args.frames.glob("[0-9]*.npy")))
     log.info("%d people", len(people))
-    write_mouth_finder(args.out, train_mouth_finder(people, args.steps))
+    write_half(args.out, train_mouth_finder(people, args.steps).state_dict())
 
 
 if __name__ == "__main__":

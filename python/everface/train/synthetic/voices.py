@@ -85,10 +85,18 @@ def _silence(seconds: float) -> np.ndarray:
     return np.zeros(int(seconds * SAMPLE_RATE), np.float32)
 
 
-def synthesize(text: str, voice: str, speed: int, pitch: int) -> np.ndarray:
-    """One sentence by espeak-ng at 16 kHz, mono float32."""
+def resample_wav(path: Path) -> np.ndarray:
+    """A 16-bit mono WAV file of any rate at 16 kHz, float32."""
     import soxr  # only needed to make speech: a training machine may lack it
 
+    with wave.open(str(path), "rb") as file:
+        rate = file.getframerate()
+        pcm_S = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
+    return soxr.resample(pcm_S, rate, SAMPLE_RATE).astype(np.float32)
+
+
+def synthesize(text: str, voice: str, speed: int, pitch: int) -> np.ndarray:
+    """One sentence by espeak-ng at 16 kHz, mono float32."""
     program = shutil.which("espeak-ng")
     if program is None:
         raise Unavailable("Speech for training needs the program espeak-ng, which was not found; install the package espeak-ng.")
@@ -96,7 +104,4 @@ def synthesize(text: str, voice: str, speed: int, pitch: int) -> np.ndarray:
         path = Path(folder) / "say.wav"
         command = [program, "-v", voice, "-s", str(speed), "-p", str(pitch), "-w", str(path), "--stdin"]
         subprocess.run(command, input=text.encode(), check=True, capture_output=True)
-        with wave.open(str(path), "rb") as file:
-            rate = file.getframerate()
-            pcm_S = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
-    return soxr.resample(pcm_S, rate, SAMPLE_RATE).astype(np.float32)
+        return resample_wav(path)

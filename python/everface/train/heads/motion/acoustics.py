@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from everface.core.config import SAMPLE_RATE
-from everface.networks.audio.features import LogMel
+from everface.networks.audio.features import LogMel, band_edges, mel
 
 WARP, WARP_SHARE = 0.12, 0.5  # of frequencies, up or down; share of the windows
 ROOM_SHARE, ROOM_T60_S, ROOM_GAIN = 0.35, (0.15, 0.65), (0.02, 0.32)  # time until an echo has faded by 60 dB; its power against the voice's
@@ -21,7 +21,6 @@ CURVE = ((1, 0.25), (2, 0.2), (3, 0.15), (5, 0.08))  # half periods over the ban
 NOISE_SHARE, NOISE_DB, NOISE_TILT = 0.6, (-62.0, -28.0), 1.5  # of a density; nepers from the lowest band to the highest
 UNCHANGED_SHARE = 0.25
 ECHO_VECTORS = 40  # that are kept of an echo: 0.4 s
-_MEL = 2595.0
 
 
 def vary(features_NCT: Tensor, front_end: LogMel, generator: torch.Generator) -> Tensor:
@@ -46,10 +45,9 @@ def _warp(logs_NBH: Tensor, generator: torch.Generator) -> Tensor:
     """Read between the bands, at frequencies that are scaled."""
     count, bands, _ = logs_NBH.shape
     factor_N = 1 + _uniform(generator, -WARP, WARP, count) * (torch.rand(count, generator=generator) < WARP_SHARE)
-    low, high = (_MEL * math.log10(1 + hz / 700) for hz in (20.0, 8000.0))  # of `features.mel_filters`
-    hz_B = 700 * (10 ** (torch.linspace(low, high, bands + 2)[1:-1] / _MEL) - 1)
-    mel_NB = _MEL * torch.log10(1 + hz_B * factor_N[:, None] / 700)
-    at_NB = ((mel_NB - low) / (high - low) * (bands + 1) - 1).clamp(0, bands - 1)
+    edges_E = band_edges(bands)
+    low, high = mel(edges_E[0]), mel(edges_E[-1])
+    at_NB = ((mel(edges_E[1:-1] * factor_N[:, None]) - low) / (high - low) * (bands + 1) - 1).float().clamp(0, bands - 1)
     below_NB = at_NB.floor().long().clamp(max=bands - 2)
     share_NB1 = (at_NB - below_NB)[..., None]
     mix_NBB = torch.zeros(count, bands, bands).scatter_(2, below_NB[..., None], 1 - share_NB1)

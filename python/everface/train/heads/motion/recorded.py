@@ -11,17 +11,15 @@ import re
 import shutil
 import subprocess
 import tempfile
-import wave
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from everface.core.config import SAMPLE_RATE
 from everface.core.errors import Unavailable
 from everface.train.heads.motion.speech import Phonemes, write_clip
 from everface.train.synthetic.sentences import TEXTS
-from everface.train.synthetic.voices import HELD_OUT
+from everface.train.synthetic.voices import HELD_OUT, resample_wav
 
 SENTENCES = {  # in languages that the other voices have no sentences in
     "cs": """Dobrý den, jak se máte dnes ráno?
@@ -52,20 +50,25 @@ Setze jutges d'un jutjat mengen fetge d'un penjat.""",
 SLOWER = (0.8, 1.25)  # durations of phonemes, against the voice's own
 TIMEOUT_S = 120.0
 
-# Phonemes of the voices that are not letters of `visemes.TARGETS` already, by those letters
+# Phonemes of the voices that are not letters of IPA already
 _ENGLISH = {
-    "aa": "A", "ae": "a", "ah": "V", "ao": "O", "aw": "aU", "ax": "@", "axr": "3", "ay": "aI", "ch": "tS", "dh": "D", "eh": "E", "er": "3", "ey": "eI",
-    "hh": "h", "ih": "I", "iy": "i", "jh": "dZ", "ng": "N", "ow": "oU", "oy": "OI", "sh": "S", "th": "T", "uh": "U", "uw": "u", "y": "j", "zh": "Z",
+    "aa": "ɑ", "ae": "æ", "ah": "ʌ", "ao": "ɔ", "aw": "aʊ", "ax": "ə", "axr": "ɚ", "ay": "aɪ", "ch": "tʃ", "dh": "ð", "eh": "ɛ", "er": "ɚ", "ey": "eɪ",
+    "hh": "h", "ih": "ɪ", "iy": "i", "jh": "dʒ", "ng": "ŋ", "ow": "oʊ", "oy": "ɔɪ", "r": "ɹ", "sh": "ʃ", "th": "θ", "uh": "ʊ", "uw": "u", "y": "j", "zh": "ʒ",
 }  # fmt: skip
-_ROMANCE = {"ax": "@", "nf": "n", "ng": "N", "rr": "r"}
-_CZECH = {"c~": "tS", "s~": "S", "z~": "Z", "r~*": "rZ", "r~": "rZ", "d~": "d", "t~": "t", "n~": "J", "c": "ts", "dz~": "dZ"}
-_FINNISH = {"@": "&", "@:": "&:", "7": "Y", "7:": "Y:"}
-_RUSSIAN = {"y": "I", "yy": "I", "ae": "@", "ay": "@", "aa": "a", "sch": "S", "sh": "S", "ch": "tS", "zh": "Z", "c": "ts", "h": "x"}
+_ROMANCE = {"ax": "ə", "E": "ɛ", "O": "ɔ", "S": "ʃ", "Z": "ʒ", "L": "ʎ", "J": "ɲ", "tS": "tʃ", "dZ": "dʒ", "nf": "n", "ng": "ŋ", "r": "ɾ", "rr": "r"}
+_CZECH = {
+    "e": "ɛ", "c~": "tʃ", "s~": "ʃ", "z~": "ʒ", "r~*": "rʃ", "r~": "rʒ", "d~": "ɟ", "t~": "c", "n~": "ɲ", "n*": "ŋ", "N": "ŋ", "c": "ts", "dz~": "dʒ",
+    "ch": "x",
+}  # fmt: skip
+_FINNISH = {"a": "ɑ", "@": "æ", "7": "ø", "N": "ŋ", "S": "ʃ", "T": "θ", "v": "ʋ"}
+_RUSSIAN = {
+    "a": "ɐ", "aa": "a", "ae": "ə", "ay": "ə", "y": "ɨ", "yy": "ɨ", "ur": "ʊ", "sch": "ɕ", "sh": "ʃ", "ch": "tɕ", "zh": "ʒ", "c": "ts", "h": "x",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Voice:
-    """name: of the program's voice. phonemes: those that have other letters here."""
+    """name: of the program's voice. phonemes: those that are not IPA's letters."""
 
     name: str
     language: str
@@ -84,14 +87,15 @@ VOICES = (
 )  # fmt: skip
 
 
-def letters(voice: Voice, phoneme: str) -> str:
+def as_ipa(voice: Voice, phoneme: str) -> str:
     """A phoneme of the voice as `visemes.targets` reads it; "_" for silence."""
     name = re.sub(r"\d", "", phoneme) if voice.phonemes is _ROMANCE else phoneme
     if name in ("pau", "#", "##", "_", "sil", ""):
         return "_"
     if name not in voice.phonemes and voice.phonemes is _RUSSIAN:
         name = name[0]  # two letters: palatalized, or stressed
-    return voice.phonemes.get(name, name)
+    sound = name.removesuffix(":")
+    return voice.phonemes.get(sound, sound) + ("ː" if sound != name else "")
 
 
 def make_recorded_speech(folder: Path, seed: int, clips_per_voice: int, voices: tuple[Voice, ...] = VOICES) -> list[Path]:
@@ -115,7 +119,7 @@ def speak(texts: list[str], voice: Voice, slower: float) -> list[tuple[np.ndarra
         names = (_flite if voice.program == "flite" else _festival)(texts, voice, slower, folder)
         if not names:
             raise Unavailable(f"{voice.program} has no voice {voice.name}, or cannot speak with it; install it (docs/training/heads.md names the packages).")
-        return [(_read(folder / f"{n}.wav"), [(begin, letters(voice, name)) for begin, name in phones]) for n, phones in names.items()]
+        return [(resample_wav(folder / f"{n}.wav"), [(begin, as_ipa(voice, name)) for begin, name in phones]) for n, phones in names.items()]
 
 
 def _choose(voice: Voice, rng: random.Random) -> list[str]:
@@ -166,13 +170,3 @@ def _run(command: list[str]) -> str:
         raise Unavailable(f"Speech of recorded voices needs the program {command[0]}, which was not found; install the package {command[0]}.")
     done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
     return done.stdout.decode("utf-8", "replace")
-
-
-def _read(path: Path) -> np.ndarray:
-    """Any rate, to 16 kHz."""
-    import soxr  # only needed to make speech
-
-    with wave.open(str(path), "rb") as file:
-        rate = file.getframerate()
-        pcm_S = np.frombuffer(file.readframes(file.getnframes()), np.int16).astype(np.float32) / 32768
-    return soxr.resample(pcm_S, rate, SAMPLE_RATE).astype(np.float32)

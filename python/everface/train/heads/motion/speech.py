@@ -1,6 +1,7 @@
 """Speech with phonemes: the sentences and voices of the drawn characters, spoken by the library of espeak-ng, which reports every phoneme.
 
-Files are those of `synthetic.voices.make_speech`, and beside each WAV a JSON list of [start in seconds, phoneme] with "_" for silence.
+Files are those of `synthetic.voices.make_speech`, and beside each WAV a JSON list of [start in seconds, phoneme], in IPA, with "_" for silence. (espeak-ng has
+names of its own, too, of which some are different sounds in different languages.)
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator
 from ctypes.util import find_library
 from functools import lru_cache
@@ -17,11 +19,11 @@ import numpy as np
 import torch
 
 from everface.core.config import SAMPLE_RATE
-from everface.core.errors import Unavailable
+from everface.core.errors import BadInput, Unavailable
 from everface.train.synthetic.sentences import TEXTS
 from everface.train.synthetic.voices import HELD_OUT, LONGEST_PAUSE_S, SPEECH_DB, VOICES, is_held_out, read_wav, write_wav
 
-RATE, PITCH, PHONEME, PHONEME_EVENTS, SYNCHRONOUS, UTF8 = 1, 3, 7, 1, 2, 1  # numbers of espeak-ng's speak_lib.h
+RATE, PITCH, PHONEME, PHONEME_EVENTS_IPA, SYNCHRONOUS, UTF8 = 1, 3, 7, 3, 2, 1  # numbers of espeak-ng's speak_lib.h
 Phonemes = list[tuple[float, str]]
 # Of espeak-ng's languages in Latin letters; not Danish, whose phonemes it reports at other times than it speaks them
 LANGUAGES = (
@@ -30,6 +32,8 @@ LANGUAGES = (
 )  # fmt: skip
 VARIANTS = ("", "+m1", "+m3", "+m5", "+m7", "+f1", "+f2", "+f3", "+f4", "+f5")
 HELD_OUT_CLIPS = 6  # of each held-out voice
+OTHER_NAMES = re.compile("[A-WYZ0-9@&]")  # in espeak-ng's own names of phonemes, never in IPA's
+SHORTEST_PAUSE_S = 0.07  # what has no name and is shorter belongs to the phoneme before
 FILE_NAMES = {"en-gb": "en"}  # the library looks voices up by file, the program by language too
 
 
@@ -53,11 +57,11 @@ def _library() -> tuple[ctypes.CDLL, int]:
     if name is None:
         raise Unavailable("Speech with phonemes needs the library libespeak-ng, which was not found; install the package espeak-ng.")
     library = ctypes.CDLL(name)
-    return library, library.espeak_Initialize(SYNCHRONOUS, 0, None, PHONEME_EVENTS)
+    return library, library.espeak_Initialize(SYNCHRONOUS, 0, None, PHONEME_EVENTS_IPA)
 
 
 def speak(text: str, voice: str, speed: int, pitch: int) -> tuple[np.ndarray, Phonemes]:
-    """One sentence at 16 kHz, mono float32, and the phonemes with the seconds at which they begin. Not thread-safe."""
+    """One sentence at 16 kHz, mono float32, and the phonemes in IPA with the seconds at which they begin. Not thread-safe."""
     import soxr
 
     library, rate = _library()
@@ -85,7 +89,13 @@ def speak(text: str, voice: str, speed: int, pitch: int) -> tuple[np.ndarray, Ph
     library.espeak_Synth(data, len(data) + 1, 0, 1, 0, UTF8, None, None)
     library.espeak_Synchronize()
     pcm_S = np.frombuffer(b"".join(audio), np.int16).astype(np.float32) / 32768
-    return soxr.resample(pcm_S, rate, SAMPLE_RATE).astype(np.float32), phonemes
+    return soxr.resample(pcm_S, rate, SAMPLE_RATE).astype(np.float32), _pauses(phonemes, len(pcm_S) / rate)
+
+
+def _pauses(phonemes: Phonemes, end_s: float) -> Phonemes:
+    """Without those that have no name, of which long ones are silence."""
+    ends = [*(t for t, _ in phonemes[1:]), end_s]
+    return [(t, name or "_") for (t, name), end in zip(phonemes, ends, strict=True) if name or end - t >= SHORTEST_PAUSE_S]
 
 
 def make_phoneme_speech(folder: Path, seed: int = 0, clips_per_voice: int = 5, voices: tuple[str, ...] = VOICES) -> list[Path]:
@@ -154,9 +164,16 @@ def write_clip(path: Path, spoken: Iterable[tuple[np.ndarray, Phonemes]], rng: r
 
 
 def read_phoneme_speech(folder: Path, held_out: bool) -> list[tuple[torch.Tensor, Phonemes]]:
-    """All clips of one side of the split: mono float32 at 16 kHz, and phonemes."""
+    """All clips of one side of the split: mono float32 at 16 kHz, and phonemes. Raises BadInput for phonemes that are not IPA."""
     paths = [path for path in sorted(folder.glob("*.wav")) if is_held_out(path) == held_out]
-    return [(read_wav(p), [(float(t), str(n)) for t, n in json.loads(p.with_suffix(".json").read_text())]) for p in paths]
+    return [(read_wav(p), _read_phonemes(p.with_suffix(".json"))) for p in paths]
+
+
+def _read_phonemes(path: Path) -> Phonemes:
+    phonemes = [(float(t), str(name)) for t, name in json.loads(path.read_text())]
+    if any(OTHER_NAMES.search(name) for _, name in phonemes if not name.startswith("(")):
+        raise BadInput(f"{path} has phonemes by espeak-ng's own names, as an earlier version wrote them; remove its folder, and the speech is made again")
+    return phonemes
 
 
 def _silence(seconds: float) -> np.ndarray:
