@@ -18,6 +18,7 @@ using TwoPixels = float __attribute__((vector_size(32)));
 using FourPixels = float __attribute__((vector_size(64)));  // side by side
 constexpr int kPixel = 4;                                   // floats of it
 constexpr int kTaps = 6, kWeights = 8;                      // source pixels in each direction; floats of their weights
+constexpr double kPi = 3.14159265358979323846;
 constexpr int kPhases = 512;                                // of a table of these, between whose entries they are interpolated
 using Weights = float __attribute__((vector_size(4 * kWeights)));
 
@@ -31,7 +32,7 @@ const float* lanczos() {
     for (int n = 0; n <= kPhases; ++n) {
       double weight[kTaps], sum = 0;
       for (int i = 0; i < kTaps; ++i) {
-        const double x = M_PI * (i - 2 - static_cast<double>(n) / kPhases);
+        const double x = kPi * (i - 2 - static_cast<double>(n) / kPhases);
         weight[i] = x == 0 ? 1.0 : n % kPhases == 0 ? 0.0 : 3 * std::sin(x) * std::sin(x / 3) / (x * x);
         sum += weight[i];
       }

@@ -25,8 +25,8 @@ _TAPS, _HALVING_TAPS = (5, 3), 4  # of the first and of the residual convolution
 _DILATIONS = ((1, 1, 2), (1, 2), (1, 2, 4, 8))  # of the residual convolutions at 100, 50 and 25 vectors a second
 
 
-def _past_frames() -> int:
-    """Before a frame that matter to it, AHEAD_FRAMES after it included."""
+def _other_frames() -> int:
+    """That a frame hears, before it and after it."""
     reach, step = _TAPS[0], 1  # in vectors: what one output hears, and how far apart outputs are
     for n, dilations in enumerate(_DILATIONS):
         reach += (_HALVING_TAPS - 1) * step if n else 0
@@ -35,13 +35,13 @@ def _past_frames() -> int:
     return -(-reach // _VECTORS) - 1
 
 
-PAST_FRAMES = _past_frames() - AHEAD_FRAMES  # before a frame that matter to it
+PAST_FRAMES = _other_frames() - AHEAD_FRAMES  # before a frame that matter to it
 
 
 class ArticulatorNet(nn.Module):
     """Float32, on the CPU. Thread-safe after loading. The jaw is that of a medium voice: `apply_loudness` makes it that of this one.
 
-    A closure of the lips is shorter than a video frame, so the first convolutions see the 100 vectors a second that the features have; two of them halve that.
+    Lips are shut for hardly longer than a video frame, so the first convolutions see the 100 vectors a second that the features have; two of them halve that.
     Raises BadWeights for features of another rate."""
 
     def __init__(self, channels: int, fine: int = 160, width: int = 272) -> None:

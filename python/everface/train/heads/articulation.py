@@ -50,7 +50,7 @@ WEIGHT_A = torch.tensor([4.0, 1.0, 1.0, 2.0, 1.0, 0.5])  # of the squared error 
 class ArticulationPlan(RunPlan):
     """The defaults are those of the default model. It counts steps."""
 
-    iterations: int = 6000
+    iterations: int = 4000
     lr: float = 3e-3
     warmup_steps: int = 50
     decay_from: float = 0.4
