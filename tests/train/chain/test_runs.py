@@ -48,7 +48,7 @@ def speech(tmp_path: Path) -> Path:
     write_hum(folder)
     write_wav(folder / "es-hum.wav", 0.1 * torch.sin(torch.arange(80_000) / 30))
     for name in ("en-hum", "es-hum"):
-        (folder / f"{name}.json").write_text(json.dumps([[0.0, "_"], [1.0, "A:"], [4.0, "_"]]))
+        (folder / f"{name}.json").write_text(json.dumps([[0.0, "_"], [1.0, "ɑː"], [4.0, "_"]]))
     pack_speech(folder, tmp_path / "speech.xz")
     return tmp_path / "speech.xz"
 
@@ -202,5 +202,5 @@ def test_the_bars_of_rendered_people(assets: Path, frames: Path, small_listener:
 
 
 def test_recordings_are_joined_with_their_phonemes() -> None:
-    joined_S, phonemes = horizon.joined([(torch.ones(16_000), [(0.0, "_"), (0.5, "A:")]), (torch.zeros(8_000), [(0.25, "m")])])
-    assert joined_S.shape == (24_000,) and phonemes == [(0.0, "_"), (0.5, "A:"), (1.25, "m")]
+    joined_S, phonemes = horizon.joined([(torch.ones(16_000), [(0.0, "_"), (0.5, "ɑː")]), (torch.zeros(8_000), [(0.25, "m")])])
+    assert joined_S.shape == (24_000,) and phonemes == [(0.0, "_"), (0.5, "ɑː"), (1.25, "m")]

@@ -27,7 +27,7 @@ pytest.importorskip("moderngl")
 @pytest.fixture(scope="module")
 def source(assets: Path) -> HeadClips:
     try:
-        return HeadClips(assets, 64, [(0.1 * torch.sin(torch.arange(64000) * 0.2), [(0.0, "_"), (1.0, "A:"), (3.0, "_")])], drawn_share=0)
+        return HeadClips(assets, 64, [(0.1 * torch.sin(torch.arange(64000) * 0.2), [(0.0, "_"), (1.0, "ɑː"), (3.0, "_")])], drawn_share=0)
     except Unavailable as error:
         pytest.skip(str(error))
 
