@@ -16,10 +16,10 @@ namespace {
 using Pixel = float __attribute__((vector_size(16)));  // red, green, blue and nothing
 using TwoPixels = float __attribute__((vector_size(32)));
 using FourPixels = float __attribute__((vector_size(64)));  // side by side
-constexpr int kPixel = 4;                                   // floats of it
-constexpr int kTaps = 6, kWeights = 8;                      // source pixels in each direction; floats of their weights
+constexpr int kPixel = 4;               // floats of it
+constexpr int kTaps = 6, kWeights = 8;  // source pixels in each direction; floats of their weights
 constexpr double kPi = 3.14159265358979323846;
-constexpr int kPhases = 512;                                // of a table of these, between whose entries they are interpolated
+constexpr int kPhases = 512;  // of a table of these, between whose entries they are interpolated
 using Weights = float __attribute__((vector_size(4 * kWeights)));
 
 EVERFACE_INLINE int within(int at, int size) { return at < 0 ? 0 : at < size ? at : size - 1; }

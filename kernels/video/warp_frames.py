@@ -24,34 +24,32 @@ from torch import Tensor
 
 from everface.kernels.cpu import native_cpu, runs_native, video_operand
 
-TAPS = range(-2, 4)  # source pixels about a place
-
 
 def warp_frames_reference(video_3THW: Tensor, fields_KHW2: Tensor, motion_KT: Tensor) -> Tensor:
     """Plain torch."""
+    flow_THW2, frames_T3HW = torch.einsum("kt,khwc->thwc", motion_KT, fields_KHW2), video_3THW.transpose(0, 1).float()
     height, width = video_3THW.shape[2:]
-    size_2 = torch.tensor([width, height], device=video_3THW.device)
-    y_HW, x_HW = torch.meshgrid(*(torch.arange(side, device=video_3THW.device) for side in (height, width)), indexing="ij")
-    flow_THW2 = torch.einsum("kt,khwc->thwc", motion_KT, fields_KHW2) * (size_2 / 2)
-    place_THW2 = (torch.stack([x_HW, y_HW], -1) - flow_THW2).nan_to_num(nan=-1e9).clamp(-size_2, 2 * size_2)
-    whole_THW2 = place_THW2.floor()
-    across_6THW, down_6THW = lanczos(place_THW2 - whole_THW2).permute(3, 4, 0, 1, 2)
-    frames_T3HW = video_3THW.transpose(0, 1).float()
+    pixel_W, pixel_H = (torch.arange(side, device=video_3THW.device) for side in (width, height))
+    right_6THW, across_6THW = taps_at(pixel_W - width / 2 * flow_THW2[..., 0], width)
+    lower_6THW, down_6THW = taps_at(pixel_H[:, None] - height / 2 * flow_THW2[..., 1], height)
     warped_T3HW = torch.zeros_like(frames_T3HW)
-    for right, across_THW in zip(TAPS, across_6THW, strict=True):
-        for lower, down_THW in zip(TAPS, down_6THW, strict=True):
-            at_THW2 = (whole_THW2 + torch.tensor([right, lower], device=video_3THW.device) + 0.5) / size_2 * 2 - 1
-            pixels_T3HW = F.grid_sample(frames_T3HW, at_THW2, mode="nearest", padding_mode="border", align_corners=False)
+    for right_THW, across_THW in zip(right_6THW, across_6THW, strict=True):
+        for lower_THW, down_THW in zip(lower_6THW, down_6THW, strict=True):
+            place_THW2 = torch.stack([right_THW, lower_THW], -1)
+            pixels_T3HW = F.grid_sample(frames_T3HW, place_THW2, mode="nearest", padding_mode="border", align_corners=False)
             warped_T3HW.addcmul_((across_THW * down_THW)[:, None], pixels_T3HW)
     return warped_T3HW.transpose(0, 1)
 
 
-def lanczos(part: Tensor) -> Tensor:
-    """Weights [..., 6] of the source pixels -2 to 3 of a place that is so far, 0 to 1, to the right of pixel 0."""
-    distance = part[..., None].double() - torch.arange(TAPS[0], TAPS[-1] + 1, device=part.device)
+def taps_at(at_THW: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """The six source pixels about each place in pixels, in halves of the frame, and their weights, both [6, T, H, W]. A NaN is before the frame."""
+    at_THW = at_THW.nan_to_num(nan=-side).clamp(-side, 2 * side)
+    whole_THW = at_THW.floor()
+    offset_6111 = torch.arange(-2, 4, device=at_THW.device)[:, None, None, None]
+    distance = (at_THW - whole_THW).double() - offset_6111
     weights = torch.sinc(distance) * torch.sinc(distance / 3)
-    weights = torch.where(part[..., None] == 0, (distance == 0).double(), weights)  # sinc of a whole number is not quite zero
-    return (weights / weights.sum(-1, keepdim=True)).float()
+    weights = torch.where(at_THW == whole_THW, (offset_6111 == 0).double(), weights)  # sinc of a whole number is not quite zero
+    return (whole_THW + offset_6111 + 0.5) / side * 2 - 1, (weights / weights.sum(0)).float()
 
 
 def warp_frames(video_3THW: Tensor, fields_KHW2: Tensor, motion_KT: Tensor) -> Tensor:

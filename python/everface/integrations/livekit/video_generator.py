@@ -51,14 +51,14 @@ class AvatarVideoGenerator(VideoGenerator):
     async def wait_ready(self, timeout_s: float = READY_S) -> AvatarOptions:
         """Wait for the first frame, which is kept, and return the options for an AvatarRunner. Raises Unavailable, or what ended the session."""
         end_s = time.monotonic() + timeout_s
-        while not (frames := [e for e in self._peeked if isinstance(e, VideoFrame)]) or self._session.closed:
-            event = None if self._session.closed else await read_event(self._session, 0.1)  # what a closed one left is of no use
+        while not self._session.closed and time.monotonic() < end_s:  # what a closed one left is of no use
+            if frames := [event for event in self._peeked if isinstance(event, VideoFrame)]:
+                height, width, _ = frames[0].image_HW3.shape
+                return AvatarOptions(width, height, 1 / self._session.frame_s, self._hz, self._channels)
+            event = await read_event(self._session, 0.1)
             if event is not None:
                 self._peeked.append(event)
-            elif self._session.closed or time.monotonic() > end_s:
-                raise Unavailable(f"the live session gave no frame within {timeout_s:g} s: open it with idle=True, and keep it open")
-        height, width, _ = frames[0].image_HW3.shape
-        return AvatarOptions(width, height, 1 / self._session.frame_s, self._hz, self._channels)
+        raise Unavailable(f"the live session gave no frame within {timeout_s:g} s: open it with idle=True, and keep it open")
 
     async def push_audio(self, frame: rtc.AudioFrame | AudioSegmentEnd) -> None:
         """Waits where the session's buffer is full. Raises BadInput for another rate or number of channels, Unavailable."""

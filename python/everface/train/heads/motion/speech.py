@@ -172,7 +172,7 @@ def read_phoneme_speech(folder: Path, held_out: bool) -> list[tuple[torch.Tensor
 def _read_phonemes(path: Path) -> Phonemes:
     phonemes = [(float(t), str(name)) for t, name in json.loads(path.read_text())]
     if any(OTHER_NAMES.search(name) for _, name in phonemes if not name.startswith("(")):
-        raise BadInput(f"{path} has phonemes by espeak-ng's own names, as an earlier version wrote them; remove its folder, and the speech is made again")
+        raise BadInput(f"{path} has phonemes by espeak-ng's own names, as an earlier version wrote them: make the speech again")
     return phonemes
 
 
