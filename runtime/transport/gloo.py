@@ -22,7 +22,7 @@ from everface.runtime.transport.base import SLOTS, ChannelError, CreditedSender,
 distributed: Any = torch.distributed  # torch has no types for much of what is used here
 FORWARD, CREDIT, UNUSED = 1, 2, 3  # tags; nothing is ever sent with the last one
 FOREVER = timedelta(days=30)  # a receiving thread waits on its socket until something comes or the channel ends
-PASS_S = 10.0  # for one message or credit to reach a peer, which has a thread that always receives
+PASS_S = 10.0  # for one message or credit to reach a peer, which has a thread that always receives; and for the rest of a begun one
 
 
 class Group(Protocol):
@@ -157,7 +157,8 @@ class GlooReceiver(GlooEnd, QueuedReceiver):
                 if not 0 < length.item() <= serialization.MOST_BYTES:
                     raise RuntimeError(f"a message of {length.item()} bytes")
                 data = torch.empty(int(length.item()), dtype=torch.uint8)
-                group.recv([data], self._peer, FORWARD).wait(FOREVER)
+                # Gloo forgets a receive whose bytes are partly there when the connection ends. Then only a timeout ends the wait.
+                group.recv([data], self._peer, FORWARD).wait(timedelta(seconds=PASS_S))
                 self._enqueue(serialization.decode(data))
         except (RuntimeError, ValueError) as error:
             self._fail(f"the previous stage went away: {_first_line(error)}")

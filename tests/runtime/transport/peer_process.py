@@ -1,7 +1,7 @@
 """The other process of a channel. It imports torch once, forks for each line `KIND SIDE PATH` of its input and prints the child's id.
 
-A `receiver` receives whatever comes, a `sleeper` listens and receives nothing, a `sender` sends blocks without end; an `echo` on
-the first GPU sends back, at PATH with a 1 for its last 0, what it receives.
+A `receiver` receives whatever comes, a `sleeper` listens and receives nothing, a `sender` sends blocks without end, a `giant` big
+ones; an `echo` on the first GPU sends back, at PATH with a 1 for its last 0, what it receives.
 """
 
 from __future__ import annotations
@@ -47,10 +47,11 @@ def peer_processes() -> Iterator[Callable[[str, str, str], int]]:
 
 
 def serve(kind: str, side: str, path: str) -> None:
-    if side == "sender":
+    if side in ("sender", "giant"):
         sender = open_sender(kind, path)
+        latent = torch.zeros(30_000 if side == "sender" else 16_000_000)
         for index in count():
-            sender.send(Block(1, 0, index, 0, 12, torch.zeros(30_000)))
+            sender.send(Block(1, 0, index, 0, 12, latent))
     if side == "echo":
         back = open_sender(kind, f"{path[:-1]}1", "cuda:0")
         there = open_receiver(kind, path, back.send, "cuda:0")

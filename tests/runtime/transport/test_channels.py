@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 from tests.runtime.transport.channel_ends import KINDS, block, close_both, frames, open_both
+from tests.runtime.transport.peer_process import peer_processes
 
 from everface.runtime.messages import Block, Cancel, CloseSession, OpenSession, Stop
 from everface.runtime.signal import Signal
-from everface.runtime.transport import serialization
+from everface.runtime.transport import gloo, serialization
 from everface.runtime.transport.base import ChannelError
 from everface.runtime.transport.local import LocalChannel
-from everface.runtime.transport.selection import open_sender
+from everface.runtime.transport.selection import open_receiver, open_sender
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,12 +50,12 @@ def test_messages_pass_bit_for_bit_in_order(kind: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("kind", [*KINDS, "local"])
 def test_the_signal_is_set_at_an_arrival_and_at_a_break(kind: str, folder: Path) -> None:
-    signal = Signal()
-    sender, receiver = [LocalChannel(signal=signal)] * 2 if kind == "local" else open_both(kind, folder / "0.0", signal=signal)
-    assert not signal.wait(0.05)
+    arrived = Signal()
+    sender, receiver = [LocalChannel(signal=arrived)] * 2 if kind == "local" else open_both(kind, folder / "0.0", signal=arrived)
+    assert not arrived.wait(0.05)
     begin = time.monotonic()
     threading.Timer(0.1, sender.send, (block(7),)).start()
-    assert signal.wait(60.0) and time.monotonic() - begin < 10
+    assert arrived.wait(60.0) and time.monotonic() - begin < 10
     message = receiver.receive(0.0)  # it has arrived when the signal is set
     assert isinstance(message, Block) and message.index == 7
     assert receiver.receive(0.0) is None
@@ -61,13 +64,13 @@ def test_the_signal_is_set_at_an_arrival_and_at_a_break(kind: str, folder: Path)
     for index in range(2):
         message = receiver.receive(60.0)
         assert isinstance(message, Block) and message.index == index
-    assert signal.wait(0.0)
+    assert arrived.wait(0.0)
     begin = time.monotonic()
     assert [receiver.receive(0.05) for _ in range(3)] == [None] * 3 and time.monotonic() - begin > 0.05
-    assert not signal.wait(0.0)
+    assert not arrived.wait(0.0)
     threading.Timer(0.1, sender.abort).start()
     begin = time.monotonic()
-    assert signal.wait(60.0) and time.monotonic() - begin < 10
+    assert arrived.wait(60.0) and time.monotonic() - begin < 10
     with pytest.raises(ChannelError):
         receiver.receive(0.0)
     close_both(sender, receiver)
@@ -138,3 +141,23 @@ def test_abort_ends_a_send_that_waits(kind: str, folder: Path) -> None:
     with pytest.raises(ChannelError, match="pulled"):
         sender.send(block(2))
     close_both(sender, receiver)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_peer_that_dies_within_a_message(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gloo, "PASS_S", 1.0)
+    with peer_processes() as start_peer:
+        for turn, wait_s in enumerate((0.03, 0.05, 0.06, 0.1)):  # most of them are stopped as they send the next 64 MB
+            peer = start_peer(kind, "giant", str(folder / f"{turn}.0"))
+            receiver: Any = open_receiver(kind, str(folder / f"{turn}.0"), print)
+            assert isinstance(receiver.receive(60.0), Block)
+            time.sleep(wait_s)
+            os.kill(peer, signal.SIGSTOP)
+            os.kill(peer, signal.SIGKILL)
+            with pytest.raises(ChannelError, match="went away"):
+                while receiver.receive(10.0):
+                    pass
+            receiver.abort()
+            receiver.thread.join(10.0)
+            assert not receiver.thread.is_alive()
+            receiver.join()
