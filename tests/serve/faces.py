@@ -33,6 +33,7 @@ class RemoteSession(ABC):
         self._host = host
         self._options = {"format": "jpeg", "idle": idle, "paced": paced}
         self._started = self._closed = False
+        self._opening = threading.Lock()  # a test closes from another thread, which may be there before the session is open
         self._form = ("s16le", 1, MODEL_HZ)
         self._events: queue.Queue[LiveEvent | None] = queue.Queue()
         self._stats: queue.Queue[dict[str, Any]] = queue.Queue(1)
@@ -86,7 +87,8 @@ class RemoteSession(ABC):
 
     def close(self) -> None:
         self._closed = True
-        self.hang_up()
+        with self._opening:
+            self.hang_up()
         self._events.put(None)
 
     async def __aiter__(self) -> Any:
@@ -95,7 +97,9 @@ class RemoteSession(ABC):
                 yield event
 
     def _start(self, encoding: str = "s16le", channels: int = 1, rate_hz: int = MODEL_HZ) -> None:
-        if not self._started:
+        with self._opening:
+            if self._started or self._closed:
+                return
             self._started, self._form = True, (encoding, channels, rate_hz)
             form = {"encoding": encoding, "channels": channels, "rate_hz": rate_hz}
             self.open(self._options | form)
