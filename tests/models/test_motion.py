@@ -16,7 +16,19 @@ from everface.core.config import FPS, ModelConfig
 from everface.core.errors import BadInput
 from everface.models.live_avatar.motion import MotionSource, MotionState
 from everface.networks.audio import articulators
-from everface.networks.motion import ARTICULATORS, EXPRESSION, FACE, HEAD, POSE, mirrored, pose_of, split_pose
+from everface.networks.motion import (
+    ARTICULATORS,
+    EXPRESSION,
+    FACE,
+    HEAD,
+    JAW_COMPENSATION,
+    POSE,
+    compensated,
+    face_values,
+    mirrored,
+    pose_of,
+    split_pose,
+)
 from everface.runtime.model import Window
 
 BLOCK = 7680
@@ -112,6 +124,15 @@ def test_a_mirrored_clip_looks_the_other_way() -> None:
     other = mirrored(clip)
     assert torch.equal(mirrored(other), clip) and torch.equal(other[:, :160], clip[:, :160])
     assert {name for c, name in enumerate(FACE) if not torch.equal(other[0, 160 + c], clip[0, 160 + c])} == {"gaze_right"}
+
+
+def test_a_jaw_that_is_drawn_too_little_open_is_compensated() -> None:
+    clip = torch.rand(160 + len(FACE), 7)
+    clip[-len(ARTICULATORS), :2] = torch.tensor([1.0, 2.0])  # of 2.0, a jaw that is open as far as it goes
+    given = compensated(clip)
+    assert {c - 160 for c in range(len(clip)) if not torch.equal(given[c], clip[c])} == {FACE.index("jaw")}
+    jaw_T = face_values(given)[:, FACE.index("jaw")]
+    assert jaw_T[:2].tolist() == pytest.approx([JAW_COMPENSATION / 2, 1.0]) and torch.allclose(jaw_T[2:], JAW_COMPENSATION * clip[-len(ARTICULATORS), 2:] / 2)
 
 
 @pytest.fixture(scope="module")

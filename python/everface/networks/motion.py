@@ -30,6 +30,7 @@ EXPRESSION, FACE = tuple(_EXPRESSION), tuple(_FACE)
 POSE = LATENT_FRAMES * len(FACE)  # channels of a latent frame: those of its video frames, one after the other
 # Of HEAD's "wide" for lips that are spread as far as they go, and for round ones; of its "tall" for a jaw that is open as far as it goes
 WIDER, NARROWER, TALLER = 0.12, 0.13, 0.22
+JAW_COMPENSATION = 1.15  # factor on the jaw of a stream's pose: the transformer draws mouths a tenth less open than its pose says (docs/decisions/0017-lips.md)
 _FACTORS_C = torch.tensor(list(_FACE.values()))
 _SIGNS_C = torch.tensor([-1.0 if name == "gaze_right" else 1.0 for name in FACE])  # in a mirrored image
 
@@ -42,6 +43,14 @@ def face_features(face_TC: Tensor) -> Tensor:
 def face_values(features_CT: Tensor) -> Tensor:
     """Values of FACE [T, C] float32, from the features of a clip, of which theirs are the last."""
     return features_CT[-len(FACE) :].float().T / _FACTORS_C
+
+
+def compensated(features_CT: Tensor) -> Tensor:
+    """Features [C, T], of which the last are those of FACE, with a jaw that opens JAW_COMPENSATION times as far, at most as far as it goes: the input of a
+    stream. Training has the true jaw."""
+    out, jaw = features_CT.clone(), FACE.index("jaw") - len(FACE)
+    out[jaw] = (JAW_COMPENSATION * out[jaw]).clamp(max=_FACE["jaw"])
+    return out
 
 
 def with_mouth(head_KT: Tensor, articulators_AT: Tensor) -> Tensor:

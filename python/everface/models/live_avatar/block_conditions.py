@@ -12,7 +12,7 @@ from everface.models.live_avatar.conditions import Conditioner
 from everface.models.live_avatar.loudness import LoudnessFollower
 from everface.models.live_avatar.motion import MotionSource
 from everface.models.live_avatar.names import HEAD, POSE
-from everface.networks.motion import face_features, pose_of, with_mouth
+from everface.networks.motion import compensated, face_features, pose_of, with_mouth
 from everface.runtime.messages import Tensors
 from everface.runtime.model import BlockFormat, Window
 
@@ -50,7 +50,7 @@ class BlockConditions:
             head_CT, expression_CT = source.block(index, window.turn, one_S[of_block], None if user_S is None else user_S[of_block])
             mouth_CT = self._conditioner.mouth(one_S)
             heads.append(with_mouth(head_CT, mouth_CT))
-            poses.append(pose_of(face_features(torch.cat([expression_CT, mouth_CT]).T)))
+            poses.append(pose_of(compensated(face_features(torch.cat([expression_CT, mouth_CT]).T))))
         if self._regions_Ahw is None:
             return tokens | {POSE: poses[0], HEAD: heads[0]}
         return tokens | {POSE: sum_of(poses, self._regions_Ahw)}

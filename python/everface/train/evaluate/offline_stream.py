@@ -29,7 +29,7 @@ from everface.models.live_avatar.conditions import Noise
 from everface.models.live_avatar.model import block_format, refresh_after
 from everface.models.live_avatar.names import HEAD, POSE
 from everface.models.live_avatar.roles import DecodeRole, Denoiser, SessionState, StepRole
-from everface.networks.motion import ARTICULATORS, face_values, pose_of, with_mouth
+from everface.networks.motion import ARTICULATORS, compensated, face_values, pose_of, with_mouth
 from everface.networks.transformer.dit import BlockPosition
 from everface.networks.transformer.rope import SINK_TIME
 from everface.networks.transformer.schedule import Schedule, sigmas
@@ -168,7 +168,7 @@ class OfflineStream:
                 if face_CT is not None:
                     of_block_CT = block_of(face_CT, index, self.model.block_frames)
                     mouth_AT = face_values(of_block_CT).T[-len(ARTICULATORS) :]
-                    condition |= {POSE: pose_of(of_block_CT), HEAD: with_mouth(torch.zeros_like(condition[HEAD]), mouth_AT)}
+                    condition |= {POSE: pose_of(compensated(of_block_CT)), HEAD: with_mouth(torch.zeros_like(condition[HEAD]), mouth_AT)}
                 x, header = self.noise(index), (self.opening.session, 0, index, window.pts, window.frames)
                 block = Block(*header, x, condition, window.last)
                 for role in self.roles:
