@@ -1,0 +1,1 @@
+"""Training of a finished model's decoder with a critic: sharper frames of the same latents."""
