@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everface.core.config import LATENT_FRAMES, SAMPLES_PER_FRAME, Deployment, StreamConfig
+from everface.core.config import LATENT_FRAMES, SAMPLES_PER_FRAME, Deployment, ModelConfig, StreamConfig
 from everface.core.log import log
 from everface.core.machine import cores
 from everface.core.regions import cells
@@ -73,16 +73,20 @@ def make_latents(model: Path, clips: list[Path], known: list[Tensor]) -> dict[in
         image_3HW = as_video(np.array(read_frames(path)[:1]), "cpu")[:, 0]
         with torch.inference_mode(), offline.stream(image_3HW, StreamConfig(seed=n)) as stream:
             made = torch.cat([block.x.float().cpu() for block in stream.blocks([pcm_S], face_CT)], 1)[:, :count]
-        whole = known[n][:, 1:STILL_LATENTS].float().expand(-1, count, -1, -1).clone()
-        if offline.config.region is None:
-            whole = made
-        else:
-            rows, columns = cells(offline.config.region, whole.shape[-2:], offline.config.dit.patch_size[1])
-            whole[..., rows, columns] = made
-        out[n] = whole.half()
+        out[n] = whole_frames(made, known[n][:, 1:STILL_LATENTS], offline.config).half()
         if len(out) % SAY_EVERY == 0:
             log.info("latents of %d clips are made", len(out))
     return out
+
+
+def whole_frames(made_zFhw: Tensor, still_z1hw: Tensor, config: ModelConfig) -> Tensor:
+    """Latents of whole frames [z, F, h, w] where the model makes a region only: those of the still image are around it."""
+    if config.region is None:
+        return made_zFhw
+    whole = still_z1hw.float().expand(-1, made_zFhw.shape[1], -1, -1).clone()
+    rows, columns = cells(config.region, whole.shape[-2:], config.dit.patch_size[1])
+    whole[..., rows, columns] = made_zFhw
+    return whole
 
 
 @dataclass(frozen=True)
