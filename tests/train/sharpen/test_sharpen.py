@@ -73,10 +73,10 @@ def test_crops_and_latents_are_of_the_same_place_and_time(tmp_path: Path) -> Non
     clips, cell, side = write_clips(tmp_path / "frames", 3, 128), 16, 64
     rows, columns = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
     known = [torch.stack([torch.stack([torch.full_like(rows, t), rows, columns]) for t in range(4)], 1).half() for _ in clips]
-    latents = ClipLatents(known, {n: known[n][:, 2:] + 100 for n in range(2)})
+    latents = ClipLatents({f"{n:05d}": z for n, z in enumerate(known)}, {f"{n:05d}": known[n][:, 2:] + 100 for n in range(2)})
     seen = set()
     for seed in range(20):
-        z, true = draw_crops(clips, latents, CropSize(2, side, 1), cell, random.Random(seed))
+        z, true = draw_crops(tmp_path / "frames", latents, CropSize(2, side, 1), cell, random.Random(seed))
         assert z.shape == (2, 3, 3, side // cell, side // cell) and true.shape == (2, 3, 5, side, side)
         pixels = (true + 1) * 127.5
         for one_z, one in zip(z, pixels, strict=True):
@@ -96,6 +96,8 @@ def test_the_bundled_decoder_is_trained_in_two_calls(tmp_path: Path) -> None:
     plan = SharpenPlan(iterations=3, held_out=1, critic_from=0.3, crops=CropSize(2, 64))
     assert not sharpen(run, DEFAULT_WEIGHTS, frames, plan, "cpu", time.monotonic())
     assert not (run / "model").exists()
+    for kind in ("npz", "npy"):  # another clip is rendered meanwhile, out of turn
+        (frames / f"00000a.{kind}").write_bytes((frames / f"00003.{kind}").read_bytes())
     made = load_file(run / "latents.safetensors")
     assert len([n for n in made if n.startswith("known.")]) == 8 and len([n for n in made if n.startswith("made.")]) == 7
     assert sharpen(run, DEFAULT_WEIGHTS, frames, plan, "cpu")
@@ -107,6 +109,6 @@ def test_the_bundled_decoder_is_trained_in_two_calls(tmp_path: Path) -> None:
 
 
 def test_too_few_clips_are_refused(tmp_path: Path) -> None:
-    write_clips(tmp_path / "frames", 2, 32)
-    with pytest.raises(BadInput, match="has 2 rendered clips, and 8 are needed"):
-        sharpen(tmp_path / "run", DEFAULT_WEIGHTS, tmp_path / "frames", SharpenPlan(), "cpu")
+    write_clips(tmp_path / "frames", 3, 32)
+    with pytest.raises(BadInput, match="has 2 rendered clips to learn from, and 8 are needed"):
+        sharpen(tmp_path / "run", DEFAULT_WEIGHTS, tmp_path / "frames", SharpenPlan(held_out=1), "cpu")

@@ -254,6 +254,16 @@ class StepRole:
         self.denoiser.close(closing.session)
 
 
+def whole_image(z_16Fhw: torch.Tensor, around_161hw: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Latents of a region in those of the still image, which are around it; of a model without a region, as they are."""
+    if config.region is None:
+        return z_16Fhw
+    whole_16Fhw = around_161hw.expand(-1, z_16Fhw.shape[1], -1, -1).clone()
+    rows, columns = cells(config.region, whole_16Fhw.shape[-2:], config.dit.patch_size[1])
+    whole_16Fhw[..., rows, columns] = z_16Fhw
+    return whole_16Fhw
+
+
 class DecodeRole:
     """The streaming decoder of every session: three latents in, twelve uint8 frames out.
 
@@ -336,11 +346,8 @@ class DecodeRole:
         """Latents of the whole image."""
         if session not in self.around:
             return z_16Fhw
-        assert self.config is not None and self.config.region is not None
-        around_16Fhw = self.around[session].expand(-1, z_16Fhw.shape[1], -1, -1).clone()
-        rows, columns = cells(self.config.region, around_16Fhw.shape[-2:], self.config.dit.patch_size[1])
-        around_16Fhw[..., rows, columns] = z_16Fhw
-        return around_16Fhw
+        assert self.config is not None
+        return whole_image(z_16Fhw, self.around[session], self.config)
 
     def close(self, closing: CloseSession) -> None:
         for kept in (self.streams, self.shots, self.shown_HW3, self.details, self.mouths, self.around):

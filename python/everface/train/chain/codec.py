@@ -23,6 +23,7 @@ from everface.train.codec.model import new_vae
 from everface.train.codec.training import train_codec, write_vae
 from everface.train.data.clips import STILL_FRAMES, encode_clips
 from everface.train.engine.precision import autocast
+from everface.train.evaluate import metrics
 
 Change = Callable[[torch.Tensor, Path], torch.Tensor]
 """(video [3, T, H, W] of a clip, its path) -> what is encoded."""
@@ -108,9 +109,14 @@ def share_done(run_dir: Path, plan: CropPlan | object) -> float:
 
 @torch.inference_mode()
 def measure(vae: VAE, clips: list[Path], device: str) -> dict[str, float]:
-    """Quality over whole held-out clips, after their still frames; the mean of the clips'."""
-    rows = [reconstruction_quality(*pair) for pair in reconstruct(vae, clips, device)]
+    """Quality over whole held-out clips, after their still frames, and their sharpness as a ratio to the truth; the mean of the clips'."""
+    rows = [reconstruction_quality(*pair) | {"sharpness": sharpness_ratio(*pair)} for pair in reconstruct(vae, clips, device)]
     return {key: round(sum(row[key] for row in rows) / len(rows), 3) for key in rows[0]}
+
+
+def sharpness_ratio(decoded_N3THW: torch.Tensor, true_N3THW: torch.Tensor) -> float:
+    decoded, true = (metrics.sharpness(video.transpose(1, 2).flatten(0, 1)) for video in (decoded_N3THW, true_N3THW))
+    return decoded / true
 
 
 def reconstruct(vae: VAE, clips: list[Path], device: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

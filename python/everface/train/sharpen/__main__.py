@@ -1,6 +1,6 @@
 """Train the decoder of a finished model with a critic, and write the model with it.
 
-    python -m everface.train.sharpen RUN --model python/everface/default --frames FRAMES --minutes 30
+    python -m everface.train.sharpen RUN --model python/everface/default --frames FRAMES
 
 Encoder and latents stay as they are, so the transformer stays valid. FRAMES are rendered clips (`everface.train.chain`). The same command again goes on;
 RUN/model is the model with the new decoder, once the run is done.
@@ -12,7 +12,7 @@ import argparse
 import random
 import shutil
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,8 +21,7 @@ from safetensors.torch import load_file
 from everface.core.config import LATENT_FRAMES
 from everface.core.errors import BadInput, EverfaceError
 from everface.core.log import log, start_log
-from everface.networks.video.vae import VAE
-from everface.train.chain.codec import measure, reconstruct, share_done
+from everface.train.chain.codec import measure, share_done
 from everface.train.chain.frames import HELD_OUT, paths
 from everface.train.codec.loss import codec_loss, motion_weight
 from everface.train.data.vae_files import read_vae
@@ -30,11 +29,10 @@ from everface.train.engine.checkpoint import TrainedModel
 from everface.train.engine.ema import Ema
 from everface.train.engine.loop import accumulate_gradients, apply_gradients, train
 from everface.train.engine.optimizer import Optimizer
-from everface.train.engine.plan import RunPlan, learning_rate_factor
+from everface.train.engine.plan import RunPlan, learning_rate_factor, with_settings
 from everface.train.engine.precision import autocast
 from everface.train.engine.ranks import Ranks
 from everface.train.engine.run_log import RunLog
-from everface.train.evaluate import metrics
 from everface.train.sharpen.critic import Critic, balanced_gradient, critic_loss, fooling_loss
 from everface.train.sharpen.crops import CropSize, clip_latents, draw_crops
 from everface.weights.store import write_half
@@ -62,10 +60,10 @@ class SharpenPlan(RunPlan):
 def sharpen(run: Path, model: Path, frames: Path, plan: SharpenPlan, device: str, until: float | None = None) -> bool:
     """Train until the plan is done or time.monotonic() is `until`; returns whether it is. Resumes. Raises BadInput without clips."""
     clips, held_out = paths(frames), paths(frames / HELD_OUT)[: plan.held_out]
-    if len(clips) < LEAST_CLIPS:
-        raise BadInput(f"{frames} has {len(clips)} rendered clips, and {LEAST_CLIPS} are needed: render some (docs/training/heads.md)")
     if not held_out:
         clips, held_out = clips[plan.held_out :], clips[: plan.held_out]
+    if len(clips) < LEAST_CLIPS:
+        raise BadInput(f"{frames} has {len(clips)} rendered clips to learn from, and {LEAST_CLIPS} are needed: render some (docs/training/heads.md)")
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
     vae, critic, ranks = read_vae(model).to(device), Critic().to(device), Ranks(device=device)
@@ -78,7 +76,7 @@ def sharpen(run: Path, model: Path, frames: Path, plan: SharpenPlan, device: str
 
     def update(step: int, done: float, run_log: RunLog) -> None:
         rng, generator = random.Random(plan.seed * 1_000_003 + step), torch.Generator().manual_seed(plan.seed * 1_000_003 + step)
-        z, true = draw_crops(clips, latents, plan.crops, vae.stride_s, rng)
+        z, true = draw_crops(frames, latents, plan.crops, vae.stride_s, rng)
         z = (z + plan.latent_noise * torch.randn(z.shape, generator=generator)).to(device)
         with autocast(device):
             out = vae.decode(z)
@@ -97,7 +95,7 @@ def sharpen(run: Path, model: Path, frames: Path, plan: SharpenPlan, device: str
 
     def averaged() -> dict[str, float]:
         with ema.swapped(vae):
-            return measure(vae, held_out, device) | {"sharpness": sharpness(vae, held_out, device)}
+            return measure(vae, held_out, device)
 
     if not (run / "progress.json").exists():
         log.info("the decoder before: %s", averaged())
@@ -106,14 +104,6 @@ def sharpen(run: Path, model: Path, frames: Path, plan: SharpenPlan, device: str
         return False
     write_model(run / "model", model, ema)
     return True
-
-
-@torch.inference_mode()
-def sharpness(vae: VAE, clips: list[Path], device: str) -> float:
-    """Mean Laplacian of what is decoded over the true frames', the mean of the clips'."""
-    pairs = ((x[0].movedim(1, 0) for x in pair) for pair in reconstruct(vae, clips, device))
-    ratios = [metrics.sharpness(decoded) / metrics.sharpness(true) for decoded, true in pairs]
-    return round(sum(ratios) / len(ratios), 3)
 
 
 def write_model(out: Path, model: Path, ema: Ema) -> None:
@@ -128,15 +118,15 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--model", type=Path, required=True, help="folder of the model to begin with")
     parser.add_argument("--frames", type=Path, required=True, help="folder of rendered clips")
-    parser.add_argument("--minutes", type=float, default=SharpenPlan.minutes, help="of the whole run, over all calls (%(default)s)")
-    parser.add_argument("--call-minutes", type=float, help="of this call; without it, until the run is done")
+    parser.add_argument("--minutes", type=float, help="of this call; without it, until the run is done")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change the plan, as in minutes=40")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     start_log()
     log.setLevel("INFO")
-    until = time.monotonic() + 60 * args.call_minutes if args.call_minutes else None
+    until = time.monotonic() + 60 * args.minutes if args.minutes else None
     try:
-        done = sharpen(args.run, args.model, args.frames, replace(SharpenPlan(), minutes=args.minutes), args.device, until)
+        done = sharpen(args.run, args.model, args.frames, with_settings(SharpenPlan(), "sharpen", args.set), args.device, until)
     except EverfaceError as error:
         raise SystemExit(f"everface: {error}") from None
     log.info("%s", args.run / "model" if done else "not done yet: the same command again goes on")

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from everface.core.config import LATENT_FRAMES, SAMPLES_PER_FRAME, Deployment, ModelConfig, StreamConfig
+from everface.core.config import LATENT_FRAMES, SAMPLES_PER_FRAME, Deployment, StreamConfig
 from everface.core.log import log
 from everface.core.machine import cores
-from everface.core.regions import cells
+from everface.models.live_avatar.roles import whole_image
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.motion import FACE
 from everface.networks.video.vae import VAE
@@ -34,37 +34,36 @@ SAY_EVERY = 50  # clips
 
 @dataclass(frozen=True)
 class ClipLatents:
-    """`known[n]` [z, L, h, w] float16 of clip n, and `made[n]` [z, L - 2, h, w] of its moving frames, of people only."""
+    """By the names of clips: `known` [z, L, h, w] float16, and `made` [z, L - 2, h, w] of the moving frames, of people only."""
 
-    known: list[Tensor]
-    made: dict[int, Tensor]
+    known: dict[str, Tensor]
+    made: dict[str, Tensor]
 
-    def of(self, n: int, made: bool) -> Tensor:
+    def of(self, name: str, made: bool) -> Tensor:
         """All latents of a clip, float32."""
-        known = self.known[n].float()
-        return torch.cat([known[:, :STILL_LATENTS], self.made[n].float()], 1) if made else known
+        known = self.known[name].float()
+        return torch.cat([known[:, :STILL_LATENTS], self.made[name].float()], 1) if made else known
 
 
 def clip_latents(path: Path, model: Path, vae: VAE, clips: list[Path], device: str) -> ClipLatents:
-    """Of these clips, made once and kept in the file `path`."""
+    """Of these clips, made once and kept in the file `path`; later that file says which clips there are."""
     if not path.exists():
-        known = list(encode_all(vae, clips, device))
-        tensors = {f"known.{n}": z for n, z in enumerate(known)}
-        tensors |= {f"made.{n}": z for n, z in make_latents(model, clips, known).items()}
-        write_half(path, tensors)
+        known = {clip.stem: z for clip, z in zip(clips, encode_all(vae, clips, device), strict=True)}
+        parts = {"known": known, "made": make_latents(model, clips, known)}
+        write_half(path, {f"{part}.{name}": z for part, of_clips in parts.items() for name, z in of_clips.items()})
     held = open_file(path)
-    made = {int(name.split(".")[1]): held[name] for name in held if name.startswith("made.")}
-    return ClipLatents([held[f"known.{n}"] for n in range(len(clips))], made)
+    known, made = ({key.removeprefix(part): held[key] for key in held if key.startswith(part)} for part in ("known.", "made."))
+    return ClipLatents(known, made)
 
 
-def make_latents(model: Path, clips: list[Path], known: list[Tensor]) -> dict[int, Tensor]:
+def make_latents(model: Path, clips: list[Path], known: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the model's transformer makes of the image, the audio and the true motion of each clip of a person."""
-    offline, out = OfflineModel(model, Deployment(threads=cores())), {}
+    offline, out = OfflineModel(model, Deployment(threads=cores())), dict[str, Tensor]()
     for n, path in enumerate(clips):
         rest = read_rest(path)
         if "opening" not in rest:
             continue  # a drawn character, whose motion is not known
-        count = known[n].shape[1] - STILL_LATENTS
+        still_z1hw, count = known[path.stem][:, 1:STILL_LATENTS].float(), known[path.stem].shape[1] - STILL_LATENTS
         block_latents = offline.config.dit.block_frames
         frames = -(-count // block_latents) * block_latents * LATENT_FRAMES
         face_CT = torch.from_numpy(rest["features"][0, -len(FACE) :, PAST_FRAMES:]).float()
@@ -73,20 +72,10 @@ def make_latents(model: Path, clips: list[Path], known: list[Tensor]) -> dict[in
         image_3HW = as_video(np.array(read_frames(path)[:1]), "cpu")[:, 0]
         with torch.inference_mode(), offline.stream(image_3HW, StreamConfig(seed=n)) as stream:
             made = torch.cat([block.x.float().cpu() for block in stream.blocks([pcm_S], face_CT)], 1)[:, :count]
-        out[n] = whole_frames(made, known[n][:, 1:STILL_LATENTS], offline.config).half()
+        out[path.stem] = whole_image(made, still_z1hw, offline.config).half()
         if len(out) % SAY_EVERY == 0:
             log.info("latents of %d clips are made", len(out))
     return out
-
-
-def whole_frames(made_zFhw: Tensor, still_z1hw: Tensor, config: ModelConfig) -> Tensor:
-    """Latents of whole frames [z, F, h, w] where the model makes a region only: those of the still image are around it."""
-    if config.region is None:
-        return made_zFhw
-    whole = still_z1hw.float().expand(-1, made_zFhw.shape[1], -1, -1).clone()
-    rows, columns = cells(config.region, whole.shape[-2:], config.dit.patch_size[1])
-    whole[..., rows, columns] = made_zFhw
-    return whole
 
 
 @dataclass(frozen=True)
@@ -100,19 +89,20 @@ class CropSize:
     made_share: float = 0.5  # with the transformer's latents
 
 
-def draw_crops(clips: list[Path], latents: ClipLatents, size: CropSize, cell: int, rng: random.Random) -> tuple[Tensor, Tensor]:
+def draw_crops(frames: Path, latents: ClipLatents, size: CropSize, cell: int, rng: random.Random) -> tuple[Tensor, Tensor]:
     """(z [B, z, 2 + F, h, w], true frames [B, 3, 1 + 4F, H, W] in -1..1): the image's latent, the one before, and those of the frames, of which the first
     is the last of the one before."""
-    some_z, some_frames, image_side = [], [], read_frames(clips[0]).shape[1]
+    some_z, some_frames, known, made_ones = [], [], sorted(latents.known), sorted(latents.made)
     for _ in range(size.batch):
-        made = bool(latents.made) and rng.random() < size.made_share
-        n = rng.choice(sorted(latents.made)) if made else rng.randrange(len(clips))
-        z = latents.of(n, made)
+        made = bool(made_ones) and rng.random() < size.made_share
+        name = rng.choice(made_ones if made else known)
+        z, video = latents.of(name, made), read_frames(frames / f"{name}.npy")
+        image_side = video.shape[1]
         first = rng.randrange(STILL_LATENTS, z.shape[1] - size.latents + 1)
         corner = place_crop(image_side, size.side, rng.randrange, features=rng.random() < size.feature_share)
         top, left = (min(round(at / cell) * cell, image_side - size.side) for at in corner)
         rows, columns = (slice(at // cell, (at + size.side) // cell) for at in (top, left))
         some_z.append(torch.cat([z[:, :1, rows, columns], z[:, first - 1 : first + size.latents, rows, columns]], 1))
         begin = LATENT_FRAMES * (first - 1)
-        some_frames.append(np.array(read_frames(clips[n])[begin : begin + 1 + LATENT_FRAMES * size.latents, top : top + size.side, left : left + size.side]))
+        some_frames.append(np.array(video[begin : begin + 1 + LATENT_FRAMES * size.latents, top : top + size.side, left : left + size.side]))
     return torch.stack(some_z), as_video(np.stack(some_frames), "cpu")
