@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from tests.weights.official import Shapes, affine, audio_shapes, fill
 
-from everface.core.config import LiveTalkConfig, LiveTalkModelConfig, TextConfig, VAEConfig
+from everface.core.config import TextConfig, VAEConfig
+from everface.core.live_talk_config import LiveTalkConfig, LiveTalkModelConfig
 from everface.networks.video.vae import VAE
 from everface.weights import layout
 

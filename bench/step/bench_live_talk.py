@@ -21,7 +21,7 @@ from bench.peaks import device, device_name
 from bench.rows import commit
 from bench.stream.random14b import CONFIG, ON_GPU, draw_all, random_decoder
 
-from everface.core.config import LiveTalkConfig
+from everface.core.live_talk_config import LiveTalkConfig
 from everface.models.live_avatar.builders import decoder_dtype, dtype_of
 from everface.models.live_avatar.names import FINITE
 from everface.models.live_talk.conditions import block_noise

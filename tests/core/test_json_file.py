@@ -72,6 +72,8 @@ WRONG: dict[str, tuple[str, Any]] = {
     "even still frames": ("still_frames", 4),
     "still frames without end": ("still_frames", 1001),
     "a number for a name": ("name", 5),
+    "a jaw that opens ten times as far": ("lips.jaw", 10.0),
+    "lips that shrink where they are spread": ("lips.wider", -0.1),
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from tests.small_model import SMALL, write_model
 
 from everface import Avatar, StreamConfig
-from everface.core.config import FPS, ModelConfig
+from everface.core.config import FPS, LipsConfig, ModelConfig
 from everface.core.errors import BadInput
 from everface.models.live_avatar.motion import MotionSource, MotionState
 from everface.networks.audio import articulators
@@ -21,7 +21,6 @@ from everface.networks.motion import (
     EXPRESSION,
     FACE,
     HEAD,
-    JAW_COMPENSATION,
     POSE,
     compensated,
     face_values,
@@ -129,10 +128,10 @@ def test_a_mirrored_clip_looks_the_other_way() -> None:
 def test_a_jaw_that_is_drawn_too_little_open_is_compensated() -> None:
     clip = torch.rand(160 + len(FACE), 7)
     clip[-len(ARTICULATORS), :2] = torch.tensor([1.0, 2.0])  # of 2.0, a jaw that is open as far as it goes
-    given = compensated(clip)
+    given = compensated(clip, LipsConfig(jaw=1.15))
     assert {c - 160 for c in range(len(clip)) if not torch.equal(given[c], clip[c])} == {FACE.index("jaw")}
     jaw_T = face_values(given)[:, FACE.index("jaw")]
-    assert jaw_T[:2].tolist() == pytest.approx([JAW_COMPENSATION / 2, 1.0]) and torch.allclose(jaw_T[2:], JAW_COMPENSATION * clip[-len(ARTICULATORS), 2:] / 2)
+    assert jaw_T[:2].tolist() == pytest.approx([1.15 / 2, 1.0]) and torch.allclose(jaw_T[2:], 1.15 * clip[-len(ARTICULATORS), 2:] / 2)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from everface.core.config import LiveTalkConfig
+from everface.core.live_talk_config import LiveTalkConfig
 from everface.networks.audio.wav2vec_frames import FrameRateWav2Vec2, read_rows, resample_ends
 from everface.networks.transformer.live_talk import LiveTalkDiT, block_slot
 from everface.networks.transformer.schedule import RenoiseSchedule

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from tests.small_model import SMALL, write_model
 
-from everface.core.config import Deployment
+from everface.core.config import Deployment, LipsConfig
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_mouth_finder
 from everface.models.live_avatar.names import HEAD, IMAGE
 from everface.models.live_avatar.roles import DecodeRole
-from everface.networks.motion import ARTICULATORS, NARROWER, TALLER, WIDER, with_mouth
+from everface.networks.motion import ARTICULATORS, with_mouth
 from everface.networks.video.mouth_finder import LEAST, MOST, MouthFinder
 from everface.networks.video.vae import VAE
 from everface.runtime.messages import Block, OpenSession
@@ -80,9 +80,9 @@ def test_lips_follow_the_articulators() -> None:
     mouth_AT = torch.zeros(6, 3)
     mouth_AT[ARTICULATORS.index("spread"), 0], mouth_AT[ARTICULATORS.index("round"), 1], mouth_AT[ARTICULATORS.index("jaw"), 2] = 1, 1, 0.5
     head_KT = torch.randn(10, 3)
-    moved_KT = with_mouth(head_KT, mouth_AT)
+    moved_KT = with_mouth(head_KT, mouth_AT, LipsConfig(wider=0.12, narrower=0.13, taller=0.22))
     assert torch.equal(moved_KT[:8], head_KT[:8])
-    assert torch.allclose(moved_KT[8:], torch.tensor([[WIDER, -NARROWER, 0.0], [0.0, 0.0, TALLER / 2]]))
+    assert torch.allclose(moved_KT[8:], torch.tensor([[0.12, -0.13, 0.0], [0.0, 0.0, 0.11]]))
 
 
 @pytest.mark.parametrize("name", ["ada", "ben", "lou"])

@@ -92,36 +92,6 @@ class DiTConfig(TransformerConfig):
 
 
 @dataclass(frozen=True)
-class LiveTalkConfig(TransformerConfig):
-    """Sizes of LiveTalk's transformer; the defaults are the released 1.3B model's."""
-
-    dim: int = 1536
-    ffn_dim: int = 8960
-    freq_dim: int = 256
-    in_dim: int = 33  # noisy latents, the reference's, a mask
-    out_dim: int = 16
-    num_heads: int = 12
-    num_layers: int = 30
-    text_dim: int = 4096
-    text_len: int = 512
-    eps: float = 1e-6
-    audio_channels: int = 10752  # of a video frame: 14 hidden states of 768
-    audio_hidden_size: int = 32
-    audio_layers: tuple[int, ...] = tuple(range(2, 16))  # the audio is added before each of them
-    block_frames: int = 3
-    window_blocks: int = 5  # the sink included
-    sink_blocks: int = 3  # the first blocks of a stream, which stay in the cache
-    patch_size: tuple[int, int, int] = (1, 2, 2)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if any(not 0 <= i < self.num_layers for i in self.audio_layers):
-            raise BadWeights(f"audio_layers {self.audio_layers} need more layers than {self.num_layers}: correct config.json")
-        if self.in_dim != 2 * self.out_dim + 1 or not 0 <= self.sink_blocks < self.window_blocks:
-            raise BadWeights(f"in_dim {self.in_dim} or a window of {self.window_blocks} blocks cannot be used: correct config.json")
-
-
-@dataclass(frozen=True)
 class VAEConfig(_FromDict):
     """Sizes of the Wan 2.1 video VAE. Level 0 is full resolution; level widths are dim * dim_mult.
 
@@ -200,6 +170,20 @@ class TextConfig(_FromDict):
 
 
 @dataclass(frozen=True)
+class LipsConfig(_FromDict):
+    """How much further lips move than a small transformer draws them by itself (docs/decisions/0017-lips.md); the defaults change nothing."""
+
+    jaw: float = 1.0  # factor on the jaw that the transformer is told of
+    wider: float = 0.0  # what the warp of decoded frames adds to the mouth's width where lips are spread as far as they go, as a share
+    narrower: float = 0.0  # and takes from it where they are round
+    taller: float = 0.0  # what it adds to the height where the jaw is open as far as it goes
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.jaw <= 2 or not all(0 <= share <= 0.5 for share in (self.wider, self.narrower, self.taller)):
+            raise BadWeights("lips.jaw is not within 0.5..2, or wider, narrower or taller not within 0..0.5: correct config.json")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The sizes of every part of a model. It comes with the weights and is read from their `config.json`."""
 
@@ -212,6 +196,7 @@ class ModelConfig:
     noise_correlation: float = 0.0  # of the initial noise between consecutive latent frames; 0: independent, as upstream
     still_frames: int = 73  # 1 + 4k repeats of the reference image, encoded as motion history; the last latent fills the rest
     motion: bool = False  # how head and face move is drawn for a session (`networks.motion`); else left to chance, as upstream
+    lips: LipsConfig = field(default_factory=LipsConfig)  # with `motion`
     region: Box | None = None  # of the image, that the transformer makes; around it stays what the image shows. None: all of it
     smaller: tuple[tuple[int, int], ...] = ()  # other sizes that it was trained at as well, the largest first: for machines that are slow
 
@@ -219,7 +204,7 @@ class ModelConfig:
     def from_dict(cls, raw: dict[str, Any]) -> ModelConfig:
         """Build from parsed JSON. Raises BadWeights."""
         check_object(raw, "the configuration")
-        parts = {"dit": DiTConfig, "vae": VAEConfig, "audio": AudioConfig, "text": TextConfig}
+        parts = {"dit": DiTConfig, "vae": VAEConfig, "audio": AudioConfig, "text": TextConfig, "lips": LipsConfig}
         config = cls(
             **{k: c.from_dict(raw.get(k, {})) for k, c in parts.items()},
             name=read_value("name", raw.get("name", cls.name), cls.name),
@@ -235,7 +220,7 @@ class ModelConfig:
 
     def _check(self) -> None:
         for size in (self.size, *self.smaller):
-            _checked_size(size)
+            checked_size(size)
         if not 0 <= self.noise_correlation <= 1:
             raise BadWeights(f"noise_correlation {self.noise_correlation} is outside 0..1: correct config.json")
         if self.still_frames % 4 != 1 or self.still_frames > ModelConfig.still_frames:
@@ -256,33 +241,7 @@ class ModelConfig:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class LiveTalkModelConfig:
-    """The sizes of every part of LiveTalk. The release has no configuration: without one, these are its sizes."""
-
-    dit: LiveTalkConfig = field(default_factory=LiveTalkConfig)
-    vae: VAEConfig = field(default_factory=VAEConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    name: str = "livetalk-1.3b"
-    size: tuple[int, int] | None = (512, 512)  # (height, width) the model was trained at, None: any multiple of 64
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> LiveTalkModelConfig:
-        """Build from parsed JSON. Raises BadWeights."""
-        check_object(raw, "the configuration")
-        parts = {"dit": LiveTalkConfig, "vae": VAEConfig, "text": TextConfig}
-        size = raw.get("size", cls.size)
-        return cls(
-            **{k: c.from_dict(raw.get(k, {})) for k, c in parts.items()},
-            name=read_value("name", raw.get("name", cls.name), cls.name),
-            size=_checked_size(read_value("size", size, (SIZE_STRIDE, SIZE_STRIDE)) if size else None),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def _checked_size(size: tuple[int, ...] | None) -> tuple[int, int] | None:
+def checked_size(size: tuple[int, ...] | None) -> tuple[int, int] | None:
     """Raises BadWeights for what is not the size of a video."""
     if size is None:
         return None

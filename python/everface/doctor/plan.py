@@ -111,7 +111,8 @@ def _live_avatar(question: Question) -> _Subject:
 
 
 def _live_talk(question: Question) -> _Subject:
-    from everface.core.config import LiveTalkConfig, check_size
+    from everface.core.config import check_size
+    from everface.core.live_talk_config import LiveTalkConfig
     from everface.models.live_talk import forecast
     from everface.models.live_talk.names import ROLES, STEPS
 

@@ -8,8 +8,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
-from everface.core.config import Deployment, LiveTalkModelConfig, ModelConfig, StreamConfig
+from everface.core.config import Deployment, ModelConfig, StreamConfig
 from everface.core.errors import BadInput
+from everface.core.live_talk_config import LiveTalkModelConfig
 from everface.core.log import log
 from everface.kernels.video.causal_conv3d import cpu_dtypes
 from everface.media.face import Region, can_find_faces, find_face

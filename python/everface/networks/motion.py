@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from everface.core.config import LATENT_FRAMES
+from everface.core.config import LATENT_FRAMES, LipsConfig
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 
 # Of the head, relative to the reference image: radians, then shift of the head in units of some 0.035 of the image's width, then of the body; and how much
@@ -28,9 +28,6 @@ _EXPRESSION = {
 _FACE = _EXPRESSION | dict.fromkeys(ARTICULATORS, 2.0)
 EXPRESSION, FACE = tuple(_EXPRESSION), tuple(_FACE)
 POSE = LATENT_FRAMES * len(FACE)  # channels of a latent frame: those of its video frames, one after the other
-# Of HEAD's "wide" for lips that are spread as far as they go, and for round ones; of its "tall" for a jaw that is open as far as it goes
-WIDER, NARROWER, TALLER = 0.12, 0.13, 0.22
-JAW_COMPENSATION = 1.15  # factor on the jaw of a stream's pose: the transformer draws mouths a tenth less open than its pose says (docs/decisions/0017-lips.md)
 _FACTORS_C = torch.tensor(list(_FACE.values()))
 _SIGNS_C = torch.tensor([-1.0 if name == "gaze_right" else 1.0 for name in FACE])  # in a mirrored image
 
@@ -45,18 +42,18 @@ def face_values(features_CT: Tensor) -> Tensor:
     return features_CT[-len(FACE) :].float().T / _FACTORS_C
 
 
-def compensated(features_CT: Tensor) -> Tensor:
-    """Features [C, T], of which the last are those of FACE, with a jaw that opens JAW_COMPENSATION times as far, at most as far as it goes: the input of a
+def compensated(features_CT: Tensor, lips: LipsConfig) -> Tensor:
+    """Features [C, T], of which the last are those of FACE, with a jaw that opens `lips.jaw` times as far, at most as far as it goes: the input of a
     stream. Training has the true jaw."""
     out, jaw = features_CT.clone(), FACE.index("jaw") - len(FACE)
-    out[jaw] = (JAW_COMPENSATION * out[jaw]).clamp(max=_FACE["jaw"])
+    out[jaw] = (lips.jaw * out[jaw]).clamp(max=_FACE["jaw"])
     return out
 
 
-def with_mouth(head_KT: Tensor, articulators_AT: Tensor) -> Tensor:
+def with_mouth(head_KT: Tensor, articulators_AT: Tensor, lips: LipsConfig) -> Tensor:
     """Values of HEAD [10, T], of which "wide" and "tall" follow the mouth's ARTICULATORS [6, T]."""
     jaw_T, spread_T, round_T = (articulators_AT[ARTICULATORS.index(name)] for name in ("jaw", "spread", "round"))
-    return torch.cat([head_KT[:-2], torch.stack([WIDER * spread_T - NARROWER * round_T, TALLER * jaw_T]).to(head_KT)])
+    return torch.cat([head_KT[:-2], torch.stack([lips.wider * spread_T - lips.narrower * round_T, lips.taller * jaw_T]).to(head_KT)])
 
 
 def pose_of(features_CT: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from everface.core.config import LiveTalkConfig
+from everface.core.live_talk_config import LiveTalkConfig
 from everface.kernels.fused.norm_rope import rotate
 from everface.media.crop import plan_cover
 from everface.networks.audio.wav2vec import build_wav2vec2, normalize

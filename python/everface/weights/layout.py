@@ -13,9 +13,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from everface.core.config import DiTConfig, LiveTalkModelConfig, ModelConfig
+from everface.core.config import DiTConfig, ModelConfig
 from everface.core.errors import BadWeights
 from everface.core.json_file import read_json
+from everface.core.live_talk_config import LiveTalkModelConfig
 
 CONFIG = "config.json"
 DIT_INDEX = "diffusion_pytorch_model.safetensors.index.json"

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from everface.core import env
-from everface.core.config import LiveTalkModelConfig, ModelConfig
+from everface.core.config import ModelConfig
 from everface.core.errors import BadWeights
+from everface.core.live_talk_config import LiveTalkModelConfig
 from everface.weights.convert import convert_cached
 from everface.weights.files import Weights, first_of, open_file, open_index
 from everface.weights.layout import LORA, Layout, detect_layout

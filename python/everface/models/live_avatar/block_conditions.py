@@ -44,13 +44,13 @@ class BlockConditions:
             tokens = {name: torch.stack([of_one[name] for of_one in each]) for name in each[0]}
         if not self._motion:
             return tokens
-        begin, heads, poses = self._format.lookback_samples, list[Tensor](), list[Tensor]()
+        lips, begin, heads, poses = self._conditioner.config.lips, self._format.lookback_samples, list[Tensor](), list[Tensor]()
         of_block = slice(begin, begin + self._format.samples(index))
         for source, one_S, user_S in zip(self._motion, voices, users, strict=False):
             head_CT, expression_CT = source.block(index, window.turn, one_S[of_block], None if user_S is None else user_S[of_block])
             mouth_CT = self._conditioner.mouth(one_S)
-            heads.append(with_mouth(head_CT, mouth_CT))
-            poses.append(pose_of(compensated(face_features(torch.cat([expression_CT, mouth_CT]).T))))
+            heads.append(with_mouth(head_CT, mouth_CT, lips))
+            poses.append(pose_of(compensated(face_features(torch.cat([expression_CT, mouth_CT]).T), lips)))
         if self._regions_Ahw is None:
             return tokens | {POSE: poses[0], HEAD: heads[0]}
         return tokens | {POSE: sum_of(poses, self._regions_Ahw)}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from everface.core.config import LiveTalkModelConfig
+from everface.core.live_talk_config import LiveTalkModelConfig
 from everface.models.live_talk.names import AUDIO, REFERENCE, STEPS, TEXT
 from everface.networks.text import Prompter
 from everface.networks.transformer.live_talk import FRAMES_PER_LATENT, LiveTalkAudio, pad_first

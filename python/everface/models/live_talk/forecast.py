@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from everface.core.config import LiveTalkConfig, LiveTalkModelConfig, VAEConfig
+from everface.core.config import VAEConfig
+from everface.core.live_talk_config import LiveTalkConfig, LiveTalkModelConfig
 from everface.models.live_talk.names import DECODE, DENOISE, ROLES, STEPS, block_format
 from everface.networks import sizes
 from everface.runtime.planning.forecast import Forecast, Times, simulate

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from everface.core.config import Deployment, LiveTalkModelConfig, StreamConfig
+from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
+from everface.core.live_talk_config import LiveTalkModelConfig
 from everface.core.log import log
 from everface.media.crop import plan_cover, target_size
 from everface.media.face import cut_out

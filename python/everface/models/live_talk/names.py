@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from everface.core.config import SAMPLE_RATE, LiveTalkConfig
+from everface.core.config import SAMPLE_RATE
+from everface.core.live_talk_config import LiveTalkConfig
 from everface.networks.transformer.live_talk import FRAMES_PER_LATENT
 from everface.runtime.model import BlockFormat, RoleSpec
 

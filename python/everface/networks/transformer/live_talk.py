@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from everface.core.config import LiveTalkConfig
+from everface.core.live_talk_config import LiveTalkConfig
 from everface.kernels.fused.flow_step import flow_step_tokens, unpatchify
 from everface.kernels.fused.qk_norm_rope_store import Start
 from everface.networks.transformer.backbone import Backbone, StepMod, TimeMod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from everface.core.config import AudioConfig, DiTConfig, ModelConfig, TextConfig, VAEConfig
+from everface.core.config import AudioConfig, DiTConfig, LipsConfig, ModelConfig, TextConfig, VAEConfig
 from everface.train.codec.model import HEADS_VAE, LARGE_HEADS_VAE, TINY_VAE
 from everface.train.data.clips import IMAGE_SIZE, STILL_FRAMES
 from everface.train.distill.plans import ModelPlan, Stage2Plan
@@ -17,10 +17,14 @@ from everface.train.pretrain.plans import HEADS_DIT, LARGE_HEADS_DIT, TINY_DIT, 
 FACE = (3 / 16, 4 / 16, 13 / 16, 15 / 16)  # in the image of a head that is still: around it nothing moves (docs/training/heads.md)
 
 
-def _trained(dit: DiTConfig, vae: VAEConfig, name: str, side: int, heads: bool = False, smaller: tuple[int, ...] = ()) -> ModelConfig:
-    """A model that is trained here: log-mel audio, no text, square videos."""
-    audio, sizes = AudioConfig("logmel", listens=heads), tuple((side, side) for side in smaller)
-    return ModelConfig(dit, vae, audio, TextConfig("none"), name, (side, side), still_frames=STILL_FRAMES, motion=heads, region=FACE if heads else None, smaller=sizes)
+LIPS = LipsConfig(jaw=1.15, wider=0.12, narrower=0.13, taller=0.22)  # measured with the bundled weights (docs/decisions/0017-lips.md)
+
+
+def _trained(dit: DiTConfig, vae: VAEConfig, name: str, side: int, lips: LipsConfig | None = None, smaller: tuple[int, ...] = ()) -> ModelConfig:
+    """A model that is trained here: log-mel audio, no text, square videos; with `lips` of people."""
+    heads, sizes = lips is not None, tuple((side, side) for side in smaller)
+    base = ModelConfig(dit, vae, AudioConfig("logmel", listens=heads), TextConfig("none"), name, (side, side), still_frames=STILL_FRAMES, smaller=sizes)
+    return base if lips is None else replace(base, motion=True, lips=lips, region=FACE)
 
 
 # With the drawn characters' weights of 5 and 12 eyes have 63 % of the loss's weight, mouths 23 % (characters.region_weight); so 46 and 39 %.
@@ -36,7 +40,7 @@ PRESETS = {
         Stage2Plan(),
     ),
     "heads-256": ModelPlan(
-        _trained(HEADS_DIT, HEADS_VAE, "everface heads: rendered people, 256x256", 256, heads=True, smaller=(192,)),
+        _trained(HEADS_DIT, HEADS_VAE, "everface heads: rendered people, 256x256", 256, LIPS, smaller=(192,)),
         (16, 16),
         TeacherPlan(region=FACE, curriculum=((0.0, 5, 128),)),
         replace(
@@ -45,7 +49,7 @@ PRESETS = {
         Stage2Plan(region=FACE, reward=0.0),
     ),
     "heads-384": ModelPlan(
-        _trained(LARGE_HEADS_DIT, LARGE_HEADS_VAE, "everface heads: rendered people, 384x384", 384, heads=True),
+        _trained(LARGE_HEADS_DIT, LARGE_HEADS_VAE, "everface heads: rendered people, 384x384", 384, LipsConfig()),
         (24, 24),
         TeacherPlan(region=FACE, curriculum=((0.0, 5, 32),)),
         replace(_HEADS_STAGE1, minutes=60.0, lr=1e-3, warmup_steps=200, ema=0.9995, curriculum=((0.0, 2, 96), (0.15, 3, 64), (0.4, 5, 32))),

@@ -167,8 +167,8 @@ class OfflineStream:
                 condition = conditions.prepare(index, window) | (clean if index == self.refresh_at else {})
                 if face_CT is not None:
                     of_block_CT = block_of(face_CT, index, self.model.block_frames)
-                    mouth_AT = face_values(of_block_CT).T[-len(ARTICULATORS) :]
-                    condition |= {POSE: pose_of(compensated(of_block_CT)), HEAD: with_mouth(torch.zeros_like(condition[HEAD]), mouth_AT)}
+                    mouth_AT, lips = face_values(of_block_CT).T[-len(ARTICULATORS) :], self.model.config.lips
+                    condition |= {POSE: pose_of(compensated(of_block_CT, lips)), HEAD: with_mouth(torch.zeros_like(condition[HEAD]), mouth_AT, lips)}
                 x, header = self.noise(index), (self.opening.session, 0, index, window.pts, window.frames)
                 block = Block(*header, x, condition, window.last)
                 for role in self.roles:
