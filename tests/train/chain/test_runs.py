@@ -20,7 +20,7 @@ from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.networks.motion import mirrored
-from everface.train.chain import evaluate, horizon
+from everface.train.chain import evaluate, horizon, readers
 from everface.train.chain import pack as packing
 from everface.train.chain.__main__ import keep_codec, work
 from everface.train.chain.codec import CropLoader, share_done, shrink, train_on_frames
@@ -183,6 +183,8 @@ def test_the_bars_of_rendered_people(assets: Path, frames: Path, small_listener:
     pytest.importorskip("moderngl")
     monkeypatch.setattr(evaluate, "READER_STEPS", 2)
     monkeypatch.setattr(evaluate, "CLIPS_PER_VOICE", 1)
+    monkeypatch.setattr(readers, "TUNING_FRAMES", 20)
+    monkeypatch.setattr(readers, "TUNING_STEPS", 2)
     monkeypatch.setattr(measure, "FIT_FRAMES", 1)
     reports = []
     for _ in range(2):
@@ -192,6 +194,7 @@ def test_the_bars_of_rendered_people(assets: Path, frames: Path, small_listener:
             pytest.skip(str(error))
         monkeypatch.setattr(evaluate, "make_phoneme_speech", None)
         monkeypatch.setattr(evaluate, "train_pose_reader", None)
+        monkeypatch.setattr(evaluate, "tune_head_lip_reader", None)
     assert json.dumps(reports[0]) == json.dumps(reports[1]) and not reports[0]["pass"] and len(reports[0]["bars"]) == 15 and len(reports[0]["characters"]) == 2
     assert all(math.isfinite(bar["value"]) or bar["name"].startswith("blinks") for bar in reports[0]["bars"]), reports[0]["bars"]
     assert (tmp_path / "out" / "report.md").exists()

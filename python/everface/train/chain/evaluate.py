@@ -8,8 +8,10 @@ FRAMES are the training clips, for the readers of lips and pose. People are rend
 from __future__ import annotations
 
 import argparse
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +85,10 @@ class HeldOutPerson:
         return torch.from_numpy(self._rest["width"])[self._rows()]
 
     def reader(self, known: LipReader) -> LipReader:
-        return tune_head_lip_reader(known, self.renderer, int(self._rest["seed"]), self._rest["turn"], self.face_NC)
+        """Tuned once; then it lies beside the clip, named by what it was tuned from."""
+        digest = sha256(b"".join(tensor.numpy().tobytes() for tensor in known.state_dict().values())).hexdigest()[:8]
+        tune = partial(tune_head_lip_reader, known, self.renderer, int(self._rest["seed"]), self._rest["turn"], self.face_NC)
+        return read_or_train(self.path.with_suffix(f".{digest}.safetensors"), deepcopy(known), tune)
 
     def fit(self, rgb_N3HW: Tensor, read_N3: Tensor) -> tuple[float, float]:
         fitted, (top, bottom, left, right) = HeadFit(self.renderer, int(self._rest["seed"])), eyes_box(rgb_N3HW.shape[-1])

@@ -49,7 +49,7 @@ def read_faces(clips: list[Path]) -> np.ndarray:
     return torch.cat([face_values(clip_CT) for clip_CT in features]).numpy()
 
 
-def tune_head_lip_reader(known: LipReader, renderer: Renderer, seed: int, turn_T3: np.ndarray, face_NC: np.ndarray, steps: int = TUNING_STEPS) -> LipReader:
+def tune_head_lip_reader(known: LipReader, renderer: Renderer, seed: int, turn_T3: np.ndarray, face_NC: np.ndarray) -> LipReader:
     """A copy that goes on learning, from renders of one person, since mouths differ more from person to person than their widths change. turn_T3: rotations of the head
     that may be; face_NC: faces, of `read_faces`. The renderer then shows this person."""
     rng, generator = np.random.Generator(np.random.PCG64([seed, 13])), torch.Generator().manual_seed(seed)
@@ -69,7 +69,7 @@ def tune_head_lip_reader(known: LipReader, renderer: Renderer, seed: int, turn_T
         rows = torch.randint(len(images), (2 * PEOPLE,), generator=generator)
         return move(rgb_N3HW[rows], generator), target_N3[rows]
 
-    return fit_reader(lambda: deepcopy(known).train(), draw, WEIGHT, steps, generator, seed, LIPS_PAIRS)
+    return fit_reader(lambda: deepcopy(known).train(), draw, WEIGHT, TUNING_STEPS, generator, seed, LIPS_PAIRS)
 
 
 def _frames(
