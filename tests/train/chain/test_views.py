@@ -24,11 +24,19 @@ def test_a_view_follows_from_its_numbers() -> None:
 
 
 def test_odd_views_are_mirrored(monkeypatch: MonkeyPatch) -> None:
-    for name in ("ZOOM", "TILT", "SHIFT", "HUE", "SATURATION", "GAIN", "GAMMA"):
+    for name in ("ZOOM", "TILT", "SHIFT", "BEND", "HUE", "SATURATION", "GAIN", "GAMMA"):
         monkeypatch.setattr(views, name, 0.0)
     video = smooth()
     assert (other_view(video, 0, 1) - video.flip(-1)).abs().max() < 1e-3
     assert (other_view(video, 0, 2) - video).abs().max() < 1e-3
+
+
+def test_a_bent_view_is_smooth() -> None:
+    """Pixels move by some BEND of half the width, the same in all frames, and neighbors nearly alike, so nothing folds over."""
+    moved_HW2 = views._bend(torch.Generator().manual_seed(1), [64, 64])[0]
+    assert 0.3 * views.BEND < moved_HW2.std() < 1.5 * views.BEND
+    pixel = 2 / 64
+    assert max(moved_HW2.diff(dim=dim).abs().max() for dim in (0, 1)) < 0.5 * pixel
 
 
 def test_gray_stays_gray_but_for_light(monkeypatch: MonkeyPatch) -> None:
