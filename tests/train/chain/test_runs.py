@@ -36,7 +36,8 @@ from everface.train.data.clips import read_clips, smaller_folders
 from everface.train.data.vae_files import read_vae
 from everface.train.engine.checkpoint import checkpoint_path
 from everface.train.engine.ranks import Ranks
-from everface.train.evaluate import measure
+from everface.train.evaluate.quality import Generate, Reconstruct, Result
+from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.heads.motion.speech import read_phoneme_speech
 from everface.train.pretrain.stage1 import train_stage1
 from everface.train.synthetic.voices import write_wav
@@ -179,22 +180,34 @@ def test_readers_leave_out_clips_without_truth(frames: Path) -> None:
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="needs espeak-ng")
 def test_the_bars_of_rendered_people(assets: Path, frames: Path, small_listener: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model with random weights misses, and every bar has a number; a second call renders and trains nothing again."""
+    """A model with random weights misses, and every bar has a number; a call goes on where one was interrupted; a second one, in processes, renders and trains
+    nothing again and says the same."""
     pytest.importorskip("moderngl")
     monkeypatch.setattr(evaluate, "READER_STEPS", 2)
     monkeypatch.setattr(evaluate, "CLIPS_PER_VOICE", 1)
     monkeypatch.setattr(readers, "TUNING_FRAMES", 20)
     monkeypatch.setattr(readers, "TUNING_STEPS", 2)
-    monkeypatch.setattr(measure, "FIT_FRAMES", 1)
-    reports = []
-    for _ in range(2):
-        try:
-            reports.append(evaluate.evaluate_people(small_listener, assets, frames, tmp_path / "out", 2, 3, Deployment(threads=1)))
-        except Unavailable as error:
-            pytest.skip(str(error))
-        monkeypatch.setattr(evaluate, "make_phoneme_speech", None)
-        monkeypatch.setattr(evaluate, "train_pose_reader", None)
-        monkeypatch.setattr(evaluate, "tune_head_lip_reader", None)
+    monkeypatch.setattr(evaluate, "cores", lambda: 1)
+    people, whole = list[Path](), evaluate.evaluate_clip
+
+    def interrupted(generate: Generate, codec: Reconstruct, reader: LipReader, person: evaluate.HeldOutPerson, fit_frames: int) -> Result:
+        people.append(person.path)
+        if len(people) == 2:
+            raise KeyboardInterrupt
+        return whole(generate, codec, reader, person, fit_frames)
+
+    monkeypatch.setattr(evaluate, "evaluate_clip", interrupted)
+    given = (small_listener, assets, frames, tmp_path / "out", 2, 3)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            evaluate.evaluate_people(*given)
+    except Unavailable as error:
+        pytest.skip(str(error))
+    reports = [evaluate.evaluate_people(*given)]
+    assert [path.name for path in people] == ["00000.npy", "00001.npy", "00001.npy"]
+    for name in ("make_phoneme_speech", "train_pose_reader"):
+        monkeypatch.setattr(evaluate, name, None)
+    reports.append(evaluate.evaluate_people(*given, processes=2))
     assert json.dumps(reports[0]) == json.dumps(reports[1]) and not reports[0]["pass"] and len(reports[0]["bars"]) == 15 and len(reports[0]["characters"]) == 2
     assert all(math.isfinite(bar["value"]) or bar["name"].startswith("blinks") for bar in reports[0]["bars"]), reports[0]["bars"]
     assert (tmp_path / "out" / "report.md").exists()

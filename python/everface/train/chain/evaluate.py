@@ -8,6 +8,9 @@ FRAMES are the training clips, for the readers of lips and pose. People are rend
 from __future__ import annotations
 
 import argparse
+import json
+import multiprocessing
+import shutil
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -17,11 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from everface.avatar.avatar import Avatar
 from everface.core.config import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Deployment
+from everface.core.errors import EverfaceError, Unavailable
 from everface.core.log import log, start_log
 from everface.core.machine import cores
 from everface.networks.audio.features import LogMel
@@ -33,7 +38,7 @@ from everface.train.data.drawn import clip_generator
 from everface.train.evaluate import metrics
 from everface.train.evaluate.bars import HEADS_BARS
 from everface.train.evaluate.held_out import HELD_OUT_SEED
-from everface.train.evaluate.quality import evaluate_quality
+from everface.train.evaluate.quality import Result, evaluate_clip, summary, write_report
 from everface.train.evaluate.readers.head_fit import HeadFit
 from everface.train.evaluate.readers.lip_reader import LipReader
 from everface.train.evaluate.readers.pose_reader import PoseReader
@@ -47,6 +52,7 @@ from everface.weights.load import load_into, open_checkpoint
 
 READER_STEPS, POSE_READER_STEPS = 2000, 700
 CLIPS_PER_VOICE = 12
+FIT_FRAMES = 1  # of a person, for its identity: fitting one through the renderer takes ten seconds
 
 
 @dataclass(frozen=True)
@@ -110,20 +116,14 @@ class HeldOutPerson:
         return read_rest(self.path)
 
 
-def render_people(folder: Path, assets: Path, size: int, people: int, seconds: int) -> list[Path]:
-    """Those that are not there yet: a person each, who speaks for so long with a held-out voice."""
-    wanted = [folder / f"{n:05d}.npy" for n in range(people)]
-    if all(path.exists() for path in wanted):
-        return wanted
-    folder.mkdir(parents=True, exist_ok=True)
-    voices = [held for held in held_out_voices(folder.parent) if len(held[0]) >= (seconds + 1) * SAMPLE_RATE]
-    source, front_end = HeadClips(assets, size, voices, listening_share=0.0, clean=True), LogMel()
-    for n, path in enumerate(wanted):
-        if not path.exists():
-            source.speech = [voices[n % len(voices)]]
-            write_clip(path, source.draw(front_end, clip_generator(HELD_OUT_SEED, n), frames=seconds * FPS))
-            log.info("person %d of %d is rendered", n + 1, people)
-    return wanted
+def render_person(path: Path, assets: Path, size: int, voices: list[tuple[Tensor, Phonemes]], seconds: int) -> Path:
+    """If it is not there yet: one person, who speaks for so long with one of these voices. Its number is that of the file."""
+    if not path.exists():
+        n = int(path.stem)
+        source = HeadClips(assets, size, [voices[n % len(voices)]], listening_share=0.0, clean=True)
+        write_clip(path, source.draw(LogMel(), clip_generator(HELD_OUT_SEED, n), frames=seconds * FPS))
+        log.info("person %d is rendered", n)
+    return path
 
 
 def held_out_voices(out: Path) -> list[tuple[Tensor, Phonemes]]:
@@ -154,18 +154,63 @@ def read_or_train(path: Path, reader: nn.Module, train: Any) -> Any:
     return made
 
 
-def evaluate_people(model: Path, assets: Path, frames: Path, out: Path, people: int, seconds: int, deployment: Deployment) -> dict[str, Any]:
-    """Writes report.json, report.md and sheet.png to `out` and returns the report."""
-    with Avatar(model, None, deployment) as avatar:
+def evaluate_people(model: Path, assets: Path, frames: Path, out: Path, people: int, seconds: int, processes: int = 1) -> dict[str, Any]:
+    """Writes report.json, report.md and sheet.png to `out` and returns the report. Results of people lie in `out` until all are there, so a call that was
+    interrupted is gone on with. Raises Unavailable where a process fails; its error is above."""
+    results = out / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    for make_once in (held_out_voices, partial(read_lip_reader, frames=frames), partial(read_pose_reader, frames=frames)):
+        make_once(out)  # before there are processes
+    given = (model, assets, frames, out, people, seconds, processes)
+    if processes == 1:
+        evaluate_share(*given, 0)
+    else:
+        spawn = multiprocessing.get_context("spawn")
+        running = [spawn.Process(target=evaluate_share, args=(*given, n)) for n in range(processes)]
+        for process in running:
+            process.start()
+        for process in running:
+            process.join()
+        if failed := sum(process.exitcode != 0 for process in running):
+            raise Unavailable(f"{failed} of {processes} processes failed, whose errors are above; what is evaluated stays in {results}")
+    report = write_report([read_result(results / f"{n:02d}.safetensors") for n in range(people)], out, HEADS_BARS)
+    shutil.rmtree(results)
+    return report
+
+
+def evaluate_share(model: Path, assets: Path, frames: Path, out: Path, people: int, seconds: int, processes: int, which: int) -> None:
+    """One process: every `processes`-th person that has no result yet."""
+    start_log()
+    log.setLevel("INFO")
+    with Avatar(model, None, Deployment(threads=max(1, cores() // processes))) as avatar:
         config = avatar.model.config
         size = config.size[0] if config.size else 256
-        rendered = render_people(out / "people", assets, size, people, seconds)
+        voices = [held for held in held_out_voices(out) if len(held[0]) >= (seconds + 1) * SAMPLE_RATE]
         lips, poses = read_lip_reader(out, frames), read_pose_reader(out, frames)
         vae = VAE(config.vae).eval()
         load_into(vae, open_checkpoint(model).vae())
         renderer, face_NC = Renderer(assets, size), read_faces(paths(frames))
-        held_out = [HeldOutPerson(path, renderer, poses, face_NC) for path in rendered]
-        return evaluate_quality(lambda image, pcm: stream_frames(avatar, image, pcm), lambda rgb: reconstruct(vae, rgb), lips, held_out, out, HEADS_BARS)
+        for n in range(which, people, processes):
+            path = out / "results" / f"{n:02d}.safetensors"
+            if not path.exists():
+                person = HeldOutPerson(render_person(out / "people" / f"{n:05d}.npy", assets, size, voices, seconds), renderer, poses, face_NC)
+                result = evaluate_clip(partial(stream_frames, avatar), partial(reconstruct, vae), lips, person, FIT_FRAMES)
+                log.info("person %d: %s", n, summary(result.row))
+                save_result(path, result)
+
+
+def save_result(path: Path, result: Result) -> None:
+    """A file that appears only when it is complete."""
+    panel_3HW = ((result.panel_3HW.clamp(-1, 1) + 1) * 127.5).round().byte()
+    partial_path = path.with_suffix(".partial")
+    tensors = {"read": result.read_T, "open": result.open_T, "panel": panel_3HW}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial_path, {"row": json.dumps(result.row)})
+    partial_path.rename(path)
+
+
+def read_result(path: Path) -> Result:
+    with safe_open(path, "pt") as held:
+        return Result(json.loads(held.metadata()["row"]), held.get_tensor("read"), held.get_tensor("open"), held.get_tensor("panel") / 127.5 - 1)
 
 
 def add_paths(parser: argparse.ArgumentParser) -> None:
@@ -180,10 +225,14 @@ def main() -> None:
     add_paths(parser)
     parser.add_argument("--people", type=int, default=16)
     parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=cores(), help="that evaluate a person each (%(default)s)")
     args = parser.parse_args()
     start_log()
     log.setLevel("INFO")
-    report = evaluate_people(args.model, args.assets, args.frames, args.out, args.people, args.seconds, Deployment(threads=cores()))
+    try:
+        report = evaluate_people(args.model, args.assets, args.frames, args.out, args.people, args.seconds, args.processes)
+    except EverfaceError as error:
+        raise SystemExit(f"everface: {error}") from None
     print((args.out / "report.md").read_text())
     raise SystemExit(0 if report["pass"] else 1)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,16 @@ Generate = Callable[[Tensor, Tensor], Tensor]
 Reconstruct = Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class Result:
+    """What is kept of one clip."""
+
+    row: Row
+    read_T: Tensor  # the mouth's opening that was read
+    open_T: Tensor  # the true one
+    panel_3HW: Tensor  # for the sheet, in -1..1
+
+
 def evaluate_quality(
     generate: Generate,
     vae_reconstruct: Reconstruct,
@@ -38,36 +49,46 @@ def evaluate_quality(
     out_dir: Path,
     bars: Sequence[Bar] = BARS,
 ) -> dict[str, Any]:
-    """Evaluate each clip. Writes report.json, report.md and sheet.png to out_dir and returns the report (bars.check_bars)."""
-    out_dir.mkdir(parents=True, exist_ok=True)
-    rows, reads, targets, panels = [], [], [], []
+    """Evaluate each clip and write the report (`write_report`), which is returned."""
+    results = []
     for clip in clips:
-        with torch.no_grad():
-            vae = vae_reconstruct(clip.truth_T3HW)
-        made = metrics.as_rgb(generate(clip.image_3HW, clip.pcm_S))
-        row, open_T = _measure_all(clip.reader(reader), clip, made, vae)
-        rows.append(row)
-        reads.append(open_T)
-        targets.append(clip.open_T)
-        panels.append(_panel(clip.image_3HW, made, clip.truth_T3HW))
-        log.info("character %d/%d: %s", len(rows), len(clips), " ".join(f"{k} {v:.3f}" for k, v in row.items()))
-    for i, row in enumerate(rows):
-        others = [j for j in range(len(rows)) if j != i]
-        pairs = [(reads[i], targets[j]) for j in others] or [(reads[i], targets[i].flip(0))]
-        wrong = [correlation(a[: len(b)], b[: len(a)]) for a, b in pairs]
-        row["wrong_corr"] = sum(wrong) / len(wrong)
-    report = check_bars(rows, bars)
+        results.append(evaluate_clip(generate, vae_reconstruct, reader, clip))
+        log.info("character %d/%d: %s", len(results), len(clips), summary(results[-1].row))
+    return write_report(results, out_dir, bars)
+
+
+def evaluate_clip(generate: Generate, vae_reconstruct: Reconstruct, reader: LipReader, clip: HeldOut, fit_frames: int | None = None) -> Result:
+    """One clip, its own codec too. fit_frames: as `measure` has it."""
+    with torch.no_grad():
+        vae = vae_reconstruct(clip.truth_T3HW)
+    made = metrics.as_rgb(generate(clip.image_3HW, clip.pcm_S))
+    row, read_T = _measure_all(clip.reader(reader), clip, made, vae, fit_frames)
+    return Result(row, read_T, clip.open_T, _panel(clip.image_3HW, made, clip.truth_T3HW))
+
+
+def summary(row: Row) -> str:
+    return " ".join(f"{k} {v:.3f}" for k, v in row.items())
+
+
+def write_report(results: Sequence[Result], out_dir: Path, bars: Sequence[Bar] = BARS) -> dict[str, Any]:
+    """Write report.json, report.md and sheet.png to out_dir and return the report (bars.check_bars)."""
+    out_dir.mkdir(parents=True, exist_ok=True)
+    for i, result in enumerate(results):
+        others = [other.open_T for j, other in enumerate(results) if j != i] or [result.open_T.flip(0)]
+        wrong = [correlation(result.read_T[: len(open_T)], open_T[: len(result.read_T)]) for open_T in others]
+        result.row["wrong_corr"] = sum(wrong) / len(wrong)
+    report = check_bars([result.row for result in results], bars)
     (out_dir / "report.json").write_text(json.dumps(report, indent=1))
     (out_dir / "report.md").write_text(table(report))
-    _save_sheet(panels, out_dir / "sheet.png")
+    _save_sheet([result.panel_3HW for result in results], out_dir / "sheet.png")
     return report
 
 
-def _measure_all(reader: LipReader, clip: HeldOut, made: Tensor, vae: Tensor) -> tuple[Row, Tensor]:
+def _measure_all(reader: LipReader, clip: HeldOut, made: Tensor, vae: Tensor, fit_frames: int | None) -> tuple[Row, Tensor]:
     """All measures of one character but the correlation with other audio, and the mouth opening that was read."""
     read, mouth = reader.read(clip.truth_T3HW), mouth_box(made.shape[-1])
-    row, open_T = measure(reader, clip, made)
-    codec, _ = measure(reader, clip, vae)
+    row, open_T = measure(reader, clip, made, fit_frames=fit_frames)
+    codec, _ = measure(reader, clip, vae, fit_frames=fit_frames)
     row |= {
         "gate": correlation(read[0], clip.open_T),
         "gate_wide": correlation(read[1], clip.wide_T),
