@@ -32,7 +32,7 @@ from everface.train.chain.readers import train_head_lip_reader, train_pose_reade
 from everface.train.chain.speech import pack_speech, unpack_speech
 from everface.train.codec.model import new_vae
 from everface.train.codec.training import write_vae
-from everface.train.data.clips import read_clips, smaller_folders
+from everface.train.data.clips import ONE_BLOCK, read_clips, smaller_folders
 from everface.train.data.vae_files import read_vae
 from everface.train.engine.checkpoint import checkpoint_path
 from everface.train.engine.ranks import Ranks
@@ -112,14 +112,16 @@ def test_the_codec_stops_for_the_clock_and_goes_on_elsewhere(frames: Path, plan:
 def test_rendering_stops_when_asked(assets: Path, speech: Path, tmp_path: Path) -> None:
     pytest.importorskip("moderngl")
     folder, voices = tmp_path / "frames", unpack_speech(speech, tmp_path / "voices")
-    processes = start_rendering(folder, assets, voices, 64, 50, 1, 1, 1, time.time() + 600)
+    processes = start_rendering(folder, assets, voices, 64, 2, 1, 1, 1, time.time() + 600, one_block=50)
     try:
-        wait_for_clips(folder, 1, 1, processes, time.time() + 60)
+        wait_for_clips(folder, 2, 1, processes, time.time() + 60)
+        wait_for_clips(folder / ONE_BLOCK, 1, 0, processes, time.time() + 60)
     except Unavailable:
         pytest.skip("no EGL")
     finally:
         stop_rendering(folder, processes)
-    assert 1 <= len(paths(folder)) < 50 and len(paths(folder / HELD_OUT)) == 1
+    short = paths(folder / ONE_BLOCK)
+    assert len(paths(folder)) == 2 and len(paths(folder / HELD_OUT)) == 1 and 1 <= len(short) < 50 and read_frames(short[0]).shape == (17, 64, 64, 3)
     clip = paths(folder / HELD_OUT)[0]
     assert read_frames(clip).shape == (69, 64, 64, 3) and read_rest(clip)["opening"].shape == (64,)
 
@@ -155,11 +157,14 @@ def test_a_models_codec_is_kept_where_it_fits(plan: ChainPlan, tmp_path: Path) -
 
 def test_clips_are_encoded_at_a_smaller_size_too(tmp_path: Path) -> None:
     write_frames(tmp_path / "frames", 3, size=128)
+    write_frames(tmp_path / "frames" / ONE_BLOCK, 2, size=128)
     config = replace(SMALL_VAE, z_dim=16)
     (tmp_path / "vae").mkdir()
     write_vae(tmp_path / "vae", new_vae(config).state_dict(), config)
     for _ in range(2):  # the second time all is there
         assert encode_frames(tmp_path / "clips", tmp_path / "frames", tmp_path / "vae", "cpu", smaller=(64,), smaller_clips=2, views=1, held_out=1) == 3
+    short = read_clips(tmp_path / "clips" / ONE_BLOCK)
+    assert len(short) == 4 and torch.equal(short.features_NLCF[2:], torch.stack([mirrored(features) for features in short.features_NLCF[:2]]))
     (small,) = smaller_folders(tmp_path / "clips")
     clips = read_clips(tmp_path / "clips")
     assert len(clips) == 5 and torch.equal(clips.features_NLCF[3:], torch.stack([mirrored(features) for features in clips.features_NLCF[1:3]])) and read_clips(small).latents_N16Thw.shape == (2, 16, 18, 8, 8)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.train.miniature import SMALL_DIT, write_clips
 
 from everface.networks.transformer.dit import DiT
-from everface.train.data.clips import Clips
+from everface.train.data.clips import ONE_BLOCK, Clips
 from everface.train.pretrain import stage1
 from everface.train.pretrain.plans import Stage1Plan
 from everface.train.pretrain.stage1 import train_stage1
@@ -55,3 +55,32 @@ def test_a_share_of_the_batches_is_of_a_smaller_size(tmp_path: Path, monkeypatch
     sizes.clear()
     train_stage1(tmp_path / "other", clips, replace(plan, smaller_share=0.0), SMALL_DIT)
     assert set(sizes) == {8}
+
+
+def test_a_share_of_the_batches_is_of_clips_of_one_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many blocks as the others: twice as many clips of one block, where the others have two."""
+    clips = write_clips(tmp_path / "clips")
+    held = load_file(clips / "00000.safetensors")
+    (clips / ONE_BLOCK).mkdir()
+    save_file({"latents": held["latents"][:, :, :5].contiguous(), "features": held["features"][..., :17].contiguous()}, clips / ONE_BLOCK / "00000.safetensors")
+    drawn, draw = list[tuple[int, int, int]](), stage1.draw_window
+
+    def noted(some: Clips, batch: int, blocks: int, *args: Any) -> TrainingWindow:
+        drawn.append((some.latents_N16Thw.shape[2], batch, blocks))
+        return draw(some, batch, blocks, *args)
+
+    monkeypatch.setattr(stage1, "draw_window", noted)
+    plan = Stage1Plan(iterations=8, warmup_steps=1, held_out=4, curriculum=((0.0, 2, 2),), one_block_share=0.5)
+    path = train_stage1(tmp_path / "run", clips, plan, SMALL_DIT)
+    assert {(5, 4, 1), (held["latents"].shape[2], 2, 2)} == set(drawn) and all(t.isfinite().all() for t in load_file(path).values())
+
+
+def test_steps_of_its_own_are_part_of_a_run(tmp_path: Path) -> None:
+    """The loss is another, as the model's own steps lead elsewhere than noised truth, and gradients are finite."""
+    clips, losses = write_clips(tmp_path / "clips"), []
+    for share in (0.0, 1.0):
+        plan = Stage1Plan(iterations=2, warmup_steps=1, held_out=4, curriculum=((0.0, 2, 4),), own_share=share, sampler_levels=1.0, shared_level=1.0)
+        path = train_stage1(tmp_path / f"run{share}", clips, plan, SMALL_DIT)
+        assert all(t.isfinite().all() for t in load_file(path).values())
+        losses.append(json.loads((path.parent / "log.jsonl").read_text().splitlines()[-1])["loss"])
+    assert losses[0] != losses[1]

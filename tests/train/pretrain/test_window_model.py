@@ -12,7 +12,7 @@ from tests.train.miniature import small_dit
 from everface.networks.motion import FACE, POSE, pose_of
 from everface.train.data.clips import Clips
 from everface.train.pretrain.plans import Stage1Plan
-from everface.train.pretrain.window_model import WindowModel, window_loss
+from everface.train.pretrain.window_model import WindowModel, own_steps, window_loss
 from everface.train.pretrain.windows import TrainingWindow, draw_window
 from everface.train.synthetic.characters import region_weight
 
@@ -53,6 +53,41 @@ def test_window_equals_stream(history: str, sigma: float, patch: int, motion: in
             torch.testing.assert_close(v, parallel[:, block], atol=2e-5, rtol=1e-4)
             if past is not None:
                 dit(past[0, :, block], dit.time(1000 * sigma), text_kv, audio, cache, block_index=b, sink_distance=11 + b, **given)
+
+
+def test_own_steps_are_a_stream_of_rings() -> None:
+    """A clip that comes to the third level by the model's own steps is where a stream with a ring per step is before its third step; one at the second
+    level is a step behind, and a clip that is not `own_B` stays noise."""
+    dit, levels = small_dit(), (0.9, 0.7, 0.4, 0.0)
+    one = small_window(blocks=3, first_frame=0, sigma=0.4)
+    window = replace(one.of(torch.tensor([0, 0, 0]), 0.4), own_B=torch.tensor([True, True, False]), levels=levels)
+    window.sigma_Bn[1] = 0.7
+    noise = torch.randn(one.x0_B16Fhw.shape, generator=torch.Generator().manual_seed(4))
+    arrived = own_steps(WindowModel(dit), noise.repeat(3, 1, 1, 1, 1), window)
+    text_kv = dit.text_kv(dit.embed_text(torch.zeros(1, 8)))
+    caches = [dit.new_cache(8, 8) for _ in levels[:2]]
+    with torch.no_grad():
+        for cache in caches:
+            cache.prime(*dit.prefill_sink(one.reference_B16_1hw[0], one.motion_B16Thw[0], text_kv))
+        for b in range(3):
+            features, block = one.features_BLCF[0, :, :, 12 * b : 12 * b + 17], slice(3 * b, 3 * b + 3)
+            audio, x = dit.casual_audio_encoder.encode_block(features[..., 5:], features[..., :5]), noise[0, :, block]
+            for cache, sigma, following, clip in zip(caches, levels, levels[1:], (1, 0), strict=False):
+                x = x + (following - sigma) * dit(x, dit.time(1000 * sigma), text_kv, audio, cache, block_index=b, sink_distance=11 + b)
+                torch.testing.assert_close(arrived[clip, :, block], x, atol=2e-5, rtol=1e-4)
+    assert torch.equal(arrived[2], noise[0])
+
+
+def test_the_loss_of_own_steps_is_that_of_the_x0_they_lead_to() -> None:
+    """With a clip at the second level, by hand: the squared error of x0 over the squared level."""
+    model, one = WindowModel(small_dit()), small_window(blocks=2, first_frame=0, sigma=0.7)
+    window = replace(one, own_B=torch.tensor([True]), levels=(1.0, 0.7, 0.0))
+    with torch.no_grad():
+        loss = window_loss(model, window, torch.ones(8, 8), torch.Generator().manual_seed(2))
+        noise = torch.randn(one.x0_B16Fhw.shape, generator=torch.Generator().manual_seed(2))
+        x = noise - 0.3 * model(noise, one.of(torch.tensor([0]), 1.0))
+        x0 = x - 0.7 * model(x, one)
+    torch.testing.assert_close(loss, ((x0 - one.x0_B16Fhw) / 0.7).square().mean())
 
 
 def test_later_blocks_do_not_leak() -> None:

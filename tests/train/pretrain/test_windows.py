@@ -13,7 +13,16 @@ from everface.networks.transformer.schedule import sigmas
 from everface.train.data.clips import Clips
 from everface.train.pretrain.noise import LEVEL_ODDS, draw_noise, draw_sigmas
 from everface.train.pretrain.plans import Stage1Plan
-from everface.train.pretrain.windows import TrainingWindow, draw_window, noised_past
+from everface.train.pretrain.windows import TrainingWindow, draw_own, draw_window, noised_past
+
+
+def test_clips_that_come_by_own_steps() -> None:
+    """Only those at one level between noise and nearly nothing, the same in all blocks, and the plan's share of them."""
+    levels, plan = sigmas(4), Stage1Plan(own_share=0.5)
+    sigma = torch.tensor([[levels[1]] * 2, [levels[2]] * 2, [levels[0]] * 2, [levels[3]] * 2, [levels[1], levels[2]], [0.5, 0.5]])
+    drawn = torch.stack([draw_own(sigma, random.Random(seed), plan) for seed in range(200)]).float().mean(0)
+    assert drawn[2:].max() == 0 and drawn[:2].min() > 0.35 and drawn[:2].max() < 0.65
+    assert draw_own(sigma, random.Random(0), Stage1Plan(own_share=1.0)).tolist() == [True, True, False, False, False, False]
 
 
 def test_each_field_for_ablation_changes_its_part_of_a_window() -> None:
@@ -40,6 +49,7 @@ def test_each_field_for_ablation_changes_its_part_of_a_window() -> None:
     still = clips.latents_N16Thw[:, :, :1].float()
     moving = [not any(torch.equal(r, s) for r in rows for s in still) for rows in references]
     assert sum(moving[:40]) > 10 and not any(moving[40:])
+    assert differing(0, own_share=1.0) == {"own_B", "levels"}
     for steps in (2, 3):
         sigma = draw_sigmas(400, 5, random.Random(0), Stage1Plan(steps=steps, sampler_levels=1.0))
         assert set(sigma.unique().tolist()) == set(torch.tensor(sigmas(steps)[:-1]).tolist())

@@ -32,7 +32,7 @@ from everface.train.chain.pack import pack, unpack
 from everface.train.chain.plan import ChainPlan, Rehearsal, cpu_plan, gpu_plan
 from everface.train.chain.speech import unpack_speech
 from everface.train.codec.training import write_vae
-from everface.train.data.clips import MIN_TRAINING_CLIPS
+from everface.train.data.clips import MIN_TRAINING_CLIPS, ONE_BLOCK
 from everface.train.data.vae_files import read_vae
 from everface.train.heads.articulation import read_recordings, train_articulators
 from everface.train.heads.mouth_finder import leave_mouth_finder
@@ -64,8 +64,10 @@ def work(
     vae_done = share_done(run / "vae", plan.vae) >= 1
     least = min(plan.clips, max(plan.least_clips, 4 * max(batch for _, _, batch in plan.stage1.curriculum), plan.stage1.held_out + MIN_TRAINING_CLIPS + 1))
     more = len(paths(frames)) < (least if vae_done else plan.clips) or len(paths(frames / HELD_OUT)) < plan.held_out
+    more = more or len(paths(frames / ONE_BLOCK)) < plan.one_block_clips
     left_s = until - time.monotonic()
-    renders = start_rendering(frames, assets, voices, size, plan.clips, plan.held_out, plan.seed, processes, time.time() + left_s, plan.clip_frames) if more else []
+    given = (frames, assets, voices, size, plan.clips, plan.held_out, plan.seed, processes, time.time() + left_s, plan.clip_frames, plan.one_block_clips)
+    renders = start_rendering(*given) if more else []
     try:
         if not vae_done:
             wait_for_clips(frames, plan.vae.least_clips, plan.held_out, renders, time.time() + (FIRST_CLIPS_S if device.startswith("cuda") else left_s))
@@ -73,6 +75,7 @@ def work(
             vae_done = train_on_frames(run / "vae", frames, plan.vae, plan.model.vae, size, device, until)
         if vae_done:  # on a fresh machine too the transformer needs clips
             wait_for_clips(frames, least, plan.held_out, renders, time.time() + until - time.monotonic())
+            wait_for_clips(frames / ONE_BLOCK, plan.one_block_clips, 0, renders, time.time() + until - time.monotonic())
     finally:
         stop_rendering(frames, renders)
         log.info("%d clips and %d held-out are rendered", len(paths(frames)), len(paths(frames / HELD_OUT)))

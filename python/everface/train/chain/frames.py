@@ -1,7 +1,7 @@
 """Rendered clips in memory: processes write them, the codec reads crops of them, both at once.
 
 Clip n is two files, NNNNN.npz (features, audio and truth) and NNNNN.npy (frames, uint8 [5 + T, H, W, 3]), of which the second appears last
-and complete. It depends on (seed, n) only. Held-out clips, of other people and voices, are in the folder `held_out` beside them.
+and complete. It depends on (seed, n) only. Held-out clips, of other people and voices, are in the folder `held_out` beside them, clips of one block in `one_block`.
 """
 
 from __future__ import annotations
@@ -20,27 +20,31 @@ import torch
 from everface.core.errors import Unavailable
 from everface.core.log import log, start_log
 from everface.networks.audio.features import LogMel
+from everface.train.data.clips import ONE_BLOCK
 from everface.train.data.drawn import clip_generator
 from everface.train.heads.clips import DRAWN_SHARE, FRAMES, HeadClip, HeadClips
 from everface.train.heads.motion.speech import read_phoneme_speech
 from everface.train.heads.renderer import Renderer
 
 HELD_OUT, STOP = "held_out", "stop"
-HELD_OUT_SEED = 1000  # added to the run's
+HELD_OUT_SEED, ONE_BLOCK_SEED = 1000, 2000  # added to the run's
+ONE_BLOCK_FRAMES = 12  # three latents
 LEAST_FREE = 4 << 30  # bytes that rendering leaves free where the frames are
 LOG_EVERY_S = 30.0
 _HEADERS = threading.Lock()  # NumPy reads a file's header with `ast`, which fails in two threads at once (Python 3.11, cpython issue 106905)
 
 
 def start_rendering(
-    folder: Path, assets: Path, speech: Path, size: int, clips: int, held_out: int, seed: int, processes: int, until: float, moving: int = FRAMES
+    folder: Path, assets: Path, speech: Path, size: int, clips: int, held_out: int, seed: int, processes: int, until: float, moving: int = FRAMES,
+    one_block: int = 0,
 ) -> list[BaseProcess]:  # fmt: skip
     """Processes that render until all clips are there, time.time() is `until`, or `stop_rendering`. Each has an OpenGL context.
-    moving: frames of a clip, 4n; held-out clips have FRAMES."""
-    (folder / HELD_OUT).mkdir(parents=True, exist_ok=True)
+    moving: frames of a clip, 4n; held-out clips have FRAMES. one_block: clips of ONE_BLOCK_FRAMES, which come last."""
+    for name in (HELD_OUT, ONE_BLOCK):
+        (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / STOP).unlink(missing_ok=True)
     spawn = multiprocessing.get_context("spawn")
-    given = (folder, assets, speech, size, clips, held_out, seed, processes, until, moving)
+    given = (folder, assets, speech, size, clips, held_out, seed, processes, until, moving, one_block)
     running = [spawn.Process(target=_render, args=(*given, n), daemon=True) for n in range(processes)]
     for process in running:
         process.start()
@@ -102,9 +106,10 @@ def write_clip(path: Path, clip: HeadClip) -> None:
 
 
 def _render(
-    folder: Path, assets: Path, speech: Path, size: int, clips: int, held_out: int, seed: int, processes: int, until: float, moving: int, worker: int
+    folder: Path, assets: Path, speech: Path, size: int, clips: int, held_out: int, seed: int, processes: int, until: float, moving: int, one_block: int,
+    worker: int,
 ) -> None:  # fmt: skip
-    """One process: its share of the held-out clips, then of the others."""
+    """One process: its share of the held-out clips, then of the others, then of those of one block."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it
     torch.set_num_threads(1)
     start_log()
@@ -113,16 +118,16 @@ def _render(
     if worker == 0:
         log.info("rendering by %s", renderer_name(source.renderer))
     begin, cpu, done, said = time.monotonic(), time.process_time(), 0, time.monotonic()
-    jobs = [(folder / HELD_OUT, seed + HELD_OUT_SEED, n) for n in range(worker, held_out, processes)]
-    for where, its_seed, n in jobs + [(folder, seed, n) for n in range(worker, clips, processes)]:
-        if where == folder and source.drawn_share == 0.0:
+    parts = ((folder / HELD_OUT, seed + HELD_OUT_SEED, held_out, FRAMES), (folder, seed, clips, moving), (folder / ONE_BLOCK, seed + ONE_BLOCK_SEED, one_block, ONE_BLOCK_FRAMES))
+    for where, its_seed, n, length in [(where, its_seed, n, length) for where, its_seed, count, length in parts for n in range(worker, count, processes)]:
+        if where.name != HELD_OUT and source.drawn_share == 0.0:
             source.speech, source.drawn_share = read_phoneme_speech(speech, held_out=False), DRAWN_SHARE
         path = where / f"{n:05d}.npy"
         if path.exists():
             continue
         if time.time() > until or (folder / STOP).exists() or shutil.disk_usage(folder).free < LEAST_FREE:
             break
-        write_clip(path, source.draw(front_end, clip_generator(its_seed, n), moving if where == folder else FRAMES))
+        write_clip(path, source.draw(front_end, clip_generator(its_seed, n), length))
         done += 1
         if time.monotonic() - said > LOG_EVERY_S or done == 1:
             said = time.monotonic()

@@ -10,14 +10,14 @@ from everface.networks.motion import mirrored
 from everface.train.chain.codec import Change, encode_all, shrink
 from everface.train.chain.frames import paths, read_rest
 from everface.train.chain.views import mirrors, other_view
-from everface.train.data.clips import SHARD_CLIPS, write_shard
+from everface.train.data.clips import ONE_BLOCK, SHARD_CLIPS, write_shard
 from everface.train.data.vae_files import read_vae
 
 
 def encode_frames(
     folder: Path, frames: Path, vae_run: Path, device: str, smaller: tuple[int, ...] = (), smaller_clips: int = 0, views: int = 0, held_out: int = 0
 ) -> int:
-    """Write the missing shards into `folder`. Returns the number of clips.
+    """Write the missing shards into `folder`. Returns the number of clips that are not of one block; those have other views too.
 
     smaller: of the first `smaller_clips` clips shards at these sides too, in folders of it. views: so many others of each clip, but for the first
     `held_out` ones, in shards that come after the clips' own.
@@ -35,6 +35,11 @@ def encode_frames(
     write(folder, clips)
     for side in smaller:
         write(folder / str(side), clips[:smaller_clips], lambda video, _, side=side: shrink(video, side))
-    for view in range(1, views + 1):
-        write(folder, clips[held_out:], lambda video, clip, view=view: other_view(video, int(clip.stem), view), view)
+    parts = [(folder, clips[held_out:])]
+    if short := paths(frames / ONE_BLOCK):
+        write(folder / ONE_BLOCK, short)
+        parts.append((folder / ONE_BLOCK, short))
+    for where, some in parts:
+        for view in range(1, views + 1):
+            write(where, some, lambda video, clip, view=view: other_view(video, int(clip.stem), view), view)
     return len(clips)

@@ -53,6 +53,7 @@ class ChainPlan:
     held_out: int = 16  # people, with held-out voices
     least_clips: int = 0  # before stage 1 begins, if it needs fewer
     clip_frames: int = FRAMES  # of each; with fewer there are more people for the same time
+    one_block_clips: int = 0  # and so many of one block, of other people: data.clips.ONE_BLOCK
     smaller_clips: int = 400  # that are encoded at the model's smaller sizes too
     views: int = 1  # others of each clip that stage 1 learns from too: chain.views
     articulation: ArticulationPlan = field(default_factory=ArticulationPlan)  # where no file is given

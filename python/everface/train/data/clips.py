@@ -21,6 +21,7 @@ from everface.train.engine.precision import autocast
 STILL_FRAMES = 5
 STILL_LATENTS = 2  # of the still frames
 MOVING_LATENTS = 16
+ONE_BLOCK = "one_block"  # folder within one of clips: others of as many moving latents as a block of the transformer has, and so of more people
 SHARD_CLIPS = 50
 IMAGE_SIZE = 128  # pixels, square
 MIN_TRAINING_CLIPS = 16

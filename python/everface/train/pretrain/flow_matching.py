@@ -12,7 +12,7 @@ import torch
 from everface.core.config import DiTConfig
 from everface.core.log import log
 from everface.core.regions import cells
-from everface.train.data.clips import STILL_LATENTS, Clips, smaller_folders, split_clips
+from everface.train.data.clips import ONE_BLOCK, STILL_LATENTS, Clips, smaller_folders, split_clips
 from everface.train.data.familiarity import leave_familiarity
 from everface.train.engine.checkpoint import TrainedModel
 from everface.train.engine.ema import Ema
@@ -52,6 +52,7 @@ def train_on_windows(
     """
     clips, held_out = split_clips(clips_dir, plan.held_out)
     smaller = [split_clips(folder, plan.held_out)[0] for folder in smaller_folders(clips_dir)] if plan.smaller_share else []
+    short = [split_clips(clips_dir / ONE_BLOCK, 0)[0]] if plan.one_block_share and (clips_dir / ONE_BLOCK).exists() else []
     if not smaller:
         plan = replace(plan, smaller_share=0.0)  # so that plan.json, and a bundle, claim no size that was not trained
     with process_group(device) as ranks:
@@ -59,9 +60,10 @@ def train_on_windows(
         network = WindowModel(dit, bidirectional, plan.checkpoint_activations)
         references_NChw = clips.latents_N16Thw[:, :, 0].clone()
         patch = config.patch_size[1]
-        weights = [latent_weight(some.latents_N16Thw, plan, patch).to(ranks.device) for some in (clips, *smaller)]
+        weights = [latent_weight(some.latents_N16Thw, plan, patch).to(ranks.device) for some in (clips, *smaller)]  # those of one block are as large as the first
         weight_of = {weight.shape: weight for weight in weights}
-        clips, held_out, *smaller = (some.within(plan.region, patch).to(ranks.device) for some in (clips, held_out, *smaller))
+        clips, held_out, *others = (some.within(plan.region, patch).to(ranks.device) for some in (clips, held_out, *smaller, *short))
+        smaller, short = others[: len(smaller)], others[len(smaller) :]
         log.info("%s: %d clips, %.2f M parameters", type(plan).__name__, len(clips), sum(p.numel() for p in dit.parameters()) / 1e6)
         if sharded := plan.sharded(ranks.world):
             shard_model(dit, ranks, plan.shard_group)
@@ -73,14 +75,22 @@ def train_on_windows(
 
         def clips_of(number: int) -> Clips:
             rng = random.Random(plan.seed * 6_700_417 + number)
-            return rng.choice(smaller) if smaller and rng.random() < plan.smaller_share else clips
+            kind = rng.random()
+            if smaller and kind < plan.smaller_share:
+                return rng.choice(smaller)
+            return short[0] if short and kind > 1 - plan.one_block_share else clips
+
+        def window_of(some: Clips, batch: int, blocks: int, rng: random.Random) -> TrainingWindow:
+            """With more clips where they have fewer blocks."""
+            most = (some.latents_N16Thw.shape[2] - STILL_LATENTS) // config.block_frames
+            return draw(some, batch * max(1, blocks // most), min(blocks, most), rng, ranks.device)
 
         def losses(step: int, blocks: int, batch: int) -> Iterator[torch.Tensor]:
             """One a micro-batch of this rank. The number of the micro-batch decides everything random in it."""
             for micro in ranks.share(plan.micro_batches):
                 number = step * plan.micro_batches + micro
                 with autocast(ranks.device):
-                    window = draw(clips_of(number), batch, blocks, random.Random(plan.seed * 7_919_003 + number), ranks.device)
+                    window = window_of(clips_of(number), batch, blocks, random.Random(plan.seed * 7_919_003 + number))
                     one = loss(window, plan.seed * 1_000_003 + number)
                 yield one
 

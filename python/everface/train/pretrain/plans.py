@@ -22,6 +22,7 @@ LARGE_HEADS_DIT = replace(
     HEADS_DIT, patch_size=(1, 2, 2), window_blocks=4, dim=1024, ffn_dim=4096, freq_dim=256, num_heads=8, num_layers=10, audio_inject_layers=(0, 2, 4, 6, 8)
 )  # fmt: skip
 HISTORIES = ("own", "clean", "fixed")
+OWN_LEAST = 0.05  # a step from a lower level changes the latents by too little to mend anything
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class TransformerPlan(RunPlan):
     eyes_weight: float = 12.0
     curriculum: tuple[tuple[float, int, int], ...] = ((0.0, 2, 10), (0.2, 3, 7), (0.45, 5, 4))  # (from, blocks, clips a batch)
     region: Box | None = None  # of the image, that the transformer makes; the rest stays as in the image. The runtime must use the same
+    one_block_share: float = 0.0  # of the batches that are of clips of one block, where there are some: see data.clips.ONE_BLOCK
     smaller_share: float = 0.0  # of the batches that are of the clips at a smaller size, where there are some: see data.clips.smaller_folders
 
     def sharded(self, world: int) -> bool:
@@ -87,6 +89,7 @@ class Stage1Plan(TransformerPlan, StreamingPlan):
     sampler_levels: float = 0.85  # share of the levels that are the sampler's
     shared_level: float = 0.5  # share of the clips with one level for all blocks; 0: independent levels, as in the paper
     shift: float = 3.0  # of the other levels
+    own_share: float = 0.0  # share of the clips at one of the sampler's levels between noise and OWN_LEAST that came there by the model's own steps
     scaffold: float = 0.3  # share of the windows with the true past as motion frames, each noised on its own with t ~ U[0, 1000]
     start_share: float = 0.3  # of the windows are at the start of a stream
     far_share: float = 0.4  # of the windows are between block 200 and `max_block`; the rest in between

@@ -6,6 +6,8 @@ three blocks before it, and the sink. The reference in the sink is 4 to 30 laten
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +21,8 @@ from everface.networks.transformer.rope import frames_table, sink_time
 from everface.train.engine.sharding import gather_before_gradients
 from everface.train.pretrain.noise import draw_noise
 from everface.train.pretrain.windows import TrainingWindow
+
+LEVEL_TOLERANCE = 1e-4  # between levels of a sampler
 
 
 class WindowModel(nn.Module):
@@ -108,10 +112,28 @@ def causal_attention(
 def window_loss(
     model: WindowModel, window: TrainingWindow, weight_hw: torch.Tensor, generator: torch.Generator, correlation: float = 0.0
 ) -> torch.Tensor:
-    """Weighted mean squared error of the velocity, noise - x0."""
+    """Weighted mean squared error of the velocity that leads to x0; from noised truth it is noise - x0."""
     x0 = window.x0_B16Fhw
     noise = draw_noise(x0.shape, generator, correlation).to(x0)
     n = model.dit.cfg.block_frames
     sigma = window.sigma_Bn.repeat_interleave(n, dim=1)[:, None, :, None, None]
-    v = model((1 - sigma) * x0 + sigma * noise, window)
-    return (weight_hw * (v.float() - (noise - x0)).square()).mean()
+    x = (1 - sigma) * x0 + sigma * noise
+    if window.own_B is not None and window.own_B.any():
+        x = torch.where(window.own_B[:, None, None, None, None], own_steps(model, noise, window), x)
+    v = model(x, window)
+    return (weight_hw * (v.float() - (x - x0) / sigma).square()).mean()
+
+
+@torch.no_grad()
+def own_steps(model: WindowModel, noise_B16Fhw: torch.Tensor, window: TrainingWindow) -> torch.Tensor:
+    """Each of the clips of `own_B` where the sampler comes from noise to its level, as a stream does: each step attends to the blocks before at its own
+    level. The others as noise."""
+    assert window.own_B is not None
+    out, level_B = noise_B16Fhw.clone(), window.sigma_Bn[:, 0]
+    for sigma, following in pairwise(window.levels):
+        on_the_way = (window.own_B & (level_B < sigma - LEVEL_TOLERANCE)).nonzero()[:, 0]
+        if not len(on_the_way):
+            break
+        x = out[on_the_way]
+        out[on_the_way] = x + (following - sigma) * model(x, window.of(on_the_way, sigma)).float()
+    return out

@@ -15,9 +15,10 @@ import torch
 from everface.core.config import LATENT_FRAMES
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.transformer.rope import SINK_TIME
+from everface.networks.transformer.schedule import sigmas
 from everface.train.data.clips import STILL_LATENTS, Clips
 from everface.train.pretrain.noise import draw_position, draw_sigmas
-from everface.train.pretrain.plans import Stage1Plan
+from everface.train.pretrain.plans import OWN_LEAST, Stage1Plan
 
 MOTION_LATENTS = 19
 REFRESH_BLOCKS = 4  # the adaptive sink is refreshed before this block
@@ -37,6 +38,13 @@ class TrainingWindow:
     sink_distances: tuple[int, ...]  # of each block
     past_B16Fhw: torch.Tensor | None = None  # ablation: the clip at `past_sigma`, which blocks see of those before them
     past_sigma: float = 0.0
+    own_B: torch.Tensor | None = None  # clips that are noised by the model's own steps from noise down to their level, in place of the truth that is noised
+    levels: tuple[float, ...] = ()  # of the sampler that does those steps
+
+    def of(self, clips: torch.Tensor, sigma: float) -> TrainingWindow:
+        """Of some of the clips, all at one level."""
+        held = {name: getattr(self, name)[clips] for name in ("x0_B16Fhw", "reference_B16_1hw", "motion_B16Thw", "features_BLCF")}
+        return replace(self, sigma_Bn=torch.full_like(self.sigma_Bn[clips], sigma), own_B=None, **held)
 
 
 def draw_window(
@@ -67,10 +75,19 @@ def draw_window(
     if not plan.rolling:
         distances = tuple(SINK_TIME - first - block_frames * b for b in range(blocks))
     window = TrainingWindow(x0, sigma, reference, motion, features, first, distances)
+    if plan.own_share:
+        window = replace(window, own_B=draw_own(sigma.cpu(), rng, plan).to(device), levels=sigmas(plan.steps))
     if plan.history == "own":
         return window
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(rng.getrandbits(63))).to(x0)
     return replace(window, past_B16Fhw=torch.lerp(x0, noise, plan.past_sigma), past_sigma=plan.past_sigma)
+
+
+def draw_own(sigma_Bn: torch.Tensor, rng: random.Random, plan: Stage1Plan) -> torch.Tensor:
+    """Which clips [B] come to their level by the model's own steps: of those with one of the sampler's levels for all blocks, `own_share`."""
+    drawn = torch.tensor([rng.random() < plan.own_share for _ in range(len(sigma_Bn))])
+    levels = torch.tensor([level for level in sigmas(plan.steps) if OWN_LEAST <= level < 1])
+    return drawn & torch.isclose(sigma_Bn[:, :1], levels).any(1) & (sigma_Bn == sigma_Bn[:, :1]).all(1)
 
 
 def features_of(features: torch.Tensor, offset: int, frames: int, device: str) -> torch.Tensor:

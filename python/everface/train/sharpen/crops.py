@@ -16,7 +16,6 @@ from torch import Tensor
 
 from everface.core.config import LATENT_FRAMES, SAMPLES_PER_FRAME, Deployment, StreamConfig
 from everface.core.log import log
-from everface.core.machine import cores
 from everface.models.live_avatar.roles import whole_image
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.motion import FACE
@@ -58,7 +57,7 @@ def clip_latents(path: Path, model: Path, vae: VAE, clips: list[Path], device: s
 
 def make_latents(model: Path, clips: list[Path], known: dict[str, Tensor]) -> dict[str, Tensor]:
     """What the model's transformer makes of the image, the audio and the true motion of each clip of a person."""
-    offline, out = OfflineModel(model, Deployment(threads=cores())), dict[str, Tensor]()
+    offline, out = OfflineModel(model, Deployment(threads=torch.get_num_threads())), dict[str, Tensor]()
     for n, path in enumerate(clips):
         rest = read_rest(path)
         if "opening" not in rest:
