@@ -11,6 +11,7 @@ import argparse
 import json
 import multiprocessing
 import shutil
+from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -92,7 +93,7 @@ class HeldOutPerson:
 
     def reader(self, known: LipReader) -> LipReader:
         """Tuned once; then it lies beside the clip, named by what it was tuned from."""
-        digest = sha256(b"".join(tensor.numpy().tobytes() for tensor in known.state_dict().values())).hexdigest()[:8]
+        digest = digest_of(tensor.numpy().tobytes() for tensor in known.state_dict().values())
         tune = partial(tune_head_lip_reader, known, self.renderer, int(self._rest["seed"]), self._rest["turn"], self.face_NC)
         return read_or_train(self.path.with_suffix(f".{digest}.safetensors"), deepcopy(known), tune)
 
@@ -150,18 +151,29 @@ def read_or_train(path: Path, reader: nn.Module, train: Any) -> Any:
         reader.load_state_dict(load_file(path))
         return reader.eval()
     made = train()
-    save_file(made.state_dict(), path)
+    partial_path = path.with_suffix(".partial")
+    save_file(made.state_dict(), partial_path)
+    partial_path.rename(path)
     return made
+
+
+def digest_of(parts: Iterable[bytes]) -> str:
+    """Eight characters that tell apart what files were made from."""
+    made = sha256()
+    for part in parts:
+        made.update(part)
+    return made.hexdigest()[:8]
 
 
 def evaluate_people(model: Path, assets: Path, frames: Path, out: Path, people: int, seconds: int, processes: int = 1) -> dict[str, Any]:
     """Writes report.json, report.md and sheet.png to `out` and returns the report. Results of people lie in `out` until all are there, so a call that was
     interrupted is gone on with. Raises Unavailable where a process fails; its error is above."""
-    results = out / "results"
+    made_from = [model / "config.json", *sorted(model.glob("*.safetensors"))]
+    results = out / f"results_{digest_of(path.read_bytes() for path in made_from)}"
     results.mkdir(parents=True, exist_ok=True)
     for make_once in (held_out_voices, partial(read_lip_reader, frames=frames), partial(read_pose_reader, frames=frames)):
         make_once(out)  # before there are processes
-    given = (model, assets, frames, out, people, seconds, processes)
+    given = (model, assets, frames, out, results, people, seconds, processes)
     if processes == 1:
         evaluate_share(*given, 0)
     else:
@@ -178,7 +190,7 @@ def evaluate_people(model: Path, assets: Path, frames: Path, out: Path, people: 
     return report
 
 
-def evaluate_share(model: Path, assets: Path, frames: Path, out: Path, people: int, seconds: int, processes: int, which: int) -> None:
+def evaluate_share(model: Path, assets: Path, frames: Path, out: Path, results: Path, people: int, seconds: int, processes: int, which: int) -> None:
     """One process: every `processes`-th person that has no result yet."""
     start_log()
     log.setLevel("INFO")
@@ -191,7 +203,7 @@ def evaluate_share(model: Path, assets: Path, frames: Path, out: Path, people: i
         load_into(vae, open_checkpoint(model).vae())
         renderer, face_NC = Renderer(assets, size), read_faces(paths(frames))
         for n in range(which, people, processes):
-            path = out / "results" / f"{n:02d}.safetensors"
+            path = results / f"{n:02d}.safetensors"
             if not path.exists():
                 person = HeldOutPerson(render_person(out / "people" / f"{n:05d}.npy", assets, size, voices, seconds), renderer, poses, face_NC)
                 result = evaluate_clip(partial(stream_frames, avatar), partial(reconstruct, vae), lips, person, FIT_FRAMES)
