@@ -22,7 +22,7 @@ def make(kv_keep: float) -> torch.Tensor:
         began_s = time.monotonic()
         for audio_S in read_audio(speech, 8_000):  # half a second at 16 kHz
             while not session.push_audio(audio_S):
-                session.wait(0.2)
+                session.wait_room(len(audio_S), 0.2)
                 blocks += [block.frames_THW3 for block in session.poll()]
         session.end_segment()
         blocks += [block.frames_THW3 for block in session.frames()]

@@ -20,7 +20,7 @@ def main(image: str) -> None:
         while chunk := source.read(CHUNK_BYTES):
             audio_S = np.frombuffer(chunk[: len(chunk) // 2 * 2], "<i2").astype(np.float32) / 32768
             while not session.push_audio(audio_S):  # the audio buffer is full: let the pipeline catch up
-                session.wait(1.0)
+                session.wait_room(len(audio_S), 1.0)
                 show(session.poll(), sink)
             show(session.poll(), sink)
         session.end_segment()

@@ -113,8 +113,13 @@ class InFlight:
             sent.stale = True
         return self._revision
 
-    def resend(self, failed: SentBlock | None = None) -> None:
-        """The stages lost the session. `failed`: the block that showed it, the replies to others are still to come; else they are lost."""
+    @property
+    def replaying(self) -> bool:
+        """Whether blocks that were delivered are still to be run again: the stages do not have yet what later blocks attend to."""
+        return any(block.delivered for block in self.waiting) or any(sent.block.delivered and not sent.stale for sent in self.sent)
+
+    def resend(self, failed: SentBlock | None = None, *, lost: bool = False) -> None:
+        """The stages lost the session. `failed`: the block that showed it, of those in flight. lost: the replies to what is in flight are too."""
         self._revision += 1
         self.openings += 1
         flown = [*([failed] if failed else []), *self.sent]
@@ -123,7 +128,7 @@ class InFlight:
         self.waiting = deque([*again, *(block for block in self.waiting if block not in again and not block.delivered)])
         for sent in self.sent:
             sent.stale = True
-        if failed is None:
+        if lost:
             self.sent.clear()
         self._stages_have = self._initial
 

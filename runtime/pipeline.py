@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from typing import Self
 
 from everface.core.errors import Unavailable
-from everface.runtime.messages import Block, Cancelled, Failure, Message, Reply
+from everface.runtime.messages import Block, Cancelled, Closed, CloseSession, Failure, Message, Opened, OpenSession, Reply
 from everface.runtime.signal import Signal
 
-MOST_CONTROL = 16  # replies to openings and closings that may wait besides blocks
+MOST_CONTROL = 16  # openings and closings whose replies are still to come: the last channel has room for these besides blocks
 
 
 class PipelineLost(Exception):
@@ -28,6 +28,7 @@ class Pipeline(ABC):
         self.in_flight = 0
         self.signal = Signal()
         self._sessions = 0
+        self._unanswered = 0  # openings and closings
         self._lock = threading.Lock()
 
     def new_session_id(self) -> int:
@@ -40,15 +41,23 @@ class Pipeline(ABC):
         """Blocks that may be sent now."""
         return self.depth - self.in_flight
 
+    def control_room(self) -> int:
+        """Openings and closings that may be sent now. With more, a stage could wait for room for their replies while the caller waits in `send`."""
+        return MOST_CONTROL - self._unanswered
+
     def send(self, message: Message) -> None:
-        """Pass a message to the first stage. RuntimeError for a block beyond the depth: ask room() first. Raises PipelineLost."""
+        """Pass a message to the first stage. RuntimeError for a block beyond the depth, an opening or a closing beyond MOST_CONTROL: ask room() or
+        control_room() first. Raises PipelineLost."""
         if isinstance(message, Block) and self.room() <= 0:
             raise RuntimeError(f"block {message.index} is one more than the {self.depth} this pipeline may hold")
-        self._count(isinstance(message, Block))
+        control = isinstance(message, OpenSession | CloseSession)
+        if control and self.control_room() <= 0:
+            raise RuntimeError(f"{type(message).__name__} is one more than the {MOST_CONTROL} that may wait for a reply")
+        self._count(isinstance(message, Block), control)
         try:
             self._send(message)
         except BaseException:
-            self._count(-isinstance(message, Block))
+            self._count(-isinstance(message, Block), -control)
             raise
 
     def receive(self) -> Reply | None:
@@ -57,16 +66,23 @@ class Pipeline(ABC):
         if isinstance(reply, Block):
             self._count(-(not reply.more))
         else:
-            self._count(-(isinstance(reply, Cancelled) or (isinstance(reply, Failure) and reply.index >= 0)))
+            of_block = isinstance(reply, Cancelled) or (isinstance(reply, Failure) and reply.index >= 0)
+            self._count(-of_block, -(not of_block and isinstance(reply, Opened | Closed | Failure)))
         return reply
 
     def recover(self) -> list[str]:
         """Bring back what is lost; returns the names of the stages that were restarted. Raises Unavailable if that cannot be."""
         raise Unavailable("this pipeline cannot be brought back: start it again")
 
-    def _count(self, change: int) -> None:
+    def _count(self, blocks: int, control: int = 0) -> None:
         with self._lock:
-            self.in_flight += change
+            self.in_flight += blocks
+            self._unanswered += control
+
+    def _nothing_is_under_way(self) -> None:
+        """The stages are new, or have forgotten everything."""
+        with self._lock:
+            self.in_flight = self._unanswered = 0
 
     def __enter__(self) -> Self:
         return self

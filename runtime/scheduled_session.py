@@ -11,7 +11,18 @@ from everface.core.errors import EverfaceError, Unavailable
 from everface.core.log import log
 from everface.runtime.events import Recovered, Recovering, VideoBlock
 from everface.runtime.in_flight import InFlight, PreparedBlock, SentBlock
-from everface.runtime.messages import Block, Cancel, Cancelled, Failure, Opened, OpenSession, Tensors
+from everface.runtime.messages import (
+    NEVER,
+    Block,
+    Cancel,
+    Cancelled,
+    CloseSession,
+    Failure,
+    Message,
+    Opened,
+    OpenSession,
+    Tensors,
+)
 from everface.runtime.model import SessionModel
 from everface.runtime.session import CLOSED, OPEN, Session
 
@@ -24,7 +35,8 @@ class ScheduledSession:
     def __init__(self, session: Session, model: SessionModel, now: Callable[[], float], due_s: float):
         self.session, self.model, self._now = session, model, now
         self.due_s = due_s
-        self.requested = False  # the stages were asked to open it
+        self.known = False  # the stages may hold something of it
+        self.requested = False  # they were asked to open it; False again when that is to be done once more
         self.closing = False  # and to close it
         self.in_flight = InFlight(model.format)
         self._turn = 0  # the turn whose blocks are wanted, as the stages know it
@@ -38,14 +50,19 @@ class ScheduledSession:
     # from the inbox
 
     def sync(self) -> Cancel | None:
-        """Take over what the caller did. An interruption is returned as the message that tells the stages."""
+        """Take over what the caller did. An interruption is returned as the message that tells the stages; while they still run again what they had lost,
+        the session is to be opened once more instead, since a part of that is dropped and the next turn attends to all of it."""
         for update in self.session.take_updates(None):
             self.in_flight.merge_update(self.model.apply(update.tensors, None))
         if self.session.turn == self._turn:
             return None
         self._turn = self.session.turn
         self.model.interrupt(self.session.block_end)
-        return Cancel(self.id, self.in_flight.cancel())
+        replaying, revision = self.in_flight.replaying, self.in_flight.cancel()
+        if replaying:
+            self.in_flight.resend()
+            self.requested = False
+        return Cancel(self.id, revision)
 
     def next_window(self) -> PreparedBlock | None:
         """The next block whose audio is complete, while no other is being prepared."""
@@ -77,14 +94,19 @@ class ScheduledSession:
 
     # to the pipeline
 
-    def open_message(self) -> OpenSession:
-        self.requested = True
-        return OpenSession(self.id, *self.model.initial_state(), parts=self.session.parts)
+    def open_messages(self) -> list[Message]:
+        """Open it on the stages, closed before if they may hold something of it."""
+        before = self.close_messages() if self.known else []
+        self.known = self.requested = True
+        return [*before, OpenSession(self.id, *self.model.initial_state(), parts=self.session.parts)]
+
+    def close_messages(self) -> list[Message]:
+        return [Cancel(self.id, NEVER), CloseSession(self.id)]
 
     def ready(self, depth: int) -> bool:
         """Whether there is a block to send now. Not while the caller leaves too many finished ones."""
         flight, session = self.in_flight, self.session
-        if session.state != OPEN or session.failed or not flight.waiting:
+        if not self.requested or session.state != OPEN or session.failed or not flight.waiting:
             return False
         if session.stats().finished + len(flight.sent) >= FINISHED + depth:
             return False
@@ -105,31 +127,29 @@ class ScheduledSession:
 
     # from the pipeline
 
-    def accept(self, reply: Block | Cancelled | Failure | Opened) -> bool:
-        """Take a reply. True: what the stages hold of this session is worthless, open it again."""
+    def accept(self, reply: Block | Cancelled | Failure | Opened) -> None:
+        """Take a reply."""
         if self.session.state == CLOSED:
-            return False
+            return
         if isinstance(reply, Opened):
             self.session.opened()
-            if not self.in_flight.waiting and not self.in_flight.sent:
+            if self.requested and not self.in_flight.waiting and not self.in_flight.sent:
                 self._recovered()
-            return False
+            return
         if isinstance(reply, Failure) and reply.index < 0:
             self.session.fail(Unavailable(f"session {self.id} could not be opened on {reply.role}: {reply.reason}"))
-            return False
+            return
         sent = self.in_flight.match(reply)
         if isinstance(reply, Cancelled) or self.session.failed:
-            return False
+            return
         if isinstance(reply, Failure):
-            if sent.opening != self.in_flight.openings:
-                return False
-            return self._retry(sent, f"{reply.role} failed at block {reply.index}: {reply.reason}")
-        if reason := self.model.invalid(reply.condition):
-            if reply.more:  # its last part will say so too
-                return False
-            return not sent.stale and self._retry(sent, f"{reason} at block {reply.index}", fresh_start=True)
-        self._deliver(sent, reply)
-        return False
+            if sent.opening == self.in_flight.openings:
+                self._retry(sent, f"{reply.role} failed at block {reply.index}: {reply.reason}")
+        elif reason := self.model.invalid(reply.condition):
+            if not reply.more and not sent.stale:  # the last of its parts will say so too
+                self._retry(sent, f"{reason} at block {reply.index}", fresh_start=True)
+        else:
+            self._deliver(sent, reply)
 
     def pause(self, reason: str) -> None:
         """The pipeline lost a stage: frames stop for a while."""
@@ -137,10 +157,11 @@ class ScheduledSession:
             self._down_s = self._now()
             self.session.report(Recovering(reason))
 
-    def resume(self) -> OpenSession:
-        """The stages and all in flight are lost: everything that is not delivered, and what it needs before it, is sent again."""
-        self.in_flight.resend()
-        return self.open_message()
+    def lost(self) -> None:
+        """The stages and all in flight are lost: the session is to be opened, and everything that is not delivered, with what it needs before it, sent again."""
+        if self.known:
+            self.in_flight.resend(lost=True)
+            self.known = self.requested = False
 
     # inside
 
@@ -167,15 +188,15 @@ class ScheduledSession:
             self.session.report(Recovered(self._now() - self._down_s, self.in_flight.recomputed))
             self._down_s = None
 
-    def _retry(self, sent: SentBlock, what: str, fresh_start: bool = False) -> bool:
+    def _retry(self, sent: SentBlock, what: str, fresh_start: bool = False) -> None:
         """Once more, with the whole session opened again; the second failure of a block is the session's end."""
         block = sent.block
         block.failures += not sent.stale
         if block.failures > 1:
             self.session.fail(Unavailable(f"session {self.id} has ended, {what}, twice: open another"))
-            return False
+            return
         if fresh_start and block.x is not None:  # another start may lead elsewhere
             block.x = self.model.initial_x(block.index, block.failures)
         self.pause(what)
         self.in_flight.resend(sent)
-        return True
+        self.requested = False

@@ -17,7 +17,7 @@ from functools import partial
 from everface.core.errors import EverfaceError, Unavailable
 from everface.core.log import log
 from everface.runtime.exit_hook import close_at_exit
-from everface.runtime.messages import NEVER, Cancel, Closed, CloseSession, Reply, Tensors
+from everface.runtime.messages import Closed, Message, Reply, Tensors
 from everface.runtime.model import SessionModel
 from everface.runtime.pipeline import Pipeline, PipelineLost
 from everface.runtime.preparer import Preparer, complete
@@ -96,6 +96,10 @@ class Scheduler:
         """As `close`, but leave the pipeline to another scheduler."""
         self._stop_working(drain_s)
         self.dispatch()  # tell the stages of the sessions that were closed just now
+        end_s = time.monotonic() + STOP_S
+        while not self._ended and not all(s.closing for s in self._all()) and time.monotonic() < end_s:  # of many, some now
+            self.pipeline.signal.wait(0.01)
+            self.run_once()
         self._end(Unavailable(CLOSED_REASON))
 
     def run_once(self) -> None:
@@ -176,17 +180,22 @@ class Scheduler:
             self.pipeline.send(s.next_block())
 
     def _sync(self, s: ScheduledSession) -> None:
-        """Tell the stages what the session's caller did."""
+        """Tell the stages what the session's caller did; openings and closings as far as there is room for their replies, the others later."""
+        room = self.pipeline.control_room()
         if s.session.state == CLOSED:
-            if not s.closing:
+            if not s.closing and room >= 1:
                 s.closing = True
-                self.pipeline.send(Cancel(s.id, NEVER))
-                self.pipeline.send(CloseSession(s.id))
+                self._send_all(s.close_messages())
             return
-        if not s.requested:
-            self.pipeline.send(s.open_message())
-        if cancel := s.sync():
+        cancel = s.sync()
+        if not s.requested and not s.session.failed and room >= 2:
+            self._send_all(s.open_messages())
+        elif cancel:
             self.pipeline.send(cancel)
+
+    def _send_all(self, messages: list[Message]) -> None:
+        for message in messages:
+            self.pipeline.send(message)
 
     def _prepare(self, s: ScheduledSession) -> None:
         """Have the conditions of the next block computed. It takes its time, so a worker thread does it where there is one."""
@@ -207,9 +216,8 @@ class Scheduler:
             if s is not None and s.session.state == CLOSED:
                 with self._lock:
                     del self._sessions[reply.session]
-        elif s is not None and s.accept(reply):
-            for message in (Cancel(s.id, NEVER), CloseSession(s.id), s.open_message()):
-                self.pipeline.send(message)
+        elif s is not None:
+            s.accept(reply)
 
     def _recover(self, reason: str) -> None:
         """Tell every session, bring the stages back, open the sessions again."""
@@ -222,8 +230,7 @@ class Scheduler:
                 with self._lock:
                     self._sessions = {n: s for n, s in self._sessions.items() if s.session.state != CLOSED}
                 for s in self._all():
-                    if s.requested:
-                        self.pipeline.send(s.resume())
+                    s.lost()
                 break
             except PipelineLost as lost:
                 reason = str(lost)

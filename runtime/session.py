@@ -224,7 +224,7 @@ class Session:
         next one just before that is pushed, so it may `cut` there. Raises as `push_audio` and `frames`."""
         for audio_S in audio:
             while not self.push_audio(audio_S):
-                self.wait(WAIT_S)
+                self.wait_room(audio_S.shape[-1], WAIT_S)
                 yield from self.poll()
             yield from self.poll()
         self.end_segment()
@@ -249,6 +249,13 @@ class Session:
         with self._lock:
             self._changed.wait_for(lambda: something() or self.state == CLOSED, timeout_s)
             return something()
+
+    def wait_room(self, samples: int, timeout_s: float) -> bool:
+        """Until `push_audio` would accept so many samples. Returns False when it would not: after `timeout_s`, or at once when there are blocks to take, or the session
+        has failed or is closed. Unlike `wait`, not for events, which whoever pushes need not take."""
+        with self._lock:
+            self._changed.wait_for(lambda: self.room() >= samples or self._blocks or self._failed or self.state == CLOSED, timeout_s)
+            return self.room() >= samples
 
     @property
     def finished(self) -> bool:
@@ -301,6 +308,7 @@ class Session:
             if window.turn == self.turn:
                 end = window.pts + min(self.format.samples(index), window.frames * self.format.samples_per_frame)
                 self._sent = max(self._sent, end)
+                self._changed.notify_all()  # whoever waits for room
 
     def deliver(self, block: VideoBlock, first: int = 0, *, last: bool = True) -> None:
         """Frames of a block from its frame `first` on, or the last of it. Dropped if an interruption overtook them."""

@@ -113,7 +113,7 @@ class ControlSocket:
             return False
 
     def receive(self) -> list[Command | Report] | None:
-        """Wait for bytes and return the messages that are complete, perhaps none. None when the other side is gone."""
+        """Wait for bytes and return the messages that are complete, perhaps none. None when the other side is gone, or sends what is no message."""
         try:
             data = self._socket.recv(1 << 16)
         except OSError:
@@ -128,7 +128,10 @@ class ControlSocket:
                 return None
             if len(self._rest) < LENGTH.size + length:
                 break
-            messages.append(_decode(self._rest[LENGTH.size : LENGTH.size + length]))
+            try:
+                messages.append(_decode(self._rest[LENGTH.size : LENGTH.size + length]))
+            except msgspec.MsgspecError:
+                return None
             self._rest = self._rest[LENGTH.size + length :]
         return messages
 

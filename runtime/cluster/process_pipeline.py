@@ -115,8 +115,7 @@ class ProcessPipeline(Pipeline):
             supervisor.wait_connected(CONNECT_S)
         except (ChannelError, Unavailable) as error:
             self._raise_lost(str(error))
-        with self._lock:
-            self.in_flight = 0
+        self._nothing_is_under_way()
 
     def _disconnect(self) -> None:
         connections, self._connections = self._connections, None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ from everface.core.log import log
 from everface.core.loopback import is_loopback
 from everface.runtime.cluster.control import Build, ControlSocket, Join, prepare_tcp
 from everface.runtime.cluster.watched_worker import WatchedWorker
+
+MOST_SILENT, JOIN_S = 64, 10.0  # connections that have not said who they are, and how long they may take when others come
+ACCEPT_AGAIN_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -86,22 +90,41 @@ class JoinListener:
             raise BadInput(f"no host can join at {host}:{port} ({os.strerror(error.errno or 0)}): name a free port of this host") from None
         self._token = token.encode()
         self.waiting: list[Joined] = []
+        self._silent: dict[ControlSocket, float] = {}  # connections that have not joined yet, and since when; the oldest first
 
-    def accept(self) -> tuple[ControlSocket, Callable[[], bool]]:
-        """The control socket of a worker, and what reads from it until it is attached: False at its end."""
-        connected, (host, *_) = self.socket.accept()
+    def accept(self) -> tuple[ControlSocket, Callable[[], bool]] | None:
+        """The control socket of a worker, and what reads from it until it is attached: False at its end. None if it is gone already, or too many are silent."""
+        now_s = time.monotonic()
+        for control, since_s in self._silent.items():
+            if now_s - since_s > JOIN_S:
+                control.cut()  # `read` then says that it has ended
+        try:
+            connected, (host, *_) = self.socket.accept()
+        except OSError as error:
+            log.warning("a worker could not be accepted: %s", error.strerror)
+            time.sleep(ACCEPT_AGAIN_S)  # where files are short, it would be asked again at once
+            return None
+        if len(self._silent) >= MOST_SILENT:
+            log.warning("a connection from %s was refused, as %d others have not joined yet", host, len(self._silent))
+            connected.close()
+            return None
         control = ControlSocket(prepare_tcp(connected))
+        self._silent[control] = now_s
         return control, lambda: self._read(control, host)
 
     def _read(self, control: ControlSocket, host: str) -> bool:
         messages = control.receive()
         if messages is None:
+            self._silent.pop(control, None)
             self.waiting = [joined for joined in self.waiting if joined.control is not control]
             return False
         for message in messages:
-            if isinstance(message, Join):
-                if not hmac.compare_digest(message.token.encode(), self._token):
-                    log.warning("a worker of %s was refused: its EVERFACE_TOKEN is not this host's", host)
-                    return False
-                self.waiting.append(Joined(control, host, message))
+            joins = isinstance(message, Join) and control in self._silent
+            if not joins or not hmac.compare_digest(message.token.encode(), self._token):
+                log.warning("a worker of %s was refused: %s", host, "its EVERFACE_TOKEN is not this host's" if joins else "it did not join first")
+                self._silent.pop(control, None)
+                self.waiting = [joined for joined in self.waiting if joined.control is not control]
+                return False
+            del self._silent[control]
+            self.waiting.append(Joined(control, host, message))
         return True

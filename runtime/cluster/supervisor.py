@@ -227,8 +227,9 @@ class Supervisor:
 
     def _accept(self) -> bool:
         assert self._listener is not None
-        control, read = self._listener.accept()
-        self._selector.register(control, selectors.EVENT_READ, Source(read, control.close))
+        if accepted := self._listener.accept():
+            control, read = accepted
+            self._selector.register(control, selectors.EVENT_READ, Source(read, control.close))
         return True
 
     def _attach_joined(self) -> None:

@@ -2,21 +2,20 @@
 
 The message of a block, with descriptions in the place of its tensors, goes ahead through `control`. So the receiver waits on a
 socket and posts a receive only for a block that is under way: no GPU spins for a block that is not there. Cancels overtake blocks
-there too. The tensors are one after another in one of the channel's slots. A block arrives on the receiver's device, whichever
-device its tensors were on.
+there too. The tensors are one after another in one of the channel's slots; a block that is larger than a slot, as one with another image or prompt can be, goes
+whole through `control`. A block arrives on the receiver's device, whichever device its tensors were on.
 """
 
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 import torch
 
 from everface.core import native
-from everface.core.errors import BadInput
 from everface.runtime.messages import Block, Message
 from everface.runtime.transport.base import SLOTS, ChannelError, Control, Receiver, Sender, SideChannelEnd
 from everface.runtime.transport.block_layout import (
@@ -30,6 +29,7 @@ from everface.runtime.transport.block_layout import (
 from everface.runtime.transport.serialization import aligned
 
 JOIN_MS = 60_000  # for both ends to join their NCCL communicator
+WHOLE_KEY = "nccl whole"  # condition that marks a block whose tensors are in the message itself
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def open_libraries() -> Libraries:
 
 
 class NcclEnd(SideChannelEnd[Control]):
-    """One end of a channel: a ring and the memory of its slots. `capacity`: bytes of the largest block, all its tensors.
+    """One end of a channel: a ring and the memory of its slots. `capacity`: bytes of a slot, which holds all tensors of a block.
 
     `id`: 128 bytes that both ends share. `side`: "sender" or "receiver", as the native module spells them.
     """
@@ -101,7 +101,9 @@ class NcclSender(NcclEnd[Sender]):
         tensors = collect_tensors(message, self.device)
         offsets, size = offsets_of(tensors)
         if size > self.capacity:
-            raise BadInput(f"a block of {size} bytes does not fit the channel's slots of {self.capacity}: open it with more")
+            with self._sending:
+                self._control.send(replace(message, condition={**message.condition, WHOLE_KEY: torch.empty(0)}))
+            return
         parts = [(tensor.data_ptr(), offsets[key], tensor.nbytes) for key, tensor in tensors.items()]
         described = describe_block(message, tensors)
         with self._sending:
@@ -125,6 +127,8 @@ class NcclReceiver(NcclEnd[Receiver]):
         message = self._control.receive(timeout_s)
         if not isinstance(message, Block):
             return message
+        if message.condition.pop(WHOLE_KEY, None) is not None:
+            return with_tensors(message, collect_tensors(message, self.device))
         described = described_tensors(message)
         try:
             ticket: int = self.ring.recv(offsets_of(described)[1])

@@ -32,7 +32,7 @@ from everface.runtime.transport.gloo import GlooReceiver, GlooSender, Network, j
 from everface.runtime.transport.nccl import NcclReceiver, NcclSender, open_libraries
 from everface.runtime.transport.shared_memory import CONNECT_S, SharedReceiver, SharedSender
 
-CAPACITY = 4 << 20  # bytes of an nccl slot; a block of 704x384 between two steps takes 0.7 MB
+CAPACITY = 4 << 20  # bytes of an nccl slot; a block of 704x384 between two steps takes 0.7 MB, with another image 5.8
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def open_sender(
     are open.
 
     device: where this process's stage is. slots: blocks that may be in the channel. timeout_s: for a send to get a slot.
-    connect_s: for the other end to connect. capacity: bytes of the largest block, for `nccl`. network: for `gloo` between hosts.
+    connect_s: for the other end to connect. capacity: bytes of a slot, for `nccl`; larger blocks go through host memory. network: for `gloo` between hosts.
     Raises ChannelError if the other end does not connect, Unavailable without the libraries that the kind needs.
     """
     if kind == "gloo":

@@ -18,7 +18,9 @@ from tests.cli.processes import ROOT
 
 from everface.avatar import batch as batch_module
 from everface.avatar.avatar import Avatar
+from everface.avatar.jobs import read_jobs
 from everface.cli import main
+from everface.core.config import StreamConfig
 from everface.media.video import probe_video, read_frames
 
 
@@ -83,6 +85,7 @@ def test_a_failure_costs_only_its_job_and_the_next_run_renders_what_is_missing(
     assert "1 rendered, 4 were there, 0 failed, of 5" in capsys.readouterr().out
     assert run(jobs, out, small_model, "--sampler", "skip-null") == 0  # other settings make other videos
     assert "5 rendered, 0 were there" in capsys.readouterr().out
+    assert batch_module._settings(read_jobs(jobs, StreamConfig(crop="center"))[0]) != batch_module._settings(read_jobs(jobs, StreamConfig())[0])
 
 
 def test_only_videos_of_a_batch_are_replaced(jobs: Path, small_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,7 @@ from tests.engine.processes import ROOT, WITHOUT_CLIENTS, BareClient, accepts, e
 from everface.engine import protocol
 from everface.engine.frame_ring import FrameRing
 from everface.engine.hosted_session import HostedSession
+from everface.engine.server import listen
 from everface.runtime.transport.socket_stream import SocketStream
 
 
@@ -196,6 +197,7 @@ def test_sigterm_shows_what_was_pushed_and_refuses_new_sessions(tmp_path: Path) 
         process.send_signal(signal.SIGTERM)
         while accepts(path):
             time.sleep(0.02)
+        successor = listen(path)  # another engine may take the place at once
         time.sleep(0.5)  # from the closed door to the refusals
         late.send(protocol.OpenRequest("toy", 7, False, False))
         refusal = late.receive()
@@ -206,6 +208,8 @@ def test_sigterm_shows_what_was_pushed_and_refuses_new_sessions(tmp_path: Path) 
             notice = client.receive()
             frames += isinstance(notice, protocol.FrameNotice)
         assert frames == 50 and process.wait(60) == 0
+        with successor:
+            assert accepts(path)
         client.close()
         late.close()
 

@@ -1,5 +1,6 @@
 """A session over pipelines in this process: windows, tails, revisions, the sink rule, back-pressure."""
 
+import time
 from collections import deque
 
 import pytest
@@ -8,7 +9,7 @@ from tests.runtime import toy
 
 from everface.core.config import Deployment
 from everface.core.errors import BadInput, Unavailable
-from everface.runtime.events import SegmentEnd
+from everface.runtime.events import Recovering, SegmentEnd, VideoBlock
 from everface.runtime.messages import Block, Cancel, Message, Reply, reply_of
 from everface.runtime.pipeline import Pipeline
 from everface.runtime.planning.placement import place
@@ -264,6 +265,63 @@ def test_a_failed_block_is_made_again() -> None:
             assert [(b.index, b.pts) for b in played] == [(b.index, b.pts) for b in truth]
             assert all(torch.equal(a.frames_THW3, b.frames_THW3) for a, b in zip(played[:5], truth[:5]))
             assert kinds == ["Recovering", "Recovered", "SegmentEnd"]
+
+
+def test_an_interruption_while_lost_blocks_are_run_again() -> None:
+    """The stages have all the blocks before the next turn in order, whenever the interruption comes: none, some or all of them run again."""
+    for steps in range(6):
+        with Held(3) as pipeline, toy.open_session(pipeline, params={"fault": "throw", "fail_role": "step1", "fail_at": 5}) as s:
+            scheduler = toy.scheduler_of(pipeline)
+            toy.push(s, toy.speech(9.0))
+            blocks, openings = list[VideoBlock](), list[int]()
+            while not s.events():
+                scheduler.dispatch()
+                if (reply := pipeline.receive()) is not None:
+                    scheduler._route(reply)
+                blocks += s.poll()
+            assert [b.index for b in blocks] == list(range(5))
+            for _ in range(steps):
+                scheduler.dispatch()
+                if (reply := pipeline.receive()) is not None:
+                    scheduler._route(reply)
+            s.interrupt()
+            pipeline.seen.clear()
+            blocks = toy.play(s, toy.speech(1.4))
+            run_again = [b.index for b in pipeline.seen if b.index < blocks[0].index]
+            openings = [s.format.history, steps]
+            assert run_again == [1, 2, 3, 4][-s.format.history :] or (steps and not run_again and blocks[0].index > 5), openings
+            assert len(blocks) == 3 and {b.turn for b in blocks} == {1}
+
+
+def test_many_sessions_open_fail_and_close_at_once() -> None:
+    """More than the replies' channel has room for: no stage may wait for room while the scheduler waits for that stage."""
+    with inline() as pipeline:
+        scheduler = Scheduler(pipeline, 60)
+        sessions = [toy.open_at(scheduler, params={"fault": "throw", "fail_role": "step1", "fail_at": 1}) for _ in range(50)]
+        for session in sessions:
+            session.wait_open(20.0).push_audio(toy.speech(1.4))
+            session.end_segment()
+        assert [len(list(session.frames())) for session in sessions] == [3] * 50
+        for session in sessions[:20]:
+            session.close()
+        scheduler.detach()
+        assert {session.state for session in sessions} == {"closed"} and not pipeline.in_flight
+        again = toy.open_at(Scheduler(pipeline, 60)).wait_open(20.0)
+        assert pipeline.control_room() > 0
+        again.close()
+
+
+def test_room_is_waited_for_whatever_else_happens() -> None:
+    with Held(2) as pipeline, toy.open_session(pipeline, buffer_s=1.0) as s:
+        assert s.push_audio(toy.speech(1.0)) and not s.push_audio(toy.speech(0.5))
+        s.report(Recovering("a test"))
+        began_s = time.monotonic()
+        assert not s.wait_room(8000, 0.2) and time.monotonic() - began_s >= 0.2  # the event is nobody's to take here
+        assert s.wait(0.0)
+        toy.step(toy.scheduler_of(pipeline))
+        assert s.wait_room(7000, 0.2) and not s.wait_room(16_000, 0.0)
+        s.close()
+        assert not s.wait_room(16_000, 60.0)
 
 
 def test_a_block_that_always_fails_ends_its_session_only() -> None:

@@ -50,9 +50,9 @@ def deliver_all(self: Session, block) -> None:
 def test_lost_audio_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     resend = InFlight.resend
 
-    def forget(self: InFlight, failed: SentBlock | None = None) -> None:
+    def forget(self: InFlight, failed: SentBlock | None = None, *, lost: bool = False) -> None:
         self.sent.clear()
-        resend(self, failed)
+        resend(self, failed, lost=lost)
 
     monkeypatch.setattr(InFlight, "resend", forget)
     assert found()

@@ -105,8 +105,7 @@ class VirtualPipeline(Pipeline):
         self._connect()
         for at, device in enumerate(self.devices):
             device.again(anew=at in lost)
-        with self._lock:
-            self.in_flight = 0
+        self._nothing_is_under_way()
         return [self.devices[at].name for at in lost]
 
     def _send(self, message: Message) -> None:

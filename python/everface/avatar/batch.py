@@ -128,12 +128,13 @@ def _model(batch: Batch) -> dict[str, Any]:
         "weights": {path.name: fingerprint(path) for path in files},
         "lora": fingerprint(batch.lora) if batch.lora else None,
         "dtype": batch.deployment.dtype,
+        "kv_keep": batch.deployment.kv_keep,
     }
 
 
 def _settings(job: Job) -> dict[str, Any]:
     s = job.stream
-    return {"seed": s.seed, "prompt": s.prompt, "size": list(s.size) if s.size else None, "sampler": s.sampler, "compat": s.compat}
+    return {"seed": s.seed, "prompt": s.prompt, "size": list(s.size) if s.size else None, "sampler": s.sampler, "compat": s.compat, "crop": s.crop}
 
 
 def _hash(path: Path) -> str:

@@ -56,7 +56,7 @@ def bench(
             stamps, frames = [], 0
             for part in torch.as_tensor(audio_S).split(SAMPLE_RATE // 2):
                 while not session.push_audio(part.numpy()):
-                    session.wait(1.0)
+                    session.wait_room(part.numel(), 1.0)
                     frames += _take(session.poll(), stamps)
                 frames += _take(session.poll(), stamps)
             session.end_segment()

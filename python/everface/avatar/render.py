@@ -193,7 +193,7 @@ def _feed(session: Session, source: Source | StoryAudio, writer: VideoWriter) ->
             if len(part.track_SC):
                 writer.write_audio(part.track_SC)
             while not session.push_audio(part.mono_S):  # the buffer is full: let the pipeline catch up
-                session.wait(WAIT_S)
+                session.wait_room(part.mono_S.shape[-1], WAIT_S)
                 yield session.poll()
         yield session.poll()
     session.end_segment()

@@ -158,7 +158,7 @@ class HostedSession:
                 raise BadInput(f"turn {turn} cannot follow turn {self._turn}: use another version of the library")
             self._pending.clear()
             self._live.interrupt()
-            self._turn, self._begin = turn, self._live.position
+            self._turn, self._begin = turn, self._live.turn_begin
 
     def _change(self, request: protocol.ChangeRequest) -> None:
         what: dict[str, Any] = {"image": Path(request.image)} if request.image else {}

@@ -36,7 +36,7 @@ def run_engine(job: EngineJob) -> None:
     """Serve until an interruption, or until the owner's end of the descriptor is closed. Raises EverfaceError."""
     if (job.socket is None) == (job.descriptor is None):
         raise BadInput("an engine needs one place to be reached at: give --socket PATH or --fd N")
-    listener = listen(job.socket) if job.socket else None
+    listener, path = listen(job.socket) if job.socket else None, job.socket
     owner = _owner(job.descriptor) if job.descriptor is not None else None
     try:
         with Avatar(job.weights, job.lora, job.deployment) as avatar:
@@ -49,13 +49,14 @@ def run_engine(job: EngineJob) -> None:
                 elif owner:
                     engine.serve_owner(owner)
             finally:
-                _remove(job.socket)
+                _remove(path)
+                path = None  # from now on another engine may listen there
                 log.info("the engine stops: %d clients", engine.connections)
                 engine.stop(job.drain_s if listener else 0.0)
     finally:
         if listener:
+            _remove(path)
             listener.close()
-            _remove(job.socket)
 
 
 def _owner(descriptor: int) -> socket.socket:

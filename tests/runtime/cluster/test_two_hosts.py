@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -116,6 +117,11 @@ def test_a_worker_of_another_host_is_replaced() -> None:
         blocks: list[VideoBlock] = []
         session.push_audio(SPEECH)
         poll_until(session, blocks, 1)
+        for noise in (b"\x05\0\0\0hello", b"\xff" * 8, b"\x04\0\0\0\x81\xa4\x74\x79"):  # of whoever finds the port
+            with socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2]))) as stranger:
+                stranger.sendall(noise)
+                stranger.settimeout(10.0)
+                assert stranger.recv(1) == b""
         (worker,) = psutil.Process(host.pid).children()
         os.kill(worker.pid, signal.SIGKILL)
         session.end_segment()

@@ -66,7 +66,7 @@ def make_clip(avatar: Avatar, clip: Clip, stream: StreamConfig, meter: SpeedMete
         for audio_S in looped_audio(Path(clip.audio), clip.seconds):
             writer.write_audio(audio_S)
             while not session.push_audio(audio_S):
-                session.wait(WAIT_S)
+                session.wait_room(len(audio_S), WAIT_S)
                 keep(session.poll())
             keep(session.poll())
         session.end_segment()
