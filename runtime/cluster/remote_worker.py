@@ -119,9 +119,8 @@ class JoinListener:
             self.waiting = [joined for joined in self.waiting if joined.control is not control]
             return False
         for message in messages:
-            joins = isinstance(message, Join) and control in self._silent
-            if not joins or not hmac.compare_digest(message.token.encode(), self._token):
-                log.warning("a worker of %s was refused: %s", host, "its EVERFACE_TOKEN is not this host's" if joins else "it did not join first")
+            if not isinstance(message, Join) or control not in self._silent or not hmac.compare_digest(message.token.encode(), self._token):
+                log.warning("a worker of %s was refused: its EVERFACE_TOKEN is not this host's, or it did not join first", host)
                 self._silent.pop(control, None)
                 self.waiting = [joined for joined in self.waiting if joined.control is not control]
                 return False

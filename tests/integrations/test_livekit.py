@@ -155,10 +155,15 @@ def test_an_avatar_that_cannot_start_raises() -> None:
             await room.connect("", "")
         await AvatarSession(session).start(AgentSession(), room, **KEY)  # pyright: ignore[reportArgumentType]  the room is a fake
 
+    async def close() -> None:
+        await AvatarSession(session).aclose()
+
     with live_in_process() as session:
         with pytest.raises(BadInput, match=r"ctx\.connect"):
             asyncio.run(start(False))
-        session.close()
+        assert not session.closed
+        asyncio.run(close())  # it has a session, though no worker was started
+        assert session.closed
         with pytest.raises(Unavailable, match="no frame"):
             asyncio.run(start(True))
 

@@ -17,7 +17,7 @@ import httpx
 from aiortc import RTCPeerConnection, RTCSessionDescription
 from fastapi import FastAPI
 
-from everface.integrations.webrtc import WhepEndpoint
+from everface.integrations.webrtc import WhepEndpoint, whep
 from everface.live.session import LiveSession
 
 HZ = 24_000
@@ -76,6 +76,22 @@ def test_a_session_that_ends_ends_its_player() -> None:
         await asyncio.sleep(0.5)
         assert (await client.delete(answer.headers["location"])).status_code == 404
         await peer.close()
+
+    with_endpoint(play)
+
+
+def test_a_player_that_never_connects_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whep, "CONNECT_S", 0.5)
+
+    async def play(client: httpx.AsyncClient, session: LiveSession) -> None:
+        peer = RTCPeerConnection()
+        sdp = (await offer(peer)).replace("a=end-of-candidates\r\n", "")  # then aiortc waits for more of them, without an end
+        await peer.close()  # a tab that was closed
+        answer = await client.post("/whep", content=sdp, headers={"content-type": "application/sdp"})
+        assert answer.status_code == 201 and not session.closed
+        while not session.closed:
+            await asyncio.sleep(0.05)
+        assert (await client.delete(answer.headers["location"])).status_code == 404
 
     with_endpoint(play)
 

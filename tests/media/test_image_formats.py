@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, features
 from tests.media.test_image_color import DISPLAY_P3, SKIN, SKIN_IN_SRGB
 
-from everface.core.errors import BadInput, Unavailable
+from everface.core.errors import BadInput
 from everface.media.image import NAMES, read_image
 
 RED, BLUE = Image.new("RGB", (48, 32), (255, 0, 0)), Image.new("RGB", (48, 32), (0, 0, 255))
@@ -182,7 +182,7 @@ HEIC_HEAD = b"\0\0\0\x1cftypheic\0\0\0\0mif1heicmiaf" + bytes(64)
 
 def test_heic_without_its_package_says_which(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # the import fails as if it was not installed
-    with pytest.raises(Unavailable, match="pip install pillow-heif"):
+    with pytest.raises(BadInput, match="pip install pillow-heif"):
         read(tmp_path, HEIC_HEAD, "a.jpg")
     assert read(tmp_path, encode(RED, "AVIF")).shape == (32, 48, 3)  # which needs no extra
 

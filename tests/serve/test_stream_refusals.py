@@ -14,6 +14,7 @@ from PIL import Image
 from tests.serve.hosting import TOKEN, Host, end_of, hosted, next_event
 from websockets.exceptions import InvalidStatus
 
+from everface.serve.protocol import MOST_SILENT
 from everface.serve.settings import Limits
 
 START = {"type": "start", "format": "jpeg", "idle": False, "paced": False}
@@ -30,6 +31,21 @@ def speak(socket: Any, seconds: float = 0.5) -> int:
             frames += message[0] == 1
         elif json.loads(message)["type"] == "segment_end":
             return frames
+
+
+def test_silent_connections_do_not_keep_others_out() -> None:
+    with hosted() as host:
+        silent = [sockets.create_connection(("127.0.0.1", host.port)) for _ in range(MOST_SILENT + 40)]
+        try:
+            silent[0].settimeout(20.0)
+            assert silent[0].recv(1) == b""  # the longest silent one is closed at once, not after ten seconds
+            assert host.http.get("/healthz").status_code == 200
+            silent[-1].setblocking(False)
+            with pytest.raises(BlockingIOError):
+                silent[-1].recv(1)
+        finally:
+            for connection in silent:
+                connection.close()
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests.serve.hosting import Host, ToyBackend, hosted
 
 from everface.serve.metrics import Metrics
 from everface.serve.settings import Limits
-from everface.serve.videos.jobs import Aborted, Jobs, VideoJob
+from everface.serve.videos.jobs import Aborted, Jobs, QueueFull, VideoJob
 
 GONE = "video_" + "0" * 24
 
@@ -211,19 +211,36 @@ def test_results_are_kept_within_size_and_age(tmp_path: Path) -> None:
     jobs = Jobs(render, limits, Metrics())
     try:
         for _ in range(4):
-            name, folder = jobs.new_folder()
-            jobs.submit(VideoJob(name, folder, tmp_path, "", None))
+            with jobs.place() as (name, folder):
+                (folder / "image").touch()
+                jobs.submit(VideoJob(name, folder, folder / "image", "", None))
             end_s = time.monotonic() + 60
             while jobs.busy and time.monotonic() < end_s:
                 time.sleep(0.01)
         left = settled(jobs, 2)
-        assert len(left) == 2 and all(job.video.exists() for job in left)
+        assert len(left) == 2 and all([file.name for file in job.folder.iterdir()] == ["video.mp4"] for job in left)
         left[0].kept_since_s -= 100
         left[1].ended_s = 0.0  # the wall clock has jumped: that changes nothing
         assert settled(jobs, 1) == left[1:] and not left[0].folder.exists()
     finally:
         jobs.close()
     assert not left[1].folder.exists()
+
+
+def test_uploads_that_are_being_taken_count_as_waiting() -> None:
+    jobs = Jobs(lambda job: None, Limits(jobs=2), Metrics())
+    try:
+        with jobs.place() as (_, one), jobs.place() as (_, two):
+            assert one != two
+            with pytest.raises(QueueFull), jobs.place():
+                pass
+        with pytest.raises(ZeroDivisionError), jobs.place() as (_, folder):
+            raise ZeroDivisionError
+        assert not folder.exists()
+        with jobs.place(), jobs.place():
+            pass
+    finally:
+        jobs.close()
 
 
 def test_a_server_that_is_not_ready_renders_nothing() -> None:

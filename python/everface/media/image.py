@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, features
 
 from everface.core.config import check_size
-from everface.core.errors import BadInput, Unavailable
+from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.media.color import to_srgb
 from everface.media.crop import Crop, plan_crop
@@ -34,7 +34,7 @@ def read_image(path: str | Path, background: tuple[int, int, int] = NEUTRAL) -> 
 
     Transparent pixels are blended with `background` (RGB). Of an animation the first frame is taken, of a TIFF the first page. Raises
     BadInput for a file that is missing, damaged, or of no format in NAMES; over 64 MB or 64 megapixels; under 16 pixels a side; or
-    longer than 8:1. Raises Unavailable for HEIC without the package that reads it (everface[heic]).
+    longer than 8:1; and for HEIC without the package that reads it (everface[heic]).
     """
     path = Path(path)
     try:
@@ -46,7 +46,7 @@ def read_image(path: str | Path, background: tuple[int, int, int] = NEUTRAL) -> 
             with Image.open(file, formats=formats) as image:
                 _check_shape(path, *image.size)
                 return _flatten(_turn_upright(image, path), background, path)
-    except (BadInput, Unavailable):
+    except BadInput:
         raise
     except Image.DecompressionBombError:
         raise BadInput(_too_many_pixels(path)) from None
@@ -84,13 +84,13 @@ def _choose_formats(path: Path, head: bytes) -> tuple[str, ...]:
         end = min(int.from_bytes(head[:4], "big"), len(head))
         brands = {head[8:12]} | {head[i : i + 4] for i in range(16, end, 4)}
     if brands & AVIF_BRANDS and not features.check("avif"):
-        raise Unavailable(f"{path} is an AVIF image, which this build of Pillow does not read: install the pillow wheel, or convert it")
+        raise BadInput(f"{path} is an AVIF image, which this build of Pillow does not read: install the pillow wheel, or convert it")
     if brands & AVIF_BRANDS or not brands & HEIC_BRANDS:
         return FORMATS
     try:
         importlib.import_module("pillow_heif").register_heif_opener(thumbnails=False)
     except ImportError:
-        raise Unavailable(f"{path} is a HEIC image: run pip install pillow-heif (the extra everface[heic]), or convert it to JPEG") from None
+        raise BadInput(f"{path} is a HEIC image: run pip install pillow-heif (the extra everface[heic]), or convert it to JPEG") from None
     return ("HEIF",)
 
 

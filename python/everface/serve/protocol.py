@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, ClassVar
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 ASK_S = 10.0  # from the connection, or the last response, to the end of a request's header
+MOST_SILENT = 64  # connections of one address that ask for nothing: with more, the one that has been silent longest is closed
 
 
 class Protocol(H11Protocol):
     """uvicorn waits without end for a request that has not come whole."""
 
     _asking: asyncio.TimerHandle | None = None
+    _silent: ClassVar[dict[str, dict[Protocol, None]]] = {}  # by address, the longest silent first
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -40,12 +42,25 @@ class Protocol(H11Protocol):
     def _wait(self) -> None:
         self._forget()
         self._asking = self.loop.call_later(ASK_S, self._give_up)
+        silent = self._silent.setdefault(self._address, {})
+        silent[self] = None
+        if len(silent) > MOST_SILENT:
+            next(iter(silent))._give_up()
 
     def _forget(self) -> None:
         if self._asking is not None:
             self._asking.cancel()
             self._asking = None
+            silent = self._silent.get(self._address, {})
+            silent.pop(self, None)
+            if not silent:
+                self._silent.pop(self._address, None)
+
+    @property
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""
 
     def _give_up(self) -> None:
+        self._forget()
         if not self._asked and not self.transport.is_closing():
             self.transport.close()

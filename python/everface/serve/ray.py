@@ -1,6 +1,6 @@
 """A fleet on Ray Serve: one replica is one server with its own pipeline, on the GPUs of one host.
 
-    serve run everface.serve.ray:build weights=/weights placement=5 gpus=5 sessions=2 most=8
+    serve run everface.serve.ray:build weights=/weights sampler=official placement=5 gpus=5 sessions=2 most=8
 
 A WebSocket stays with its replica as long as it is open, and counts as one ongoing request: that is what the fleet scales on. A replica that
 is to go ends its sessions' work first, for `drain_s`. /v1/videos is not there, because another replica would not know the video.

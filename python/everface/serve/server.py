@@ -19,11 +19,12 @@ from everface.core.threads import switch_quickly
 from everface.serve.app import build_app
 from everface.serve.backend import Backend
 from everface.serve.protocol import Protocol
-from everface.serve.service import Service
+from everface.serve.service import LOAD_S, Service
 from everface.serve.settings import ServeSettings
 
 DEAD_MS = 20_000  # a connection whose other end takes nothing for so long is dropped by the system
-PING_S = 15.0  # between a WebSocket's pings, and for the reply
+PING_S = 15.0  # between a WebSocket's pings
+PONG_S = LOAD_S + PING_S  # for the reply: while the model loads, nothing is read of a client that has sent something already. The system drops who is gone
 POLL_S = 0.1
 
 
@@ -37,7 +38,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 self.app, http=Protocol, log_config=None, access_log=False, lifespan="on", server_header=False, ws="websockets-sansio", ws_ping_interval=PING_S,
-                ws_ping_timeout=PING_S, ws_max_size=settings.limits.upload_bytes, ws_per_message_deflate=False, h11_max_incomplete_event_size=32_768,
+                ws_ping_timeout=PONG_S, ws_max_size=settings.limits.upload_bytes, ws_per_message_deflate=False, h11_max_incomplete_event_size=32_768,
                 limit_concurrency=256, timeout_keep_alive=10, timeout_graceful_shutdown=5,
             )
         )  # fmt: skip

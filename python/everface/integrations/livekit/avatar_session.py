@@ -59,15 +59,8 @@ class AvatarSession(LiveKitAvatarSession[str]):
         """
         if not room.isconnected() or not livekit_url:
             raise BadInput("the avatar joins a room that the agent is in: await ctx.connect() first, and give livekit_url")
-        await super().start(agent_session, room)
-        grants = api.VideoGrants(room_join=True, room=room.name)
-        token = api.AccessToken(api_key, api_secret).with_kind("agent").with_identity(self._identity).with_name(self._identity)
-        token = token.with_grants(grants).with_attributes({"lk.publish_on_behalf": room.local_participant.identity})
         try:
-            if self._session is not None:
-                await self._run(AvatarWorker(self._session, audio_hz=self._hz), livekit_url, token.to_jwt())
-            elif self._launch is not None:
-                await self._launch(livekit_url, token.to_jwt())
+            await self._join(agent_session, room, livekit_url, api_key, api_secret)
         except BaseException:
             await self.aclose()
             raise
@@ -77,6 +70,16 @@ class AvatarSession(LiveKitAvatarSession[str]):
                 clear_buffer_timeout=CLEAR_S, wait_playback_start=True,
             )
         )
+
+    async def _join(self, agent_session: AgentSession, room: rtc.Room, livekit_url: str, api_key: str | None, api_secret: str | None) -> None:
+        await super().start(agent_session, room)
+        grants = api.VideoGrants(room_join=True, room=room.name)
+        token = api.AccessToken(api_key, api_secret).with_kind("agent").with_identity(self._identity).with_name(self._identity)
+        token = token.with_grants(grants).with_attributes({"lk.publish_on_behalf": room.local_participant.identity})
+        if self._session is not None:
+            await self._run(AvatarWorker(self._session, audio_hz=self._hz), livekit_url, token.to_jwt())
+        elif self._launch is not None:
+            await self._launch(livekit_url, token.to_jwt())
 
     async def _run(self, worker: AvatarWorker, url: str, token: str) -> None:
         self._worker = asyncio.create_task(worker.run(url, token))
@@ -91,12 +94,14 @@ class AvatarSession(LiveKitAvatarSession[str]):
         self._worker.add_done_callback(_log_failure)
 
     async def aclose(self) -> None:
-        """Remove the avatar from the room, and end the worker that runs here."""
+        """Remove the avatar from the room, and end the worker that runs here and the live session."""
         await super().aclose()
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
             self._worker = None
+        if self._session is not None:
+            await asyncio.to_thread(self._session.close)
 
 
 def _log_failure(worker: asyncio.Task[None]) -> None:

@@ -16,6 +16,7 @@ from everface.live.session import LiveSession
 
 SDP = "application/sdp"
 MOST_BYTES = 64 * 1024  # of an offer
+CONNECT_S = 30.0  # for a player to connect: behind a firewall, or with its tab closed, it may never do or fail
 
 
 class WhepEndpoint:
@@ -66,6 +67,11 @@ class WhepEndpoint:
             if peer.connectionState in ("failed", "closed"):
                 await self.end(player)
 
+        def check() -> None:
+            if player in self._players and peer.connectionState != "connected":
+                self._end_later(player)
+
+        asyncio.get_running_loop().call_later(CONNECT_S, check)
         self._players[player] = (peer, feed, asyncio.create_task(self._play(player, feed)))
         if self._opened is not None:
             self._opened(player, feed.session)
@@ -76,6 +82,9 @@ class WhepEndpoint:
             await feed.run()
         except EverfaceError as error:
             log.error("a player lost its session: %s", error)
+        self._end_later(player)
+
+    def _end_later(self, player: str) -> None:
         ending = asyncio.create_task(self.end(player))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)

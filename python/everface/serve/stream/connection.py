@@ -13,6 +13,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from everface.core.errors import BadInput, EverfaceError
 from everface.serve.backend import IMAGES
+from everface.serve.rate import RequestRate
 from everface.serve.service import Service
 from everface.serve.stream.messages import Change, Control, Start, UserAudioSwitch, read_control
 from everface.serve.stream.outbox import Message
@@ -22,6 +23,7 @@ from everface.serve.uploads import check_upload, sentence
 
 PROTOCOL = "everface.v1"
 SEND_S = 2.0  # for the last messages of a connection
+MESSAGES_S, WAIT_S = 200.0, 0.02  # messages of a client that are taken, a second; it is asked so often whether there are more
 
 
 class StreamConnection:
@@ -31,6 +33,7 @@ class StreamConnection:
         self._socket, self._service, self._limits = socket, service, service.settings.limits
         self._image_for: Change | None = None  # a change that waits for its image
         self._takes_user_audio = False  # binary messages are what the person hears
+        self._rate = RequestRate(MESSAGES_S)
 
     async def run(self) -> None:
         await self._socket.accept(PROTOCOL if PROTOCOL in self._socket.scope.get("subprotocols", []) else None)
@@ -101,6 +104,9 @@ class StreamConnection:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
                 raise WebSocketDisconnect(message.get("code", 1005))
+            await asyncio.sleep(0)  # with thousands of messages in its queue, `receive` alone never lets others run
+            while self._rate.take("") < 0:
+                await asyncio.sleep(WAIT_S)
             self._session.active()
             try:
                 if (data := message.get("bytes")) is not None:

@@ -86,8 +86,16 @@ async def find_open(session: Annotated[HttpSession, Depends(find)]) -> HttpSessi
     return session
 
 
+async def find_running(session: Annotated[HttpSession, Depends(find_open)]) -> HttpSession:
+    """One that still takes audio."""
+    if session.ending:
+        raise HttpError(409, "ended", "this session is ending: open another")
+    return session
+
+
 Found = Annotated[HttpSession, Depends(find)]
 Open = Annotated[HttpSession, Depends(find_open)]
+Running = Annotated[HttpSession, Depends(find_running)]
 
 
 def session_routes(service: Service, sessions: HttpSessions) -> APIRouter:
@@ -154,7 +162,7 @@ def session_routes(service: Service, sessions: HttpSessions) -> APIRouter:
         return StreamingResponse(_media(messages), media_type="video/mp4")
 
     @router.post("/{session_id}/chunks", responses=_refusals(404, 409, 413, 415), openapi_extra={"requestBody": {"required": True, "content": AUDIO}})
-    async def push(session: Open, request: Request, end_segment: Annotated[bool, Query(description="the speech is complete with it")] = False) -> ChunkTaken:
+    async def push(session: Running, request: Request, end_segment: Annotated[bool, Query(description="the speech is complete with it")] = False) -> ChunkTaken:
         """Audio to speak: a wav file, or interleaved samples in the encoding of the session."""
         is_wav = request.headers["content-type"].startswith("audio/")
         async with session.receiving:
@@ -164,12 +172,17 @@ def session_routes(service: Service, sessions: HttpSessions) -> APIRouter:
                     await session.control(EndSegment(type="end_segment"))
             except BadInput as error:
                 raise HttpError(400, "bad_input", str(error)) from None
+            except Unavailable as error:
+                raise HttpError(409, "ended", str(error)) from None
         return ChunkTaken(waiting_s=round(waiting_s, 3))
 
     @router.post("/{session_id}/interrupt", responses=_refusals(404, 409))
-    async def interrupt(session: Open) -> SessionInterrupted:
+    async def interrupt(session: Running) -> SessionInterrupted:
         """Drop all that was not shown yet."""
-        return SessionInterrupted.model_validate(await session.control(Interrupt(type="interrupt")))
+        try:
+            return SessionInterrupted.model_validate(await session.control(Interrupt(type="interrupt")))
+        except Unavailable as error:
+            raise HttpError(409, "ended", str(error)) from None
 
     @router.delete("/{session_id}", responses=_refusals(404))
     async def delete(session: Found, drain: Annotated[bool, Query(description="when all of it was shown")] = False) -> SessionDeleted:

@@ -93,12 +93,16 @@ class HttpSession:
             self.end(DELETED)
 
     @property
+    def ending(self) -> bool:
+        return self.ended is not None or self._session.ending
+
+    @property
     def remark(self) -> str:
         """`StreamSession.remark`."""
         return self._session.remark
 
     def add_audio(self, data: bytes, is_wav: bool) -> float:
-        """Interleaved samples, or a whole wav file of them. Returns the seconds that wait. Raises BadInput, and takes nothing."""
+        """Interleaved samples, or a whole wav file of them. Returns the seconds that wait. Raises BadInput, or Unavailable when it is ending, and takes nothing."""
         self._session.active()
         self._session.add_audio(self._samples(data) if is_wav else data)
         return self._session.waiting_s

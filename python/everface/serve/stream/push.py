@@ -24,7 +24,7 @@ def check_target(target: str, allowed: Sequence[str]) -> str:
     for prefix in allowed:
         inside = prefix.rstrip("/") + "/"
         if "://" in prefix:
-            if target.startswith(inside) and ADDRESS.fullmatch(target):
+            if (target == prefix or target.startswith(inside)) and ADDRESS.fullmatch(target):
                 return target
         elif "://" not in target:
             folder = Path(target).resolve()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from everface.core.errors import BadInput
+from everface.core.errors import BadInput, Unavailable
 from everface.live.session import LiveSession
 
 PIECE_S = 0.25  # pushed at once: the event loop serves other sessions in between
@@ -27,15 +27,21 @@ class Pusher:
         self._samples = 0
         self._turn = 0
         self._full = False  # the session has no room now
+        self._stopped = False  # nothing is pushed any more
         self._filled = asyncio.Event()
 
     def add(self, data: bytes) -> None:
-        """Interleaved samples. Raises BadInput, and takes nothing, for part of a sample and for more than may wait."""
+        """Interleaved samples. Raises BadInput, and takes nothing, for part of a sample and for more than may wait; Unavailable when the session is ending."""
+        if self._stopped:
+            raise Unavailable("this session is ending: open another")
         samples_SC = self._samples_of(data)
         if self._samples + len(samples_SC) > self._most:
             raise BadInput(f"more than {self._ahead_s:g} s of audio would wait, so this message was dropped: send it later")
         self._samples += len(samples_SC)
         piece = max(1, int(PIECE_S * self._rate_hz))
+        if self._waiting and (last_SC := self._waiting[-1]) is not None and len(last_SC) + len(samples_SC) <= piece:
+            self._waiting[-1] = np.concatenate([last_SC, samples_SC])  # or messages of one sample would be thousands of arrays
+            return
         self._put(*(samples_SC[at : at + piece] for at in range(0, len(samples_SC), piece)))
 
     def push_user_audio(self, data: bytes) -> None:
@@ -64,27 +70,30 @@ class Pusher:
         return self._samples / self._rate_hz
 
     async def settled(self) -> None:
-        """Until all of it is pushed, or waits for room."""
-        while (self._waiting or self._samples) and not self._full:
+        """Until all of it is pushed, or waits for room, or nothing is pushed any more."""
+        while (self._waiting or self._samples) and not self._full and not self._stopped:
             await asyncio.sleep(0)
 
     async def drained(self) -> None:
-        """Until all of it is pushed."""
-        while self._waiting or self._samples:
+        """Until all of it is pushed, or nothing is any more."""
+        while (self._waiting or self._samples) and not self._stopped:
             await asyncio.sleep(WAIT_S)
 
     async def run(self) -> None:
         """Push what comes, until cancelled. Raises what ended the session."""
-        while True:
-            await self._filled.wait()
-            self._filled.clear()
-            while self._waiting:
-                samples_SC = self._waiting.popleft()
-                if samples_SC is None:
-                    self._live.end_segment()
-                else:
-                    await self._push(samples_SC)
-                await asyncio.sleep(0)
+        try:
+            while True:
+                await self._filled.wait()
+                self._filled.clear()
+                while self._waiting:
+                    samples_SC = self._waiting.popleft()
+                    if samples_SC is None:
+                        self._live.end_segment()
+                    else:
+                        await self._push(samples_SC)
+                    await asyncio.sleep(0)
+        finally:
+            self._stopped = True
 
     async def _push(self, samples_SC: np.ndarray) -> None:
         turn = self._turn

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Collection, Coroutine
 from pathlib import Path
 from typing import Any
 
-from everface.core.errors import BadInput
+from everface.core.errors import BadInput, Unavailable
 from everface.live.session import LiveSession
 from everface.serve.backend import IMAGES
 from everface.serve.service import Service
@@ -22,6 +21,7 @@ from everface.serve.stream.watch import Watch
 
 DTYPES = {"s16le": "<i2", "f32le": "<f4"}
 CLOSE_S = 8.0  # for a session's threads to end
+LAST_S = 60.0  # for a reader that does read to take what is left at the end
 
 
 class StreamSession:
@@ -74,6 +74,11 @@ class StreamSession:
             await self._close()
             await asyncio.gather(*tasks, return_exceptions=True)
 
+    @property
+    def ending(self) -> bool:
+        """It is over but for what is left to be sent."""
+        return self._ended.done()
+
     def end(self, why: Refused) -> None:
         if not self._ended.done():
             self._ended.set_result(why)
@@ -122,7 +127,12 @@ class StreamSession:
 
     async def change(self, change: Change, image: Path | None) -> None:
         what = {"image": image, "prompt": change.prompt, "transition": change.transition}
-        await self._service.blocking(self._live.change, **{name: value for name, value in what.items() if value is not None})
+        try:
+            await self._service.blocking(self._live.change, **{name: value for name, value in what.items() if value is not None})
+        except Unavailable as error:
+            if self._live.finished:
+                raise
+            raise BadInput(str(error)) from None  # too many changes wait: that ends nothing
         self.remark = self._live.remark
         self._outbox.post({"type": "changed", "remark": self.remark})
 
@@ -138,11 +148,20 @@ class StreamSession:
             end = self._ended.result()
             self._outbox.close()
             if end.code == 1000:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(sending, self._limits.stall_s)
+                await self._send_rest(sending)
             raise end
         for task in done:
             task.result()  # raises
+
+    async def _send_rest(self, sending: asyncio.Task[None]) -> None:
+        """Until all is sent, as long as the reader takes something within `stall_s`. Raises Refused when it does not."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + LAST_S
+        while not sending.done():
+            left = self._outbox.waiting_bytes
+            await asyncio.wait([sending], timeout=self._limits.stall_s)
+            if not sending.done() and (self._outbox.waiting_bytes >= left or loop.time() > end_s):
+                raise Refused(1013, "slow_reader", "the end was not read in time: read faster")
 
     async def _close(self) -> None:
         if self._closing:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import secrets
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,30 +72,37 @@ class Jobs:
         self._jobs: dict[str, VideoJob] = {}
         self._waiting: queue.Queue[VideoJob] = queue.Queue()
         self._lock = threading.Lock()
+        self._taking = 0  # jobs whose uploads are being saved and checked
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="everface renders", daemon=True)
         self._thread.start()
 
-    def new_folder(self) -> tuple[str, Path]:
-        """An id, and a folder for its uploads. Raises QueueFull when too many wait."""
+    @contextlib.contextmanager
+    def place(self) -> Iterator[tuple[str, Path]]:
+        """An id, and a folder for its uploads, of a job that is submitted within; if that fails, the folder goes. Raises QueueFull when too many wait."""
         with self._lock:
-            if self._count(QUEUED) >= self._limits.jobs:
+            if self._stopped or self._count(QUEUED) + self._taking >= self._limits.jobs:
                 raise QueueFull(f"{self._limits.jobs} videos wait already: try again later")
+            self._taking += 1
         name = f"video_{secrets.token_hex(12)}"
         folder = self._root / name
-        folder.mkdir()
-        return name, folder
+        try:
+            folder.mkdir()
+            yield name, folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        finally:
+            with self._lock:
+                self._taking -= 1
 
     def submit(self, job: VideoJob) -> None:
-        """Raises QueueFull when too many wait; its folder is gone then."""
+        """Within `place`. Raises QueueFull when no more are rendered."""
         with self._lock:
-            full = self._stopped or self._count(QUEUED) >= self._limits.jobs
-            if not full:
-                self._jobs[job.id] = job
-                self._waiting.put(job)
-        if full:
-            shutil.rmtree(job.folder, ignore_errors=True)
-            raise QueueFull(f"{self._limits.jobs} videos wait already: try again later")
+            if self._stopped:
+                raise QueueFull("the server is ending: try again later")
+            self._jobs[job.id] = job
+            self._waiting.put(job)
 
     def get(self, name: str) -> VideoJob | None:
         return self._jobs.get(name)
@@ -162,7 +170,8 @@ class Jobs:
         except Exception:
             log.exception("a video could not be rendered")
             job.error, status = "this video ended by a bug of everface: the server's log says more", FAILED
-        job.audio.unlink(missing_ok=True)
+        for upload in (job.audio, job.folder / "image"):
+            upload.unlink(missing_ok=True)
         with self._lock:
             job.ended_s, job.kept_since_s = time.time(), time.monotonic()
             if not job.aborted.is_set():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from everface.serve.videos.jobs import DONE, FAILED, Jobs, QueueFull, VideoJob
 
 NAME = Annotated[str, Field(pattern="^video_[0-9a-f]{24}$", description="as POST /v1/videos gives it")]
 PIECE = 1 << 20
+DECODES = threading.BoundedSemaphore(2)  # images that are decoded at once: one of 16 megapixels can take 340 MB
 GONE = "there is no video of this id: it was deleted, or is too old"
 
 
@@ -86,10 +88,10 @@ def video_routes(service: Service, jobs: Jobs) -> APIRouter:
         except EverfaceError as error:
             raise HttpError(400, "bad_input", str(error)) from None
         try:
-            name, folder = jobs.new_folder()
-            job = VideoJob(name, folder, IMAGES["ada"] if image is None else folder / "image", prompt, seed, consent)
-            _take(job, audio, image, limits)
-            jobs.submit(job)
+            with jobs.place() as (name, folder):
+                job = VideoJob(name, folder, IMAGES["ada"] if image is None else folder / "image", prompt, seed, consent)
+                _take(job, audio, image, limits)
+                jobs.submit(job)
         except QueueFull as error:
             raise HttpError(429, "queue_full", str(error), {"Retry-After": "10"}) from None
         return _video(job)
@@ -123,19 +125,17 @@ def video_routes(service: Service, jobs: Jobs) -> APIRouter:
 
 
 def _take(job: VideoJob, audio: UploadFile, image: UploadFile | None, limits: Limits) -> None:
-    """Save and check what was uploaded. Raises HttpError; the job's folder is gone then."""
+    """Save and check what was uploaded. Raises HttpError."""
     try:
         _save(audio, job.audio)
         check_audio(job.audio, limits)
         if image is not None:
             _save(image, job.image)
             check_upload(job.image, limits)
-            read_image(job.image)
-    except BaseException as error:
-        shutil.rmtree(job.folder, ignore_errors=True)
-        if isinstance(error, EverfaceError):
-            raise HttpError(400, "bad_input", sentence(error, job.image, job.audio)) from None
-        raise
+            with DECODES:
+                read_image(job.image)
+    except EverfaceError as error:
+        raise HttpError(400, "bad_input", sentence(error, job.image, job.audio)) from None
 
 
 def _save(upload: UploadFile, path: Path) -> None:
