@@ -110,7 +110,8 @@ $(VENV)/.python:
 	$(PIP) install --quiet "setuptools>=77"
 	touch $@
 
-# torch comes first and alone, so that nothing later resolves it again. Its plain builds bring gigabytes of CUDA on
+# torch comes first and alone, so that nothing later resolves it again. With an NVIDIA driver it is 2.11, what an H200 was measured with: it brings
+# Triton 3.6, and the kernels for sm_90 are written in that release's Gluon (3.7 was not tried). Its plain builds bring gigabytes of CUDA on
 # Linux x86_64: without an NVIDIA driver only the CPU build is taken there, and if pip fails we stop and say what to do.
 $(VENV)/.torch: | $(VENV)/.python
 ifdef TORCH
@@ -118,7 +119,9 @@ ifdef TORCH
 else ifdef TORCH_INDEX
 	$(INSTALL) --index-url "$(TORCH_INDEX)" torch==2.13.0
 else
-	@if nvidia-smi -L >/dev/null 2>&1 || [ "$$(uname -sm)" != "Linux x86_64" ]; then \
+	@if nvidia-smi -L >/dev/null 2>&1; then \
+	  $(INSTALL) torch==2.11.0; \
+	elif [ "$$(uname -sm)" != "Linux x86_64" ]; then \
 	  $(INSTALL) torch==2.13.0; \
 	elif ! $(INSTALL) torch==2.13.0+cpu; then \
 	  echo "everface: the CPU build of torch could not be installed; pip says why above." >&2; \

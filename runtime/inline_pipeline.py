@@ -6,6 +6,7 @@ On a GPU each thread has a stream of its own.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from everface.core.errors import Unavailable
 from everface.core.log import log
 from everface.runtime.exit_hook import close_at_exit
 from everface.runtime.messages import NEVER, Cancel, Message, Reply, reply_of
+from everface.runtime.model import PIPELINE
 from everface.runtime.pipeline import MOST_CONTROL, Pipeline
 from everface.runtime.planning.placement import Placement
 from everface.runtime.registry import load_model
@@ -39,10 +41,12 @@ class InlinePipeline(Pipeline):
         threads = deployment.threads or env.threads()
         if threads:
             torch.set_num_threads(threads)
-        build = load_model(model).build_role
-        self._stages = [Stage({role: build(role, spec) for role in part}, deployment.device) for part in parts]
-        if torch.device(deployment.device).type == "cuda":
-            torch.cuda.synchronize()  # the roles were made on this thread's stream and run on others, which do not wait for it
+        build, spec = load_model(model).build_role, {**spec, PIPELINE: secrets.token_hex(8)}
+        device = torch.device(deployment.device)
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():  # Triton launches on the current one
+            self._stages = [Stage({role: build(role, spec) for role in part}, deployment.device) for part in parts]
+            if device.type == "cuda":
+                torch.cuda.synchronize()  # the roles were made on this thread's stream and run on others, which do not wait for it
         self._channels = [LocalChannel(SLOTS, self._cancel_handler(at)) for at in range(len(parts))]
         self._channels.append(LocalChannel(self.depth + MOST_CONTROL, signal=self.signal))
         self._threads = [

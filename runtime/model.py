@@ -56,11 +56,14 @@ class PartsRole(Role, Protocol):
         ...
 
 
+PIPELINE = "pipeline"  # of a spec: names the pipeline, where a process can have several; roles of one may share what they build
+
+
 class Model(Protocol):
     """What a registered import path names."""
 
     def build_role(self, name: str, spec: dict[str, Any]) -> Role:
-        """Build one role in the process where it will run. `spec` is plain JSON, with the role's "device" in it."""
+        """Build one role in the process where it will run. `spec` is plain JSON, with the role's "device" in it, and PIPELINE where a process has several."""
         ...
 
 

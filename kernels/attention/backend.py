@@ -106,6 +106,8 @@ def select_backend(device: torch.device, dtype: torch.dtype, d: int) -> Selectio
             _selected[key] = Selection(name, f"fastest in {file}")
         else:
             _selected[key] = default_backend(device, dtype, d)
+            if name and d == D:  # a slower video than was measured here
+                log.warning("attention by %s, the fastest on %s, cannot serve: %s", name, model, find_fault(name, device, dtype, d))
         log.info("attention: %s on %s in %s, heads of %d (%s)", _selected[key].name, model, _dtype_name(dtype), d, _selected[key].why)
     return _selected[key]
 

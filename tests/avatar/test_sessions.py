@@ -58,6 +58,22 @@ def test_viewers_see_what_they_would_see_alone(small_model: Path, face: Path, pl
     assert not torch.equal(alone[0][:90], alone[1][:90])
 
 
+def test_two_avatars_of_the_same_weights_share_nothing(small_model: Path, face: Path) -> None:
+    """Their sessions have the same numbers."""
+    audio_S = speech(3.0)
+    with Avatar(small_model, deployment=Deployment(threads=1)) as one, Avatar(small_model, deployment=Deployment(threads=1)) as two:
+        with one.open(face, StreamConfig(seed=1)) as session:
+            alone = play(session, audio_S)
+        with one.open(face, StreamConfig(seed=1)) as session:
+            session.push_audio(audio_S[:16_000])
+            with two.open(face, StreamConfig(seed=2)) as first, two.open(face, StreamConfig(seed=3)) as second:
+                for other in (first, second):
+                    play(other, speech(1.0))
+                session.push_audio(audio_S[16_000:])
+                session.end_segment()
+                assert torch.equal(torch.cat([block.frames_THW3 for block in session.frames()]), alone)
+
+
 def test_memory_that_is_short_costs_the_next_sessions_nothing(small_model: Path, face: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream, audio_S, failing = StreamConfig(seed=1), speech(1.5), set[str]()
 

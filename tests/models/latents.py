@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from everface.models.live_avatar import roles
+from everface.models.live_avatar import role_factory
 from everface.models.live_avatar.names import DECODE
 from everface.models.live_avatar.roles import DecodeRole, StepRole
 from everface.runtime.messages import Block, CloseSession, OpenSession
@@ -31,6 +31,6 @@ class Latents:
 
     @staticmethod
     def build_role(name: str, spec: dict[str, Any]) -> StepRole | Bytes:
-        role = roles.build_role(name, spec) if name != DECODE else Bytes()
+        role = role_factory.build_role(name, spec) if name != DECODE else Bytes()
         assert not isinstance(role, DecodeRole)
         return role

@@ -17,7 +17,8 @@ from everface.core.config import AudioConfig, Deployment, DiTConfig, ModelConfig
 from everface.core.errors import Unavailable
 from everface.kernels.attention import backend, self_attention
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference
-from everface.models.live_avatar.roles import StepRole, build_role
+from everface.models.live_avatar.role_factory import build_role
+from everface.models.live_avatar.roles import StepRole
 from everface.networks.transformer.dit import DiT
 from everface.runtime.messages import Block, OpenSession
 

@@ -15,7 +15,7 @@ from everface.media.crop import target_size
 from everface.media.face import cut_out
 from everface.media.image import fit_image, read_image
 from everface.models import LIVE_AVATAR
-from everface.models.live_avatar import roles
+from everface.models.live_avatar import role_factory
 from everface.models.live_avatar.block_conditions import BlockConditions
 from everface.models.live_avatar.builders import build_conditioner, kept_keys
 from everface.models.live_avatar.conditions import Conditioner, Noise
@@ -49,7 +49,7 @@ class LiveAvatar(OpenedModel[ModelConfig]):
 
     @staticmethod
     def build_role(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
-        return roles.build_role(name, spec)
+        return role_factory.build_role(name, spec)
 
     def roles(self, stream: StreamConfig) -> tuple[RoleSpec, ...]:
         return role_specs(stream.steps)

@@ -1,24 +1,21 @@
-"""The roles of a pipeline, built from a checkpoint in the process where they run: a denoising step, the decoder."""
+"""The roles of a pipeline: a denoising step, the decoder. `role_factory` builds them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from everface.core.config import Deployment, ModelConfig
 from everface.core.errors import Unavailable
-from everface.core.memory import keep_freed_memory
 from everface.core.regions import cells
 from everface.kernels.video.to_rgb import to_rgb
-from everface.models.live_avatar.builders import build_decoder, build_dit, build_mouth_finder, decoder_dtype, dtype_of
+from everface.models.live_avatar.builders import decoder_dtype, dtype_of
 from everface.models.live_avatar.caches import KVLayout, SessionCaches, open_caches
 from everface.models.live_avatar.names import (
     CLEAN,
-    DECODE,
     DISSOLVE,
     FINITE,
     FORWARDS,
@@ -41,8 +38,8 @@ from everface.networks.video.vae import VAE, VAEStream
 from everface.runtime.cache_pool import CachePool
 from everface.runtime.cuda_graph import CapturedGraph, GraphPool
 from everface.runtime.messages import Block, CloseSession, OpenSession, Tensors
-from everface.weights.load import open_checkpoint
 
+WARM_UP_AT_ONCE = 3
 WARM_UP_LATENTS = 7  # of the still picture, decoded and thrown away, so that the first real latent finds warm caches
 PRIMING = {SINK: "reference", "motion": "motion", "text": "text"}  # what a condition may bring -> which tensor of the opening it is
 
@@ -291,7 +288,8 @@ class DecodeRole:
         if SURROUND in image:
             self.around[session] = still_16Thw[:, 1:]
             still_16Thw = torch.cat([still_16Thw[:, :1], self.around[session].expand(-1, WARM_UP_LATENTS - 1, -1, -1)], 1)
-        still_3THW = self.vae.decode_stream(still_16Thw[None], stream)[0]
+        for piece_16Thw in (still_16Thw[:, :1], *still_16Thw[:, 1:].split(WARM_UP_AT_ONCE, 1)):  # as many as a block has: more would need more memory than any block
+            still_3THW = self.vae.decode_stream(piece_16Thw[None], stream)[0]
         if IMAGE in image:
             image_3HW = image[IMAGE].to(self.device) / 127.5 - 1
             self.details[session] = StillDetail(image_3HW, still_3THW[:, -1])
@@ -378,21 +376,3 @@ def noted(block: Block, finite_1: torch.Tensor) -> Tensors:
     """The block's notes on what was finite, with this role's added."""
     before = block.condition.get(FINITE)
     return {FINITE: finite_1 if before is None else torch.cat((before.to(finite_1.device, non_blocking=True), finite_1))}
-
-
-_denoisers: dict[str, Denoiser] = {}  # one transformer a process, whatever the number of steps placed in it
-
-
-def build_role(name: str, spec: dict[str, Any]) -> StepRole | DecodeRole:
-    """The pipeline's factory: `step0`.. or `decode`, from a JSON-able spec. Builds only what this role runs."""
-    deployment = Deployment(**{**spec["deployment"], "device": spec.get("device", spec["deployment"]["device"])})
-    weights, lora = Path(spec["weights"]), Path(spec["lora"]) if spec["lora"] else None
-    if deployment.device == "cpu":
-        keep_freed_memory()
-    if name == DECODE:
-        return DecodeRole(build_decoder(weights, deployment), deployment, open_checkpoint(weights).config, build_mouth_finder(weights, deployment))
-    key = repr((weights, lora, deployment))
-    if key not in _denoisers:
-        config, dit = build_dit(weights, lora, deployment)
-        _denoisers[key] = Denoiser(dit, config, deployment)
-    return StepRole(_denoisers[key], Schedule.for_sampler(spec["sampler"]), int(name.removeprefix("step")))

@@ -125,7 +125,8 @@ class FrameAttention(nn.Module):
         x_NCHW = to_frames(x_BCTHW)
         qkv_NCHW = self.to_qkv(rms_norm_channels(x_NCHW, self.norm.gamma))
         q_NPC, k_NPC, v_NPC = qkv_NCHW.permute(0, 2, 3, 1).flatten(1, 2).chunk(3, -1)
-        y_NPC = F.scaled_dot_product_attention(q_NPC, k_NPC, v_NPC)
+        # With heads, of which there is one: without, no fused kernel takes it, and torch computes and keeps all scores in float32.
+        y_NPC = F.scaled_dot_product_attention(q_NPC[:, None], k_NPC[:, None], v_NPC[:, None])[:, 0]
         y_NCHW = y_NPC.unflatten(1, x_NCHW.shape[2:]).permute(0, 3, 1, 2)
         return to_video(x_NCHW + self.proj(y_NCHW), x_BCTHW.shape[0])
 
