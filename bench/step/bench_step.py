@@ -111,6 +111,8 @@ def record(benchmark: Any, call: Callable[[], object], dtype: str, **info: objec
             torch.cuda.synchronize()
 
     once()
+    if ON_GPU:
+        torch.cuda.reset_peak_memory_stats()  # of what was quantized before
     benchmark.pedantic(once, rounds=20 if ON_GPU else 3, warmup_rounds=3 if ON_GPU else 1)
     (rows, cols), tokens = (LATENT[0] // 2, LATENT[1] // 2), 3 * LATENT[0] * LATENT[1] // 4
     cost = flops(CFG, tokens, cache_shape(CFG, *LATENT)[1][1])

@@ -288,7 +288,8 @@ class DecodeRole:
         if SURROUND in image:
             self.around[session] = still_16Thw[:, 1:]
             still_16Thw = torch.cat([still_16Thw[:, :1], self.around[session].expand(-1, WARM_UP_LATENTS - 1, -1, -1)], 1)
-        for piece_16Thw in (still_16Thw[:, :1], *still_16Thw[:, 1:].split(WARM_UP_AT_ONCE, 1)):  # as many as a block has: more would need more memory than any block
+        still_3THW = self.vae.decode_stream(still_16Thw[None, :, :1], stream)[0]
+        for piece_16Thw in still_16Thw[:, 1:].split(WARM_UP_AT_ONCE, 1):  # as many as a block has: more would take more memory than any block
             still_3THW = self.vae.decode_stream(piece_16Thw[None], stream)[0]
         if IMAGE in image:
             image_3HW = image[IMAGE].to(self.device) / 127.5 - 1
