@@ -9,12 +9,12 @@ import os
 
 from livekit.agents import Agent, AgentServer, AgentSession, JobContext, JobExecutorType, cli
 
-from everface import Avatar
+from everface import Avatar, best_deployment
 from everface.avatar.demo import IMAGE
 from everface.integrations.livekit import AvatarSession
 
 server = AgentServer(job_executor_type=JobExecutorType.THREAD)
-avatar = Avatar()
+avatar = Avatar(deployment=best_deployment(live=True))
 
 
 @server.rtc_session()

@@ -6,12 +6,12 @@ python examples/livetalk.py face.png speech.wav talk.mp4 weights/livetalk
 import sys
 from pathlib import Path
 
-from everface import Avatar, StreamConfig
+from everface import Avatar, StreamConfig, best_deployment
 from everface.media.audio import read_audio
 from everface.media.video_writer import VideoWriter
 
 image, speech, out, weights = map(Path, sys.argv[1:])
-with Avatar(weights) as avatar:
+with Avatar(weights, deployment=best_deployment()) as avatar:
     picture_3HW = avatar.fit(image, StreamConfig())
     with avatar.open(picture_3HW) as session, VideoWriter(out, *picture_3HW.shape[-2:], fps=avatar.format.fps) as video:
         parts = list(read_audio(speech, 8_000))  # of half a second at 16 kHz

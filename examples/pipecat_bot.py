@@ -12,11 +12,11 @@ from pipecat.services.openai import llm, stt, tts
 from pipecat.transports.base_transport import TransportParams
 from pipecat.workers.runner import WorkerRunner
 
-from everface import Avatar
+from everface import Avatar, best_deployment
 from everface.avatar.demo import IMAGE
 from everface.integrations.pipecat import EverfaceVideoService, video_params
 
-avatar = Avatar()  # one model, and a session for each visitor
+avatar = Avatar(deployment=best_deployment(live=True))  # one model, and a session for each visitor
 PARAMS = {"webrtc": lambda: TransportParams(audio_in_enabled=True, audio_out_enabled=True, **video_params(*(avatar.live_size() or (256, 256))[::-1]))}
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from everface.avatar.avatar import Avatar
+    from everface.avatar.this_machine import best_deployment
     from everface.core.config import Deployment, StreamConfig
     from everface.core.errors import EverfaceError
     from everface.runtime.events import Recovered, Recovering, SegmentEnd, VideoBlock
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Avatar", "Deployment", "EverfaceError", "Recovered", "Recovering", "SegmentEnd", "Session", "StreamConfig", "VideoBlock",
+    "best_deployment",
 ]  # fmt: skip
 
 _HOMES = {
@@ -33,6 +35,7 @@ _HOMES = {
     "Session": "everface.runtime.session",
     "StreamConfig": "everface.core.config",
     "VideoBlock": "everface.runtime.events",
+    "best_deployment": "everface.avatar.this_machine",
 }
 
 

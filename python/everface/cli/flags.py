@@ -8,10 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from everface.core import env
 from everface.core.config import ATTENTIONS, DTYPES, SAMPLERS, Deployment, StreamConfig
-from everface.core.machine import live_threads
-from everface.core.memory import keep_freed_memory
 from everface.core.regions import Box
 
 MISSING: Any = object()  # a path that was not given, since None is a standard stream
@@ -113,20 +110,8 @@ def sampler(args: argparse.Namespace, live: bool = False) -> str:
 
 
 def deployment(args: argparse.Namespace, live: bool = False) -> Deployment:
-    """What `add_deployment_flags` and, of some commands, `add_model_flags` parsed: on CUDA in bfloat16 if there is a CUDA device, else on the
-    CPU in float32, or, if `live`, in bfloat16 where that is faster and on one thread where more are not. On a CPU the
-    process keeps freed memory from now on. Raises BadInput."""
-    import torch
+    """What `add_deployment_flags` and, of some commands, `add_model_flags` parsed, and for the rest what suits this machine (`best_deployment`). Raises BadInput."""
+    from everface.avatar.this_machine import best_deployment
 
-    from everface.kernels.video.causal_conv3d import cpu_dtypes
-
-    fast = torch.cuda.is_available() or (live and torch.bfloat16 in cpu_dtypes())
-    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", "bfloat16" if fast else "float32"
-    dtype, attention = getattr(args, "dtype", None) or dtype, getattr(args, "attention", Deployment.attention)
-    keep = getattr(args, "kv_keep", Deployment.kv_keep)
-    threads = args.threads or env.threads()
-    if device == "cpu":
-        keep_freed_memory()  # before a thread allocates
-    if live and device == "cpu" and threads is None:
-        threads = live_threads(dtype)
-    return Deployment(args.placement, device, dtype, threads, attention=attention, kv_keep=keep)
+    given = {name: value for name in ("placement", "threads", "dtype", "attention", "kv_keep") if (value := getattr(args, name, None)) is not None}
+    return best_deployment(live, **given)

@@ -63,7 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_profile, _add_config, _add_join, add_soak,
     ):  # fmt: skip
         add_arguments(add)
-    train = add("train", None, "train the bundled model, or evaluate a model", "train evaluate")
+    train = add("train", None, "train a model, by default one of drawn characters, or evaluate one", "train evaluate")
     what = _adder(train.add_subparsers(title="what", metavar="WHAT", required=True), "train ")
     add_train(what, count, add_deployment_flags, deployment)
     genbench = add("genbench", None, "benchmark a talking-face system: make clips, measure, report", "genbench run --set short --limit 8 -o out/genbench")
@@ -219,7 +219,7 @@ def _add_doctor(add: Add) -> None:
     p.add_argument("--step-ms", type=float, metavar="MS", help="measured time of a forward (265.5, from the paper; of LiveTalk a 24 GB card's as assumed)")
     p.add_argument("--decode-ms", type=float, metavar="MS", help="measured time of decoding a block (150, from the paper; of LiveTalk as above)")
     p.add_argument("--sampler", choices=SAMPLERS, help=f"four forwards per block, or three ({StreamConfig.sampler})")
-    p.add_argument("--dtype", choices=("bf16", "fp8", "fp8-attention"), help="dtype of the weights (bf16)")
+    p.add_argument("--dtype", choices=("bfloat16", "fp8", "fp8-attention"), help="dtype of the weights (bfloat16)")
     p.add_argument("--sessions", type=count, metavar="N", help="concurrent sessions (1)")
     p.add_argument("--size", type=size, metavar="WxH", help="size of the video (704x384, of LiveTalk 512x512)")
 

@@ -22,7 +22,7 @@ class Question:
     step_ms: float | None = None  # one forward; by default the paper's, of LiveTalk that of a 24 GB card as assumed, as for decoding
     decode_ms: float | None = None  # decoding a block
     sampler: str = "official"
-    dtype: str = "bf16"  # bf16, fp8 or fp8-attention
+    dtype: str = "bfloat16"  # bfloat16, fp8 or fp8-attention
     sessions: int = 1
     size: tuple[int, int] | None = None  # height, width; None: the size that the model was released for
 
@@ -117,7 +117,7 @@ def _live_talk(question: Question) -> _Subject:
     from everface.models.live_talk.names import ROLES, STEPS
 
     size = check_size(*(question.size or forecast.SIZE))
-    card = forecast.CARDS[question.dtype != "bf16"]
+    card = forecast.CARDS[question.dtype != "bfloat16"]
     step_ms = question.step_ms or forecast.forward_ms(card, LiveTalkConfig(), size)
     decode_ms = question.decode_ms or forecast.decode_ms(card, size)
     return _Subject(
@@ -140,7 +140,7 @@ def _memory(dtype: str, size: tuple[int, int]) -> DeviceMemory:
     decoder, stream = sizes.decoder_sizes(model.vae, h, w)
     return DeviceMemory(
         process=GIB,  # an estimate: context and libraries 0.5, fragmentation 0.5
-        weights=sizes.dit_bytes(model.dit, quantized=dtype != "bf16"),
+        weights=sizes.dit_bytes(model.dit, quantized=dtype != "bfloat16"),
         text=sizes.text_bytes(model.dit),
         text_layer=sizes.text_bytes(model.dit) // model.dit.num_layers,
         step_work=4 * sizes.step_work_values(model.dit, h, w),

@@ -35,9 +35,9 @@ class Card:
 
 
 CARDS = (
-    Card("24 GB card, bf16", 24, "bf16", 100, 100, 100, "assumed: about 60 % of the bf16 peak of a 4090-class card"),
+    Card("24 GB card, bf16", 24, "bfloat16", 100, 100, 100, "assumed: about 60 % of the bf16 peak of a 4090-class card"),
     Card("24 GB card, fp8", 24, "fp8", 200, 100, 100, "assumed: GEMMs twice as fast in fp8"),
-    Card("H200, bf16", 141, "bf16", 760, 609, 409, "measured on the 14B model's shapes, its VAE at 704x384"),
+    Card("H200, bf16", 141, "bfloat16", 760, 609, 409, "measured on the 14B model's shapes, its VAE at 704x384"),
     Card("H200, fp8", 141, "fp8", 1460, 609, 409, "measured on the 14B model's shapes, its VAE at 704x384"),
 )
 
@@ -114,7 +114,7 @@ class LiveTalkMemory:
 
 
 def device_memory(size: tuple[int, int], dtype: str) -> LiveTalkMemory:
-    """Of the released model. `dtype`: bf16, fp8 or fp8-attention."""
+    """Of the released model. `dtype`: bfloat16, fp8 or fp8-attention."""
     config = LiveTalkModelConfig()
     cfg, (h, w) = config.dit, (size[0] // STRIDE[1], size[1] // STRIDE[2])
     decoder, stream = sizes.decoder_sizes(config.vae, h, w)
@@ -122,7 +122,7 @@ def device_memory(size: tuple[int, int], dtype: str) -> LiveTalkMemory:
     cache = 2 * cfg.num_layers * cfg.window_blocks * tokens * cfg.dim
     return LiveTalkMemory(
         process=GIB,
-        weights=2 * parameters(cfg) - (0 if dtype == "bf16" else linear),
+        weights=2 * parameters(cfg) - (0 if dtype == "bfloat16" else linear),
         work=4 * tokens * (cfg.ffn_dim + 8 * cfg.dim),
         session_cache=(1 if dtype == "fp8-attention" else 2) * cache + 2 * 2 * cfg.num_layers * cfg.text_len * cfg.dim,
         decoder=2 * (decoder + sizes.decode_work_values(config.vae, h, w)),
