@@ -22,9 +22,11 @@ FROM_0_TO_1 = slice(10, None)  # the last of these are shares
 JAW, BLINK = 12 + len(FELT), 10
 FITTED = ("gaze_right", "gaze_up", "blink", "brow", *FELT, "jaw", "spread", "round", "closed", "teeth")  # of FACE, from gaze on
 ANY_FACE = 0.25  # of the random poses, so that faces beyond those of speech are read too
+BLINKS = 0.3  # and of all of them, since clips have few
 RIGID = 8  # the first of these move the head and the body as a whole
 ROUNDS = ((32, RIGID), (32, RIGID), (32, 12), (64, 99), (64, 99), (128, 99))  # pixels of each step, and how many of the first are free
 DAMPING = (1e-3, 0.1, 2.0)  # tried in this order
+LEAST_DAMPING = 1e-6  # where nothing that is fitted changes the image
 ROUGH = 2  # samples a pixel and side while fitting, as these images are shrunk at least to half
 
 
@@ -40,14 +42,16 @@ class HeadFit:
         return self.renderer.draw(pose_of(pose_P), finer).astype(np.float32)
 
     def random_pose(self, rng: np.random.Generator, face_NC: np.ndarray) -> np.ndarray:
-        """The head where it rests; the face as one row of values of `networks.motion.FACE`, or, as often as `ANY_FACE` says, any mouth, gaze and blink."""
+        """The head where it rests; the face as one row of values of `networks.motion.FACE`, or, as often as `ANY_FACE` says, any mouth and gaze. Some blink."""
         pose_P = np.zeros(len(STEPS))
         if rng.random() < ANY_FACE:
             pose_P[8:10] = rng.normal(0, (0.2, 0.1))
-            pose_P[BLINK], pose_P[BLINK + 1] = max(0.0, rng.uniform(-1, 1)), rng.uniform(0, 0.5)
+            pose_P[BLINK + 1] = rng.uniform(0, 0.5)
             pose_P[JAW:] = rng.uniform(0, 1) * rng.uniform(0, 1, len(pose_P) - JAW)
         else:
             pose_P[8:] = face_NC[rng.integers(len(face_NC))][[FACE.index(name) for name in FITTED]]
+        if rng.random() < BLINKS:
+            pose_P[BLINK] = rng.uniform(0, 1)
         return pose_P
 
     def fit(self, image_HW3: np.ndarray, turn: np.ndarray, opening: float, blink: float) -> tuple[np.ndarray, np.ndarray]:
@@ -70,7 +74,7 @@ class HeadFit:
             scale = np.diag(normal_PP) + 1e-3 * np.trace(normal_PP) / len(steps)
             for damping in DAMPING:
                 tried_P = pose_P.copy()
-                tried_P[:free] += steps * np.linalg.solve(normal_PP + np.diag(damping * scale), right_P)
+                tried_P[:free] += steps * np.linalg.solve(normal_PP + np.diag(damping * scale + LEAST_DAMPING), right_P)
                 tried_P[FROM_0_TO_1] = tried_P[FROM_0_TO_1].clip(0, 1)
                 tried_HW3 = self.draw(tried_P, ROUGH)
                 if np.square(shrink(tried_HW3, pixels).ravel() - goal.ravel()).sum() < np.square(error).sum():
