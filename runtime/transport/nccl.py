@@ -2,7 +2,7 @@
 
 The message of a block, with descriptions in the place of its tensors, goes ahead through `control`. So the receiver waits on a
 socket and posts a receive only for a block that is under way: no GPU spins for a block that is not there. Cancels overtake blocks
-there too. The tensors are one after another in one of the channel's slots; a block that is larger than a slot, as one with another image or prompt can be, goes
+there too. The tensors are one after another in one of the channel's slots; a block that is larger than a slot, as one with another conditioning can be, goes
 whole through `control`. A block arrives on the receiver's device, whichever device its tensors were on.
 """
 

@@ -316,7 +316,7 @@ class _NoFrames:
     """A live session that checks what it gets and shows nothing."""
 
     format = SimpleNamespace(sample_rate=16_000, samples_per_frame=640, fps=25, user_audio=True)
-    position = 0
+    position = turn_begin = 0
     remark = ""
 
     def __init__(self) -> None:

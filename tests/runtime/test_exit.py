@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -65,7 +66,8 @@ def test_a_live_session_ends_too() -> None:
     """It has a thread of its own, which makes idle motion."""
     live = 'live = avatar.open_live("{root}/python/everface/default/ada.png")\nlive.read(60.0)\nlive.push_audio(torch.zeros(8000), 8000)\nsys.exit(6)'
     done = run(AVATAR.format(placement="inline", root=ROOT) + "session.close()\n" + live.format(root=ROOT))
-    assert (done.returncode, done.stderr) == (6, "")
+    assert done.returncode == 6
+    assert re.fullmatch(r"(this CPU has no bfloat16, so live video is \d+x\d+: --size asks for another\n)?", done.stderr)
 
 
 def test_an_exception_on_another_thread_does_not_hang_the_exit() -> None:
