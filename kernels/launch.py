@@ -6,6 +6,7 @@ It provides TILES (`select_tile` selects from them), COMPILE (for tests/kernels/
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cache
@@ -80,6 +81,11 @@ def runs_triton(*tensors: torch.Tensor) -> bool:
     """Whether an op on these goes to its kernel: all on a GPU, Triton installed, no gradients wanted."""
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return HAS_TRITON and not wanted and all(t.is_cuda for t in tensors)
+
+
+def launching_on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """For code that runs on the caller's thread: makes a GPU the current one, on which Triton launches wherever its tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @cache

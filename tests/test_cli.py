@@ -14,7 +14,7 @@ from everface.cli import commands
 from everface.core.errors import BadInput, BadWeights
 from everface.doctor import machine
 
-MODEL, DEPLOYMENT = "weights lora size sampler dtype attention kv-keep", "placement threads"
+MODEL, DEPLOYMENT = "weights lora size sampler dtype attention kv-keep text-weights image-encoder", "placement threads"
 METRICS = "syncnet dino qalign trust-qalign"
 # Adding a flag is a decision: it has an owner and a place here.
 FLAGS = {

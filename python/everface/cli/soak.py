@@ -20,7 +20,7 @@ MORE = (
     "Speech, pauses and interruptions follow each other in one session. Exit code 1: memory, descriptors or threads grew after the warm-up, "
     "audio and video moved apart, or a frame or an event was not in its place (docs/operate.md)."
 )
-PASSED = ("sampler", "placement", "threads", "dtype", "attention", "kv_keep", "weights", "lora")  # to the server, as they are
+PASSED = ("sampler", "placement", "threads", "dtype", "attention", "kv_keep", "text_weights", "image_encoder", "weights", "lora")  # to the server, as they are
 
 
 def add_soak(add: Callable[..., argparse.ArgumentParser]) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from everface.core.config import VAEConfig
 from everface.core.errors import BadInput, BadWeights
+from everface.kernels.launch import launching_on
 from everface.networks.video.vae_layers import (
     CHANNELS_LAST,
     CausalConv3d,
@@ -140,7 +141,8 @@ class VAE(nn.Module):
         if not torch.is_grad_enabled():  # the cut does not matter: five latents' frames stay near a CPU's cache, one latent's fill a GPU
             latents = 1 if video_BCTHW.is_cuda else 5
             parts = [piece for part in parts for piece in part.split(latents * self.stride_t, 2)]
-        parts = [self.encoder(part, stream) for part in parts]
+        with launching_on(video_BCTHW.device):
+            parts = [self.encoder(part, stream) for part in parts]
         mean_BCthw = self.conv1(torch.cat(parts, 2))[:, : self.config.z_dim]
         return (mean_BCthw - self.mean_C111) / self.std_C111
 
