@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,19 @@ def test_people_differ_and_repeat(source: HeadClips) -> None:
         images.append(renderer.draw(Pose({"jawOpen": 0.5})).astype(int))
     assert images[0].shape == (64, 64, 3)
     assert np.array_equal(images[0], images[2]) and np.abs(images[0] - images[1]).mean() > 2
+
+
+def test_two_renderers_in_a_process_draw_as_one_does(source: HeadClips, assets: Path) -> None:
+    """The second renderer's context is the current one when the first goes on: it once drew without textures."""
+    still = {seed: replace(sample_shot(seed), grain=0.0, jpeg=0) for seed in (1, 2)}
+    source.renderer.show(1, scene=still[1])
+    before = source.renderer.draw(Pose())
+    other = Renderer(assets, source.size)
+    other.show(2, scene=still[2])
+    other.draw(Pose())
+    assert np.array_equal(source.renderer.draw(Pose()), before)
+    source.renderer.show(1, scene=still[1])
+    assert np.array_equal(source.renderer.draw(Pose()), before)
 
 
 def test_portraits_are_of_people_and_of_a_drawn_character(source: HeadClips, assets: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import wraps
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,19 @@ class Pose:
     body: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
 
+def in_context(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes the renderer's context the current one meanwhile, which it is not where a process has several renderers."""
+
+    @wraps(method)
+    def run(self: Renderer, *args: Any, **named: Any) -> Any:
+        with self.ctx:
+            return method(self, *args, **named)
+
+    return run
+
+
 class Renderer:
-    """One context of one size. `show` a person, then `draw` frames. Not thread-safe: one a process."""
+    """One context of one size. `show` a person, then `draw` frames. Not thread-safe: all renderers of a process are for one thread."""
 
     def __init__(self, assets: Path, size: int = 256) -> None:
         try:
@@ -68,6 +81,7 @@ class Renderer:
         self.casting = ctx.buffer(self.mesh.triangles[casts].tobytes())
         self.kept: list[Any] = []
 
+    @in_context
     def show(self, seed: int, person: Person | None = None, scene: Shot | None = None) -> None:
         """Make a person and a scene ready; all later frames are of them."""
         for thing in self.kept:
@@ -94,6 +108,7 @@ class Renderer:
             self.shades.append(self._keep(self.ctx.vertex_array(self.shadow, [(rows, "3f 40x 1f", "position", "neck")], index)))
         self._set_person(cards)
 
+    @in_context
     def draw(self, pose: Pose, finer: int = FINER) -> np.ndarray:
         """One frame, [size, size, 3] uint8, of `finer` x `finer` samples a pixel."""
         self.pose = pose
