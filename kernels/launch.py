@@ -89,7 +89,7 @@ def launching_on(device: torch.device) -> contextlib.AbstractContextManager[Any]
 
 
 @cache
-def arch(device: torch.device) -> int:
+def tile_family(device: torch.device) -> int:
     """80, 90 or 100: the family whose tiles fit. GPUs with 99 KiB of shared memory (86, 89, 120) take those of 80, as does the CPU."""
     major = torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 8
     return {9: 90, 10: 100}.get(major, 80)
@@ -108,7 +108,7 @@ a graph is captured. Off, as it gained nothing on an H200 (docs/tuning.md)."""
 
 def programmatic_launch(device: torch.device) -> dict[str, Any]:
     """Keyword arguments of a launch of a kernel that begins with `wait_for_inputs(PDL)`."""
-    on = PROGRAMMATIC_LAUNCH and device.type == "cuda" and arch(device) >= 90
+    on = PROGRAMMATIC_LAUNCH and device.type == "cuda" and tile_family(device) >= 90
     return {"PDL": True, "launch_pdl": True} if on else {"PDL": False}
 
 
@@ -117,7 +117,7 @@ _selected: dict[tuple[str, int, Hashable], Tile] = {}
 
 def select_tile(op: str, tiles: Tiles, on: torch.device | int, variant: Hashable) -> Tile:
     """The tile of the newest family not newer than the device (or architecture) that has the variant. Selected once, and logged."""
-    key = (op, on if isinstance(on, int) else arch(on), variant)
+    key = (op, on if isinstance(on, int) else tile_family(on), variant)
     if key not in _selected:
         family = max(a for a in tiles if a <= key[1] and variant in tiles[a])
         _selected[key] = tiles[family][variant]

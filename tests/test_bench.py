@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from _pytest.mark.expression import Expression
 from bench import gpu, parts, timing, tree
 from bench.evidence import Evidence
 from bench.rows import read_rows
+from bench.step.captured import CFG, make_inputs
+from bench.stream.random14b import random_dit
 
 from everface.core.config import ATTENTIONS, FP8_ATTENTIONS
 from everface.kernels.launch import Cost
@@ -57,6 +60,12 @@ def figures(path: Path) -> dict[str, Any]:
 
 def test_the_blocker_blocks(bare: dict[str, str]) -> None:
     assert subprocess.run([sys.executable, "-c", "import msgspec"], env=bare, capture_output=True, check=False).returncode == 1
+
+
+def test_the_inputs_of_a_step_are_made() -> None:
+    """What every bench of a step begins with, by the sizes of a CPU."""
+    given = make_inputs(random_dit(CFG, torch.device("cpu")))
+    assert all(part.float().std() > 0.5 for part in given.cache.tensors)
 
 
 @pytest.mark.long

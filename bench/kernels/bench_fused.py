@@ -25,13 +25,17 @@ ON_GPU = torch.cuda.is_available()
 FRAMES, ROWS, COLS, HEADS, HEAD, FFN = (3, 24, 44, 40, 128, 13824) if ON_GPU else (3, 2, 4, 3, 64, 448)
 TOKENS, WIDTH = ROWS * COLS, HEADS * HEAD
 SHAPE = f"{FRAMES}x{TOKENS}x{WIDTH}"
+SMALL_SETS = 128 if ON_GPU else 1  # so that inputs of 1 MB are not found in a cache of 50
 F32, BF16 = torch.float32, torch.bfloat16
 
-# dtype of x, y and gate, affine, modulation, norm_dtype: the calls of a block in bfloat16
-SITES: dict[str, tuple[torch.dtype, bool, bool, bool, bool, torch.dtype]] = {
-    "input": (BF16, False, False, False, True, BF16),
-    "norm3": (BF16, True, True, True, False, BF16),
-    "ffn": (F32, True, False, False, True, F32),
+# dtype of x, y and gate, affine, modulation, norm_dtype, residual_dtype: the calls of a block in bfloat16. The addition that ends a block or an audio
+# injection is part of the norm after it, so a step calls "input" once.
+SITES: dict[str, tuple[torch.dtype, bool, bool, bool, bool, torch.dtype, torch.dtype]] = {
+    "input": (BF16, False, False, False, True, BF16, F32),
+    "end and input": (F32, True, True, False, True, BF16, BF16),
+    "audio and input": (BF16, True, False, False, True, BF16, BF16),
+    "norm3": (BF16, True, True, True, False, BF16, F32),
+    "ffn": (F32, True, False, False, True, F32, F32),
 }
 BY = pytest.mark.parametrize("by", ["op", "torch", "torch.compile"])
 
@@ -44,15 +48,16 @@ def made(*size: int, dtype: torch.dtype = BF16) -> torch.Tensor:
 @pytest.mark.parametrize("out", ["bf16", "fp8"])
 @pytest.mark.parametrize("site", SITES)
 def test_gate_norm_modulate(benchmark: Any, site: str, out: str, by: str) -> None:
-    dtype, added, gated, affine, modulated, norm_dtype = SITES[site]
+    dtype, added, gated, affine, modulated, norm_dtype, residual_dtype = SITES[site]
 
     def reference(x: Any, y: Any, gate: Any, pairs: Any) -> object:
-        new, u = gate_norm.gate_norm_modulate_reference(x, y, gate, pairs[0], pairs[1], 1e-6, norm_dtype, BF16)
+        new, u = gate_norm.gate_norm_modulate_reference(x, y, gate, pairs[0], pairs[1], 1e-6, norm_dtype, BF16, residual_dtype)
         return new, (rows.quantize_rows_reference(u) if out == "fp8" else u)
 
     def op(x: Any, y: Any, gate: Any, pairs: Any) -> object:
         run = gate_norm.gate_norm_modulate_fp8 if out == "fp8" else gate_norm.gate_norm_modulate
-        return run(x, y, gate, affine=pairs[0], modulation=pairs[1], eps=1e-6, norm_dtype=norm_dtype, dtype=BF16)
+        given = {"affine": pairs[0], "modulation": pairs[1], "eps": 1e-6, "norm_dtype": norm_dtype, "residual_dtype": residual_dtype}
+        return run(x, y, gate, **given) if out == "fp8" else run(x, y, gate, **given, dtype=BF16)
 
     calls, run = [], implementation(by, op, reference)
     for _ in range(SETS):
@@ -62,7 +67,7 @@ def test_gate_norm_modulate(benchmark: Any, site: str, out: str, by: str) -> Non
         given = (x, y, gate if gated else None, (pair, (shift, scale) if modulated else None))
         calls.append(lambda given=given: run(*given))
     u = torch.empty(FRAMES, TOKENS, WIDTH, dtype=torch.float8_e4m3fn if out == "fp8" else BF16, device="meta")
-    new = torch.empty_like(u, dtype=F32) if added else None
+    new = torch.empty_like(u, dtype=residual_dtype) if added else None
     x_like = torch.empty_like(u, dtype=dtype)
     y_like = torch.empty_like(u, dtype=BF16) if added else None
     cost = gate_norm.cost({"x_ptr": x_like, "y_ptr": y_like, "residual_ptr": new, "u_ptr": u})
@@ -109,19 +114,20 @@ def test_audio_inject(benchmark: Any, by: str) -> None:
 
 
 @BY
-@pytest.mark.parametrize("width", [WIDTH, FFN])
-def test_quantize_rows(benchmark: Any, width: int, by: str) -> None:
+@pytest.mark.parametrize(("width", "gelu"), [(WIDTH, False), (FFN, False), (FFN, True)], ids=["hidden", "ffn", "ffn-gelu"])
+def test_quantize_rows(benchmark: Any, width: int, gelu: bool, by: str) -> None:
     sets = [made(FRAMES * TOKENS, width) for _ in range(SETS)]
     run = implementation(by, rows.quantize_rows, rows.quantize_rows_reference)
     quantized, scale = rows.empty_quantized(sets[0])
     cost = rows.cost({"x_ptr": sets[0], "quantized_ptr": quantized, "scale_ptr": scale})
-    measure(benchmark, [lambda x=x: run(x) for x in sets], cost, shape=f"{FRAMES * TOKENS}x{width}", by=by)
+    measure(benchmark, [lambda x=x: run(x, gelu) for x in sets], cost, shape=f"{FRAMES * TOKENS}x{width}", gelu=gelu, by=by)
 
 
 @BY
 def test_flow_step_tokens(benchmark: Any, by: str) -> None:
-    x, out = made(1, 16, FRAMES, 2 * ROWS, 2 * COLS), made(1, FRAMES, TOKENS, 64)
+    sets = [(made(1, 16, FRAMES, 2 * ROWS, 2 * COLS), made(1, FRAMES, TOKENS, 64)) for _ in range(SMALL_SETS)]
+    x, out = sets[0]
     run = implementation(by, flow.flow_step_tokens, flow.flow_step_tokens_reference)
     cost = flow.cost({"x_ptr": x, "out_ptr": out, "next_ptr": x, "size": x.numel()})
     shape = "x".join(map(str, x.shape[1:]))
-    measure(benchmark, [lambda: run(x, out, (ROWS, COLS), (2, 2), 1.0, 0.86)], cost, shape=shape, by=by)
+    measure(benchmark, [lambda s=s: run(*s, (ROWS, COLS), (2, 2), 1.0, 0.86) for s in sets], cost, shape=shape, by=by)

@@ -95,11 +95,11 @@ def references() -> Iterator[None]:
 
 
 def flops(cfg: DiTConfig, tokens: int, sink: int) -> dict[str, float]:
-    """Of one step by part: GEMMs of the blocks, GEMMs of the audio, attention."""
+    """Of one step by part: GEMMs of the blocks, GEMMs of the audio, self-attention, attention to the text."""
     d, layers, injected = cfg.dim, cfg.num_layers, len(cfg.audio_inject_layers)
     rows = 2 * tokens * d * (6 * d + 2 * cfg.ffn_dim) * layers
-    keys = cfg.window_blocks * tokens + sink + cfg.text_len
-    return {"blocks": rows, "audio": 2 * tokens * d * 2 * d * injected, "attention": 4 * tokens * keys * d * layers}
+    keys, scores = cfg.window_blocks * tokens + sink, 4 * tokens * d * layers
+    return {"blocks": rows, "audio": 2 * tokens * d * 2 * d * injected, "attention": scores * keys, "text": scores * cfg.text_len}
 
 
 def record(benchmark: Any, call: Callable[[], object], dtype: str, **info: object) -> None:
@@ -127,7 +127,7 @@ def record(benchmark: Any, call: Callable[[], object], dtype: str, **info: objec
     ceilings = peaks()
     half, eighth = ceilings["bf16"], ceilings.get("fp8", ceilings["bf16"])
     gemms = eighth if dtype in FP8_DTYPES else half
-    at = {"blocks": gemms, "audio": gemms, "attention": eighth if dtype == FP8_ATTENTION else half}
+    at = {"blocks": gemms, "audio": gemms, "attention": eighth if dtype == FP8_ATTENTION else half, "text": half}
     least_s, step_s = sum(n / at[name] for name, n in cost.items()), benchmark.stats.stats.median
     benchmark.extra_info.update(step_ms=1e3 * step_s, percent_of_peak=100 * least_s / step_s, peaks=ceilings)
 
@@ -198,7 +198,7 @@ def test_error_of_one_layer(benchmark: Any) -> None:
     exact.load_state_dict(dit.state_dict())
     same = make_inputs(exact)
     with torch.inference_mode():
-        for into, source in zip(vars(same.cache).values(), vars(given.cache).values(), strict=True):
+        for into, source in zip(same.cache.tensors, given.cache.tensors, strict=True):
             into.copy_(source)
         same.x.copy_(given.x)
     with references():

@@ -42,7 +42,7 @@ def make_inputs(dit: DiT) -> Inputs:
         text_kv = dit.text_kv(dit.embed_text(torch.randn(cfg.text_len, cfg.text_dim)))
         audio_kv = dit.audio_kv(torch.randn(3, cfg.num_audio_token + 1, cfg.dim), torch.randn(3, cfg.dim))
         cache, rope = dit.new_cache(h, w), dit.rope((h // 2, w // 2))
-        for part in vars(cache).values():
+        for part in cache.tensors:
             part.normal_()
         x = torch.randn(16, 3, h, w).to(dit.dtype)
         position = dit.block_position((h // 2, w // 2), 8 + FULL, 17)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, device, dtype, float32, int32
 
-from everface.kernels.launch import arch, runs_triton
+from everface.kernels.launch import runs_triton, tile_family
 
 MAX_WIDTH = 128  # of a head
 
@@ -35,13 +35,13 @@ def runs_attention(*tensors: Tensor) -> bool:
 
 def runs_fp8_attention(*tensors: Tensor) -> bool:
     """Whether the 8-bit attention kernels run on these: from sm_90 on."""
-    return runs_triton(*tensors) and arch(tensors[0].device) >= 90
+    return runs_triton(*tensors) and tile_family(tensors[0].device) >= 90
 
 
 def uses_descriptors(on: device) -> bool:
     """From sm_90 on, and under the interpreter. Older GPUs have no TMA: Triton emulates descriptors there and spills
     4 KB a thread, so their kernels take pointers."""
-    return on.type != "cuda" or arch(on) >= 90
+    return on.type != "cuda" or tile_family(on) >= 90
 
 
 def check_used(used: int, slots: int) -> None:

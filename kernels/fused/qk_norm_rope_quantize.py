@@ -88,7 +88,7 @@ def qk_norm_rope_quantize_kernel(
         tl.store(ring_v_ptr + at, tl.trans(v.to(tl.float8e4nv)), mask=tl.trans(mask))
 
 
-# --- tiles: those of row.py
+# --- tiles: those of row_primitives.py
 
 COMPILE = [
     CompileSpec(

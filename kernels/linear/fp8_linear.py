@@ -44,13 +44,13 @@ from everface.kernels.launch import (
     CompileSpec,
     Cost,
     Tiles,
-    arch,
     jit,
     metadata,
     multiprocessors,
     runs_triton,
     select_tile,
     tile,
+    tile_family,
     tl,
 )
 
@@ -228,7 +228,7 @@ def fp8_linear_rows(
     x_MK, scale_M1 = quantized_x.reshape(-1, quantized_x.shape[-1]), scale_x.reshape(-1, 1)
     scale_N, size = scale_w.reshape(-1), (*quantized_x.shape[:-1], w_NK.shape[0])
     has_gemm = dtype == torch.bfloat16 and _has_fp8_gemm(w_NK)
-    if has_gemm and gelu and arch(w_NK.device) in TILES and runs_triton(x_MK, w_NK):
+    if has_gemm and gelu and tile_family(w_NK.device) in TILES and runs_triton(x_MK, w_NK):
         y_MN = torch.empty((len(x_MK), len(w_NK)), dtype=dtype, device=x_MK.device)
         launch(x_MK.contiguous(), scale_M1.contiguous(), w_NK, scale_N, bias_N, gelu, y_MN)
         return y_MN.view(size)

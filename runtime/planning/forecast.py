@@ -97,7 +97,7 @@ def simulate(
     rest = [times.device_rest_ms(roles) for roles in placement.devices]
     streams = [_Stream() for _ in range(sessions)]
     starts: list[list[float]] = []  # [block in order of sending][device]
-    ends: list[list[float]] = []  # when its work there was done
+    ends: list[list[float]] = []  # when its device may take the next block
     frees: list[float] = [0.0] * devices  # when a device may take the next block
     leaves: list[float] = []
     busy_ms, late = [0.0] * devices, 0
@@ -115,20 +115,19 @@ def simulate(
         open_streams = [s for s in streams if s.sent < blocks]
         clock = max(clock, room, min(ready_ms(s) for s in open_streams))
         stream = min((s for s in open_streams if ready_ms(s) <= clock), key=lambda s: s.sent)  # the earliest deadline
-        at, start, done = clock + times.draw(times.prepare_ms, rng), list[float](), list[float]()
+        at, start = clock + times.draw(times.prepare_ms, rng), list[float]()
         for d in range(devices):
             begin = max(at + (times.draw(times.transfer_ms, rng) if devices > 1 or d else 0.0), frees[d])
             spent = times.draw(work[d], rng)
             end = begin + spent
             busy_ms[d] += spent
             start.append(begin)
-            done.append(end)
             # A send waits for a slot: the block before the last one must have been received by the next device.
             at = max(end, starts[n - SLOTS][d + 1]) if d + 1 < devices and n >= SLOTS else end
             after = times.draw(rest[d], rng)
             frees[d], busy_ms[d] = at + after, busy_ms[d] + after
         starts.append(start)
-        ends.append(done)
+        ends.append(list(frees))
         leaves.append(at + (times.transfer_ms if devices > 1 else 0.0))
         stream.delivered_ms.append(leaves[-1])
         due = stream.delivered_ms[0] + times.block_ms * stream.sent

@@ -63,7 +63,7 @@ def best(found: Sequence[Option]) -> Option | None:
 def explain(chosen: Option, found: Sequence[Option], times: Times) -> str:
     """Why it was chosen, in a sentence."""
     devices = chosen.placement.devices
-    work_ms = [times.device_ms(device) for device in devices]
+    work_ms = [times.device_ms(device) + times.device_rest_ms(device) for device in devices]
     slowest = max(range(len(devices)), key=lambda i: work_ms[i])
     words = f"{'+'.join(devices[slowest])} takes {work_ms[slowest]:.0f} ms a block, and no other cut that fits is faster"
     better = min(found, key=lambda option: option.rank)

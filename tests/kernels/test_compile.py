@@ -82,7 +82,7 @@ def test_an_access_before_the_wait_is_seen(ptx: str, good: bool) -> None:
 def test_row_ops_are_launched_early_only_where_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     from everface.kernels import launch
 
-    monkeypatch.setattr(launch, "arch", lambda device: 80 if device.index == 0 else 90)
+    monkeypatch.setattr(launch, "tile_family", lambda device: 80 if device.index == 0 else 90)
     old, new = torch.device("cuda:0"), torch.device("cuda:1")
     assert launch.programmatic_launch(new) == {"PDL": False}
     monkeypatch.setattr(launch, "PROGRAMMATIC_LAUNCH", True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -14,9 +15,11 @@ from safetensors.torch import save_file
 from everface.cli.flags import deployment
 from everface.cli.parser import build_parser
 from everface.core.config import AudioConfig, Deployment, DiTConfig, ModelConfig, TextConfig, VAEConfig
-from everface.core.errors import Unavailable
+from everface.core.errors import BadInput, Unavailable
 from everface.kernels.attention import backend, self_attention
 from everface.kernels.attention.block_causal_fp8 import block_causal_fp8_reference
+from everface.kernels.launch import tile_family
+from everface.models.live_avatar.builders import check_dtype
 from everface.models.live_avatar.role_factory import build_role
 from everface.models.live_avatar.roles import StepRole
 from everface.networks.transformer.dit import DiT
@@ -77,3 +80,15 @@ def test_a_machine_without_gluon_says_so(model: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(backend, "UNAVAILABLE", "this Triton has no Gluon")
     with pytest.raises(Unavailable, match="attention by gluon was requested, but cannot serve on NVIDIA H200: this Triton has no Gluon"):
         run_block(model, deployment(build_parser().parse_args(BEST)))
+
+
+def test_a_card_without_the_shared_memory_for_8_bit_attention_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """sm_120 is newer than sm_90 and has e4m3, but 99 KiB: attention would be the reference, with all scores in memory."""
+    for found, accepted in (((12, 0), ("bfloat16", "fp8")), ((9, 0), ("bfloat16", "fp8", "fp8-attention")), ((8, 6), ("bfloat16",))):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, found=found: found)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "a card")
+        tile_family.cache_clear()
+        for dtype in ("bfloat16", "fp8", "fp8-attention"):
+            with contextlib.nullcontext() if dtype in accepted else pytest.raises(BadInput, match=f"does not compute in {dtype}"):
+                check_dtype(Deployment(device="cuda", dtype=dtype))
+    tile_family.cache_clear()

@@ -19,7 +19,7 @@ from everface.runtime.cuda_graph import CapturedGraph, GraphPool
 from everface.weights.quantize import quantize_for_dtype
 
 FIXED, LAYER, INJECTED = 24, 14, 5  # launches of a forward: once, a layer, a layer with sound
-FP8_LAYER = 15  # two more to code the inputs of o and the second FFN product; GELU joins the first
+FP8_LAYER = 15  # one more: the input of o is quantized by itself; GELU is part of what quantizes that of the second FFN GEMM
 MOST = 700  # launches of the 14B model, whatever its precision
 SMALL = DiTConfig(
     dim=64, ffn_dim=96, freq_dim=32, num_heads=2, num_layers=3, text_dim=8, text_len=4, audio_dim=16, wav2vec_layers=1,

@@ -91,3 +91,11 @@ def test_without_given_times_it_forecasts_every_configuration(steps: int, capsys
             slowest_ms = max(sum(cost["decode_ms" if role == "decode" else "step_ms"] for role in roles) for roles in placed.devices)
             assert float(fps) == pytest.approx(12_000 / slowest_ms, rel=0.02)
             assert float(first_s) == pytest.approx((steps * cost["step_ms"] + cost["decode_ms"]) / 1e3, abs=0.01)
+
+
+def test_an_interruption_waits_for_what_a_device_does_after_a_block() -> None:
+    """One device that works 100 ms on a block and 300 more once it has sent it: three times in four the interruption comes in those."""
+    placement, worked = Placement((("only",),)), {"only": 100.0}
+    resting = simulate(placement, Times(worked, transfer_ms=0.0, rest_ms={"only": 300.0}))
+    assert simulate(placement, Times(worked, transfer_ms=0.0)).interrupt_ms[0] < 160 < 250 < resting.interrupt_ms[0]
+    assert resting.interrupt_ms[1] > 450

@@ -11,6 +11,7 @@ from everface.core.config import RENDER_WINDOW_S, SAMPLE_RATE, Deployment, DiTCo
 from everface.core.errors import BadInput, BadWeights
 from everface.core.json_file import read_json
 from everface.kernels.attention import backend
+from everface.kernels.launch import tile_family
 from everface.kernels.video.causal_conv3d import cpu_dtypes
 from everface.models.live_avatar.conditions import Conditioner
 from everface.networks.audio import articulators
@@ -52,10 +53,12 @@ def decoder_dtype(deployment: Deployment) -> torch.dtype:
 def select_attention(deployment: Deployment, head_dim: int) -> str:
     """Select the attention backend of this process as the deployment asks, before anything is captured. Returns its name, "reference" on a
     CPU and in float32. Raises Unavailable if the requested backend cannot serve."""
-    backend.request_backend("triton" if deployment.kv_keep < 1 else deployment.attention)
+    backend.request_backend(deployment.attention)
     on = torch.device(deployment.device)
     if on.type != "cuda" or dtype_of(deployment) == torch.float32:
         return "reference"
+    if deployment.kv_keep < 1:
+        return "triton"  # the only one that reads ranges, whatever is selected for models that attend to everything
     return backend.select_backend(on, backend.FP8 if deployment.dtype == FP8_ATTENTION else dtype_of(deployment), head_dim).name
 
 
@@ -90,8 +93,9 @@ def kept_keys(weights: Path, cfg: DiTConfig, deployment: Deployment) -> list[Kep
 def check_dtype(deployment: Deployment) -> None:
     """Raises BadInput if the device does not compute in the deployment's dtype."""
     on = torch.device(deployment.device)
-    least = {"fp8": (8, 9), FP8_ATTENTION: (9, 0)}.get(deployment.dtype, (0, 0))
-    if on.type == "cuda" and torch.cuda.get_device_capability(on) < least:
+    if on.type != "cuda" or deployment.dtype not in ("fp8", FP8_ATTENTION):
+        return
+    if torch.cuda.get_device_capability(on) < (8, 9) or (deployment.dtype == FP8_ATTENTION and tile_family(on) < 90):  # not sm_120: 99 KiB of shared memory
         raise BadInput(f"{torch.cuda.get_device_name(on)} does not compute in {deployment.dtype}: choose bfloat16")
 
 

@@ -26,7 +26,6 @@ class Card:
     """Rates in TFLOP/s of the linear layers, of attention and of the decoder. `source` says where they are from."""
 
     name: str
-    memory_gib: float
     dtype: str
     linear: float
     attention: float
@@ -35,10 +34,10 @@ class Card:
 
 
 CARDS = (
-    Card("24 GB card, bf16", 24, "bfloat16", 100, 100, 100, "assumed: about 60 % of the bf16 peak of a 4090-class card"),
-    Card("24 GB card, fp8", 24, "fp8", 200, 100, 100, "assumed: GEMMs twice as fast in fp8"),
-    Card("H200, bf16", 141, "bfloat16", 760, 609, 409, "measured on the 14B model's shapes, its VAE at 704x384"),
-    Card("H200, fp8", 141, "fp8", 1460, 609, 409, "measured on the 14B model's shapes, its VAE at 704x384"),
+    Card("24 GB card, bf16", "bfloat16", 100, 100, 100, "assumed: about 60 % of the bf16 peak of a 4090-class card"),
+    Card("24 GB card, fp8", "fp8", 200, 100, 100, "assumed: GEMMs twice as fast in fp8"),
+    Card("H200, bf16", "bfloat16", 760, 609, 409, "measured on the 14B model's shapes, its VAE at 704x384"),
+    Card("H200, fp8", "fp8", 1460, 609, 409, "measured on the 14B model's shapes, its VAE at 704x384"),
 )
 
 STRIDE = VAEConfig().stride

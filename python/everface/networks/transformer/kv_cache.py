@@ -35,6 +35,11 @@ class KVCache:
     kept: KeptKeys | None = None  # what each head attends to; None: to all
 
     @property
+    def tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """All of them, without what is kept of them."""
+        return self.k_LNHd, self.v_LNHd, self.sink_k_LCHd
+
+    @property
     def sink(self) -> int:
         """Slots before the ring."""
         return self.sink_k_LCHd.shape[1]
