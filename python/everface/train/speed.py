@@ -125,11 +125,11 @@ def gemm_peaks(device: str) -> dict[str, float]:
     for dtype in (torch.float32, torch.bfloat16):
         for side in GEMM_SIDES:
             a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-            _mm_s(a, b)
-            if (first_s := _mm_s(a, b)) >= GEMM_S:
+            best_s = min(_mm_s(a, b) for _ in range(2))  # the first is slow
+            if best_s >= GEMM_S or side == GEMM_SIDES[-1]:
+                best_s = min(best_s, *(_mm_s(a, b) for _ in range(ROUNDS)))
+                peaks[str(dtype).removeprefix("torch.")] = 2 * side**3 / best_s / 1e9
                 break
-        best_s = min(first_s, *(_mm_s(a, b) for _ in range(ROUNDS - 1)))
-        peaks[str(dtype).removeprefix("torch.")] = 2 * side**3 / best_s / 1e9
     return peaks
 
 
