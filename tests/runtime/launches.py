@@ -70,7 +70,7 @@ def as_on_a_gpu() -> Iterator[None]:
         for module, names in sites.items():
             for name in names:
                 stack.enter_context(patch(f"{ROOM}{module}.{name}", lambda *_: True))
-        stack.enter_context(patch(f"{ROOM}linear.fp8_linear.arch", lambda *_: 90))
+        stack.enter_context(patch(f"{ROOM}linear.fp8_linear.tile_family", lambda *_: 90))
         stack.enter_context(patch(f"{ROOM}linear.fp8_linear.select_tile", lambda *_: TILES[90]["rows"]))
         stack.enter_context(patch("torch.autocast", lambda *_, **__: contextlib.nullcontext()))  # knows no device without memory
         yield
