@@ -2,7 +2,7 @@
 
     python -m pytest bench/step/bench_vae.py
 
-The 14B model's VAE at 704x384 in bfloat16 on a GPU, captured in a CUDA graph as it will run; a tiny one on a CPU, where both ways are the
+The 14B model's VAE at 704x384 in bfloat16 on a GPU, captured in a CUDA graph (the runtime decodes without one, in as many parts as a session asks for); a tiny one on a CPU, where both ways are the
 reference. Weights are random: time does not depend on them.
 """
 

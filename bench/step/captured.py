@@ -52,12 +52,12 @@ def make_inputs(dit: DiT) -> Inputs:
 @torch.inference_mode()
 def quantize_cache(dit: DiT, given: Inputs) -> Inputs:
     """The same keys and values quantized as the attention of this model reads them, a layer at a time."""
-    cache, codings = dit.new_cache(*LATENT), dit._qkv_scales()
-    for layer, c in enumerate(codings):
+    cache, scales = dit.new_cache(*LATENT), dit._qkv_scales()
+    for layer, c in enumerate(scales):
         for part, factor_H in (("k_LNHd", 1 / c.k_scale_H), ("v_LNHd", c.v_factor_H), ("sink_k_LCHd", 1 / c.k_scale_H)):
             x, kept = getattr(given.cache, part)[layer] * factor_H[:, None], getattr(cache, part)[layer]
             kept.copy_(to_e4m3(x) if kept.dtype == dit.quantized_dtype else x)
-    return given._replace(cache=cache) if codings else given
+    return given._replace(cache=cache) if scales else given
 
 
 def step(dit: DiT, given: Inputs) -> Callable[[], torch.Tensor]:

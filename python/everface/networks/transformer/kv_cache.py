@@ -8,7 +8,7 @@ import torch
 
 from everface.networks.transformer.kv_profile import KeptKeys
 
-PITCH = 16  # bytes: what a row of coded values is padded to
+PITCH = 16  # bytes: what a row of quantized values is padded to
 
 
 def kv_pair(
