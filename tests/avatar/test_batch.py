@@ -18,7 +18,7 @@ from tests.cli.processes import ROOT
 
 from everface.avatar import batch as batch_module
 from everface.avatar.avatar import Avatar
-from everface.avatar.jobs import read_jobs
+from everface.avatar.jobs import JOBS, read_jobs
 from everface.cli import main
 from everface.core.config import StreamConfig
 from everface.media.video import probe_video, read_frames
@@ -152,3 +152,10 @@ def test_two_batches_do_not_share_a_folder(jobs: Path, small_model: Path, tmp_pa
     assert run(jobs, tmp_path / "out", small_model) == 2
     assert "another batch is writing" in capsys.readouterr().err
     manifest.close()
+
+
+def test_a_cell_may_have_what_only_python_takes_for_the_end_of_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.csv"
+    path.write_text('image,audio,prompt\na.png,b.wav,calm\u2028face\x85\x0c\nc.png,d.wav,"two\nlines"\n', encoding="utf-8")
+    rows = list(JOBS.rows(path))
+    assert [(line, row["prompt"]) for line, row in rows] == [(2, "calm\u2028face"), (4, "two\nlines")]

@@ -48,6 +48,22 @@ def test_released_adapter_is_what_the_release_says() -> None:
     assert lora_module.ALPHA / 128 == 0.5
 
 
+def test_scale_of_an_adapter_that_states_its_own(tmp_path: Path) -> None:
+    """PEFT writes alpha beside the file, or into it; the release does neither."""
+    path, pair = tmp_path / "lora.safetensors", {"blocks.0.ffn.0.lora_A.weight": torch.ones(16, 4), "blocks.0.ffn.0.lora_B.weight": torch.ones(8, 16)}
+    save_file(pair, path)
+    assert read_lora(path).scale == 64 / 16
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 16, "r": 16}))
+    assert read_lora(path).scale == 1.0
+    save_file(pair, path, {"lora_adapter_metadata": json.dumps({"lora_alpha": 8, "use_rslora": True})})
+    assert read_lora(path).scale == 8 / 4
+    assert read_lora(path, alpha=32).scale == 32 / 4
+    for wrong in ("[]", "{", '{"lora_alpha": true}', '{"lora_alpha": NaN}', '{"lora_alpha": 0}'):
+        save_file(pair, path, {"lora_adapter_metadata": wrong})
+        with pytest.raises(BadWeights, match="must state lora_alpha"):
+            read_lora(path)
+
+
 def test_merged_once_and_cached(official: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoint = open_checkpoint(official, cache=tmp_path / "cache")
     base, merged = open_index(official / layout.DIT_INDEX), checkpoint.dit()

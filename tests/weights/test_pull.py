@@ -40,7 +40,7 @@ class Hub:
         siblings.append({"rfilename": "assets/logo.png", "size": 1 << 60})
         return huggingface_hub.ModelInfo(id=repo, sha=self.commit, siblings=siblings, tags=[])
 
-    def snapshot_download(self, repo: str, revision: str, local_dir: Path, allow_patterns: list[str]) -> str:
+    def snapshot_download(self, repo: str, revision: str, local_dir: Path, allow_patterns: list[str], max_workers: int) -> str:
         self.fetched.append((repo, revision))
         paths = {p for pattern in allow_patterns for p in self.root.glob(pattern) if (p.name == layout.LORA) == (repo == REPOS[1])}
         for path in paths:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class TableFormat:
         yield from self._csv_rows(path, text) if kind == ".csv" else self._json_rows(path, text)
 
     def _csv_rows(self, path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        reader = csv.reader(text.splitlines(keepends=True), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         header: list[str] | None = None
         try:
             for cells in reader:

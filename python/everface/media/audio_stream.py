@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
 
 from everface.core.config import SAMPLE_RATE
@@ -29,6 +30,7 @@ from everface.media.wav_stream import PCM, read_pcm, read_wav_header
 
 QUEUED_S = 5.0  # most decoded audio that waits
 SILENT_S = 10.0  # without a byte before the log says so
+MOST_PLACES = 100  # that cannot be read before the rest is left out
 BAD_PACKETS = 100  # that may fail before anything is said, if not more fail than are decoded
 # libav shall not collect seconds of audio before it gives out the first.
 OPTIONS = {"format_whitelist": FORMATS, "protocol_whitelist": "", "analyzeduration": "1", "fpsprobesize": "0"}
@@ -230,24 +232,34 @@ def _decode_container(stream: _Bytes, name: str) -> Iterator[AudioChunk]:
     with container:
         if not container.streams.audio or container.streams.audio[0].codec_context is None:  # no decoder for it
             raise refusal
-        with contextlib.closing(demux(container, container.streams.audio[0])) as packets:
-            yield from _decode_packets(packets, name, refusal)
+        yield from _decode_packets(_packets(container), name, refusal)
 
 
-def _decode_packets(packets: Iterator[av.Packet], name: str, refusal: BadInput) -> Iterator[AudioChunk]:
+def _packets(container: InputContainer) -> Iterator[av.Packet | None]:
+    """All packets; None for a place that cannot be read, behind which they go on."""
+    for _ in range(MOST_PLACES):
+        try:
+            with contextlib.closing(demux(container, container.streams.audio[0])) as packets:
+                yield from packets
+            return
+        except (FFmpegError, OSError):
+            yield None
+    log.warning("the audio is cut off, because it is damaged in %d places", MOST_PLACES)
+
+
+def _decode_packets(packets: Iterator[av.Packet | None], name: str, refusal: BadInput) -> Iterator[AudioChunk]:
     good = bad = 0
     resampler = av.AudioResampler(format="flt")
     shape: tuple[int, str] | None = None
-    while True:
+    for packet in packets:
         try:
-            packet = next(packets)
-            frames = packet.decode()
-        except StopIteration:
-            break
+            frames = packet.decode() if packet else None
         except (FFmpegError, OSError):
+            frames = None
+        if frames is None:
             bad += 1
             if bad > BAD_PACKETS and bad > good:
-                raise refusal from None
+                raise refusal
             continue
         good += bool(frames)
         for frame in frames:

@@ -200,7 +200,11 @@ class VideoWriter:
             self._audio.clear()
         with contextlib.suppress(OSError, FFmpegError):  # closing fails for the same reason
             self._container.close()
-        self._failure = self._output.failure(error, size)
+        if self._keep_unfinished:
+            self._failure = self._output.failure(error, size)
+        else:
+            self._output.remove()
+            self._failure = Unavailable(f"cannot write {self._output.path} ({error.strerror}), free some space: nothing is kept")
         raise self._failure from None
 
     def __enter__(self) -> Self:

@@ -32,6 +32,8 @@ def convert_cached(source: Path, cache: Path) -> Path:
         raise BadWeights(f"{source} is missing; fetch it again")
     mark = fingerprint(source)
     target = cache / FOLDER / f"{source.stem}-{hashlib.sha256(mark.encode()).hexdigest()[:16]}.safetensors"
+    if read_metadata(target).get(SOURCE) == mark:  # also where this user may not write
+        return target
     with locked(target):
         if read_metadata(target).get(SOURCE) != mark:
             log.warning("converting %s to %s, once", source, target)
@@ -42,7 +44,11 @@ def convert_cached(source: Path, cache: Path) -> Path:
 def convert(source: Path, target: Path) -> None:
     """Convert in a separate process. Raises BadWeights with one sentence when that process refuses or dies."""
     command = [sys.executable, "-m", "everface.weights.convert", str(source.absolute()), str(target.absolute())]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    except BaseException:  # that process was killed with us, and could not tidy up
+        target.with_name(target.name + ".partial").unlink(missing_ok=True)
+        raise
     if done.returncode == 2:
         raise BadWeights(done.stderr.strip().splitlines()[-1])
     if done.returncode:

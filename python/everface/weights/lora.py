@@ -1,6 +1,6 @@
 """A LoRA in the format of Live Avatar's: W + scale * (B @ A), merged once into a cached copy of the base shards.
 
-Rank 128 and alpha 64 in the release, so scale = alpha / rank = 0.5; the rank is read from the file, alpha is not in it. B @ A is
+Rank 128 and alpha 64 in the release, so scale = alpha / rank = 0.5; the rank is read from the file. Alpha is not in it, but PEFT writes it for adapters of its own. B @ A is
 computed in float32 and added with one rounding to the dtype of the base: bit for bit what the official merge does.
 Adapted are q, k, v, o of self attention, cross attention and audio injectors, ffn.0 and ffn.2: all of them, and nothing else.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -53,8 +54,9 @@ def merge_weight(w_OI: torch.Tensor, a_RI: torch.Tensor, b_OR: torch.Tensor, sca
     return (w_OI.float() + (b_OR.float() @ a_RI.float()) * scale).to(w_OI.dtype)
 
 
-def read_lora(path: Path, alpha: float = ALPHA) -> LoRA:
-    """Read an adapter in PEFT's key form, with or without `base_model.model.` and `.default`. Reads the header only.
+def read_lora(path: Path, alpha: float | None = None) -> LoRA:
+    """Read an adapter in PEFT's key form, with or without `base_model.model.` and `.default`. Reads the header only. alpha: that of its own
+    configuration by default (`read_scaling`), else of the release.
 
     Raises BadWeights, which says what a LoRA has, for any other file.
     """
@@ -87,7 +89,27 @@ def read_lora(path: Path, alpha: float = ALPHA) -> LoRA:
     if len(ranks) != 1:
         raise BadWeights(f"{path} mixes the ranks {sorted(ranks)}, where one alpha and one rank give the scale; fetch it again")
     rank = ranks.pop()
-    return LoRA(source, pairs, rank, alpha / rank)
+    stated, root = read_scaling(path)
+    alpha = alpha if alpha is not None else ALPHA if stated is None else stated
+    return LoRA(source, pairs, rank, alpha / (math.sqrt(rank) if root else rank))
+
+
+def read_scaling(path: Path) -> tuple[float | None, bool]:
+    """(alpha, whether it is over the root of the rank), as PEFT states them in the file's metadata or in adapter_config.json beside it; (None, False)
+    where neither does, as in the release. Raises BadWeights for other values than numbers."""
+    beside, text = path.with_name("adapter_config.json"), read_metadata(path).get("lora_adapter_metadata")
+    if text is None and beside.is_file():
+        text = beside.read_text(errors="replace")
+    if text is None:
+        return None, False
+    try:
+        stated = json.loads(text)
+        alpha, root = stated["lora_alpha"], bool(stated.get("use_rslora", False))
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
+            raise ValueError(f"lora_alpha is {alpha!r}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadWeights(f"the configuration of the LoRA {path} cannot be read ({error}): it must state lora_alpha; fetch it again") from None
+    return float(alpha), root
 
 
 def check_targets(lora: LoRA, base: Iterable[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -107,7 +129,7 @@ def check_targets(lora: LoRA, base: Iterable[str], shapes: Mapping[str, tuple[in
             )
 
 
-def merge_cached(base: Weights, lora_file: Path, cache: Path, alpha: float = ALPHA) -> Path:
+def merge_cached(base: Weights, lora_file: Path, cache: Path, alpha: float | None = None) -> Path:
     """The index of base + LoRA in the cache: written shard by shard, each atomically, the index last; found there the next time.
 
     The folder is named by the content of the LoRA (sha256) and the fingerprints of the base: a change of either merges again.
@@ -115,9 +137,11 @@ def merge_cached(base: Weights, lora_file: Path, cache: Path, alpha: float = ALP
     """
     lora = read_lora(lora_file, alpha)
     check_targets(lora, base, {name: base.shape(name) for name in base if name in lora.pairs})
-    parts = {"alpha": alpha, "lora": hash_file(lora_file), "base": {f.name: fingerprint(f) for f in base.files}}
+    parts = {"scale": lora.scale, "lora": hash_file(lora_file), "base": {f.name: fingerprint(f) for f in base.files}}
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     index = cache / "merged" / key[:16] / DIT_INDEX
+    if index.exists() and all(read_metadata(index.parent / f.name).get(MERGE) == key for f in base.files):  # also where this user may not write
+        return index
     with locked(index):
         shards = [f for f in base.files if read_metadata(index.parent / f.name).get(MERGE) != key]
         for shard in shards:

@@ -69,7 +69,7 @@ def pull(folder: Path | None = None, model: str = "live-avatar", accepts: Callab
 
     Returns the folder, ready for `open_checkpoint`; by default one of the model's name in the cache. `accepts` is asked with a sentence
     that names a license which forbids something. Raises BadInput if it is not accepted, Unavailable without network or disk, BadWeights for a
-    file that is not the published one. An interrupted pull continues where it stopped.
+    file that is not the published one. An interrupted pull goes on with the files that it had not finished.
     """
     if model not in RELEASES:
         raise BadInput(f"there is no model {model!r} to pull: choose one of {', '.join(RELEASES)}")
@@ -101,6 +101,8 @@ def _fetch(part: Part, entry: dict[str, Any], missing: list[str], folder: Path) 
     _refuse_offline(f"{folder} lacks {missing[0]} of {repo}")
     log.info("pulling %s at %s", repo, entry["commit"])
     _write_record(folder, repo, entry | {"verified": False})
+    for torn in folder.glob(".cache/huggingface/download/**/*.incomplete"):  # of an earlier pull, which the hub does not go on with
+        torn.unlink(missing_ok=True)
     _check_disk(folder, repo, sum(entry["files"][name]["bytes"] for name in missing))
     with _hub(repo):
         huggingface_hub.snapshot_download(
@@ -108,6 +110,7 @@ def _fetch(part: Part, entry: dict[str, Any], missing: list[str], folder: Path) 
             revision=entry["commit"],
             local_dir=folder,
             allow_patterns=part.patterns,
+            max_workers=1,  # so that an interruption costs one file
         )
 
 
@@ -139,7 +142,7 @@ def _hub(repo: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise Unavailable(
-            f"cannot fetch {repo} ({type(error).__name__}: {reason}); check network and disk and pull again, it continues"
+            f"cannot fetch {repo} ({type(error).__name__}: {reason}); check network and disk and pull again, finished files are kept"
         ) from error
 
 

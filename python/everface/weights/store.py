@@ -6,6 +6,7 @@ library's own `save_file` wants every tensor in memory at once and a shard of th
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -87,7 +88,7 @@ def replacing(path: Path) -> Iterator:
             os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        raise Unavailable(f"cannot write {path}: {error.strerror or error}; free some disk or move EVERFACE_CACHE") from None
+        raise Unavailable(f"cannot write {path}: {error.strerror or error}; free some disk, or choose another folder") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -101,7 +102,8 @@ def locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise Unavailable(f"cannot write to {path.parent}: {error.strerror}; set EVERFACE_CACHE to another folder") from None
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # some network file systems have no locks; then two processes may both make it
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
