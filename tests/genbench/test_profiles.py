@@ -36,6 +36,11 @@ def test_shares_of_the_cache_are_profiles_of_weights_whose_heads_were_profiled()
     assert [(p.name, p.deployment.kv_keep) for p in profiles][-2:] == [("kv-keep 0.667", 0.667), ("kv-keep 0.5", 0.5)] and absent == {}
 
 
+def test_a_share_between_those_that_are_offered_has_the_smaller_ones() -> None:
+    profiles, _ = offered_profiles(StreamConfig(), Deployment(kv_keep=0.8), heads_profiled=True)
+    assert [p.deployment.kv_keep for p in profiles if p.name.startswith("kv-keep")] == [0.667, 0.5]
+
+
 def test_ssim_is_its_formula() -> None:
     """One window of 11 x 11: weighted means, variances and covariance by hand."""
     x, y = np.random.default_rng(0).integers(0, 256, (2, 11, 11)).astype(float)

@@ -19,10 +19,12 @@ from everface.core.errors import BadInput
 from everface.genbench.clips.live_latency import LatencyRecord
 from everface.genbench.clips.runner import ClipRecord
 from everface.genbench.comparison import compare_reports
-from everface.genbench.manifest import BenchmarkSet
+from everface.genbench.manifest import BenchmarkSet, write_manifest
 from everface.genbench.measures import MEASURES, gain
+from everface.genbench.metrics.dino import DinoIdentity
+from everface.genbench.metrics.motion import Motion
 from everface.genbench.report import GenBenchReport, Statistic, read_report, summarize, to_markdown, window_table
-from everface.genbench.scoring import ClipScore, WindowScore
+from everface.genbench.scoring import ClipScore, MetricWeights, WindowScore
 from everface.genbench.windows import soundtrack
 from everface.media.video import read_frames
 
@@ -119,6 +121,68 @@ def test_scores_are_reused_and_made_again_for_a_new_file(videos: tuple[Path, Pat
     shutil.copyfile(videos[1] / "s-0.mp4", videos[0] / "s-0.mp4")
     assert cli.main(["genbench", "report", str(out)]) == 0
     assert read_report(out).measures["motion"].mean < 99 and read_report(out).measures["av_offset"].mean == -5
+
+
+def test_a_face_that_is_added_later_is_measured(videos: tuple[Path, Path], small_set: BenchmarkSet, tmp_path: Path) -> None:
+    """The clips stay, as they do not depend on it."""
+    faces = [sample.face for sample in small_set.samples]
+    for sample in small_set.samples:
+        sample.face = None
+    write_manifest(small_set.folder, small_set.samples)
+    assert run(f"dir:{videos[0]}", small_set, tmp_path / "a", "--limit", "1") == 0
+    assert "does not say where the face is" in read_report(tmp_path / "a").missing["av_offset"]
+    for sample, face in zip(small_set.samples, faces):
+        sample.face = face
+    write_manifest(small_set.folder, small_set.samples)
+    assert run(f"dir:{videos[0]}", small_set, tmp_path / "a", "--limit", "1") == 0
+    assert read_report(tmp_path / "a").measures["av_offset"].mean == 0
+
+
+def test_weights_that_become_complete_are_loaded(
+    videos: tuple[Path, Path], small_set: BenchmarkSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where what was lacking is no file of theirs."""
+    out, dino = tmp_path / "a", tmp_path / "dino"
+    dino.mkdir()
+    run(f"dir:{videos[0]}", small_set, out, "--limit", "1", "--dino", str(dino))
+    assert "has no config.json" in read_report(out).missing["dino_s"]
+    monkeypatch.setattr(DinoIdentity, "load", lambda folder, device: Motion())
+    assert cli.main(["genbench", "report", str(out), "--dino", str(dino)]) == 0
+    assert "dino_s" not in read_report(out).missing
+    before = MetricWeights(dino=dino).key()
+    (dino / "config.json").write_text("{}")
+    assert MetricWeights(dino=dino).key() != before
+
+
+def test_damaged_videos_end_nothing(videos: tuple[Path, Path], small_set: BenchmarkSet, tmp_path: Path) -> None:
+    (videos[0] / "s-1.mp4").write_bytes(b"no video")
+    assert run(f"dir:{videos[0]}", small_set, tmp_path / "a") == 0
+    assert "s-1.mp4" in read_report(tmp_path / "a").failures["s-1"] and Image.open(tmp_path / "a" / "sheet.png").size == (128 * 9, 128)
+    assert "no video" not in (tmp_path / "a" / "report.html").read_text() and 'class="failed"' in (tmp_path / "a" / "report.html").read_text()
+    with av.open(str(tmp_path / "whole.mp4"), "w", options={"movflags": "frag_keyframe+empty_moov"}) as container:
+        stream = container.add_stream("libx264", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+        container.mux(stream.encode(None))
+    whole = (tmp_path / "whole.mp4").read_bytes()
+    (videos[0] / "s-1.mp4").write_bytes(whole[: whole.index(b"moof") - 4])  # a header alone
+    assert cli.main(["genbench", "report", str(tmp_path / "a")]) == 0
+    assert "shows no frame" in read_report(tmp_path / "a").failures["s-1"]
+
+
+def test_a_set_that_grows_is_the_same_run(videos: tuple[Path, Path], small_set: BenchmarkSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a manifest of any name, which the report finds again."""
+    manifest, lines = small_set.folder / "mine.jsonl", (small_set.folder / "manifest.jsonl").read_text().splitlines(True)
+    (small_set.folder / "manifest.jsonl").unlink()
+    manifest.write_text(lines[0])
+    given = ["genbench", "run", "--set", str(manifest), "--system", f"dir:{videos[0]}", "-o", str(tmp_path / "a"), "--limit", "1"]
+    assert cli.main(given) == 0
+    manifest.write_text("".join(lines))
+    assert cli.main(given) == 0 and cli.main(["genbench", "report", str(tmp_path / "a")]) == 0
+    shutil.copyfile(small_set.folder / "1.png", small_set.folder / "0.png")
+    assert cli.main(given) == 2
+    assert "holds a run over other samples" in capsys.readouterr().err
 
 
 def test_a_folder_holds_one_run(

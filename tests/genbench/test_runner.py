@@ -77,6 +77,8 @@ def test_an_interrupted_run_goes_on(small_set: BenchmarkSet, tmp_path: Path, dra
 def test_a_command_that_makes_nothing_or_is_not_there(small_set: BenchmarkSet, tmp_path: Path) -> None:
     records = run_system(CommandSystem("true {out}"), small_set, tmp_path / "a")
     assert "made no file" in records[0].error
+    records = run_system(CommandSystem("cp /dev/null {out}"), small_set, tmp_path / "c")
+    assert [record.error.startswith("the command ended well, but ") for record in records] == [True, True]
     records = run_system(CommandSystem("a-program-nobody-has {out}"), small_set, tmp_path / "b")
     assert "cannot be started" in records[0].error
 

@@ -81,6 +81,16 @@ def test_another_frame_rate_is_brought_to_25(tmp_path: Path, small_set: Benchmar
     assert all(abs(value - (n + 0.5) * 30 / 25) <= 4 for n, value in enumerate(shown))
 
 
+def test_a_face_is_where_the_cropped_image_has_it(tmp_path: Path, draw: Draw, small_set: BenchmarkSet) -> None:
+    """A square image in a video half as high: shares of its height are of the part that is shown."""
+    video, sample = tmp_path / "a.mp4", small_set.samples[0]
+    sample.face = (0.25, 0.375, 0.75, 0.875)
+    with VideoWriter(video, 64, 128, None) as writer:
+        writer.write(draw(0).frames_THW3[:, 32:96].contiguous().numpy())
+    (window,) = read_windows(video, sample, small_set)
+    assert window.face == pytest.approx((0.25, 0.25, 0.75, 1.0))
+
+
 def test_regions(draw: Draw) -> None:
     assert mouth_of((0.125, 0.125, 0.875, 0.875)) == pytest.approx((0.25, 0.5, 0.75, 0.875))  # where drawn mouths are
     assert cut_box(torch.zeros(2, 100, 200, 3), (0.25, 0.5, 0.75, 1.0)).shape == (2, 50, 100, 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 
+from everface.core.errors import BadInput
 from everface.genbench.clips.runner import ClipRecord
 from everface.genbench.manifest import BenchmarkSet, Sample
 from everface.genbench.measures import MEASURES
@@ -31,14 +33,15 @@ TELLING = ("lip_corr", "lip_lag", "sync_c", "av_offset", "dino_s", "iqa", "motio
 
 def write_page(report: GenBenchReport, records: list[ClipRecord], scores: list[ClipScore], benchmark: BenchmarkSet, out: Path) -> list[Path]:
     """Write sheet.png, report.html and, for more than one window, windows.png. Returns their paths."""
-    made = [record for record in records if not record.error]
+    by_id = {score.id: score for score in scores}
+    made = [record for record in records if record.id in by_id and not by_id[record.id].error]
     paths = list[Path]()
     if made:
         paths.append(draw_sheet(made[:SHEET_CLIPS], benchmark, out / "sheet.png"))
     if len(report.windows) > 1:
         paths.append(_draw_windows(report, out / "windows.png"))
     page = out / "report.html"
-    page.write_text(_to_html(report, records, {score.id: score for score in scores}, benchmark, out, [path.name for path in paths]))
+    page.write_text(_to_html(report, records, by_id, benchmark, out, [path.name for path in paths]))
     return [*paths, page]
 
 
@@ -57,9 +60,12 @@ def draw_sheet(records: list[ClipRecord], benchmark: BenchmarkSet, path: Path) -
 
 
 def _spread(video: Path, count: int) -> list[np.ndarray]:
-    """Frames evenly over a video, the last one among them."""
-    wanted = {round(i) for i in np.linspace(0, max(0, probe_video(video).frames - 1), count)}
-    return [frame for i, frame in enumerate(read_frames(video)) if i in wanted]
+    """Frames evenly over a video, the last one among them; fewer where it is damaged behind the windows that were measured."""
+    spread = list[np.ndarray]()
+    with contextlib.suppress(BadInput):
+        wanted = {round(i) for i in np.linspace(0, max(0, probe_video(video).frames - 1), count)}
+        spread.extend(frame for i, frame in enumerate(read_frames(video)) if i in wanted)
+    return spread
 
 
 def _draw_windows(report: GenBenchReport, path: Path) -> Path:
@@ -111,8 +117,8 @@ def _windows(report: GenBenchReport) -> str:
 def _clip(record: ClipRecord, sample: Sample, score: ClipScore | None, out: Path) -> str:
     """A video with its most telling figures; the others unfold."""
     about = html.escape(" · ".join(part for part in (record.id, sample.tags.style, sample.tags.language) if part))
-    if record.error:
-        return f'<div><b>{about}</b><p class="failed">{html.escape(record.error)}</div>'
+    if error := record.error or (score.error if score else ""):
+        return f'<div><b>{about}</b><p class="failed">{html.escape(error)}</div>'
     measures = score.windows[0].measures if score and score.windows else {}
     few = " · ".join(f"{MEASURES[n].title} {figure(n, measures[n])}" for n in TELLING if n in measures)
     others = "<br>".join(f"{MEASURES[n].title} {figure(n, measures[n])}" for n in MEASURES if n in measures)

@@ -1,7 +1,8 @@
-"""Measures every window of every clip. Scores of a clip are kept in DIR/scores/ID.json and reused while clip and metrics are the same."""
+"""Measures every window of every clip. Scores of a clip are kept in DIR/scores/ID.json and reused while clip, sample and metrics are the same."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import msgspec
 
 from everface.core.errors import BadInput
 from everface.genbench.clips.runner import ClipRecord
-from everface.genbench.manifest import BenchmarkSet, Sample
+from everface.genbench.manifest import BenchmarkSet, Sample, digest
 from everface.genbench.metrics.av_sync import AVSync
 from everface.genbench.metrics.color_likeness import ColorLikeness
 from everface.genbench.metrics.dino import DinoIdentity
@@ -35,8 +36,17 @@ class MetricWeights:
     device: str = "cpu"
 
     def key(self) -> str:
-        """Changes when other weights are given."""
-        return "|".join(str(path or "") for path in (self.syncnet, self.dino, self.qalign)) + f"|{self.trust_qalign}"
+        """Changes when other weights are given, and when their files change."""
+        return "|".join(_stamp(path) for path in (self.syncnet, self.dino, self.qalign)) + f"|{self.trust_qalign}"
+
+
+def _stamp(path: Path | None) -> str:
+    """A path with size and time of its file, or of every file in its folder."""
+    if path is None:
+        return ""
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path] if path.is_file() else []
+    stats = [(str(file.relative_to(path)), file.stat()) for file in files]
+    return f"{path} {[(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]}"
 
 
 class WindowScore(msgspec.Struct):
@@ -48,7 +58,7 @@ class WindowScore(msgspec.Struct):
 
 
 class ClipScore(msgspec.Struct):
-    """Windows of a clip; `key` says of which file and metrics."""
+    """Windows of a clip; `key` says of which file, sample and metrics, and "" that it is to be made again."""
 
     id: str
     key: str
@@ -57,10 +67,10 @@ class ClipScore(msgspec.Struct):
 
 
 class _Missing:
-    """A metric that could not be loaded."""
+    """A metric that could not be loaded; `given`: though its weights were."""
 
-    def __init__(self, names: tuple[str, ...], reason: str) -> None:
-        self.names, self.reason = names, reason
+    def __init__(self, names: tuple[str, ...], reason: str, given: bool) -> None:
+        self.names, self.reason, self.given = names, reason, given
 
     def measure(self, window: ClipWindow) -> Measures:
         raise NotAvailable(self.reason)
@@ -69,18 +79,18 @@ class _Missing:
 def load_metrics(weights: MetricWeights) -> list[Metric]:
     """All metrics. One without its weights gives its reason instead of numbers."""
 
-    def load(kind: type, make: Callable[[], Metric]) -> Metric:
+    def load(kind: type, path: Path | None, make: Callable[[], Metric]) -> Metric:
         try:
             return make()
         except NotAvailable as error:
-            return _Missing(kind.names, str(error))
+            return _Missing(kind.names, str(error), path is not None)
 
     w = weights
     return [
         Flicker(), Motion(), ColorLikeness(), LipTruth(), AVSync(),
-        load(SyncNetSync, lambda: SyncNetSync.load(w.syncnet, w.device)),
-        load(DinoIdentity, lambda: DinoIdentity.load(w.dino, w.device)),
-        load(QAlign, lambda: QAlign.load(w.qalign, w.trust_qalign, w.device)),
+        load(SyncNetSync, w.syncnet, lambda: SyncNetSync.load(w.syncnet, w.device)),
+        load(DinoIdentity, w.dino, lambda: DinoIdentity.load(w.dino, w.device)),
+        load(QAlign, w.qalign, lambda: QAlign.load(w.qalign, w.trust_qalign, w.device)),
     ]  # fmt: skip
 
 
@@ -105,15 +115,16 @@ def score_clips(
     """Scores of all clips that were made, in the set's order. `report` is told each clip's id when it is done."""
     folder, samples, metrics = out / "scores", {sample.id: sample for sample in benchmark.samples}, list[Metric]()
     folder.mkdir(parents=True, exist_ok=True)
-    scores = []
+    scores, weights_key = [], weights.key()
     for record in records:
         if not record.error:
-            path = Path(record.video)
-            key = f"{path.stat().st_size}|{path.stat().st_mtime_ns}|{weights.key()}"
+            path, sample = Path(record.video), samples[record.id]
+            key = _key(path, sample, benchmark, weights_key)
             score = _kept(folder / f"{record.id}.json", key)
             if score is None:
                 metrics = metrics or load_metrics(weights)
-                score = _score(metrics, path, samples[record.id], benchmark, key)
+                failed = any(isinstance(metric, _Missing) and metric.given for metric in metrics)  # what was lacking may come without a change of files
+                score = _score(metrics, path, sample, benchmark, "" if failed else key)
                 partial = folder / f"{record.id}.json.partial"
                 partial.write_bytes(msgspec.json.format(msgspec.json.encode(score)))
                 partial.rename(folder / f"{record.id}.json")
@@ -130,7 +141,14 @@ def _score(metrics: list[Metric], video: Path, sample: Sample, benchmark: Benchm
             windows.append(score_window(metrics, window))
     except BadInput as error:
         return ClipScore(sample.id, key, windows, str(error))
-    return ClipScore(sample.id, key, windows)
+    return ClipScore(sample.id, key, windows, "" if windows else f"the video file {video} shows no frame: make it again")
+
+
+def _key(video: Path, sample: Sample, benchmark: BenchmarkSet, weights_key: str) -> str:
+    """A hash of all that a score depends on. Image and voice by content, as a set that grows writes them again."""
+    stat, files = video.stat(), (digest(benchmark.image(sample)), digest(benchmark.voice(sample)))
+    parts = str(stat.st_size), str(stat.st_mtime_ns), *files, msgspec.json.encode(sample).decode(), weights_key
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()
 
 
 def _kept(path: Path, key: str) -> ClipScore | None:

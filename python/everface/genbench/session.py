@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from everface.genbench.build import SETS, open_set
 from everface.genbench.clips.live_latency import measure_latency, read_latency
 from everface.genbench.clips.runner import ClipRecord, read_record, run_system
 from everface.genbench.clips.systems import EverfaceSystem, System
-from everface.genbench.manifest import BenchmarkSet, digest
+from everface.genbench.manifest import BenchmarkSet, Sample, digest
 from everface.genbench.page import write_page
 from everface.genbench.report import GenBenchReport, summarize, to_markdown
 from everface.genbench.scoring import MetricWeights, score_clips
@@ -24,10 +25,10 @@ class RunFile(msgspec.Struct):
     system: str
     settings: dict[str, object]
     set_name: str
-    manifest: str  # path
-    sha256: str  # of the manifest's samples
+    manifest: str  # path of it or its folder
     ids: list[str]
     seconds: float | None = None
+    made_from: dict[str, str] = msgspec.field(default_factory=dict)  # by id, a hash of what the clip is made from
 
 
 Steps = Callable[[str, int, str, int], None]  # phase, things in it, thing in work ("": one more is done), frames of it
@@ -39,7 +40,9 @@ def run(
     """Run a system over a set and write the report to `out`. Goes on where an interrupted run was. Raises BadInput."""
     benchmark = open_set(set_name, cache, limit, lambda done, many: steps("set", many, "", 0))
     name = set_name if set_name in SETS else benchmark.folder.name
-    plan = RunFile(system.spec, system.settings(), name, str(benchmark.folder.absolute()), _digest(benchmark), [s.id for s in benchmark.samples], seconds)
+    manifest = benchmark.folder if set_name in SETS else Path(set_name)
+    made_from = {sample.id: _digest(benchmark, sample) for sample in benchmark.samples}
+    plan = RunFile(system.spec, system.settings(), name, str(manifest.absolute()), list(made_from), seconds, made_from)
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out, plan)
     (out / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(plan)))
@@ -78,7 +81,7 @@ def write_report(
 
 
 def _check_same(out: Path, plan: RunFile) -> None:
-    """A folder holds one run; more samples of the same set are the same run."""
+    """A folder holds one run; more samples of the same set, or fewer, are the same run."""
     try:
         old = msgspec.json.decode((out / "run.json").read_bytes(), type=RunFile)
     except (OSError, msgspec.DecodeError):
@@ -87,9 +90,12 @@ def _check_same(out: Path, plan: RunFile) -> None:
         before, now = (msgspec.json.decode(msgspec.json.encode(getattr(each, name))) for each in (old, plan))  # a tuple becomes a list, as in the file
         if before != now:
             raise BadInput(f"{out} holds a run with another {name} ({before!r}, now {now!r}): name another folder with -o")
-    if len(old.ids) == len(plan.ids) and old.sha256 != plan.sha256:
+    both = old.made_from.keys() & plan.made_from.keys()
+    if old.made_from and (not both or any(old.made_from[id] != plan.made_from[id] for id in both)):
         raise BadInput(f"{out} holds a run over other samples of {plan.set_name}: name another folder with -o")
 
 
-def _digest(benchmark: BenchmarkSet) -> str:
-    return digest(benchmark.folder / "manifest.jsonl") if (benchmark.folder / "manifest.jsonl").is_file() else ""
+def _digest(benchmark: BenchmarkSet, sample: Sample) -> str:
+    """Of what a system is given: a face that is added to the manifest later makes no other clip."""
+    given = sample.prompt, sample.duration_s, digest(benchmark.image(sample)), digest(benchmark.voice(sample))
+    return hashlib.sha256(msgspec.json.encode(given)).hexdigest()

@@ -36,7 +36,7 @@ class ClipWindow:
     lead_S: Tensor  # the audio before it, up to LEAD_S
     reference_HW3: Tensor  # uint8, the sample's image at the video's size
     begin_s: float = 0.0
-    face: Box | None = None
+    face: Box | None = None  # shares of a frame
     truth: str = ""
 
     def rgb(self, first: int = 0, last: int | None = None) -> Tensor:
@@ -74,8 +74,8 @@ def read_windows(video: Path, sample: Sample, benchmark: BenchmarkSet, begins_s:
     for begin_s, frames_THW3 in frames_at:
         lead_S, pcm_S = audio[begin_s]
         T = min(len(frames_THW3), max(1, len(pcm_S) // SAMPLES_PER_FRAME))
-        reference = _reference(benchmark.image(sample), (frames_THW3.shape[1], frames_THW3.shape[2]))
-        yield ClipWindow(frames_THW3[:T], pcm_S[: T * SAMPLES_PER_FRAME], lead_S, reference, begin_s, sample.face, sample.truth)
+        reference, face = _reference(benchmark.image(sample), (frames_THW3.shape[1], frames_THW3.shape[2]), sample.face)
+        yield ClipWindow(frames_THW3[:T], pcm_S[: T * SAMPLES_PER_FRAME], lead_S, reference, begin_s, face, sample.truth)
 
 
 def _read_frames(video: Path, fps: float, begins_s: Sequence[float]) -> Iterator[tuple[float, Tensor]]:
@@ -141,10 +141,14 @@ def _start_s(stream: object) -> float:
     return float(start * base) if start is not None and base is not None else 0.0
 
 
-def _reference(path: Path, size: tuple[int, int]) -> Tensor:
-    """The sample's image, covering `size` = (H, W), cropped around its center."""
+def _reference(path: Path, size: tuple[int, int], face: Box | None) -> tuple[Tensor, Box | None]:
+    """The sample's image, covering `size` = (H, W), cropped around its center; and where its face is then."""
     image, (H, W) = Image.fromarray(read_image(path)), size
     scale = max(W / image.width, H / image.height)
     image = image.resize((max(W, round(image.width * scale)), max(H, round(image.height * scale))), Image.Resampling.BILINEAR)
     left, top = (image.width - W) // 2, (image.height - H) // 2
-    return torch.from_numpy(np.array(image.crop((left, top, left + W, top + H))))
+    if face is not None:
+        sides, begins, ends = (image.width, image.height) * 2, (left, top) * 2, (W, H) * 2
+        x0, y0, x1, y1 = (min(1.0, max(0.0, (share * side - begin) / end)) for share, side, begin, end in zip(face, sides, begins, ends))
+        face = (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+    return torch.from_numpy(np.array(image.crop((left, top, left + W, top + H)))), face

@@ -156,7 +156,8 @@ def add_train(
         p.add_argument("--set", action="append", metavar="FIELD=VALUE", help="change a field of this phase's plan; repeatable")
 
     def add_plan_flags(p: argparse.ArgumentParser) -> None:
-        p.add_argument("--config", choices=CONFIGS, default=CONFIGS[0], help="sizes and schedules (%(default)s)")
+        fits = "sizes and schedules (%(default)s, whose clips `train data` writes; those of heads are by train.chain, wan-s2v-14b needs its own)"
+        p.add_argument("--config", choices=CONFIGS, default=CONFIGS[0], help=fits)
         add_set_flag(p)
         p.add_argument("--minutes", type=count, metavar="N", help="duration (the plan's)")
         p.add_argument("--seed", type=int, help="random seed (the plan's)")
@@ -217,7 +218,7 @@ def add_train(
     add_evaluation_flags(p, "out/evaluate", characters=16, seconds=20)
     p.add_argument("--horizon", type=count, metavar="SECONDS", help="instead: windows of one stream of this length, all in this process")
     p.add_argument("--levels", action="store_true", help="instead: the same voices 3 to 30 dB quieter must move the lips alike")
-    p.add_argument("--teacher", type=Path, metavar="FILE", help="instead: against forty steps of these weights of a finished `train teacher`")
+    p.add_argument("--teacher", type=Path, metavar="FILE", help="instead: against forty steps of these weights of a finished `train teacher`; models without motion")
 
     p = add("ablate", ablate, "evaluate streams without the parts of the method, one at a time", "ablate -o out/ablate --characters 8")
     add_evaluation_flags(p, "out/ablate", characters=4, seconds=100)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.train.chain.conftest import write_frames
 from tests.train.miniature import SMALL_VAE, write_hum
 
@@ -99,11 +99,18 @@ def test_the_codec_stops_for_the_clock_and_goes_on_elsewhere(frames: Path, plan:
     unpack(out, there)
     held, again = load_file(here / "vae" / "vae.safetensors"), load_file(there / "vae" / "vae.safetensors")
     assert held.keys() == again.keys() and all((held[n] - again[n]).abs().max() < 1e-3 for n in held)
-    (here / "vae" / "vae.safetensors").unlink()  # as on a CPU, where only a finished codec is written
-    pack(here, out)
-    unpack(out, tmp_path / "unfinished")
-    trained, went_on = load_file(here / "vae" / "checkpoint.safetensors"), load_file(tmp_path / "unfinished" / "vae" / "checkpoint.safetensors")
-    assert all((trained[n] - went_on[n]).abs().max() < 1e-3 for n in trained if n.startswith("weight."))
+    trained = load_file(here / "vae" / "checkpoint.safetensors")
+    later = {n: t + 1 if n.startswith("ema.") else t for n, t in trained.items()}
+    save_file(later, here / "vae" / "checkpoint.safetensors", {"progress": "{}"})  # as during a call: newer than what the last one wrote at its end
+    for name in ("while", "unfinished"):
+        pack(here, out)
+        unpack(out, tmp_path / name)
+        went_on = load_file(tmp_path / name / "vae" / "vae.safetensors")
+        assert went_on.keys() == held.keys() and all((later[f"ema.{n}"] - t).abs().max() < 2e-3 * later[f"ema.{n}"].abs().max() for n, t in went_on.items())
+        (here / "vae" / "vae.safetensors").unlink(missing_ok=True)  # as on a CPU, where only a finished codec is written
+    pack(tmp_path / "while", out)  # an archive of an archive: its checkpoint has no average of its own
+    unpack(out, tmp_path / "twice")
+    assert load_file(tmp_path / "twice" / "vae" / "vae.safetensors").keys() == held.keys()
     assert train_on_frames(there / "vae", frames, plan.vae, plan.model.vae, 64, "cpu", time.monotonic() + 600)
     assert share_done(there / "vae", plan.vae) == 1 and checkpoint_path(there / "vae", Ranks()).exists()
 
@@ -220,6 +227,16 @@ def test_the_bars_of_rendered_people(assets: Path, frames: Path, small_listener:
     report = horizon.evaluate_loop(small_listener, assets, frames, tmp_path / "out", 0.1, Deployment(threads=1), loop_s=4 * 0.48, window=3)
     assert report["complete"] and [row["seconds"] for row in report["windows"]] == [0.0, 4 * 0.48]
     assert all(math.isfinite(row["fit_psnr"]) and row["motion"] > 0 for row in report["windows"])
+
+
+def test_people_of_another_size_or_length_are_others(frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where no voice lasts so long, that is known before a reader is trained."""
+    assert evaluate.person_path(tmp_path, 3, 256, 20) == tmp_path / "people" / "00003.npy"
+    assert len({evaluate.person_path(tmp_path, 3, *of) for of in ((256, 20), (256, 5), (384, 20))}) == 3
+    monkeypatch.setattr(evaluate, "held_out_voices", lambda out: [(torch.zeros(31 * 16_000), [(0.0, "_")])])
+    monkeypatch.setattr(evaluate, "read_lip_reader", lambda *given, **named: pytest.fail("a reader is trained"))
+    with pytest.raises(BadInput, match="give --seconds 30 or less"):
+        evaluate.evaluate_people(DEFAULT_WEIGHTS, tmp_path / "no assets", frames, tmp_path / "out", 2, 60)
 
 
 def test_recordings_are_joined_with_their_phonemes() -> None:

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from everface.core.config import StreamConfig
 from everface.core.errors import BadInput
+from everface.models.live_avatar.model import refresh_after
 from everface.train.distill.memory_estimate import estimate_memory, layout, peak, table
 from everface.train.distill.plans import change_plan
 from everface.train.distill.presets import PRESETS
@@ -19,6 +21,14 @@ def test_settings_change_one_field_and_refuse_nonsense() -> None:
     for wrong, says in (("stepps=3", "no field"), ("steps=three", "no int"), ("history=dirty", "dirty"), ("steps=9", "steps 9")):
         with pytest.raises(BadInput, match=says):
             change_plan(PRESETS["tiny"], "stage2", {}, [wrong])
+
+
+def test_heads_are_trained_on_the_reference_that_a_stream_shows() -> None:
+    """The image in all three phases, as the runtime refreshes no sink of theirs (refresh_after)."""
+    for name in ("heads-256", "heads-384"):
+        plan = PRESETS[name]
+        assert refresh_after(plan.model, StreamConfig()) is None
+        assert not (plan.teacher.refresh or plan.stage1.refresh or plan.stage2.refresh)
 
 
 def test_memory_is_estimated_from_the_plan() -> None:

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.small_model import SMALL, write_model
 
 from everface.core.config import Deployment, StreamConfig
 from everface.core.errors import BadInput
+from everface.networks.motion import POSE
 from everface.train.evaluate import compare
 from everface.train.evaluate.held_out import draw_held_out
 from everface.train.evaluate.measure import measure
 from everface.train.evaluate.offline_stream import OfflineModel
 from everface.train.evaluate.readers.lip_reader import LipReader
+from everface.train.evaluate.run import run_comparison
 from everface.train.pretrain.dit_files import new_dit
 from everface.train.pretrain.window_model import WindowModel
 
@@ -38,6 +41,12 @@ def test_student_and_teacher_are_measured_alike(
     assert "teacher, 3 steps" in (tmp_path / "teacher.md").read_text()
     with pytest.raises(BadInput, match="weights of this size"):
         compare.compare(student, small_model / "vae.safetensors", untrained_reader, audio(), tmp_path)
+
+
+def test_a_model_with_motion_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    moving = write_model(tmp_path, replace(SMALL, dit=replace(SMALL.dit, cond_dim=POSE), motion=True))
+    with pytest.raises(BadInput, match="cannot be compared with a model of heads"):
+        run_comparison(moving, moving / "dit.safetensors", tmp_path, None, 1, Deployment())
 
 
 def test_the_teacher_depends_on_audio_and_image(small_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+from tests.small_model import SMALL, write_model
 
 from everface.avatar.avatar import Avatar
-from everface.core.config import Deployment, StreamConfig
+from everface.core.config import SAMPLES_PER_FRAME, Deployment, StreamConfig
 from everface.core.errors import BadInput
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS, build_decoder
 from everface.networks.audio.causal_encoder import PAST_FRAMES
+from everface.networks.motion import FACE, POSE, compensated
 from everface.networks.transformer.schedule import Schedule
 from everface.train.distill.plans import Stage2Plan
 from everface.train.distill.rollout import Rollout
@@ -103,6 +107,23 @@ def test_every_variant_is_the_rollout_that_trains_for_it(model: OfflineModel, im
         if variant != StreamVariant():
             with model.stream(image, CONFIG) as plain:
                 assert (torch.cat([block.x for block in plain.blocks([pcm_S])], dim=1) - made).abs().max() > 1e-3
+
+
+def test_the_history_has_the_pose(image: torch.Tensor, tmp_path: Path) -> None:
+    """Of a model with motion too the stream with one ring is the rollout."""
+    config = replace(SMALL, dit=replace(SMALL.dit, cond_dim=POSE), motion=True)
+    model, variant, pcm_S = OfflineModel(write_model(tmp_path, config), Deployment()), StreamVariant(history="clean", refresh=False), audio(3)
+    face_CT = torch.rand(len(FACE), 36, generator=torch.Generator().manual_seed(3))
+    front = model.conditioner.front_end
+    padded = torch.cat([torch.zeros(front.lookback_samples + PAST_FRAMES * SAMPLES_PER_FRAME), pcm_S])
+    heard = front.features(padded, PAST_FRAMES + 36)
+    features = torch.cat([heard, F.pad(compensated(face_CT, config.lips), (PAST_FRAMES, 0))[None]], dim=1)
+    plan = Stage2Plan(noise_correlation=config.noise_correlation, refresh=False, history="clean")
+    with model.stream(image, CONFIG, variant) as stream, torch.inference_mode():
+        made = torch.cat([block.x for block in stream.blocks([pcm_S], face_CT)], dim=1)
+        known = stream.opening.tensors
+        scene = Scene(known["reference"], known["motion"], known["text"], features, CONFIG.seed)
+        torch.testing.assert_close(made, Rollout(model.dit, plan, scene, Course(0, 3, variant.steps - 1)).run(), atol=2e-4, rtol=2e-4)
 
 
 def test_the_schedules_are_the_products() -> None:

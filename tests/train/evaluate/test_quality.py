@@ -65,6 +65,12 @@ def test_truth_passes_and_a_frozen_face_fails(reader, tmp_path, monkeypatch):
     assert (tmp_path / "truth" / "sheet.png").stat().st_size > 10_000
 
 
+@pytest.mark.parametrize("how", ["mean", "min", "worst", "abs mean", "pooled"])
+def test_a_nan_never_passes(how):
+    rows = [{"x": 0.0, "truth_x": 1.0}, {"x": math.nan, "truth_x": 1.0}, {"x": 0.0, "truth_x": 1.0}]
+    assert math.isnan(bars.STATISTICS[how](rows, "x"))
+
+
 def test_a_bar_has_two_sides():
     bar = bars.Bar("motion", "mean", "motion", 0.8, 1.2, "")
     assert str(bar) == "0.8 .. 1.2" and str(bar._replace(most=math.inf)) == ">= 0.8" and str(bar._replace(least=-math.inf)) == "<= 1.2"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.train.miniature import SMALL_DIT, write_clips
 
 from everface.networks.transformer.dit import DiT
 from everface.train.data.clips import ONE_BLOCK, Clips
-from everface.train.pretrain import stage1
+from everface.train.pretrain import flow_matching, stage1
 from everface.train.pretrain.plans import Stage1Plan
 from everface.train.pretrain.stage1 import train_stage1
 from everface.train.pretrain.windows import TrainingWindow
@@ -32,6 +33,13 @@ def test_stage1_lowers_the_loss_resumes_and_leaves_a_model(tmp_path: Path) -> No
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["block_frames"] == SMALL_DIT.block_frames
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [12, 24] and rows[1]["loss"] < rows[0]["loss"]
+
+
+def test_batches_larger_than_the_set_no_warm_up_and_nothing_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow_matching, "train", partial(flow_matching.train, measure_every=25))
+    plan = Stage1Plan(iterations=25, warmup_steps=0, held_out=0, curriculum=((0.0, 1, 100),))
+    path = train_stage1(tmp_path / "run", write_clips(tmp_path / "clips"), plan, SMALL_DIT)
+    assert all(t.isfinite().all() for t in load_file(path).values())
 
 
 def test_a_share_of_the_batches_is_of_a_smaller_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

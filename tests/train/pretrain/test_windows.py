@@ -12,7 +12,8 @@ from everface.networks.transformer.rope import SINK_TIME, sink_time
 from everface.networks.transformer.schedule import sigmas
 from everface.train.data.clips import Clips
 from everface.train.pretrain.noise import LEVEL_ODDS, draw_noise, draw_sigmas
-from everface.train.pretrain.plans import Stage1Plan
+from everface.train.pretrain.plans import Stage1Plan, TeacherPlan
+from everface.train.pretrain.teacher import draw_teacher_window
 from everface.train.pretrain.windows import TrainingWindow, draw_own, draw_window, noised_past
 
 
@@ -49,6 +50,8 @@ def test_each_field_for_ablation_changes_its_part_of_a_window() -> None:
     still = clips.latents_N16Thw[:, :, :1].float()
     moving = [not any(torch.equal(r, s) for r in rows for s in still) for rows in references]
     assert sum(moving[:40]) > 10 and not any(moving[40:])
+    taught = [draw_teacher_window(TeacherPlan(refresh=False), 3, clips, 2, 4, random.Random(seed), "cpu").reference_B16_1hw for seed in range(40)]
+    assert all(any(torch.equal(r, s) for s in still) for rows in taught for r in rows)
     assert differing(0, own_share=1.0) == {"own_B", "levels"}
     for steps in (2, 3):
         sigma = draw_sigmas(400, 5, random.Random(0), Stage1Plan(steps=steps, sampler_levels=1.0))

@@ -16,6 +16,7 @@ from typing import IO
 
 import msgspec
 
+from everface.core.errors import BadInput
 from everface.genbench.clips.systems import Clip, CommandSystem, EverfaceSystem, FolderSystem, System
 from everface.genbench.manifest import BenchmarkSet, Sample
 from everface.media.video import probe_video
@@ -102,7 +103,11 @@ def _by_command(system: CommandSystem, clip: Clip, report: Report) -> ClipRecord
         return ClipRecord(clip.id, error=f"the command ended with {done.returncode}: {_last_line(done.stderr)}")
     if not Path(clip.out).is_file():
         return ClipRecord(clip.id, error="the command ended well, but made no file {out}")
-    return ClipRecord(clip.id, clip.out, speed={"fps_with_loading": probe_video(clip.out).frames / took_s})
+    try:
+        frames = probe_video(clip.out).frames
+    except BadInput as error:
+        return ClipRecord(clip.id, error=f"the command ended well, but {error}")
+    return ClipRecord(clip.id, clip.out, speed={"fps_with_loading": frames / took_s})
 
 
 def _by_everface(system: EverfaceSystem, clips: list[Clip], report: Report) -> Iterator[ClipRecord]:

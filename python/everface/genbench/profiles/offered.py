@@ -38,10 +38,10 @@ def offered_profiles(stream: StreamConfig, deployment: Deployment, heads_profile
 
 
 def _faster(stream: StreamConfig, deployment: Deployment, name: str) -> tuple[Any, ...]:
-    """The choices of a setting that come after the one in use."""
+    """The choices of a setting that come after the one in use. Of a number any value may be in use; smaller ones are faster."""
     choices: tuple[Any, ...] = getattr(config, f"{name.upper()}S")
     now = getattr(stream, name, None) or getattr(deployment, name, None)
-    return choices[choices.index(now) + 1 :]
+    return tuple(choice for choice in choices if choice < now) if isinstance(now, float) else choices[choices.index(now) + 1 :]
 
 
 def _changed(stream: StreamConfig, deployment: Deployment, name: str, choice: Any) -> Profile:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from everface.avatar.avatar import Avatar
 from everface.core.config import FPS, SAMPLE_RATE, SAMPLES_PER_FRAME, Deployment
-from everface.core.errors import EverfaceError, Unavailable
+from everface.core.errors import BadInput, EverfaceError, Unavailable
 from everface.core.log import log, start_log
 from everface.core.machine import cores
 from everface.core.memory import keep_freed_memory
@@ -54,6 +54,7 @@ from everface.weights.load import load_into, open_checkpoint
 
 READER_STEPS, POSE_READER_STEPS = 2000, 700
 CLIPS_PER_VOICE = 12
+USUAL = 256, 20  # size and seconds of people
 FIT_FRAMES = 1  # of a person, for its identity: fitting one through the renderer takes ten seconds
 
 
@@ -122,10 +123,26 @@ def render_person(path: Path, assets: Path, size: int, voices: list[tuple[Tensor
     """If it is not there yet: one person, who speaks for so long with one of these voices. Its number is that of the file."""
     if not path.exists():
         n = int(path.stem)
+        path.parent.mkdir(parents=True, exist_ok=True)
         source = HeadClips(assets, size, [voices[n % len(voices)]], listening_share=0.0, clean=True)
         write_clip(path, source.draw(LogMel(), clip_generator(HELD_OUT_SEED, n), frames=seconds * FPS))
         log.info("person %d is rendered", n)
     return path
+
+
+def person_path(out: Path, n: int, size: int, seconds: int) -> Path:
+    """Where person `n` is rendered; in a folder of their own where people are of another size or length than usual."""
+    people = out / "people"
+    return (people if (size, seconds) == USUAL else people / f"{size}_{seconds}s") / f"{n:05d}.npy"
+
+
+def voices_of(out: Path, seconds: int) -> list[tuple[Tensor, Phonemes]]:
+    """The held-out voices that last so long, and a second more. Raises BadInput where none does."""
+    voices = held_out_voices(out)
+    longest_s = max(len(pcm_S) for pcm_S, _ in voices) // SAMPLE_RATE - 1
+    if seconds > longest_s:
+        raise BadInput(f"no held-out voice lasts {seconds} s: give --seconds {longest_s} or less")
+    return [held for held in voices if len(held[0]) >= (seconds + 1) * SAMPLE_RATE]
 
 
 def held_out_voices(out: Path) -> list[tuple[Tensor, Phonemes]]:
@@ -168,11 +185,11 @@ def digest_of(parts: Iterable[bytes]) -> str:
 
 def evaluate_people(model: Path, assets: Path, frames: Path, out: Path, people: int, seconds: int, processes: int = 1) -> dict[str, Any]:
     """Writes report.json, report.md and sheet.png to `out` and returns the report. Results of people lie in `out` until all are there, so a call that was
-    interrupted is gone on with. Raises Unavailable where a process fails; its error is above."""
+    interrupted is gone on with. Raises BadInput where no voice lasts so long, Unavailable where a process fails; its error is above."""
     made_from = [model / "config.json", *sorted(model.glob("*.safetensors"))]
-    results = out / f"results_{digest_of(path.read_bytes() for path in made_from)}"
+    results = out / f"results_{digest_of([*(path.read_bytes() for path in made_from), str(seconds).encode()])}"
     results.mkdir(parents=True, exist_ok=True)
-    for make_once in (held_out_voices, partial(read_lip_reader, frames=frames), partial(read_pose_reader, frames=frames)):
+    for make_once in (partial(voices_of, seconds=seconds), partial(read_lip_reader, frames=frames), partial(read_pose_reader, frames=frames)):
         make_once(out)  # before there are processes
     given = (model, assets, frames, out, results, people, seconds, processes)
     if processes == 1:
@@ -200,7 +217,7 @@ def evaluate_share(model: Path, assets: Path, frames: Path, out: Path, results: 
     with Avatar(model, None, Deployment(threads=max(1, cores() // processes))) as avatar:
         config = avatar.model.config
         size = config.size[0] if config.size else 256
-        voices = [held for held in held_out_voices(out) if len(held[0]) >= (seconds + 1) * SAMPLE_RATE]
+        voices = voices_of(out, seconds)
         lips, poses = read_lip_reader(out, frames), read_pose_reader(out, frames)
         vae = VAE(config.vae).eval()
         load_into(vae, open_checkpoint(model).vae())
@@ -208,7 +225,7 @@ def evaluate_share(model: Path, assets: Path, frames: Path, out: Path, results: 
         for n in range(which, people, processes):
             path = results / f"{n:02d}.safetensors"
             if not path.exists():
-                person = HeldOutPerson(render_person(out / "people" / f"{n:05d}.npy", assets, size, voices, seconds), renderer, poses, face_NC)
+                person = HeldOutPerson(render_person(person_path(out, n, size, seconds), assets, size, voices, seconds), renderer, poses, face_NC)
                 result = evaluate_clip(partial(stream_frames, avatar), partial(reconstruct, vae), lips, person, FIT_FRAMES)
                 log.info("person %d: %s", n, summary(result.row))
                 save_result(path, result)
@@ -239,7 +256,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m everface.train.chain.evaluate", description="Evaluate a model on rendered people.")
     add_paths(parser)
     parser.add_argument("--people", type=int, default=16)
-    parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--seconds", type=int, default=USUAL[1])
     parser.add_argument("--processes", type=int, default=cores(), help="that evaluate a person each (%(default)s)")
     args = parser.parse_args()
     keep_freed_memory()  # a step of a reader then takes half the time

@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from everface.networks.audio.articulators import FILE as ARTICULATORS
@@ -54,12 +55,16 @@ def pack(run: Path, out: Path) -> int:
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:
-    """What the phase wrote at its end, else what its checkpoint trains at present, else nothing."""
-    if path.exists():
-        return load_file(path)
-    checkpoint, key = path.parent / "checkpoint.safetensors", "weight."
-    held = load_file(checkpoint) if checkpoint.exists() else {}
-    return {n.removeprefix(key): t for n, t in held.items() if n.startswith(key)}
+    """The averaged weights: of the checkpoint, which progress.json goes with, where it is later than what the last call wrote at its end."""
+    checkpoint, key = path.parent / "checkpoint.safetensors", "ema."
+    averaged = dict[str, torch.Tensor]()
+    if checkpoint.exists() and not (path.exists() and path.stat().st_mtime_ns > checkpoint.stat().st_mtime_ns):
+        with safe_open(checkpoint, "pt") as held:
+            names = [name for name in list(held.keys()) if name.startswith(key)]
+            averaged = {name.removeprefix(key): held.get_tensor(name) for name in names}
+    if averaged or not path.exists():  # a checkpoint of `write_start` has no average of its own
+        return averaged
+    return load_file(path)
 
 
 def unpack(parts: Path, run: Path) -> None:

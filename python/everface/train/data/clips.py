@@ -23,6 +23,7 @@ STILL_LATENTS = 2  # of the still frames
 MOVING_LATENTS = 16
 ONE_BLOCK = "one_block"  # folder within one of clips: others of as many moving latents as a block of the transformer has, and so of more people
 SHARD_CLIPS = 50
+FILM = "film-"  # shards of one video are named film-KEY-NUMBER; clips of other shards have a person each
 IMAGE_SIZE = 128  # pixels, square
 MIN_TRAINING_CLIPS = 16
 
@@ -48,7 +49,7 @@ class Clips:
         rows, columns = cells(region, self.latents_N16Thw.shape[-2:], multiple)
         return Clips(self.latents_N16Thw[..., rows, columns].contiguous(), self.features_NLCF)
 
-    def __getitem__(self, rows: slice) -> Clips:
+    def __getitem__(self, rows: slice | list[int]) -> Clips:
         return Clips(self.latents_N16Thw[rows], self.features_NLCF[rows])
 
 
@@ -74,7 +75,12 @@ def write_shard(
 
 def read_clips(folder: Path) -> Clips:
     """All shards of a folder, in the order of their names. Raises BadInput."""
-    paths, shards = sorted(folder.glob("*.safetensors")), []
+    return _read_films(folder)[0]
+
+
+def _read_films(folder: Path) -> tuple[Clips, list[str]]:
+    """All clips, and of each the video that it was cut from, "" if from none."""
+    paths, shards, films = sorted(folder.glob("*.safetensors")), [], list[str]()
     if not paths:
         raise BadInput(f"{folder} holds no clips (.safetensors): name a folder of `everface train data`")
     for path in paths:
@@ -84,7 +90,8 @@ def read_clips(folder: Path) -> Clips:
             raise BadInput(f"the clips in {path} cannot be read ({error}): make them again with `everface train data`") from None
         if {"latents", "features"} - shards[-1].keys():
             raise BadInput(f"{path} holds no clips, but other tensors: name a folder of `everface train data`")
-    return Clips(*(torch.cat([s[k] for s in shards]) for k in ("latents", "features")))
+        films += [path.stem.rpartition("-")[0] if path.name.startswith(FILM) else ""] * len(shards[-1]["latents"])
+    return Clips(*(torch.cat([s[k] for s in shards]) for k in ("latents", "features"))), films
 
 
 def smaller_folders(folder: Path) -> list[Path]:
@@ -93,8 +100,12 @@ def smaller_folders(folder: Path) -> list[Path]:
 
 
 def split_clips(folder: Path, held_out: int) -> tuple[Clips, Clips]:
-    """(training clips, the first `held_out` clips for validation)."""
-    clips = read_clips(folder)
-    if len(clips) <= held_out + MIN_TRAINING_CLIPS:
-        raise BadInput(f"{folder} holds {len(clips)} clips, too few to train on: make more with `everface train data`")
-    return clips[held_out:], clips[:held_out]
+    """(training clips, the first `held_out` clips for validation). The rest of a video that some of these are of is neither: it shows the same person.
+    Raises BadInput."""
+    clips, films = _read_films(folder)
+    known = set(films[:held_out]) - {""}
+    rows = [n for n in range(held_out, len(clips)) if films[n] not in known]
+    if len(rows) <= MIN_TRAINING_CLIPS:
+        more = f"`everface train data`, of other videos than the {held_out} that are held out, or set held_out=0" if known else "`everface train data`"
+        raise BadInput(f"{folder} holds {len(clips)} clips, of which {len(rows)} are left to train on, too few: make more with {more}")
+    return clips[rows] if known else clips[held_out:], clips[:held_out]

@@ -5,9 +5,9 @@ The manifest is one JSON object a line, with paths relative to it:
     {"video": "a.mp4", "audio": "a.wav", "caption": "a.txt"}
 
 Without "audio" the video's own audio is used; "caption" is optional and goes into the metadata of the shards. Frames are taken at 25 per
-second and cropped from the middle to the model's size. A clip is 16 latents long, and its still image is the first frame of the video. A
-video gives as many clips as fit; the incomplete last one is dropped. A line that cannot be used is logged, counted and skipped, and the
-next run tries it again.
+second and cropped from the middle to 128x128, the size of the drawn characters' model; audio becomes its log-mel. A clip is 16 latents
+long, and its still image is the first frame of the video. A video gives as many clips as fit; the incomplete last one is dropped. A line
+that cannot be used is logged, counted and skipped, and the next run tries it again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from everface.networks.audio.features import LogMel
 from everface.networks.video.vae import VAE
 from everface.runtime.audio_buffer import AudioBuffer
 from everface.runtime.model import BlockFormat
-from everface.train.data.clips import IMAGE_SIZE, MOVING_LATENTS, SHARD_CLIPS, STILL_FRAMES, encode_clip, write_shard
+from everface.train.data.clips import FILM, IMAGE_SIZE, MOVING_LATENTS, SHARD_CLIPS, STILL_FRAMES, encode_clip, write_shard
 from everface.train.data.vae_files import read_vae
 from everface.train.data.video_reader import first_time_s, read_audio, read_frames
 
@@ -108,7 +108,7 @@ def encode_video(video: Video, vae: VAE, clips: Path, max_clips: int, end: float
     latents, features, number, complete = list[torch.Tensor](), list[torch.Tensor](), 0, True
 
     def write() -> None:
-        path = clips / f"film-{video.key}-{(number - 1) // SHARD_CLIPS:04d}.safetensors"
+        path = clips / f"{FILM}{video.key}-{(number - 1) // SHARD_CLIPS:04d}.safetensors"
         write_shard(path, latents, features, {"caption": video.caption, "video": str(video.video)})
         latents.clear()
         features.clear()

@@ -73,7 +73,7 @@ def draw_scene(clips: Clips, plan: Stage2Plan, course: Course, block_frames: int
     offset = rng.randint(0, moving - frames)
     features = features_of(clips.features_NLCF[row], offset, frames, device)
     reference, other = z[:, :1], rng.randint(STILL_LATENTS, moving + 1)
-    if course.first_block >= REFRESH_BLOCKS and rng.random() < REFRESHED_SHARE:  # the adaptive sink is refreshed by then
+    if course.first_block >= REFRESH_BLOCKS and rng.random() < REFRESHED_SHARE and plan.refresh:  # the adaptive sink is refreshed by then
         reference = z[:, other : other + 1]
     if rng.random() < plan.perturb_reference:
         g = torch.Generator().manual_seed(rng.getrandbits(63))

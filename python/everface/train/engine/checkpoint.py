@@ -45,10 +45,17 @@ def checkpoint_path(run_dir: Path, ranks: Ranks) -> Path:
     Raises BadInput where run_dir holds the checkpoint of another number of ranks.
     """
     held = sorted(run_dir.glob("checkpoint*.safetensors"))
-    path = run_dir / ("checkpoint.safetensors" if ranks.world == 1 else f"checkpoint.{ranks.rank}of{ranks.world}.safetensors")
-    if held and path not in held:
+    names = [f"checkpoint.{rank}of{ranks.world}.safetensors" for rank in range(ranks.world)] if ranks.world > 1 else ["checkpoint.safetensors"]
+    path = run_dir / names[ranks.rank]
+    if held and not any(run_dir / name in held for name in names):  # the same for every rank: `agree_on_step` sees to the other cases
         raise BadInput(f"{run_dir} holds a run of another number of ranks ({held[0].name}): resume with as many, or use a new folder")
     return path
+
+
+def agree_on_step(path: Path, progress: Progress, ranks: Ranks) -> None:
+    """After `read_checkpoint`. Raises BadInput, on all ranks, where their files are not of one step: each is replaced at once, but not all together."""
+    if not ranks.agree(progress.step if path.exists() else -1):
+        raise BadInput(f"the checkpoints in {path.parent} are of different steps, because a save was interrupted: begin the run again in a new folder")
 
 
 def write_checkpoint(path: Path, models: Mapping[str, TrainedModel], progress: Progress) -> None:

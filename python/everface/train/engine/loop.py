@@ -13,7 +13,14 @@ from pathlib import Path
 import torch
 
 from everface.core.memory import keep_freed_memory
-from everface.train.engine.checkpoint import Progress, TrainedModel, checkpoint_path, read_checkpoint, write_checkpoint
+from everface.train.engine.checkpoint import (
+    Progress,
+    TrainedModel,
+    agree_on_step,
+    checkpoint_path,
+    read_checkpoint,
+    write_checkpoint,
+)
 from everface.train.engine.plan import RunPlan
 from everface.train.engine.ranks import Ranks
 from everface.train.engine.run_log import RunLog
@@ -47,6 +54,7 @@ def train(
     run_dir.mkdir(parents=True, exist_ok=True)
     path = checkpoint_path(run_dir, ranks)
     progress = read_checkpoint(path, models)
+    agree_on_step(path, progress, ranks)
     clock, measured = Clock(plan, progress, ranks), progress.step
     with RunLog(run_dir, ranks.rank) as log:
         while (done := clock.done()) < 1 and not clock.is_late(until):

@@ -31,7 +31,7 @@ class RunPlan:
 def learning_rate_factor(done: float, step: int, plan: RunPlan) -> float:
     """Warm-up by steps, then constant, then linear to 2 %. `done`: the share of the run that is behind."""
     decay = 1.0 if plan.decay_from >= 1 else max(0.02, 1 - max(0.0, done - plan.decay_from) / (1 - plan.decay_from))
-    return min(1.0, (step + 1) / plan.warmup_steps) * decay
+    return min(1.0, (step + 1) / max(1, plan.warmup_steps)) * decay
 
 
 def with_settings(held: Fields, phase: str, settings: list[str], others: tuple[str, ...] = ()) -> Fields:

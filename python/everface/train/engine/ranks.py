@@ -61,6 +61,15 @@ class Ranks:
         """Rank 0's value on every rank, such as its clock."""
         return self.sum(value if self.rank == 0 else 0.0)[0]
 
+    def agree(self, value: float) -> bool:
+        """Whether all ranks have the same value. All ranks must call."""
+        if self.world == 1:
+            return True
+        ends = torch.tensor([value, -value], dtype=torch.float64, device=self.device)
+        dist.all_reduce(ends, dist.ReduceOp.MAX)
+        most, least = ends[0], -ends[1]
+        return bool(most == least)
+
     def barrier(self) -> None:
         self.sum(0.0)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from everface.train.evaluate.readers.lip_reader import MIN_CORRELATION
@@ -28,10 +28,16 @@ class Bar(NamedTuple):
         return f"<= {self.most:g}" if math.isinf(self.least) else f"{self.least:g} .. {self.most:g}"
 
 
+def _known(values: Iterable[float]) -> list[float]:
+    """The values, or a NaN alone if one is among them: `min` and `max` pass over a NaN that is not the first."""
+    held = list(values)
+    return [math.nan] if any(map(math.isnan, held)) else held
+
+
 STATISTICS: dict[str, Callable[[list[Row], str], float]] = {
     "mean": lambda rows, key: sum(row[key] for row in rows) / len(rows),
-    "min": lambda rows, key: min(row[key] for row in rows),
-    "worst": lambda rows, key: max(abs(row[key]) for row in rows),
+    "min": lambda rows, key: min(_known(row[key] for row in rows)),
+    "worst": lambda rows, key: max(_known(abs(row[key]) for row in rows)),
     "abs mean": lambda rows, key: abs(sum(row[key] for row in rows) / len(rows)),
     # Counts: over all characters together, relative to the truth's.
     "pooled": lambda rows, key: sum(row[key] for row in rows) / (sum(row[f"truth_{key}"] for row in rows) or math.nan),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from everface.core.config import FPS, LATENT_FRAMES, SAMPLES_PER_FRAME, StreamConfig
+from everface.core.errors import BadInput
 from everface.core.log import log
 from everface.networks.audio.causal_encoder import PAST_FRAMES
 from everface.networks.transformer.schedule import sink_distance
@@ -34,6 +35,12 @@ from everface.train.pretrain.windows import TrainingWindow
 TEACHER_STEPS = 40
 CLIP_S = LATENT_FRAMES * MOVING_LATENTS / FPS
 ROWS = ("open_corr", "open_amplitude", "wide_corr", "sharpness", "fit_psnr", "eyes_psnr", "block_flicker", "latent_flicker", "motion")
+
+
+def check_student(student: OfflineModel) -> None:
+    """Raises BadInput for a model that no whole clip can be sampled of."""
+    if student.config.motion:
+        raise BadInput("a teacher cannot be compared with a model of heads, whose pose is drawn while it streams: name a model without motion with --weights")
 
 
 def compare(student: OfflineModel, teacher: Path, reader: LipReader, audio_S: Sequence[Tensor], out: Path, seed: int = 0) -> dict[str, Any]:

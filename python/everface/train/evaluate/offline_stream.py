@@ -78,14 +78,15 @@ class HistoryPass:
             self.mod = dit.modulations(dit.time(1000 * self.sigma))
 
     @torch.inference_mode()
-    def keep(self, block: Block) -> None:
-        """`block` is the result of the last step."""
+    def keep(self, block: Block, pose_16Fhw: Tensor | None) -> None:
+        """`block` is the result of the last step, which leaves the block's pose out."""
         last, x0 = self.last, block.x
         state = last.denoiser.sessions[block.session]
         noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(state.seed + 1_000_003 * block.index)).to(x0)
         position = last.position(state, block, state.runs[last.step] - 1)
+        pose = None if pose_16Fhw is None else last.denoiser.onto(pose_16Fhw)
         x, slot, cache = flow_step(x0, noise - x0, 0.0, self.sigma), state.slot_state, state.caches.cache(last.step)
-        last.denoiser.dit.tokens(x, self.mod, slot.text, slot.audio, cache, slot.rope, position)
+        last.denoiser.dit.tokens(x, self.mod, slot.text, slot.audio, cache, slot.rope, position, pose)
 
 
 def image_size(config: ModelConfig) -> int:
@@ -174,7 +175,7 @@ class OfflineStream:
                 for role in self.roles:
                     block = role.run(block)
                 if self.history is not None:
-                    self.history.keep(block)
+                    self.history.keep(block, condition.get(POSE))
                 if index == 0:
                     clean = {"sink": block.condition["clean"]}
                 yield block

@@ -20,7 +20,7 @@ from everface.core.errors import BadInput
 from everface.models.live_avatar.builders import DEFAULT_WEIGHTS
 from everface.networks.video.vae import VAE
 from everface.train.evaluate.ablate import ablate, check_rows
-from everface.train.evaluate.compare import CLIP_S, compare
+from everface.train.evaluate.compare import CLIP_S, check_student, compare
 from everface.train.evaluate.held_out import draw_held_out, held_out_audio
 from everface.train.evaluate.horizon import LOOP_S, drawn_truth, evaluate_horizon
 from everface.train.evaluate.levels import evaluate_levels
@@ -78,9 +78,11 @@ def run_comparison(
     weights: Path | None, teacher: Path, out: Path, speech: Path | None, characters: int, deployment: Deployment
 ) -> dict[str, Any]:
     """The student against forty steps of the teacher (compare.py), over short clips. Writes teacher.json and .md to `out`."""
+    student = OfflineModel(weights, deployment)
+    check_student(student)  # before minutes of training the lip reader
     with speech_folder(speech) as folder:
         audio = held_out_audio(folder, characters, CLIP_S)
-    return compare(OfflineModel(weights, deployment), teacher, train_lip_reader(), audio, out)
+    return compare(student, teacher, train_lip_reader(), audio, out)
 
 
 def run_ablation(

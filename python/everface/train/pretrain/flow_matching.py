@@ -81,9 +81,9 @@ def train_on_windows(
             return short[0] if short and kind > 1 - plan.one_block_share else clips
 
         def window_of(some: Clips, batch: int, blocks: int, rng: random.Random) -> TrainingWindow:
-            """With more clips where they have fewer blocks."""
+            """With more clips where they have fewer blocks; with all of them where there are no more."""
             most = (some.latents_N16Thw.shape[2] - STILL_LATENTS) // config.block_frames
-            return draw(some, batch * max(1, blocks // most), min(blocks, most), rng, ranks.device)
+            return draw(some, min(len(some), batch * max(1, blocks // most)), min(blocks, most), rng, ranks.device)
 
         def losses(step: int, blocks: int, batch: int) -> Iterator[torch.Tensor]:
             """One a micro-batch of this rank. The number of the micro-batch decides everything random in it."""
@@ -111,7 +111,7 @@ def train_on_windows(
                 mean = sum(loss(window, k).item() for k, window in enumerate(windows)) / VALIDATION_BATCHES
             return {"valid": round(mean, 5)}
 
-        progress = train(run_dir, plan, {"": model}, update, ranks, measure=validate, until=until)
+        progress = train(run_dir, plan, {"": model}, update, ranks, measure=validate if len(held_out) else None, until=until)
         if ranks.rank == 0:
             leave_familiarity(run_dir, references_NChw)
         return write_dit(run_dir, dit, ema, plan, progress, ranks)

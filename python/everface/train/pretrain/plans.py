@@ -34,7 +34,7 @@ class TransformerPlan(RunPlan):
     shard: bool = False  # FSDP2 over the ranks; False: every rank holds everything
     shard_group: int = 8  # ranks that hold one model together; other groups hold copies
     checkpoint_activations: bool = False  # of the transformer's blocks
-    held_out: int = 48  # clips for the validation loss
+    held_out: int = 48  # clips for the validation loss: other people, but with voices of the training
     noise_correlation: float = 0.9  # of the starting noise from one latent frame to the next; the runtime must use the same
     mouth_weight: float = 5.0  # loss weight of the drawn characters' mouths, and of their eyes; 1 where faces are anywhere
     eyes_weight: float = 12.0
@@ -58,6 +58,7 @@ class TeacherPlan(TransformerPlan):
     minutes: float = 40.0
     shift: float = 3.0
     audio_dropout: float = 0.1  # share of the clips without audio, for classifier-free guidance
+    refresh: bool = True  # the student's (StreamingPlan): it decides which references the scores of stage 2 are asked about
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,6 @@ from everface.train.pretrain.plans import TINY_DIT, Stage1Plan, TeacherPlan
 from everface.train.pretrain.window_model import WindowModel
 from everface.train.pretrain.windows import TrainingWindow, draw_window
 
-POSITIONS = Stage1Plan(scaffold=0.0)  # windows are at the positions of a student's
-
 
 def train_teacher(
     run_dir: Path, clips_dir: Path, plan: TeacherPlan, config: DiTConfig = TINY_DIT, device: str = "cpu", init: Path | None = None
@@ -37,8 +35,8 @@ def train_teacher(
 def draw_teacher_window(
     plan: TeacherPlan, block_frames: int, clips: Clips, batch: int, blocks: int, rng: random.Random, device: str
 ) -> TrainingWindow:
-    """A window with one noise level a clip, some of its clips without audio."""
-    window = draw_window(clips, batch, blocks, block_frames, rng, device, POSITIONS)
+    """A window at a position of the student's, with one noise level a clip, some of its clips without audio."""
+    window = draw_window(clips, batch, blocks, block_frames, rng, device, Stage1Plan(scaffold=0.0, refresh=plan.refresh))
     level_B1 = torch.tensor([[shift_level(rng.random(), plan.shift)] for _ in range(batch)]).to(window.x0_B16Fhw)
     audio_B = torch.tensor([float(rng.random() >= plan.audio_dropout) for _ in range(batch)]).to(window.x0_B16Fhw)
     return replace(window, sigma_Bn=level_B1.expand(-1, blocks), features_BLCF=window.features_BLCF * audio_B[:, None, None, None])

@@ -97,9 +97,10 @@ def sharpen(run: Path, model: Path, frames: Path, plan: SharpenPlan, device: str
         with ema.swapped(vae):
             return measure(vae, held_out, device)
 
-    if not (run / "progress.json").exists():
-        log.info("the decoder before: %s", averaged())
-    train(run, plan, trained, update, ranks, measure=averaged, measure_every=MEASURE_EVERY, measure_last=True, until=until)
+    quality = averaged if held_out else None
+    if quality and not (run / "progress.json").exists():
+        log.info("the decoder before: %s", quality())
+    train(run, plan, trained, update, ranks, measure=quality, measure_every=MEASURE_EVERY, measure_last=True, until=until)
     if share_done(run, plan) < 1:
         return False
     write_model(run / "model", model, ema)
