@@ -38,14 +38,17 @@ ef_status guarded(Call call) noexcept {
   try {
     return report(call());
   } catch (const std::bad_alloc&) {
+    last_error = "out of memory";  // so short that it needs none
     return EF_NO_MEMORY;
   } catch (const std::exception& error) {
     try {
       return report({EF_UNAVAILABLE, std::string("the library failed: ") + error.what()});
     } catch (...) {
+      last_error = "out of memory";
       return EF_NO_MEMORY;
     }
   } catch (...) {
+    last_error = "unknown failure";
     return EF_UNAVAILABLE;
   }
 }
@@ -62,8 +65,26 @@ Error take(const Struct* given, Struct& out, void (*defaults)(Struct*)) {
   return {};
 }
 
-bool too_long(const char* text) { return text && std::strlen(text) >= 4096; }
-const Error kTooLong{EF_BAD_INPUT, "the image's path or the prompt has 4096 bytes or more: use a shorter one"};
+// Of a path or a prompt, which may be NULL: the engine reads UTF-8.
+bool is_utf8(const char* text) {
+  for (const auto* at = reinterpret_cast<const unsigned char*>(text); *at;) {
+    const int more = *at < 0x80 ? 0 : *at >= 0xC2 && *at < 0xE0 ? 1 : *at >= 0xE0 && *at < 0xF0 ? 2 : *at >= 0xF0 && *at < 0xF5 ? 3 : -1;
+    if (more < 0) return false;
+    const unsigned first = *at++;
+    for (int i = 0; i < more; ++i, ++at) {
+      const unsigned least = i ? 0x80u : first == 0xE0 ? 0xA0u : first == 0xF0 ? 0x90u : 0x80u;  // no longer form than needed
+      const unsigned most = i ? 0xBFu : first == 0xED ? 0x9Fu : first == 0xF4 ? 0x8Fu : 0xBFu;   // no surrogate, nothing past U+10FFFF
+      if (*at < least || *at > most) return false;
+    }
+  }
+  return true;
+}
+
+Error check_text(const char* text) {
+  if (text && std::strlen(text) >= 4096) return {EF_BAD_INPUT, "the image's path or the prompt has 4096 bytes or more: use a shorter one"};
+  if (text && !is_utf8(text)) return {EF_BAD_INPUT, "the image's path or the prompt is not UTF-8: convert it, or rename the file"};
+  return {};
+}
 
 Error null(const char* what) { return {EF_BAD_INPUT, std::string(what) + " is NULL: pass a pointer"}; }
 
@@ -130,8 +151,8 @@ ef_status ef_engine_open(const ef_engine_config* config, ef_engine** engine) {
     if (c.socket_path && !c.fake) {
       Error error;
       const int probe = made->connect(error);
-      if (probe < 0) return error;
-      everface::client::close_descriptor(probe);
+      if (probe < 0 && error.status != EF_TIMEOUT) return error;
+      if (probe >= 0) everface::client::close_descriptor(probe);
     }
     *engine = new ef_engine{std::move(made)};
     return {};
@@ -156,7 +177,8 @@ ef_status ef_session_open(ef_engine* engine, const ef_session_config* config, ef
     ef_session_config c;
     if (Error error = take(config, c, ef_session_config_defaults)) return error;
     if (!c.image || !*c.image) return {EF_BAD_INPUT, "no image is named: set config.image to the path of one"};
-    if (too_long(c.image) || too_long(c.prompt)) return kTooLong;
+    for (const char* text : {c.image, c.prompt})
+      if (Error error = check_text(text)) return error;
     if (c.format < EF_RGB24 || c.format > EF_I420) return {EF_BAD_INPUT, "the pixel format is unknown: choose EF_RGB24, EF_BGRA, EF_NV12 or EF_I420"};
     if (c.cuda_device >= 0 && c.format != EF_RGB24) return {EF_BAD_INPUT, "frames on a GPU come in EF_RGB24 only: set config.format to it"};
     const std::string image = everface::client::absolute(c.image);
@@ -190,7 +212,8 @@ ef_status ef_session_change(ef_session* session, const ef_change* change, uint32
     if (!session || !change) return null(session ? "change" : "session");
     ef_change c;
     if (Error error = take(change, c, ef_change_defaults)) return error;
-    if (too_long(c.image) || too_long(c.prompt)) return kTooLong;
+    for (const char* text : {c.image, c.prompt})
+      if (Error error = check_text(text)) return error;
     if (c.transition < EF_TRANSITION_NONE || c.transition > EF_TRANSITION_DISSOLVE)
       return {EF_BAD_INPUT, "the transition is unknown: choose one of ef_transition"};
     if (c.image && !*c.image) return {EF_BAD_INPUT, "no image is named: set change.image to the path of one, or to NULL"};

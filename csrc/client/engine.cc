@@ -40,6 +40,13 @@ std::vector<std::string> words(const std::string& line) {
   return out;
 }
 
+// So that it can be reached from another folder too, if the longer name is not too long for a socket.
+std::string socket_path(const char* given) {
+  if (!given || !*given) return "";
+  const std::string whole = absolute(given);
+  return whole.size() < sizeof(sockaddr_un::sun_path) ? whole : given;
+}
+
 }  // namespace
 
 void close_descriptor(int descriptor) { ::close(descriptor); }
@@ -53,12 +60,17 @@ std::string absolute(const char* path) {
 }
 
 Engine::Engine(const ef_engine_config& config)
-    : path_(config.socket_path ? config.socket_path : ""),
+    : path_(socket_path(config.socket_path)),
       command_(config.command ? config.command : "everface engine"),
       fake_(config.fake != 0),
       timeout_ms_(config.timeout_ms) {}
 
 Engine::~Engine() {
+  if (::getpid() != process_) {  // a child after fork(): the engine is the parent's
+    fake_engine_.release();
+    if (owner_ >= 0) ::close(owner_);
+    return;
+  }
   fake_engine_.reset();
   end_process();
 }
@@ -75,6 +87,10 @@ Error Engine::start() {
 }
 
 int Engine::connect(Error& error) {
+  if (::getpid() != process_) {
+    error = {EF_UNAVAILABLE, "this engine was opened before fork(), in the parent: open another one here"};
+    return -1;
+  }
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!path_.empty() && !fake_) {
     const int descriptor = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -82,7 +98,8 @@ int Engine::connect(Error& error) {
     address.sun_family = AF_UNIX;
     std::memcpy(address.sun_path, path_.c_str(), path_.size());
     if (descriptor < 0 || ::connect(descriptor, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0) {
-      error = {EF_LOST, "no engine can be reached at " + path_ + " (" + reason() + "): start one with 'everface engine --socket " + path_ + "'"};
+      if (errno == EAGAIN) error = {EF_TIMEOUT, "the engine at " + path_ + " has not taken the clients before this one yet: open again later"};
+      else error = {EF_LOST, "no engine can be reached at " + path_ + " (" + reason() + "): start one with 'everface engine --socket " + path_ + "'"};
       if (descriptor >= 0) ::close(descriptor);
       return -1;
     }

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <string>
 #include <sys/types.h>
+#include <unistd.h>
 #include <vector>
 
 #include "error.h"
@@ -26,6 +27,7 @@ class Engine {
   // Starts what has to be started.
   Error start();
   // A new connection, without waiting for the engine to answer. Starts an engine of our own again if it ended. -1 and an error, or its socket.
+  // EF_TIMEOUT: an engine is there, and too many wait for it to take their connections.
   virtual int connect(Error& error);
   uint32_t timeout_ms() const { return timeout_ms_; }
 
@@ -44,6 +46,7 @@ class Engine {
   std::unique_ptr<FakeEngine> fake_engine_;
   int owner_ = -1;  // our end of the socket of an engine of our own
   pid_t pid_ = -1;
+  const pid_t process_ = ::getpid();
   Clock::time_point started_{};
   std::vector<std::weak_ptr<Session>> waiting_;
 };

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "channel.h"
+#include "event_descriptor.h"
 #include "everface.h"
 #include "msgpack.h"
 #include "protocol.h"
@@ -41,7 +42,6 @@ class FakeClient {
   FakeClient(int descriptor, int wake) : wake_(wake) { channel_.open(descriptor); }
   ~FakeClient() {
     if (base_) ::munmap(base_, slots_ * slot_bytes_);
-    ::close(wake_);
   }
 
   void run() {
@@ -329,19 +329,29 @@ class FakeClient {
 }  // namespace
 
 FakeEngine::~FakeEngine() {
-  for (const int wake : wakes_) {
-    const uint64_t one = 1;
-    [[maybe_unused]] const ssize_t done = ::write(wake, &one, sizeof one);
-  }
-  for (std::thread& thread : threads_) thread.join();
-  for (const int wake : wakes_) ::close(wake);
+  for (Served& served : served_) set_event(served.wake);
+  for (Served& served : served_) end(served);
+}
+
+void FakeEngine::end(Served& served) {
+  served.thread.join();
+  ::close(served.wake);
 }
 
 void FakeEngine::serve(int descriptor) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  const int wake = ::eventfd(0, EFD_CLOEXEC);
-  wakes_.push_back(wake);
-  threads_.emplace_back([descriptor, own = ::dup(wake)] { FakeClient(descriptor, own).run(); });
+  for (auto each = served_.begin(); each != served_.end();) {  // what earlier sessions left
+    if (each->over) end(*each);
+    each = each->over ? served_.erase(each) : std::next(each);
+  }
+  std::list<Served> made(1);
+  Served& served = made.front();
+  served.wake = ::eventfd(0, EFD_CLOEXEC);
+  served.thread = std::thread([descriptor, &served] {
+    FakeClient(descriptor, served.wake).run();
+    served.over = true;
+  });
+  served_.splice(served_.end(), made);
 }
 
 }  // namespace everface::client

@@ -14,6 +14,7 @@ namespace {
 
 constexpr size_t kMostWaiting = 24u << 20;  // bytes for an engine that reads nothing
 constexpr auto kAfterDrain = std::chrono::milliseconds(1000);
+constexpr auto kBetweenConnects = std::chrono::milliseconds(10);
 
 }  // namespace
 
@@ -36,8 +37,15 @@ Error Session::open() {
     what.events = EPOLLIN;
     ::epoll_ctl(pollable_, EPOLL_CTL_ADD, each, &what);
   }
-  if (Error error = connect()) return error;
-  Error waited = wait(lock, after(config_.timeout_ms), [this] { return opened_; });
+  const Time end = after(config_.timeout_ms);
+  Error error = connect();
+  while (error.status == EF_TIMEOUT && !cancel_next_ && Clock::now() < end) {  // many open at once
+    changed_.wait_for(lock, kBetweenConnects);
+    error = connect();
+  }
+  if (error) return error.status == EF_TIMEOUT && cancel_next_ ? Error{EF_CANCELLED, "the call was cancelled"} : error;
+  Error waited = wait(lock, end, [this] { return opened_; });
+  cancel_next_ = false;  // it was for this call
   if (waited.status == EF_TIMEOUT)
     waited.text = "the session did not open in " + std::to_string(config_.timeout_ms) + " ms: allow more, or look at the engine's log";
   if (waited.status == EF_CLOSED && error_) waited = error_;
@@ -68,7 +76,11 @@ Error Session::connect() {
 void Session::cancel_open() {
   Lock lock(mutex_);
   if (opened_) return;
-  ++cancels_;
+  if (waiters_) {
+    ++cancels_;
+  } else {
+    cancel_next_ = true;  // it has not begun to wait
+  }
   nudge();
 }
 
@@ -78,9 +90,14 @@ Error Session::check_open() const {
   return {};
 }
 
+// Audio only: what else a caller says is short, and has an effect here before it is sent.
+Error Session::check_backlog() const {
+  if (channel_.waiting() > kMostWaiting) return {EF_UNAVAILABLE, "the engine reads nothing: look at its log"};
+  return {};
+}
+
 Error Session::send(Writer& writer) {
   if (state_ == State::lost || state_ == State::opening || state_ == State::greeting) return {};  // there is nothing there that it concerns
-  if (channel_.waiting() > kMostWaiting) return {EF_UNAVAILABLE, "the engine reads nothing: look at its log"};
   channel_.queue(writer.message());
   io();
   if (leader_) nudge();
@@ -110,11 +127,14 @@ Error Session::interrupt(uint64_t& turn) {
 
 Error Session::stats(uint32_t timeout_ms, ef_stats& out) {
   Lock lock(mutex_);
+  const Error away{EF_UNAVAILABLE, "the engine is coming back: ask again after EF_EVENT_RECOVERED"};
   if (state_ == State::closed) return check_open();
+  if (state_ != State::open) return away;
   const int64_t number = ++asked_;
   Writer request(kStatsRequest, 1);
   if (Error error = send(request.integer(number))) return error;
-  if (Error error = wait(lock, after(timeout_ms), [&] { return answered_ >= number || state_ == State::lost; })) return error;
+  if (Error error = wait(lock, after(timeout_ms), [&] { return answered_ >= number || state_ != State::open; })) return error;
+  if (answered_ < number) return away;
   const size_t size = out.struct_size;
   out = stats_;
   out.struct_size = size;
@@ -134,15 +154,21 @@ void Session::cancel() {
 }
 
 Error Session::close(uint32_t drain_ms) {
+  if (forked()) return {};  // the socket is the parent's too, and its session goes on
   Lock lock(mutex_);
   if (state_ == State::closed) return {};
   Writer request(kCloseRequest, 1);
   request.integer(drain_ms);
   if (drain_ms) {
     if (draining_) return {};
+    if (state_ != State::open) {  // what it had is gone with its engine
+      finish();
+      return {};
+    }
     const Error error = send(request);
     draining_ = true;
     drain_end_ = after(drain_ms) + kAfterDrain;
+    arm(drain_end_ + std::chrono::milliseconds(1));
     return error;
   }
   channel_.queue(request.message());
@@ -156,11 +182,14 @@ Error Session::close(uint32_t drain_ms) {
 
 void Session::free_descriptors() {
   close(0);
-  Lock lock(mutex_);
+  std::shared_ptr<Engine> engine;  // which ends after the lock, if this was its last session, however long frames are held
+  Lock lock(mutex_, std::defer_lock);
+  if (!forked()) lock.lock();  // in a child a thread that is not there may hold it
   for (int* each : {&pollable_, &ready_, &nudge_, &timer_}) {
     if (*each >= 0) ::close(*each);
     *each = -1;
   }
+  engine = std::move(engine_);
 }
 
 }  // namespace everface::client

@@ -9,6 +9,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <unistd.h>
 #include <vector>
 
 #include "channel.h"
@@ -87,17 +88,24 @@ class Session : public std::enable_shared_from_this<Session> {
   void lose(const std::string& why);
   void abandon_changes(const Error& why);
   void try_again();
+  void give_up();
+  void arm(Time when);
+  void disarm();
   void finish();
   void queue(std::unique_ptr<Event> event);
   void drop_media();
   Error send(Writer& writer);
   Error check_open() const;
+  Error check_backlog() const;
   void release_slot(uint32_t slot, const Frames* of);
   void watch();
   void nudge();
   Error wait(Lock& lock, Time end, const std::function<bool()>& done);
 
-  const std::shared_ptr<Engine> engine_;
+  bool forked() const { return ::getpid() != process_; }
+
+  std::shared_ptr<Engine> engine_;  // until the descriptors are freed
+  const pid_t process_ = ::getpid();
   std::string image_, prompt_;  // what an engine that comes back is to show
   std::string gpu_;  // that holds the frames: its PCI bus id
   const ef_session_config config_;
@@ -149,7 +157,7 @@ class Session : public std::enable_shared_from_this<Session> {
   int pollable_ = -1, ready_ = -1, nudge_ = -1, timer_ = -1;
   bool ready_set_ = false, watching_writes_ = false, leader_ = false;
   int waiters_ = 0;
-  uint64_t cancels_ = 0;
+  uint64_t cancels_ = 0, messages_read_ = 0;
   bool cancel_next_ = false;
   Time drain_end_{}, next_try_{}, lost_end_{}, lost_at_{};
 };

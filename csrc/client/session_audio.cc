@@ -57,6 +57,7 @@ Error Session::push(const void* samples, size_t count, int format, uint32_t rate
     while (accepted < count && state_ == State::open) {
       const size_t part = std::min({count - accepted, room(), kChunkBytes / sample_bytes});
       if (!part) break;
+      if (Error error = check_backlog()) return error;
       if (!rate_hz_) {
         rate_hz_ = rate_hz;
         channels_ = channels;
@@ -87,6 +88,7 @@ Error Session::push_user_audio(const void* samples, size_t count, int format, ui
     return {EF_BAD_INPUT, "the engine's weights were not trained to listen: push what the person says itself, or use weights that listen"};
   for (size_t done = 0; done < count;) {
     const size_t part = std::min(count - done, kChunkBytes / sample_bytes);
+    if (Error error = check_backlog()) return error;
     Writer chunk(kUserAudio, 4);
     chunk.integer(rate_hz).integer(channels).integer(format);
     if (Error error = send(chunk.bytes(static_cast<const uint8_t*>(samples) + done * sample_bytes, part * sample_bytes))) return error;

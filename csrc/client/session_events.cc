@@ -31,6 +31,10 @@ void Session::drop_media() {
     if (event->type != EF_EVENT_VIDEO && event->type != EF_EVENT_AUDIO) kept.push_back(std::move(event));
   }
   events_ = std::move(kept);
+  if (events_.empty() && ready_set_) {
+    clear_event(ready_);
+    ready_set_ = false;
+  }
 }
 
 Error Session::poll(uint32_t timeout_ms, const ef_event*& out) {
@@ -86,6 +90,7 @@ Error Session::poll(uint32_t timeout_ms, const ef_event*& out) {
 }
 
 void Session::give_back(const Event& event) {
+  if (forked()) return;
   Lock lock(mutex_);
   if (!event.pixels.empty() && spare_pixels_.size() < kMostSlots) spare_pixels_.push_back(std::move(const_cast<Event&>(event).pixels));
   release_slot(event.slot, event.memory.get());

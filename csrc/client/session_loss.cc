@@ -1,4 +1,5 @@
 // Ends: an error, a lost engine and the way back, the last event.
+#include <algorithm>
 #include <sys/timerfd.h>
 
 #include "event_descriptor.h"
@@ -40,7 +41,7 @@ void Session::lose(const std::string& why) {
     error_ = {EF_LOST, why + " while the session opened: what it printed says why"};
     return finish();
   }
-  if (state_ != State::opening && state_ != State::greeting) {
+  if (state_ == State::open) {
     lost_at_ = Clock::now();
     lost_end_ = lost_at_ + std::chrono::milliseconds(engine_->timeout_ms());
     auto event = std::make_unique<Event>(EF_EVENT_RECOVERING);
@@ -67,18 +68,32 @@ void Session::lose(const std::string& why) {
   state_ = State::lost;
   nudge();
   next_try_ = Clock::now() + kRetry;
-  itimerspec when{};
-  when.it_value.tv_nsec = std::chrono::nanoseconds(kRetry).count();
-  ::timerfd_settime(timer_, 0, &when, nullptr);
+  arm(next_try_);
+}
+
+// Makes the session's descriptor readable then, for who waits on it alone.
+void Session::arm(Time when) {
+  const auto left = std::max<int64_t>(1, std::chrono::nanoseconds(when - Clock::now()).count());
+  itimerspec timer{};
+  timer.it_value = {static_cast<time_t>(left / 1000000000), static_cast<long>(left % 1000000000)};
+  ::timerfd_settime(timer_, 0, &timer, nullptr);
+}
+
+void Session::disarm() {
+  const itimerspec never{};
+  ::timerfd_settime(timer_, 0, &never, nullptr);
 }
 
 void Session::try_again() {
   const Time now = Clock::now();
   if (now < next_try_) return;
   clear_event(timer_);
-  if (now > lost_end_)
-    return fail({EF_LOST, "the engine did not come back in " + std::to_string(engine_->timeout_ms()) + " ms: open another session"});
-  if (connect()) lose("the engine went away");
+  if (connect()) return lose("the engine went away");
+  if (state_ == State::greeting || state_ == State::opening) arm(lost_end_ + std::chrono::milliseconds(1));
+}
+
+void Session::give_up() {
+  fail({EF_LOST, "the engine did not come back in " + std::to_string(engine_->timeout_ms()) + " ms: open another session"});
 }
 
 }  // namespace everface::client

@@ -24,6 +24,7 @@ void Session::read_messages() {
     const uint8_t* data = channel_.next(size, broken);
     if (broken) return fail({EF_VERSION, "the engine sent what is no message: use a library and an engine of one version"});
     if (!data) return;
+    ++messages_read_;
     handle(data, size);
   }
 }
@@ -70,7 +71,7 @@ void Session::handle(const uint8_t* data, size_t size) {
     case kChangeReply: handle_change(r); break;
     default: break;  // of a newer engine
   }
-  if (!r.ok()) return fail({EF_VERSION, "the engine sent a message that cannot be read: use a library and an engine of one version"});
+  if (!r.ok() && state_ != State::closed) return fail({EF_VERSION, "the engine sent a message that cannot be read: use a library and an engine of one version"});
   if (event) queue(std::move(event));
 }
 
@@ -120,6 +121,7 @@ void Session::handle_open(Reader& r) {
   borrowed_.assign(frames_->slots, false);
   state_ = State::open;
   if (opened_) {  // again
+    disarm();
     auto event = std::make_unique<Event>(EF_EVENT_RECOVERED);
     event->seconds = std::chrono::duration<double>(Clock::now() - lost_at_).count();
     queue(std::move(event));

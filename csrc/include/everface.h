@@ -6,7 +6,10 @@
  * Rules that hold for every function, except where it says otherwise:
  *   - Handles are opaque. Every handle that you get you free with its own function. Any order of freeing is safe.
  *   - A function that returns ef_status explains a failure in ef_last_error(), one sentence, kept for each thread.
- *   - No function calls back, throws or ends the process. No function waits longer than the timeout that you pass; 0 never waits.
+ *   - No function calls back, throws or ends the process. No function waits longer than the timeout that you pass; 0 never waits. But the first
+ *     session of a process with cuda_device starts CUDA, and the last handle that is freed waits up to 3 s for the engine that it started.
+ *   - Texts are UTF-8, paths too; others are EF_BAD_INPUT.
+ *   - After fork() a child may only free what its parent opened, which leaves the parent's sessions as they are, and open its own.
  *   - Structs begin with struct_size, which the function of their defaults fills in. New fields are added at the end only.
  *   - Any thread may call any function of a session, except that ef_session_free and ef_engine_free are called last.
  */
@@ -44,13 +47,13 @@ typedef enum ef_status {
 /* A newer library may send types that are not here: release them. */
 typedef enum ef_event_type {
   EF_EVENT_VIDEO = 1,
-  EF_EVENT_AUDIO = 2,       /* your own audio of the video frame before it */
+  EF_EVENT_AUDIO = 2,       /* your own audio of the video frame before it; silence at playback_hz with an idle frame */
   EF_EVENT_SEGMENT_END = 3, /* the one result of a segment */
   EF_EVENT_UNDERRUN = 4,    /* frames were not ready in time; the last one was held instead */
   EF_EVENT_RECOVERING = 5,  /* the engine lost something; frames stop until EF_EVENT_RECOVERED */
   EF_EVENT_RECOVERED = 6,
   EF_EVENT_ERROR = 7, /* what ended the session; EF_EVENT_CLOSED follows */
-  EF_EVENT_CLOSED = 8, /* the last event */
+  EF_EVENT_CLOSED = 8, /* the last event; none comes after ef_session_close with drain_ms 0 */
   EF_EVENT_QUALITY = 9 /* since ABI 1.2: the machine is too slow for full quality, or fast enough again */
 } ef_event_type;
 
@@ -67,13 +70,13 @@ typedef struct ef_engine_config {
   const char* socket_path; /* of a running engine; NULL: start one, which ends when the handle is freed, or with this process */
   const char* command;     /* of the engine to start, its words divided by spaces; NULL: "everface engine" */
   int fake;                /* 1: neither; frames are drawn by a thread inside the library, for tests */
-  uint32_t timeout_ms;     /* for an engine to start or to answer */
+  uint32_t timeout_ms;     /* for a lost engine to come back. ef_engine_open waits for nothing: EF_OK does not mean that the command works */
 } ef_engine_config;
 
 typedef struct ef_session_config {
   size_t struct_size;
   const char* image; /* path of the image of the face */
-  uint64_t seed;     /* the same seed and audio give the same video */
+  uint64_t seed;     /* below 2^63; the same seed and audio give the same video */
   int idle;          /* 1: the face stays alive without audio */
   int paced;         /* 1: frames come at the pace of the clock, else as fast as they are polled */
   int format;        /* ef_pixel_format of EF_EVENT_VIDEO */
@@ -157,7 +160,7 @@ typedef struct ef_stats {
   double block_ms;         /* median time of a block in the engine; -1: not known yet */
   double first_frame_s;    /* -1: not known yet */
   int64_t position;        /* where audio pushed now would stand, in samples of the model's rate */
-  uint32_t borrowed;       /* frames that you hold */
+  uint32_t borrowed;       /* frames that you hold, and those that wait for you */
   uint32_t slots;          /* frames that you may hold */
   /* since ABI 1.1 */
   uint64_t level;          /* of quality, lowered on a machine that is too slow; 0: full */

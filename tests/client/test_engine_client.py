@@ -67,6 +67,54 @@ def test_an_engine_of_ones_own_ends_with_its_last_session(prefix: Path) -> None:
     assert not child.is_running() and descriptors() == before
 
 
+def test_a_frame_that_is_held_keeps_no_engine(prefix: Path) -> None:
+    ffi, lib = load_library(prefix)
+    engine = EngineClient(command=COMMAND, prefix=prefix)
+    session = engine.open_live("toy", paced=False)
+    [child] = psutil.Process().children()
+    out = ffi.new("const ef_event **")
+    while lib.ef_session_poll(session._handle, 1000, out) or out[0].type != lib.EF_EVENT_VIDEO:
+        lib.ef_event_release(out[0])
+    engine.close()
+    session.close()
+    del session
+    assert not child.is_running()
+    assert len(bytes(ffi.buffer(out[0].plane[0], 3 * out[0].width * out[0].height))) == 192  # the frame is still there
+    lib.ef_event_release(out[0])
+
+
+FORK = """
+import os, sys
+from pathlib import Path
+import numpy as np, psutil
+from everface.client.engine_client import EngineClient
+from everface.core.errors import Unavailable
+from everface.live.events import LiveSegmentEnd
+engine = EngineClient(command=sys.argv[2], prefix=Path(sys.argv[1]))
+session = engine.open_live("toy", idle=False, paced=False)
+child = os.fork()
+if child == 0:
+    try:
+        said = str(engine.open_live("toy"))
+    except Unavailable as error:
+        said = str(error)
+    session.close()
+    del session
+    engine.close()
+    os._exit("before fork()" not in said)
+assert os.waitpid(child, 0)[1] == 0
+session.push_audio(np.ones(16_000, np.int16))
+session.end_segment()
+assert any(isinstance(event, LiveSegmentEnd) for event in session)
+assert len(psutil.Process().children()) == 1
+"""
+
+
+def test_a_child_after_fork_frees_its_copies_and_the_parents_session_goes_on(prefix: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FORK, str(prefix), COMMAND], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("command", ["/no/such/engine", "false"])
 def test_an_engine_that_does_not_start_is_said(prefix: Path, command: str) -> None:
     with pytest.raises(Unavailable, match=r"cannot be started|while"), EngineClient(command=command, prefix=prefix) as engine:
@@ -87,6 +135,14 @@ def test_a_fake_engine_serves_an_embedders_tests(fake: EngineClient) -> None:
         assert all(e.idle for e in read_for(session, 1.0) if isinstance(e, VideoFrame))
     with pytest.raises(BadInput, match="no image"):
         fake.open_live("")
+
+
+def test_sessions_that_ended_leave_nothing_in_the_fake_engine(fake: EngineClient) -> None:
+    fake.open_live("face.png").close()
+    before = len(descriptors())
+    for _ in range(20):
+        fake.open_live("face.png").close()
+    assert len(descriptors()) < before + 15  # the last ones may be about to end
 
 
 def test_a_cancel_ends_a_wait(fake: EngineClient) -> None:

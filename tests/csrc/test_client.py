@@ -71,6 +71,19 @@ def test_versions_agree(prefix: Path) -> None:
     assert "#" not in declarations(header)
 
 
+@pytest.mark.parametrize("where", ["lib", "lib/x86_64-linux-gnu", "/opt/everface/lib"])
+def test_pkg_config_finds_the_prefix_wherever_the_library_is(where: str, tmp_path: Path) -> None:
+    if not shutil.which("cmake"):
+        pytest.skip("needs cmake and a C++ compiler")
+    run("cmake", "-S", ROOT, "-B", tmp_path, "-DEVERFACE_PYTHON=OFF", "-DCMAKE_INSTALL_PREFIX=/usr/local", f"-DCMAKE_INSTALL_LIBDIR={where}")
+    settings = dict(line.split("=", 1) for line in (tmp_path / "everface.pc").read_text().splitlines() if "=" in line)
+    library = Path("/usr/local", where)
+    prefix = os.path.normpath(settings["prefix"].replace("${pcfiledir}", str(library / "pkgconfig")))
+    assert prefix == "/usr/local"
+    assert settings["libdir"].replace("${prefix}", prefix) == str(library)
+    assert settings["includedir"].replace("${prefix}", prefix) == "/usr/local/include"
+
+
 @pytest.fixture(scope="module")
 def programs(prefix: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The examples, built with plain CMake and with pkg-config."""

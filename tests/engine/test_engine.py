@@ -23,7 +23,7 @@ from tests.engine.processes import ROOT, WITHOUT_CLIENTS, BareClient, accepts, e
 from everface.engine import protocol
 from everface.engine.frame_ring import FrameRing
 from everface.engine.hosted_session import HostedSession
-from everface.engine.server import listen
+from everface.engine.server import Engine, listen
 from everface.runtime.transport.socket_stream import SocketStream
 
 
@@ -168,6 +168,25 @@ def test_a_client_that_dies_frees_everything_it_held(engine: subprocess.Popen[by
             time.sleep(0.05)
         assert held(engine) == WITHOUT_CLIENTS
         process.stdout.close()
+
+
+def test_one_client_too_many_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(request: protocol.OpenRequest, outbox_s: float) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr("everface.engine.server.MOST_CONNECTIONS", 1)
+    engine = Engine(nothing, 25)
+    (first, its), (second, theirs) = socket.socketpair(), socket.socketpair()
+    engine._begin(its)
+    engine._begin(theirs)
+    client = BareClient.__new__(BareClient)
+    client.socket, client.descriptors = second, []
+    notice = client.hello()
+    assert isinstance(notice, protocol.ErrorNotice) and notice.status == protocol.UNAVAILABLE and "try again" in notice.text
+    assert client.receive() is None
+    for each in (first, second):
+        each.close()
+    engine.stop(0.0)
 
 
 def test_a_second_engine_is_refused_and_a_dead_ones_socket_is_replaced(engine: subprocess.Popen[bytes], path: Path, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def _add_simulate(add: Add) -> None:
 
 
 def _add_pull(add: Add) -> None:
-    p = add("pull", commands.pull, "download a model's weights; an interrupted download is resumed", "pull livetalk-1.3b")
+    p = add("pull", commands.pull, "download a model's weights; files that are finished are kept if it is interrupted", "pull livetalk-1.3b")
     which = "Live Avatar, 47 GB, or LiveTalk, 18 GB, for non-commercial use only (%(default)s)"
     p.add_argument("model", choices=RELEASED, nargs="?", default=RELEASED[0], help=which)
     where = "folder to download to (default: one of the model's name in the cache, see EVERFACE_CACHE)"

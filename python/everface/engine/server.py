@@ -14,6 +14,7 @@ from pathlib import Path
 from everface.core.errors import BadInput, Unavailable
 from everface.core.log import log
 from everface.core.threads import switch_quickly
+from everface.engine import protocol
 from everface.engine.connection import Connection, Opener
 
 MOST_CONNECTIONS = 64
@@ -28,7 +29,7 @@ def listen(path: Path) -> socket.socket:
     before = os.umask(0o177)
     try:
         listener.bind(str(path))
-        listener.listen(16)
+        listener.listen(128)  # clients that come while the weights are loaded
     except OSError as error:
         listener.close()
         if error.errno is None or error.errno == errno.ENAMETOOLONG:
@@ -120,7 +121,9 @@ class Engine:
         connected.setblocking(True)
         with self._lock:
             if self._draining or len(self._connections) >= MOST_CONNECTIONS:
-                connected.close()
+                why = "the engine is ending" if self._draining else f"the engine has {MOST_CONNECTIONS} connections, which is all it takes"
+                with contextlib.suppress(OSError), connected:
+                    connected.send(protocol.encode(protocol.ErrorNotice(protocol.UNAVAILABLE, f"{why}: try again later")))
                 return
             connection = Connection(connected, self._opener, self._fps, self._version)
             self._connections.add(connection)
