@@ -6,10 +6,12 @@
  * Rules that hold for every function, except where it says otherwise:
  *   - Handles are opaque. Every handle that you get you free with its own function. Any order of freeing is safe.
  *   - A function that returns ef_status explains a failure in ef_last_error(), one sentence, kept for each thread.
- *   - No function calls back, throws or ends the process. No function waits longer than the timeout that you pass; 0 never waits. But the first
- *     session of a process with cuda_device starts CUDA, and the last handle that is freed waits up to 3 s for the engine that it started.
- *   - Texts are UTF-8, paths too; others are EF_BAD_INPUT.
- *   - After fork() a child may only free what its parent opened, which leaves the parent's sessions as they are, and open its own.
+ *   - No function calls back, throws or ends the process. No function waits longer than the timeout that you pass; 0 never waits. But a
+ *     session with cuda_device, where it opens or recovers, waits for CUDA to start, and who frees the last handle waits up to 3 s for the engine
+ *     that was started.
+ *   - The path of an image and a prompt are UTF-8; another text is EF_BAD_INPUT.
+ *   - After fork(), and so after daemon(3), the child may only free what its parent opened, which leaves the parent's sessions as they are, and
+ *     open an engine of its own.
  *   - Structs begin with struct_size, which the function of their defaults fills in. New fields are added at the end only.
  *   - Any thread may call any function of a session, except that ef_session_free and ef_engine_free are called last.
  */
@@ -231,6 +233,7 @@ void ef_event_release(const ef_event* event);
 ef_status ef_event_copy_image(const ef_event* event, const ef_image* image);
 /* A descriptor for poll, select or epoll: readable when ef_session_poll(s, 0, e) may have something. It belongs to the session. */
 int ef_session_fd(const ef_session* session);
+/* Waits up to timeout_ms for the engine to answer. EF_UNAVAILABLE from EF_EVENT_RECOVERING to EF_EVENT_RECOVERED of a lost engine. */
 ef_status ef_session_stats(ef_session* session, uint32_t timeout_ms, ef_stats* stats);
 /* Every call of this session that waits now returns EF_CANCELLED; if none does, the next one that would wait. From any thread. */
 void ef_session_cancel(ef_session* session);

@@ -69,6 +69,12 @@ def test_a_text_that_is_not_utf8_is_refused_and_the_session_goes_on(prefix: Path
         for name in (b"caf\xe9.png", b"\xc0\x80", b"\xed\xa0\x80", b"\xf5\x80\x80\x80", b"\xe2\x82"):
             with pytest.raises(BadInput, match="is not UTF-8"):
                 session.change(image=os.fsdecode(name))
+            with pytest.raises(BadInput, match="is not UTF-8"):
+                session.change(prompt=os.fsdecode(name))
+            with pytest.raises(BadInput, match="is not UTF-8"):
+                engine.open_live(os.fsdecode(name))
+            with pytest.raises(BadInput, match="is not UTF-8"):
+                engine.open_live("toy", prompt=os.fsdecode(name))
         image = tmp_path / "caf\u00e9 \u20ac \U0001f600.png"
         image.touch()
         session.change(image=image)

@@ -181,7 +181,7 @@ def test_one_client_too_many_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     engine._begin(theirs)
     client = BareClient.__new__(BareClient)
     client.socket, client.descriptors = second, []
-    notice = client.hello()
+    notice = client.receive()
     assert isinstance(notice, protocol.ErrorNotice) and notice.status == protocol.UNAVAILABLE and "try again" in notice.text
     assert client.receive() is None
     for each in (first, second):

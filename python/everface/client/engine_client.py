@@ -54,7 +54,7 @@ class EngineClient:
         """As `Avatar.open_live`. size: (height, width). Raises BadInput, Unavailable."""
         config = self._ffi.new("ef_session_config *")
         self._lib.ef_session_config_defaults(config)
-        kept = self._ffi.new("char[]", os.fsencode(image)), self._ffi.new("char[]", prompt.encode())
+        kept = self._ffi.new("char[]", os.fsencode(image)), self._ffi.new("char[]", os.fsencode(prompt))
         config.image, config.prompt = kept
         config.seed, config.idle, config.paced, config.playback_hz, config.outbox_ms = seed, idle, paced, playback_hz, int(1e3 * outbox_s)
         config.height, config.width = size or (0, 0)

@@ -121,9 +121,10 @@ class Engine:
         connected.setblocking(True)
         with self._lock:
             if self._draining or len(self._connections) >= MOST_CONNECTIONS:
-                why = "the engine is ending" if self._draining else f"the engine has {MOST_CONNECTIONS} connections, which is all it takes"
+                full = f"the engine has {MOST_CONNECTIONS} clients, which is all it takes: try again later"
+                why = "the engine is stopping: start another" if self._draining else full
                 with contextlib.suppress(OSError), connected:
-                    connected.send(protocol.encode(protocol.ErrorNotice(protocol.UNAVAILABLE, f"{why}: try again later")))
+                    connected.send(protocol.encode(protocol.ErrorNotice(protocol.UNAVAILABLE, why)))
                 return
             connection = Connection(connected, self._opener, self._fps, self._version)
             self._connections.add(connection)
